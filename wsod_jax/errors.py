@@ -1,0 +1,9 @@
+"""The errors that users meet. Each message says what was wrong, what was found, what is allowed and what to do."""
+
+
+class DataError(ValueError):
+    """An input file or folder that cannot be used: images, labels, proposals, weights, checkpoints."""
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be built: unknown or missing key, wrong value, or a mismatch with a workdir."""

@@ -1,0 +1,1 @@
+"""Inference over views, detection and localisation metrics, reports."""

@@ -1,0 +1,1 @@
+"""One file tells one method: network, mining, losses, prediction."""

@@ -1,0 +1,1 @@
+"""Scores to pseudo labels: pure, jittable, stop-gradient, one image each."""

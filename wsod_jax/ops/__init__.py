@@ -1,0 +1,1 @@
+"""Pure array functions: boxes, NMS, RoI pooling, masked reductions."""
