@@ -1,0 +1,28 @@
+"""Greedy non-maximum suppression, one box after another."""
+
+import numpy as np
+
+from tests.oracles.boxes import iou
+
+
+def nms_mask(boxes, scores, mask, iou_thr):
+    """Return which boxes are kept: walk by descending score (lowest index first on ties)."""
+    order = sorted((i for i in range(len(boxes)) if mask[i]), key=lambda i: (-scores[i], i))
+    kept = []
+    for i in order:
+        if all(iou(boxes[j], boxes[i]) <= iou_thr for j in kept):
+            kept.append(i)
+    keep = np.zeros(len(boxes), bool)
+    keep[kept] = True
+    return keep
+
+
+def class_nms(boxes, scores, mask, iou_thr, top_k):
+    """Return, per class, the indices of the boxes kept among its `top_k` best."""
+    kept = []
+    for c in range(scores.shape[1]):
+        real = [i for i in range(len(boxes)) if mask[i]]
+        top = sorted(real, key=lambda i: (-scores[i, c], i))[:top_k]
+        chosen = nms_mask(boxes[top], scores[top, c], np.ones(len(top), bool), iou_thr)
+        kept.append([i for i, keep in zip(top, chosen, strict=True) if keep])
+    return kept
