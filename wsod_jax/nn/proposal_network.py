@@ -1,0 +1,122 @@
+"""Backbone, RoI pooling, fully connected neck and heads: the network that every proposal method shares."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from wsod_jax.nn.heads import MidnHead, RefinementHeads
+from wsod_jax.ops.roi import roi_align, roi_max_pool
+from wsod_jax.types import Batch, FeatureMap
+
+POOLING = {"max": roi_max_pool, "align": roi_align}
+
+
+@struct.dataclass
+class ProposalOutputs:
+    """What the network says of every proposal.
+
+    Attributes:
+      mil_scores: [b, r, c] float32, X of WSDDN: softmax over proposals times softmax over classes.
+      refine_logits: [b, s, r, k] float32, one slice per refinement head; s may be 0.
+      features: [b, r, f], the last fully connected layer after ReLU and (when training) dropout.
+      clean: [b, r, f], the same before dropout.
+      mask: [b, r] bool, real proposals of real images.
+    """
+
+    mil_scores: jax.Array
+    refine_logits: jax.Array
+    features: jax.Array
+    clean: jax.Array
+    mask: jax.Array
+
+    def image_scores(self) -> jax.Array:
+        """Return φ_c = Σ_r X_rc, [b, c] in (0, 1)."""
+        return jnp.sum(self.mil_scores, axis=1)
+
+    def refine_scores(self) -> jax.Array:
+        """Return each refinement head's softmax without the background column, [b, s, r, c]."""
+        return jax.nn.softmax(self.refine_logits, axis=-1)[..., 1:]
+
+
+class ProposalNetwork(nn.Module):
+    """Score proposals with a multiple-instance head and `num_stages` refinement heads.
+
+    Attributes:
+      backbone: module from (image, image_size) to a `FeatureMap`, with a `stride`.
+      neck: module from pooled maps [b, r, p, p, d] and dropout keys to per-proposal features.
+      num_classes: c.
+      num_stages: number of refinement heads s; 0 for plain WSDDN.
+      roi_size: bins per side, p.
+      pooling: quantised max pooling (published numbers need it) or RoIAlign.
+      det_temperature: divides the detection logits before their softmax over proposals.
+      score_gate: pooled features are multiplied by 1 + score_gate * objectness where the proposals
+        carry scores (WSDDN with EdgeBoxes: 10); 0 switches it off.
+    """
+
+    backbone: nn.Module
+    neck: nn.Module
+    num_classes: int
+    num_stages: int = 0
+    roi_size: int = 7
+    pooling: Literal["max", "align"] = "max"
+    det_temperature: float = 1.0
+    score_gate: float = 0.0
+
+    def setup(self):
+        self.midn = MidnHead(num_classes=self.num_classes, det_temperature=self.det_temperature)
+        if self.num_stages:
+            self.refine = RefinementHeads(num_classes=self.num_classes, num_stages=self.num_stages)
+
+    def __call__(self, batch: Batch, dropout_keys: jax.Array | None = None) -> ProposalOutputs:
+        """Score a batch's proposals.
+
+        Args:
+          batch: needs `proposals`, `proposal_mask` and `image` or `features`.
+          dropout_keys: [b] typed keys, one dropout mask per image; `None` switches dropout off.
+
+        Returns:
+          `ProposalOutputs`; masked proposals score 0 in `mil_scores`.
+        """
+        maps = self.feature_map(batch)
+        mask = batch.proposal_mask & batch.image_mask[:, None]
+        pooled = self.pool(maps, batch, mask)  # [b, r, p, p, d]
+        return self.score(pooled, mask, dropout_keys)
+
+    def feature_map(self, batch: Batch) -> FeatureMap:
+        """Run the backbone, or take the cached map of a frozen one."""
+        if batch.features is None:
+            return self.backbone(batch.image, batch.image_size)
+        return FeatureMap(batch.features, self.backbone.output_size(batch.image_size))
+
+    def pool(self, maps: FeatureMap, batch: Batch, mask: jax.Array) -> jax.Array:
+        """Pool every proposal to [b, r, p, p, d]; masked rows are 0."""
+        pooled = POOLING[self.pooling](
+            maps.features,
+            batch.proposals,
+            mask,
+            maps.size,
+            output_size=self.roi_size,
+            spatial_scale=1.0 / self.backbone.stride,
+        )
+        if self.score_gate and batch.proposal_scores is not None:
+            gate = 1.0 + self.score_gate * batch.proposal_scores
+            pooled = pooled * gate[:, :, None, None, None].astype(pooled.dtype)
+        return pooled
+
+    def score(
+        self, pooled: jax.Array, mask: jax.Array, dropout_keys: jax.Array | None
+    ) -> ProposalOutputs:
+        """Run neck and heads on pooled maps."""
+        neck = self.neck(pooled, dropout_keys)
+        mil_scores, _, _ = self.midn(neck.features, mask)
+        if self.num_stages:
+            refine_logits = self.refine(neck.features)
+        else:
+            b, r, c = mil_scores.shape
+            refine_logits = jnp.zeros((b, 0, r, c + 1), jnp.float32)
+        return ProposalOutputs(mil_scores, refine_logits, neck.features, neck.clean, mask)
