@@ -1,0 +1,248 @@
+"""The package as a whole: what imports what, what it needs, and that what the documents name is there."""
+
+import ast
+import configparser
+import graphlib
+import importlib.metadata
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "wsod_jax"
+SCRIPTS = sorted((ROOT / "scripts").glob("*.py"))
+
+# Which floor of the house a room is on. A file imports from lower floors and from its own room.
+FLOORS = {
+    **dict.fromkeys(["types", "errors", "ops", "viz"], 1),
+    **dict.fromkeys(["nn", "mining", "losses", "weights"], 2),
+    **dict.fromkeys(["methods", "data", "evals"], 3),
+    "train": 4,
+    "build": 5,
+}
+LEAVES = {"types", "errors"}  # single files that every room of their own floor may use too
+
+
+def module_name(path: Path) -> str:
+    """Return the dotted name of a file of the package."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
+
+
+def imports(path: Path) -> Iterator[tuple[ast.stmt, str]]:
+    """Yield every import of a file, wherever it stands, as (statement, dotted module)."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield node, alias.name
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: relative import"
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}"
+                yield node, inner if inner in MODULES else node.module
+
+
+def room(module: str) -> str:
+    """Return the room of a module of the package: `wsod_jax.ops.roi` is in `ops`."""
+    return module.split(".")[1] if "." in module else ""
+
+
+@pytest.mark.parametrize("module", sorted(set(MODULES) - {"wsod_jax"}))
+def test_imports_go_down(module):
+    own = room(module)
+    assert own in FLOORS, f"{module} is in no room of the house"
+    for node, imported in imports(MODULES[module]):
+        if not imported.startswith("wsod_jax.") or room(imported) == own:
+            continue
+        below = FLOORS[room(imported)] < FLOORS[own]
+        leaf = room(imported) in LEAVES and own not in LEAVES
+        assert below or leaf, f"{module}:{node.lineno} imports {imported}, which is not below it"
+
+
+def test_no_circles():
+    graph = {
+        module: {name for _, name in imports(path) if name in MODULES and name != module}
+        for module, path in MODULES.items()
+    }
+    order = list(graphlib.TopologicalSorter(graph).static_order())  # raises CycleError on a circle
+    assert len(order) == len(MODULES)
+
+
+def test_scripts_are_not_imported_by_the_package():
+    for module, path in MODULES.items():
+        for node, imported in imports(path):
+            top = imported.split(".")[0]
+            assert top not in ("scripts", "configs", "tests"), f"{module}:{node.lineno}: {imported}"
+
+
+def inside_functions(path: Path) -> set[ast.stmt]:
+    """Return the positions of the import statements that only run when a function is called."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    functions = (ast.FunctionDef, ast.AsyncFunctionDef)
+    return {
+        (node.lineno, node.col_offset)
+        for function in ast.walk(tree)
+        if isinstance(function, functions)
+        for node in ast.walk(function)
+        if isinstance(node, ast.Import | ast.ImportFrom)
+    }
+
+
+def test_only_data_imports_tensorflow_and_only_when_used():
+    for module, path in MODULES.items():
+        lazy = inside_functions(path)
+        for node, imported in imports(path):
+            if imported.split(".")[0] in ("tensorflow", "tensorflow_datasets"):
+                where = f"{module}:{node.lineno}"
+                assert room(module) == "data", f"{where}: TensorFlow outside data/"
+                assert (node.lineno, node.col_offset) in lazy, (
+                    f"{where}: import it where it is used"
+                )
+
+
+BLOCK = """
+import importlib.abc, sys
+class Blocker(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in BLOCKED:
+            raise ModuleNotFoundError(f"No module named {name!r} (blocked)", name=name)
+sys.meta_path.insert(0, Blocker())
+"""
+
+
+def run_python(code: str, *args: str, blocked: tuple[str, ...] = ()) -> str:
+    """Run code in a fresh interpreter where the `blocked` packages cannot be imported."""
+    prelude = f"BLOCKED = {blocked!r}\n{BLOCK}" if blocked else ""
+    done = subprocess.run(
+        [sys.executable, "-c", prelude + code, *args],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    return done.stdout
+
+
+IMPORT_ALL = """
+import importlib, json, sys
+for name in sys.argv[1:]:
+    importlib.import_module(name)
+print(json.dumps(sorted({name.split(".")[0] for name in sys.modules})))
+"""
+
+
+def test_every_module_imports_and_none_brings_tensorflow():
+    loaded = json.loads(run_python(IMPORT_ALL, *MODULES).splitlines()[-1])
+    assert "wsod_jax" in loaded
+    assert not {"tensorflow", "tensorflow_datasets", "torch"} & set(loaded)
+
+
+def test_package_works_without_tensorflow():
+    use_it = """
+import jax.numpy as jnp
+from wsod_jax.ops.nms import nms_mask
+boxes = jnp.array([[0., 0., 10., 10.], [1., 0., 11., 10.], [20., 0., 30., 10.]])
+keep = nms_mask(boxes, jnp.array([0.9, 0.8, 0.7]), jnp.ones(3, bool), iou_thr=0.3)
+print(keep.tolist())
+"""
+    blocked = ("tensorflow", "tensorflow_datasets", "keras")
+    lines = run_python(IMPORT_ALL + use_it, *MODULES, blocked=blocked).splitlines()
+    assert lines[-1] == "[True, False, True]"
+    with pytest.raises(AssertionError, match="blocked"):  # the blocker does block
+        run_python("import tensorflow", blocked=blocked)
+
+
+def test_import_is_quick():
+    code = "import time; t = time.perf_counter(); import wsod_jax; print(time.perf_counter() - t)"
+    fastest = min(float(run_python(code)) for _ in range(2))  # other tests share the machine
+    assert fastest < 2.0
+
+
+def canonical(requirement: str) -> str:
+    """Return a requirement's bare, normalised project name."""
+    return re.sub(r"[-_.]+", "-", re.match(r"[\w.-]+", requirement)[0]).lower()
+
+
+def declared(*extras: str) -> set[str]:
+    """Return the names of the declared dependencies, with those of the extras."""
+    parser = configparser.ConfigParser()
+    parser.read(ROOT / "setup.cfg")
+    text = parser["options"]["install_requires"]
+    text += "".join(parser["options.extras_require"][extra] for extra in extras)
+    lines = [line.strip() for line in text.splitlines()]
+    return {canonical(line) for line in lines if line and not line.startswith("#")}
+
+
+@pytest.mark.parametrize(
+    "folder, extras", [("wsod_jax", ()), ("scripts", ()), ("configs", ()), ("tests", ("test",))]
+)
+def test_third_party_imports_are_declared(folder, extras):
+    allowed = declared(*extras) | {"tensorflow", "torch"}  # torch only behind `importorskip`
+    owners = importlib.metadata.packages_distributions()
+    ours = {"wsod_jax", "scripts", "configs", "tests"}
+    for path in sorted((ROOT / folder).rglob("*.py")):
+        for node, imported in imports(path):
+            top = imported.split(".")[0]
+            if top in sys.stdlib_module_names or top in ours:
+                continue
+            names = {canonical(name) for name in owners.get(top, [top])}
+            assert names & allowed, f"{path}:{node.lineno}: {top} is not in setup.cfg"
+
+
+def test_constraints_cover_the_declared_dependencies():
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pins = {canonical(line): line for line in lines if line and not line.startswith("#")}
+    assert declared("test") - {"tensorflow"} <= set(pins)
+    assert all(line.endswith('; python_version == "3.11"') for line in pins.values())
+
+
+def documents() -> list[Path]:
+    """Return every text a user may read: code, scripts, configs, tests, documents, build files."""
+    folders = ["wsod_jax", "scripts", "configs", "tests", "docs"]
+    texts = [p for f in folders for s in ("*.py", "*.md") for p in (ROOT / f).rglob(s)]
+    return texts + [
+        *ROOT.glob("*.md"),
+        *ROOT.glob("*.cfg"),
+        *ROOT.glob("*.toml"),
+        ROOT / "Makefile",
+    ]
+
+
+def test_no_text_names_one_machine():
+    pattern = re.compile(r"(?<![\w.:/])/(work|root|home|opt)/\w|(DESIGN|STYLE)[.]md|shared/[a-z]")
+    for path in documents():
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+            assert path == Path(__file__) or not pattern.search(line), f"{path}:{number}: {line}"
+
+
+def test_documents_name_files_and_targets_that_exist():
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    for path in [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]:
+        text = path.read_text(encoding="utf-8")
+        for name in re.findall(r"\b((?:scripts|configs)/\w+\.py)\b", text):
+            assert (ROOT / name).exists() or "my_" in name, f"{path.name} names {name}"
+        for target in re.findall(r"`make ([\w-]+)", text):
+            assert target in targets, f"{path.name} names `make {target}`"
+        for link in re.findall(r"\]\(([\w./-]+)(?:#[\w-]*)?\)", text):
+            assert (path.parent / link).exists(), f"{path.name} links to {link}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", SCRIPTS, ids=[path.stem for path in SCRIPTS])
+def test_script_helps(script):
+    done = subprocess.run(
+        [sys.executable, script, "--help"], cwd=ROOT, capture_output=True, text=True
+    )
+    output = done.stdout + done.stderr
+    assert done.returncode in (0, 1), output  # absl's --help exits with 1
+    assert "Traceback" not in output
+    assert len(output.splitlines()) >= 5, output
