@@ -1,0 +1,170 @@
+"""Backbones: canvases are inert, sizes are exact, frozen layers stop gradients at the parameters only."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from wsod_jax.errors import ConfigError
+from wsod_jax.nn.squeezenet import SqueezeNet
+from wsod_jax.nn.tiny import TinyNet
+from wsod_jax.nn.vgg import Vgg16
+
+BACKBONES = {
+    "tiny8": TinyNet(widths=(4, 8, 8, 8)),
+    "tiny4": TinyNet(widths=(4, 8, 8, 8), stride=4),
+    "squeezenet16": SqueezeNet(),
+    "squeezenet8": SqueezeNet(stride=8),
+    "squeezenet_ceil": SqueezeNet(ceil_mode=True, pixels="torchvision"),
+    "vgg8": Vgg16(),
+    "vgg16": Vgg16(dilated=False, pixels="torchvision"),
+}
+
+
+def random_params(backbone, seed=0):
+    """Give every parameter, biases too, a value that keeps activations alive."""
+    shapes = jax.eval_shape(
+        backbone.init, jax.random.key(0), jnp.zeros((1, 64, 64, 3)), jnp.array([[64, 64]])
+    )
+    rng = np.random.default_rng(seed)
+
+    def draw(leaf):
+        scale = (2.0 / np.prod(leaf.shape[:-1])) ** 0.5 if leaf.ndim > 1 else 0.1
+        return jnp.asarray(rng.normal(0, scale, leaf.shape), leaf.dtype)
+
+    return jax.tree.map(draw, shapes)
+
+
+def on_canvas(image, height, width):
+    """Put `image` into the corner of a canvas filled with rubbish."""
+    canvas = np.full((height, width, 3), 211, np.uint8)
+    canvas[: image.shape[0], : image.shape[1]] = image
+    return canvas
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+@pytest.mark.parametrize("height, width", [(37, 52), (40, 41)])
+def test_canvas_is_inert(name, height, width):
+    backbone = BACKBONES[name]
+    params = random_params(backbone)
+    image = np.random.default_rng(1).integers(0, 256, (height, width, 3), np.uint8)
+    apply = jax.jit(backbone.apply)
+    exact = apply(params, image[None], np.array([[height, width]], np.int32))
+    padded = apply(
+        params,
+        np.stack([on_canvas(image, 57, 71), np.zeros((57, 71, 3), np.uint8)]),
+        np.array([[height, width], [57, 71]], np.int32),
+    )
+    rows, columns = map(int, exact.size[0])
+    np.testing.assert_array_equal(padded.size[0], exact.size[0])
+    assert exact.features.shape[1:3] == (rows, columns)
+    assert rows > 0 and columns > 0
+    scale = float(jnp.abs(exact.features).max())
+    assert scale > 0
+    np.testing.assert_allclose(
+        padded.features[0, :rows, :columns], exact.features[0], atol=1e-5 * max(scale, 1.0)
+    )
+    assert not np.any(padded.features[0, rows:]) and not np.any(padded.features[0, :, columns:])
+    for size, expected in zip(
+        backbone.output_size(np.array([[height, width], [57, 71]], np.int32)),
+        padded.size,
+        strict=True,
+    ):
+        np.testing.assert_array_equal(size, expected)
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_shapes_names_and_facts(name):
+    backbone = BACKBONES[name]
+    image = jnp.zeros((2, 64, 96, 3), jnp.uint8)
+    size = jnp.array([[64, 96], [33, 47]])
+    variables = jax.eval_shape(backbone.init, jax.random.key(0), image, size)
+    maps = jax.eval_shape(backbone.apply, variables, image, size)
+    assert set(variables["params"]) == set(backbone.layers)
+    assert maps.features.shape[-1] == backbone.channels
+    assert maps.features.dtype == jnp.float32
+    assert maps.size.shape == (2, 2) and maps.size.dtype == jnp.int32
+    assert abs(maps.features.shape[1] - 64 / backbone.stride) <= 2
+    assert backbone.description["pixels"] == backbone.pixels
+
+
+@pytest.mark.parametrize(
+    "backbone, frozen, free",
+    [
+        (
+            TinyNet(widths=(4, 8, 8, 8), frozen=("conv1", "conv2_1")),
+            {"conv1_1", "conv1_2", "conv2_1"},
+            5,
+        ),
+        (SqueezeNet(frozen=("conv1", "fire2")), {"conv1", "fire2"}, 7),
+    ],
+    ids=["tiny", "squeezenet"],
+)
+def test_frozen_layers_get_no_gradient_but_pass_it_on(backbone, frozen, free):
+    params = random_params(backbone)
+    image = jnp.asarray(np.random.default_rng(2).uniform(0, 255, (1, 48, 48, 3)), jnp.float32)
+
+    def total(params, image):
+        return jnp.sum(backbone.apply(params, image, jnp.array([[48, 48]])).features)
+
+    grads, image_grad = jax.jit(jax.grad(total, argnums=(0, 1)))(params, image)
+    assert float(jnp.abs(image_grad).max()) > 0
+    moved = set()
+    for layer, tree in grads["params"].items():
+        if any(float(jnp.abs(leaf).max()) > 0 for leaf in jax.tree.leaves(tree)):
+            moved.add(layer)
+    assert moved == set(backbone.layers) - frozen
+    assert len(moved) == free
+
+
+def test_gradient_does_not_leak_from_the_margin():
+    backbone = BACKBONES["tiny8"]
+    params = random_params(backbone)
+    image = jnp.full((1, 40, 40, 3), 100.0)
+
+    def total(image):
+        return jnp.sum(backbone.apply(params, image, jnp.array([[21, 30]])).features)
+
+    grad = jax.jit(jax.grad(total))(image)
+    assert not np.any(grad[:, 21:]) and not np.any(grad[:, :, 30:])
+    assert np.any(grad[:, :21, :30])
+
+
+def test_margin_of_nan_is_inert():
+    backbone = BACKBONES["tiny8"]
+    params = random_params(backbone)
+    image = jnp.full((1, 40, 40, 3), jnp.nan).at[:, :21, :30].set(7.0)
+    size = jnp.array([[21, 30]])
+    value, grad = jax.value_and_grad(lambda p: jnp.sum(backbone.apply(p, image, size).features))(
+        params
+    )
+    assert np.isfinite(value)
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(grad))
+
+
+def test_image_smaller_than_one_cell():
+    for name in ("tiny8", "squeezenet16"):
+        backbone = BACKBONES[name]
+        maps = jax.jit(backbone.apply)(
+            random_params(backbone), jnp.full((1, 48, 48, 3), 9, jnp.uint8), jnp.array([[1, 1]])
+        )
+        rows = {"tiny8": 1, "squeezenet16": 0}[name]
+        np.testing.assert_array_equal(maps.size, [[rows, rows]])
+        assert np.all(np.isfinite(maps.features)) and not np.any(maps.features[:, rows:])
+
+
+def test_bfloat16_computes_in_bfloat16_with_float32_parameters():
+    backbone = TinyNet(widths=(4, 8, 8, 8), dtype=jnp.bfloat16)
+    image, size = jnp.zeros((1, 32, 32, 3), jnp.uint8), jnp.array([[32, 32]])
+    variables = jax.eval_shape(backbone.init, jax.random.key(0), image, size)
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(variables))
+    assert jax.eval_shape(backbone.apply, variables, image, size).features.dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize(
+    "backbone, found",
+    [(TinyNet(frozen=("fire",)), "fire.*conv1_1"), (TinyNet(pixels="keras"), "keras.*torchvision")],
+)
+def test_impossible_fields_are_config_errors(backbone, found):
+    with pytest.raises(ConfigError, match=found):
+        backbone.init(jax.random.key(0), jnp.zeros((1, 16, 16, 3)), jnp.array([[16, 16]]))

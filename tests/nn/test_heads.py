@@ -1,0 +1,128 @@
+"""Neck, heads and dropout: the printed formulas, masks, keys per image."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from wsod_jax.nn.dropout import per_image_dropout
+from wsod_jax.nn.heads import GapClassifier, MidnHead, RefinementHeads
+from wsod_jax.nn.neck import FcNeck
+from wsod_jax.types import FeatureMap
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+def softmax(x, axis):
+    e = np.exp(x - x.max(axis, keepdims=True))
+    return e / e.sum(axis, keepdims=True)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_midn_is_the_product_of_two_softmaxes(rng, temperature):
+    features = jnp.asarray(rng.normal(size=(2, 6, 5)), jnp.float32)
+    mask = jnp.array([[True] * 6, [True, False, True, True, False, False]])
+    head = MidnHead(3, det_temperature=temperature)
+    params = head.init(jax.random.key(0), features, mask)
+    params = jax.tree.map(lambda x: x * 50 + 0.1, params)
+    scores, det, cls = head.apply(params, features, mask)
+    for b in range(2):
+        real = np.flatnonzero(mask[b])
+        a = features[b] @ params["params"]["det"]["kernel"] + 0.1
+        np.testing.assert_allclose(det[b], a, rtol=1e-5)
+        expected = np.zeros((6, 3))
+        expected[real] = softmax(np.asarray(a)[real] / temperature, 0) * softmax(
+            np.asarray(cls[b])[real], 1
+        )
+        np.testing.assert_allclose(scores[b], expected, atol=1e-6)
+
+
+def test_midn_without_proposals_gives_zeros_and_finite_gradients(rng):
+    features = jnp.asarray(rng.normal(size=(1, 4, 5)), jnp.float32)
+    mask = jnp.zeros((1, 4), bool)
+    head = MidnHead(3)
+    params = head.init(jax.random.key(0), features, mask)
+    assert not np.any(head.apply(params, features, mask).scores)
+    grads = jax.grad(lambda p: head.apply(p, features, mask).scores.sum())(params)
+    assert all(np.all(np.isfinite(g)) for g in jax.tree.leaves(grads))
+
+
+def test_refinement_heads_are_independent_linear_layers(rng):
+    features = jnp.asarray(rng.normal(size=(2, 4, 5)), jnp.bfloat16)
+    head = RefinementHeads(3, num_stages=2)
+    params = head.init(jax.random.key(0), features)
+    params["params"]["bias"] = jnp.asarray(rng.normal(size=(2, 4)), jnp.float32)
+    logits = head.apply(params, features)
+    assert logits.shape == (2, 2, 4, 4) and logits.dtype == jnp.float32
+    for s in range(2):
+        expected = np.asarray(features, np.float32) @ np.asarray(
+            params["params"]["kernel"][s]
+        ) + np.asarray(params["params"]["bias"][s])
+        np.testing.assert_allclose(logits[:, s], expected, atol=1e-6)
+
+
+def test_head_kernels_start_small():
+    params = RefinementHeads(20).init(jax.random.key(0), jnp.zeros((1, 1, 512)))["params"]
+    assert np.isclose(np.std(params["kernel"]), 0.01, rtol=0.05)
+    assert not np.any(params["bias"])
+
+
+def test_gap_classifier_averages_valid_cells_only(rng):
+    features = jnp.asarray(rng.normal(size=(2, 5, 6, 4)), jnp.float32)
+    size = jnp.array([[3, 2], [0, 0]])
+    head = GapClassifier(3)
+    params = head.init(jax.random.key(0), FeatureMap(features, size))
+    logits = head.apply(params, FeatureMap(features, size))
+    mean = np.asarray(features)[0, :3, :2].mean((0, 1))
+    np.testing.assert_allclose(
+        logits[0], mean @ np.asarray(params["params"]["cls"]["kernel"]), atol=1e-6
+    )
+    np.testing.assert_array_equal(logits[1], 0)
+
+
+def test_neck_flattens_rows_columns_channels(rng):
+    pooled = jnp.asarray(rng.normal(size=(2, 3, 2, 2, 4)), jnp.float32)
+    neck = FcNeck((6, 5))
+    params = neck.init(jax.random.key(0), pooled)
+    assert params["params"]["fc6"]["kernel"].shape == (16, 6)
+    out = neck.apply(params, pooled)
+    x = np.asarray(pooled)
+    for name in ("fc6", "fc7"):
+        layer = params["params"][name]
+        x = np.maximum(
+            x.reshape(2, 3, -1) @ np.asarray(layer["kernel"]) + np.asarray(layer["bias"]), 0
+        )
+    np.testing.assert_allclose(out.features, x, atol=1e-5)
+    np.testing.assert_array_equal(out.features, out.clean)
+
+
+def test_neck_drops_after_each_layer_and_keeps_the_clean_features(rng):
+    pooled = jnp.asarray(rng.normal(size=(2, 3, 2, 2, 4)), jnp.float32)
+    neck = FcNeck((64, 64), dropout_rate=0.25)
+    params = neck.init(jax.random.key(0), pooled)
+    keys = jax.random.split(jax.random.key(1), 2)
+    out = neck.apply(params, pooled, keys)
+    kept = np.asarray(out.features != 0)
+    assert np.any(~kept & np.asarray(out.clean > 0))
+    np.testing.assert_allclose(
+        np.asarray(out.features)[kept], np.asarray(out.clean)[kept] / 0.75, rtol=1e-6
+    )
+    assert not np.allclose(out.clean, neck.apply(params, pooled).clean)
+    alone = neck.apply(params, pooled[1:], keys[1:])
+    np.testing.assert_allclose(alone.features[0], out.features[1], rtol=1e-6)
+
+
+def test_dropout_rate_scale_and_independence_of_batch_and_padding():
+    keys = jax.random.split(jax.random.key(3), 3)
+    x = jnp.ones((3, 50, 200))
+    dropped = per_image_dropout(x, keys, 0.3)
+    assert abs(float(jnp.mean(dropped == 0)) - 0.3) < 0.01
+    np.testing.assert_allclose(np.unique(dropped), [0, 1 / 0.7], rtol=1e-6)
+    assert not np.array_equal(dropped[0], dropped[1])
+    np.testing.assert_array_equal(per_image_dropout(x[1:2], keys[1:2], 0.3)[0], dropped[1])
+    longer = per_image_dropout(jnp.ones((3, 64, 200)), keys, 0.3)
+    np.testing.assert_array_equal(longer[:, :50], dropped)
+    np.testing.assert_array_equal(per_image_dropout(x, keys, 0.0), x)

@@ -1,0 +1,84 @@
+"""What every backbone shares: pixel convention, compute type, frozen layers, and the facts others ask for."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, get_args
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Int, Shaped
+
+from wsod_jax.errors import ConfigError
+from wsod_jax.nn.layers import ConvRelu
+from wsod_jax.nn.pixels import CAFFE_MEAN_RCNN, Pixels, normalise_pixels
+from wsod_jax.types import FeatureMap
+
+
+def is_frozen(layer: str, frozen: tuple[str, ...]) -> bool:
+    """Say whether a layer's name starts with one of the `frozen` prefixes."""
+    return any(layer.startswith(prefix) for prefix in frozen)
+
+
+class Backbone(nn.Module):
+    """A convolutional network from RGB pixels to one feature map.
+
+    A subclass adds `__call__(image, image_size) -> FeatureMap`, `output_size(image_size)`, which gives the map's
+    valid size without computing it, and the properties `stride`, `channels` and `layers`.
+
+    Attributes:
+      pixels: how the weights were trained; the module converts RGB 0..255 itself.
+      mean: blue, green, red mean, used when `pixels` is "caffe".
+      dtype: type of the computation (float32 or bfloat16); parameters stay float32.
+      frozen: prefixes of layer names whose parameters get no gradient. The gradient still reaches the image. The
+        optimiser must leave them alone too (weight decay): see `is_frozen`.
+    """
+
+    pixels: Pixels = "caffe"
+    mean: tuple[float, float, float] = CAFFE_MEAN_RCNN
+    dtype: jnp.dtype = jnp.float32
+    frozen: tuple[str, ...] = ()
+
+    architecture: ClassVar[str]
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """What weights must have been made for, in JSON types; weight files carry the same keys."""
+        facts = {"architecture": self.architecture, "pixels": self.pixels}
+        if self.pixels == "caffe":
+            facts["mean"] = list(self.mean)
+        return facts
+
+    def network_input(
+        self,
+        image: Shaped[Array | np.ndarray, "b H W 3"],
+        image_size: Int[Array | np.ndarray, "b 2"],
+    ) -> FeatureMap:
+        """Check the module's fields and return normalised pixels as a `FeatureMap`.
+
+        Raises:
+          ConfigError: `pixels` is no known convention, or a `frozen` prefix names no layer.
+        """
+        if self.pixels not in get_args(Pixels):
+            raise ConfigError(
+                f"backbone pixels is {self.pixels!r}; allowed: {', '.join(get_args(Pixels))}"
+            )
+        for prefix in self.frozen:
+            if not any(is_frozen(layer, (prefix,)) for layer in self.layers):
+                raise ConfigError(
+                    f"frozen prefix {prefix!r} names no layer of {type(self).__name__}; "
+                    f"its layers: {', '.join(self.layers)}"
+                )
+        size = jnp.asarray(image_size, jnp.int32)
+        x = normalise_pixels(image, size, pixels=self.pixels, mean=tuple(self.mean))
+        return FeatureMap(x.astype(self.dtype), size)
+
+    def conv(self, name: str, channels: int, *, dilation: int = 1) -> ConvRelu:
+        """Make the 3x3 layer `name`, frozen if its name says so."""
+        return ConvRelu(
+            channels,
+            dilation=dilation,
+            frozen=is_frozen(name, self.frozen),
+            dtype=self.dtype,
+            name=name,
+        )

@@ -1,0 +1,107 @@
+"""Linear heads. Logits are float32 whatever the type of the features."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from wsod_jax.nn.layers import valid_mask
+from wsod_jax.ops.masked import masked_mean, masked_softmax
+from wsod_jax.types import FeatureMap
+
+HEAD_INIT = nn.initializers.normal(0.01)
+
+
+class MidnOutput(NamedTuple):
+    """`scores` X, and the logits of its two streams; each [b, r, c] float32."""
+
+    scores: Float[Array, "b r c"]
+    det_logits: Float[Array, "b r c"]
+    cls_logits: Float[Array, "b r c"]
+
+
+class MidnHead(nn.Module):
+    """Score proposals by two streams, one choosing among proposals, one among classes.
+
+        X_rc = softmax_r(A_rc / T) · softmax_c(B_rc)
+
+    with A from layer `det` and B from layer `cls`, both initialised from N(0, 0.01²) with zero bias.
+
+    Attributes:
+      num_classes: c, without background.
+      det_temperature: T; the released WSDDN code has 2, its descendants 1.
+
+    Source: Bilen and Vedaldi 2016, section 3.
+    """
+
+    num_classes: int
+    det_temperature: float = 1.0
+
+    @nn.compact
+    def __call__(self, features: Float[Array, "b r f"], mask: Bool[Array, "b r"]) -> MidnOutput:
+        """Map features to scores.
+
+        Args:
+          features: [b, r, f].
+          mask: [b, r] bool, True = real proposal; the softmax over proposals sees no others.
+
+        Returns:
+          `MidnOutput`. Scores sum to at most 1 over r; they are 0 where masked, and all 0 for an image without
+          proposals.
+        """
+        features = features.astype(jnp.float32)
+        det_logits = nn.Dense(self.num_classes, kernel_init=HEAD_INIT, name="det")(features)
+        cls_logits = nn.Dense(self.num_classes, kernel_init=HEAD_INIT, name="cls")(features)
+        among_proposals = masked_softmax(
+            det_logits / self.det_temperature, mask[:, :, None], axis=1
+        )
+        scores = among_proposals * jax.nn.softmax(cls_logits, axis=-1)
+        return MidnOutput(scores, det_logits, cls_logits)
+
+
+class RefinementHeads(nn.Module):
+    """Classify proposals, background included, once per refinement stage.
+
+    The stages share one `kernel` [s, f, k] and one `bias` [s, k], initialised from N(0, 0.01²) and 0: one matrix
+    product, and one parameter group for the optimiser.
+
+    Attributes:
+      num_classes: c; a head has k = c + 1 logits, background first.
+      num_stages: s.
+
+    Source: Tang et al. 2017, section 3.2.
+    """
+
+    num_classes: int
+    num_stages: int = 3
+
+    @nn.compact
+    def __call__(self, features: Float[Array, "b r f"]) -> Float[Array, "b s r k"]:
+        """Map features [b, r, f] to logits [b, s, r, k], float32."""
+        k = self.num_classes + 1
+        shape = (self.num_stages, features.shape[-1], k)
+        kernel = self.param("kernel", HEAD_INIT, shape, jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (self.num_stages, k), jnp.float32)
+        logits = jnp.einsum("brf,sfk->bsrk", features.astype(jnp.float32), kernel)
+        return logits + bias[None, :, None, :]
+
+
+class GapClassifier(nn.Module):
+    """Average the valid cells of a feature map and classify the mean by the linear layer `cls`.
+
+    Attributes:
+      num_classes: c.
+    """
+
+    num_classes: int
+
+    @nn.compact
+    def __call__(self, maps: FeatureMap) -> Float[Array, "b c"]:
+        """Map features [b, h, w, d] to class logits [b, c], float32; an empty map averages to 0."""
+        mask = valid_mask(maps.size, maps.features.shape[1], maps.features.shape[2])
+        mean = masked_mean(maps.features, mask, axis=(1, 2))  # [b, d]
+        return nn.Dense(self.num_classes, kernel_init=HEAD_INIT, name="cls")(mean)

@@ -1,0 +1,141 @@
+"""Layers from `FeatureMap` to `FeatureMap` that keep the padded margin at zero and its size exact.
+
+A map is valid in the top-left `size` rectangle of every image. A convolution's bias would leak into the
+margin and from there back into the map, so every layer ends by zeroing the margin; to the next layer it
+then looks like zero padding, and an image gives the same features on any canvas.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import TypeVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from wsod_jax.types import FeatureMap
+
+Size = TypeVar("Size", int, Array)
+
+
+def valid_mask(size: Int[Array, "b 2"], height: int, width: int) -> Bool[Array, "b h w 1"]:
+    """Return True inside each image's top-left `size` rectangle of a `height` by `width` grid."""
+    rows = jnp.arange(height)[None, :] < size[:, :1]  # [b, h]
+    columns = jnp.arange(width)[None, :] < size[:, 1:]  # [b, w]
+    return rows[:, :, None, None] & columns[:, None, :, None]
+
+
+def clear_margin(
+    features: Float[Array, "b h w d"], size: Int[Array, "b 2"]
+) -> Float[Array, "b h w d"]:
+    """Set everything outside the valid `size` rectangle to 0, NaN and infinity included."""
+    mask = valid_mask(size, features.shape[1], features.shape[2])
+    return jnp.where(mask, features, jnp.zeros((), features.dtype))
+
+
+def conv_size(size: Size, *, kernel: int, stride: int, dilation: int, pad: int) -> Size:
+    """Return floor((n + 2·pad − dilation·(kernel − 1) − 1) / stride) + 1, a convolution's output length, at least 0.
+
+    Args:
+      size: input length, an int or an int array.
+      kernel: cells per side.
+      stride: step.
+      dilation: spacing of the kernel's cells.
+      pad: zeros on each side.
+    """
+    length = (size + 2 * pad - dilation * (kernel - 1) - 1) // stride + 1
+    return max(length, 0) if isinstance(length, int) else jnp.maximum(length, 0)
+
+
+def pool_size(size: Size, *, window: int, stride: int, ceil_mode: bool) -> Size:
+    """Return an unpadded pooling layer's output length, round((n − window) / stride) + 1, at least 0.
+
+    Args:
+      size: input length, an int or an int array.
+      window: cells per side.
+      stride: step between windows.
+      ceil_mode: round up, so that the last window may hang over the edge (Caffe), or down.
+    """
+    steps = -((window - size) // stride) if ceil_mode else (size - window) // stride
+    length = steps + 1
+    return max(length, 0) if isinstance(length, int) else jnp.maximum(length, 0)
+
+
+def max_pool(maps: FeatureMap, *, window: int, stride: int, ceil_mode: bool) -> FeatureMap:
+    """Take the maximum of every window, seeing valid cells only.
+
+    Args:
+      maps: features [b, h, w, d] of any sign.
+      window: cells per side.
+      stride: step between windows.
+      ceil_mode: True as in Caffe (a last window that hangs over the edge counts), False to drop it.
+
+    Returns:
+      The pooled map; its size follows from the valid size alone, never from the canvas.
+
+    Ties, gradient: the first cell of the window in row order gets it all.
+    Cost: `window²` strided comparisons; on CPUs their gradient is far faster than a windowed reduction's.
+    """
+    rule = functools.partial(pool_size, window=window, stride=stride, ceil_mode=ceil_mode)
+    _, height, width, _ = maps.features.shape
+    rows, columns = rule(height), rule(width)
+    lowest = jnp.asarray(-jnp.inf, maps.features.dtype)
+    x = jnp.where(valid_mask(maps.size, height, width), maps.features, lowest)
+    reach = ((rows - 1) * stride + window, (columns - 1) * stride + window)
+    overhang = (max(reach[0] - height, 0), max(reach[1] - width, 0))
+    x = jnp.pad(x, ((0, 0), (0, overhang[0]), (0, overhang[1]), (0, 0)), constant_values=lowest)
+    best = None
+    for i in range(window):
+        for j in range(window):
+            cell = x[:, i::stride, j::stride][:, :rows, :columns]  # [b, rows, columns, d]
+            best = cell if best is None else jnp.where(cell > best, cell, best)
+    size = rule(maps.size)
+    return FeatureMap(clear_margin(best, size), size)
+
+
+class ConvRelu(nn.Module):
+    """Convolve, add the bias, rectify, and clear the margin.
+
+    Attributes:
+      channels: output width.
+      kernel: cells per side, odd.
+      stride: step.
+      dilation: spacing of the kernel's cells.
+      pad: zeros on each side; `None` keeps the size at stride 1.
+      frozen: stop the gradient at kernel and bias; it still reaches the input.
+      dtype: type of the computation; parameters stay float32.
+    """
+
+    channels: int
+    kernel: int = 3
+    stride: int = 1
+    dilation: int = 1
+    pad: int | None = None
+    frozen: bool = False
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, maps: FeatureMap) -> FeatureMap:
+        """Map features [b, h, w, d] to [b, h', w', channels]."""
+        depth = maps.features.shape[-1]
+        shape = (self.kernel, self.kernel, depth, self.channels)
+        kernel = self.param("kernel", nn.initializers.he_normal(), shape, jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (self.channels,), jnp.float32)
+        if self.frozen:
+            kernel, bias = jax.lax.stop_gradient((kernel, bias))
+        pad = self.dilation * (self.kernel - 1) // 2 if self.pad is None else self.pad
+        features = jax.lax.conv_general_dilated(
+            maps.features.astype(self.dtype),
+            kernel.astype(self.dtype),
+            window_strides=(self.stride, self.stride),
+            padding=((pad, pad), (pad, pad)),
+            rhs_dilation=(self.dilation, self.dilation),
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+        features = nn.relu(features + bias.astype(self.dtype)[None, None, None, :])
+        size = conv_size(
+            maps.size, kernel=self.kernel, stride=self.stride, dilation=self.dilation, pad=pad
+        )
+        return FeatureMap(clear_margin(features, size), size)

@@ -1,0 +1,132 @@
+"""SqueezeNet 1.1: ImageNet features at a laptop's price."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Int, Shaped
+
+from wsod_jax.nn.backbone import Backbone, is_frozen
+from wsod_jax.nn.layers import ConvRelu, conv_size, max_pool, pool_size
+from wsod_jax.nn.pixels import CAFFE_MEAN_IMAGENET
+from wsod_jax.types import FeatureMap
+
+FIRES = {  # name: (channels of the squeeze layer, channels of each of the two expand layers)
+    "fire2": (16, 64),
+    "fire3": (16, 64),
+    "fire4": (32, 128),
+    "fire5": (32, 128),
+    "fire6": (48, 192),
+    "fire7": (48, 192),
+    "fire8": (64, 256),
+    "fire9": (64, 256),
+}
+
+
+class Fire(nn.Module):
+    """Squeeze by 1x1, then expand by 1x1 and by 3x3 side by side.
+
+    Attributes:
+      squeeze: channels in between.
+      expand: channels of each expand layer; the output has twice as many.
+      dilation: of the 3x3 layer.
+      frozen: stop the gradient at the parameters.
+      dtype: type of the computation.
+    """
+
+    squeeze: int
+    expand: int
+    dilation: int = 1
+    frozen: bool = False
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, maps: FeatureMap) -> FeatureMap:
+        """Map features [b, h, w, d] to [b, h, w, 2 * expand]."""
+
+        def conv(name: str, channels: int, kernel: int, dilation: int) -> ConvRelu:
+            return ConvRelu(
+                channels,
+                kernel=kernel,
+                dilation=dilation,
+                frozen=self.frozen,
+                dtype=self.dtype,
+                name=name,
+            )
+
+        squeezed = conv("squeeze1x1", self.squeeze, 1, 1)(maps)
+        points = conv("expand1x1", self.expand, 1, 1)(squeezed)
+        patches = conv("expand3x3", self.expand, 3, self.dilation)(squeezed)
+        return FeatureMap(jnp.concatenate([points.features, patches.features], -1), maps.size)
+
+
+class SqueezeNet(Backbone):
+    """SqueezeNet 1.1 up to fire9: an unpadded 3x3 convolution of stride 2, then eight fire modules.
+
+    Attributes:
+      mean: the Keras weights' by default.
+      stride: 16 pools 3x3 with step 2 after conv1, fire3 and fire5; 8 leaves the last pooling out, and fire6 to
+        fire9 then have dilation 2.
+      ceil_mode: how pooling rounds: False for the Keras weights, True for torchvision's.
+
+    Source: Iandola et al. 2016, and the release of version 1.1.
+    """
+
+    mean: tuple[float, float, float] = CAFFE_MEAN_IMAGENET
+    stride: Literal[16, 8] = 16
+    ceil_mode: bool = False
+
+    architecture: ClassVar[str] = "squeezenet1_1"
+    channels: ClassVar[int] = 512
+    layers: ClassVar[tuple[str, ...]] = ("conv1", *FIRES)
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """What weights must have been made for, in JSON types; weight files carry the same keys."""
+        return {**super().description, "ceil_mode": self.ceil_mode}
+
+    @property
+    def pooled_layers(self) -> tuple[str, ...]:
+        """Names of the layers that pooling follows."""
+        return ("conv1", "fire3", "fire5") if self.stride == 16 else ("conv1", "fire3")
+
+    @nn.compact
+    def __call__(
+        self,
+        image: Shaped[Array | np.ndarray, "b H W 3"],
+        image_size: Int[Array | np.ndarray, "b 2"],
+    ) -> FeatureMap:
+        """Map RGB pixels 0..255 to features [b, h, w, 512] after ReLU."""
+        maps = self.network_input(image, image_size)
+        maps = ConvRelu(
+            64,
+            stride=2,
+            pad=0,
+            frozen=is_frozen("conv1", self.frozen),
+            dtype=self.dtype,
+            name="conv1",
+        )(maps)
+        maps = self.pool_after("conv1", maps)
+        for name, (squeeze, expand) in FIRES.items():
+            dilation = 2 if self.stride == 8 and name > "fire5" else 1
+            frozen = is_frozen(name, self.frozen)
+            maps = Fire(squeeze, expand, dilation, frozen, self.dtype, name=name)(maps)
+            maps = self.pool_after(name, maps)
+        return maps
+
+    def pool_after(self, layer: str, maps: FeatureMap) -> FeatureMap:
+        """Pool if pooling follows `layer`."""
+        if layer not in self.pooled_layers:
+            return maps
+        return max_pool(maps, window=3, stride=2, ceil_mode=self.ceil_mode)
+
+    def output_size(self, image_size: Int[Array | np.ndarray, "b 2"]) -> Int[Array, "b 2"]:
+        """Return the map's valid (rows, columns)."""
+        size = jnp.asarray(image_size, jnp.int32)
+        size = conv_size(size, kernel=3, stride=2, dilation=1, pad=0)
+        for _ in self.pooled_layers:
+            size = pool_size(size, window=3, stride=2, ceil_mode=self.ceil_mode)
+        return size

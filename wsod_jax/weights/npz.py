@@ -1,0 +1,236 @@
+"""The product's weight files: one npz with an array per parameter and a JSON description of where they come from.
+
+Keys are parameter paths ("fire2/squeeze1x1/kernel"); kernels are [rows, columns, in, out] or [in, out], float32. The
+key "__meta__" holds JSON:
+
+    architecture  which network ("vgg16", "squeezenet1_1", "tiny")
+    pixels        input convention, "caffe" or "torchvision"; with "caffe", `mean` is the blue, green, red mean
+    source        file or run that the numbers come from
+    created_by    program that wrote the file
+    checksum      "sha256:..." over names, shapes and values of all arrays
+
+and whatever else the architecture needs to be told to read the weights rightly (SqueezeNet: `ceil_mode`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import zipfile
+import zlib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from wsod_jax import __version__
+from wsod_jax.errors import DataError
+from wsod_jax.types import Params
+
+META_KEY = "__meta__"
+
+
+class MergeReport(NamedTuple):
+    """What `merge_weights` did; parameter paths, sorted.
+
+    Attributes:
+      loaded: parameters that got their value from the file.
+      missing: parameters below the given prefixes that the file does not have.
+      unused: arrays of the file that no parameter asked for.
+    """
+
+    loaded: tuple[str, ...]
+    missing: tuple[str, ...]
+    unused: tuple[str, ...]
+
+    def __str__(self) -> str:
+        lines = [f"{len(self.loaded)} parameters loaded"]
+        if self.missing:
+            lines.append(
+                f"{len(self.missing)} keep their initial value: {_shortened(self.missing)}"
+            )
+        if self.unused:
+            lines.append(f"{len(self.unused)} in the file were not used: {_shortened(self.unused)}")
+        return "; ".join(lines)
+
+
+def array_checksum(arrays: Mapping[str, np.ndarray]) -> str:
+    """Return "sha256:..." over the names, types, shapes and bytes of `arrays`, in order of their names."""
+    digest = hashlib.sha256()
+    for name in sorted(arrays):
+        array = np.ascontiguousarray(arrays[name])
+        digest.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
+        digest.update(array.tobytes())
+    return f"sha256:{digest.hexdigest()}"
+
+
+def save_weights(path: str | Path, params: Params, meta: Mapping[str, Any]) -> dict[str, Any]:
+    """Write parameters and their description; the file appears whole or not at all.
+
+    Args:
+      path: file to write, ending in .npz; its folder is made if need be.
+      params: nested dict of arrays.
+      meta: JSON-able description, with at least "architecture", "pixels" and "source". A backbone's `description`
+        gives all but the last.
+
+    Returns:
+      The description as written, with `created_by` and `checksum` added.
+
+    Raises:
+      DataError: `path` does not end in .npz, or `meta` lacks a key.
+    """
+    path = Path(path)
+    if path.suffix != ".npz":
+        raise DataError(f"weights file {path} must end in .npz")
+    lacking = [key for key in ("architecture", "pixels", "source") if key not in meta]
+    if lacking:
+        raise DataError(f"description of weights for {path} lacks {', '.join(lacking)}")
+    arrays = {name: np.asarray(leaf) for name, leaf in flatten_dict(params, sep="/").items()}
+    written = {
+        "created_by": f"wsod_jax {__version__}",
+        **meta,
+        "checksum": array_checksum(arrays),
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with partial.open("wb") as file:
+            np.savez(file, **arrays, **{META_KEY: np.asarray(json.dumps(written))})
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return written
+
+
+def load_weights(path: str | Path) -> tuple[Params, dict[str, Any]]:
+    """Read a file written by `save_weights` and check its checksum.
+
+    Args:
+      path: an npz file with a "__meta__" entry.
+
+    Returns:
+      params: nested dict of NumPy arrays.
+      meta: the description.
+
+    Raises:
+      DataError: the file is missing, damaged, or no weights file of this format; the message says how to get one.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise DataError(missing_weights(path))
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files}
+    except (OSError, ValueError, EOFError, zlib.error, zipfile.BadZipFile) as error:
+        raise DataError(
+            f"weights file {path} cannot be read as npz ({error}); convert or copy it again"
+        ) from error
+    if META_KEY not in arrays:
+        raise DataError(
+            f"weights file {path} has no {META_KEY!r} entry, so its pixel convention is unknown; convert it with "
+            "scripts/convert_weights.py (for a Keras-style npz: --from keras_squeezenet_npz)"
+        )
+    try:
+        meta = dict(json.loads(str(arrays.pop(META_KEY))))
+    except ValueError as error:
+        raise DataError(f"weights file {path}: {META_KEY!r} is no JSON object ({error})") from error
+    found = array_checksum(arrays)
+    if found != meta.get("checksum"):
+        raise DataError(
+            f"weights file {path} is damaged: its arrays have checksum {found}, its description says "
+            f"{meta.get('checksum')}; convert or copy it again"
+        )
+    return unflatten_dict(arrays, sep="/"), meta
+
+
+def missing_weights(path: Path) -> str:
+    """Say how to get the weights that are not at `path`."""
+    return (
+        f"No weights at {path}. Download them where there is a network, e.g. with torchvision: "
+        "python -c \"import torchvision.models as m; m.vgg16(weights='IMAGENET1K_V1')\" "
+        "(the .pth file lands in ~/.cache/torch/hub/checkpoints), and convert: "
+        f"python scripts/convert_weights.py --from torchvision_vgg16 VGG16.pth --out {path}"
+    )
+
+
+def check_meta(
+    meta: Mapping[str, Any], description: Mapping[str, Any], *, path: str | Path
+) -> None:
+    """Check that weights were made for a network as it is built.
+
+    Args:
+      meta: description from `load_weights`.
+      description: the backbone's `description`.
+      path: the weights file, for the message.
+
+    Raises:
+      DataError: architecture, channel order, mean or pooling differ; using such weights would run, and be wrong.
+    """
+    wrong = [
+        f"{key} is {meta.get(key)!r} in the file and {value!r} in the network"
+        for key, value in description.items()
+        if meta.get(key) != value
+    ]
+    if wrong:
+        raise DataError(
+            f"weights file {path} does not fit the backbone: {'; '.join(wrong)}. Set the backbone's fields to the "
+            "file's values, or convert other weights with scripts/convert_weights.py"
+        )
+
+
+def merge_weights(
+    params: Params, loaded: Params, *, prefix: str | tuple[str, ...] = ""
+) -> tuple[Params, MergeReport]:
+    """Put loaded arrays in the place of freshly initialised parameters.
+
+    A loaded array "fc6/kernel" goes to "<prefix>/fc6/kernel" for the first prefix under which the network has such a
+    parameter: with `prefix=("backbone", "neck")`, a VGG16 file fills the convolutions and fc6, fc7.
+
+    Args:
+      params: the network's parameters; unchanged, the result is a new dict.
+      loaded: nested dict from `load_weights`.
+      prefix: path or paths inside `params`; "" is the root.
+
+    Returns:
+      The merged parameters, of the types of `params`, and a `MergeReport`.
+
+    Raises:
+      DataError: a shape differs, or nothing of the file fits anywhere.
+    """
+    prefixes = (prefix,) if isinstance(prefix, str) else prefix
+    merged = dict(flatten_dict(params, sep="/"))
+    loaded_paths, unused = [], []
+    for name, array in flatten_dict(loaded, sep="/").items():
+        places = [f"{p}/{name}" if p else name for p in prefixes]
+        place = next((path for path in places if path in merged), None)
+        if place is None:
+            unused.append(name)
+            continue
+        if merged[place].shape != array.shape:
+            raise DataError(
+                f"parameter {place} has shape {tuple(merged[place].shape)}, the weights file has "
+                f"{tuple(array.shape)} for {name}; build the network as the file needs it, or leave the layer out "
+                "(convert_weights.py --without_fc drops fc6 and fc7)"
+            )
+        merged[place] = jnp.array(array, merged[place].dtype)
+        loaded_paths.append(place)
+    if not loaded_paths:
+        raise DataError(
+            f"none of the weights ({_shortened(sorted(unused))}) has a place under {list(prefixes)}; the network's "
+            f"parameters are {_shortened(sorted(merged))}"
+        )
+    below = {path for path in merged if any(not p or path.startswith(f"{p}/") for p in prefixes)}
+    missing = below - set(loaded_paths)
+    report = MergeReport(tuple(sorted(loaded_paths)), tuple(sorted(missing)), tuple(sorted(unused)))
+    return unflatten_dict(merged, sep="/"), report
+
+
+def _shortened(names: Iterable[str], limit: int = 6) -> str:
+    """Join the first names and count the others."""
+    names = list(names)
+    rest = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + rest
