@@ -1,0 +1,111 @@
+"""Everything that training changes, in one donated pytree."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+from jax.sharding import Mesh
+
+from wsod_jax.errors import ConfigError
+from wsod_jax.train.optim import path_name
+from wsod_jax.train.sharding import replicated
+from wsod_jax.types import Params
+
+_INIT_STREAM = 0xFFFFFFFF  # folded into the seed key; no update ever has this number
+
+
+@struct.dataclass
+class TrainState:
+    """What an update reads and replaces.
+
+    Attributes:
+      step: [] int32, updates done so far.
+      params: what gradients train.
+      extras: what the method keeps without gradients (running statistics, centres); {} if nothing.
+      opt_state: the optimiser's memory.
+      ema: running average of `params`, or `None`. Its buffers are its own, never those of `params`.
+    """
+
+    step: jax.Array
+    params: Params
+    extras: dict
+    opt_state: optax.OptState
+    ema: Params | None = None
+
+
+def init_state(
+    method: Any,
+    tx: optax.GradientTransformation,
+    *,
+    seed: int,
+    batch: Any,
+    mesh: Mesh,
+    ema: bool = False,
+    warm_start: Callable[[Params], Params] | None = None,
+) -> TrainState:
+    """Make the state of step 0, placed on the mesh.
+
+    Only shapes and dtypes of `batch` are read. Parameters are drawn on the devices, once per mesh and
+    not per device, so a state does not depend on the number of devices.
+
+    Args:
+      method: `init(key, batch) -> (params, extras)`.
+      tx: the optimiser.
+      seed: the run's seed; the same one that the step takes.
+      batch: pytree of arrays or `jax.ShapeDtypeStruct`, one micro-batch.
+      mesh: where the state lives.
+      ema: keep a running average of the parameters, starting as their copy.
+      warm_start: takes the drawn parameters and returns them with pretrained weights merged in; same
+        names, shapes and dtypes.
+
+    Returns:
+      `TrainState` with step 0, replicated on every device of the mesh.
+
+    Raises:
+      ConfigError: if `warm_start` changed a name, shape or dtype, or `extras` uses the name "ema".
+    """
+    placed = replicated(mesh)
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), batch)
+
+    def draw() -> tuple[Params, dict]:
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        key = jax.random.fold_in(jax.random.key(seed), _INIT_STREAM)
+        drawn = method.init(key, zeros)
+        # Without weak types, so that a drawn state and a restored one compile to the same program.
+        return jax.tree.map(lambda x: jax.lax.convert_element_type(x, x.dtype), drawn)
+
+    params, extras = jax.jit(draw, out_shardings=placed)()
+    if "ema" in extras:
+        raise ConfigError(
+            'the method keeps extras["ema"], a name under which the training step lends the running '
+            "average of the parameters to the loss; give the method's own entry another name"
+        )
+    if warm_start is not None:
+        params = _warm_started(params, warm_start, placed)
+    opt_state = jax.jit(tx.init, out_shardings=placed)(params)
+    average = jax.tree.map(jnp.copy, params) if ema else None
+    step = jax.device_put(jnp.zeros((), jnp.int32), placed)
+    return TrainState(step, params, extras, opt_state, average)
+
+
+def _warm_started(params: Params, warm_start: Callable[[Params], Params], placed: Any) -> Params:
+    warmed = warm_start(params)
+    before, after = _layout(params), _layout(warmed)
+    if before != after:
+        wrong = sorted(k for k in before.keys() | after.keys() if before.get(k) != after.get(k))
+        raise ConfigError(
+            "pretrained weights changed the parameters' layout at "
+            + "; ".join(f"{k}: needed {before.get(k)}, got {after.get(k)}" for k in wrong[:8])
+            + f" ({len(wrong)} in all); choose weights made for this network"
+        )
+    return jax.device_put(warmed, placed)
+
+
+def _layout(tree: Params) -> dict[str, str]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {path_name(path): f"{x.dtype}{list(x.shape)}" for path, x in leaves}

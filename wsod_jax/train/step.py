@@ -1,0 +1,356 @@
+"""One optimiser update, on one batch or accumulated over several micro-batches."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+from jax.sharding import Mesh
+
+from wsod_jax.errors import ConfigError
+from wsod_jax.train.schedules import Schedule
+from wsod_jax.train.sharding import replicated
+from wsod_jax.train.state import TrainState
+from wsod_jax.types import LossOutput, Params, Term
+
+Metrics = dict[str, jax.Array]
+MISMATCH = "normaliser_mismatch"
+
+
+@struct.dataclass
+class Sums:
+    """What micro-batches add up to before anything is divided.
+
+    Attributes:
+      grads: normaliser name -> gradient of the sum of its terms' totals.
+      terms: term name -> `Term` with [] total and [] weight.
+      metrics: metric name -> likewise.
+    """
+
+    grads: dict[str, Params]
+    terms: dict[str, Term]
+    metrics: dict[str, Term]
+
+
+class TrainStep:
+    """Compiled updates of one method with one optimiser; made by `make_train_step`.
+
+    The state given to `update` is donated: use only the one returned. A program is compiled once per
+    distinct layout of a micro-batch, ahead of its first run; an array in another layout is an error,
+    never a silent second compilation.
+
+    Attributes:
+      accumulate: micro-batches per update.
+      mesh: where batches and state live.
+      compile_seconds: duration of each compilation so far, in order.
+    """
+
+    def __init__(
+        self,
+        method: Any,
+        tx: optax.GradientTransformation,
+        *,
+        seed: int,
+        accumulate: int,
+        ema_decay: float | Callable[[jax.Array], jax.Array] | None,
+        schedule: Schedule | None,
+        mesh: Mesh,
+    ) -> None:
+        self.accumulate = accumulate
+        self.mesh = mesh
+        self.compile_seconds: list[float] = []
+        self._method = method
+        self._tx = tx
+        self._seed = seed
+        self._ema_decay = ema_decay
+        self._schedule = schedule
+        self._programs: dict[tuple, Any] = {}
+
+    def update(self, state: TrainState, micro_batches: Sequence[Any]) -> tuple[TrainState, Metrics]:
+        """Do one update.
+
+        Args:
+          state: donated.
+          micro_batches: as many as `accumulate`, each on the mesh (`sharding.put`); their shapes may differ.
+
+        Returns:
+          The new state, and scalars on the device: "loss" (the objective), "loss/<term>", every metric's
+          mean over the update under its own name, "lr" if a schedule was given, "grad_norm",
+          "param_norm" (after the update), "normaliser_mismatch" (0 unless terms that share a normaliser
+          disagree on its value).
+
+        Raises:
+          ConfigError: if the number of micro-batches is not `accumulate`.
+        """
+        if len(micro_batches) != self.accumulate:
+            raise ConfigError(
+                f"an update takes {self.accumulate} micro-batch(es), found {len(micro_batches)}"
+            )
+        after = (_layout(state), replicated(self.mesh))
+        if self.accumulate == 1:
+            return self._run("train", self.fused, after, (state, micro_batches[0]))
+        kept, extras = (state.params, state.ema, state.step), state.extras
+        sums = self._empty(kept, extras, micro_batches[0])
+        within = (_layout(sums), _layout(extras))
+        for batch in micro_batches:
+            sums, extras = self._run("train", self.add, within, (sums, kept, extras, batch))
+        return self._run("apply", self.apply, after, (state.replace(extras=extras), sums))
+
+    def examine(self, state: TrainState, batch: Any) -> LossOutput:
+        """Return the loss's whole output, pseudo boxes included, without an update (for pictures).
+
+        Args:
+          state: kept, not donated.
+          batch: one micro-batch on the mesh; each new layout costs a compilation of the forward pass.
+        """
+
+        def forward(state: TrainState, batch: Any) -> LossOutput:
+            return self._loss(state.params, (state.ema, state.step), state.extras, batch)
+
+        return self._run("examine", forward, None, (state, batch), donate=False)
+
+    def num_compilations(self) -> int:
+        """Return how many layouts of micro-batches the training step has been compiled for."""
+        return sum(kind == "train" for kind, _ in self._programs)
+
+    # The pure functions behind `update`, traceable for export, cost analysis and gradients of one's own.
+
+    def fused(self, state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
+        """Do one update from one batch: one forward and one backward pass."""
+
+        def objective(params: Params) -> tuple[jax.Array, LossOutput]:
+            out = self._loss(params, (state.ema, state.step), state.extras, batch)
+            sums = _reduced(out.terms)
+            return sum(_means(sums).values(), jnp.zeros(())), out
+
+        grads, out = jax.grad(objective, has_aux=True)(state.params)
+        terms, metrics = _reduced(out.terms), _reduced(out.metrics)
+        return self._finish(state.replace(extras=out.extras), grads, terms, metrics)
+
+    def add(self, sums: Sums, kept: tuple, extras: dict, batch: Any) -> tuple[Sums, dict]:
+        """Add one micro-batch: one forward pass, and one backward pass per normaliser."""
+        params, *rest = kept
+
+        def totals(params: Params) -> tuple[dict[str, jax.Array], LossOutput]:
+            out = self._loss(params, rest, extras, batch)
+            sums = _reduced(out.terms).values()
+            return {
+                per: sum((t.total for t in sums if t.per == per), jnp.zeros(()))
+                for per in _normalisers(out.terms)
+            }, out
+
+        primal, pullback, out = jax.vjp(totals, params, has_aux=True)
+        grads = {
+            per: pullback({name: jnp.asarray(name == per, x.dtype) for name, x in primal.items()})[
+                0
+            ]
+            for per in primal
+        }
+        new = Sums(grads, _reduced(out.terms), _reduced(out.metrics))
+        return jax.tree.map(jnp.add, sums, new), out.extras
+
+    def apply(self, state: TrainState, sums: Sums) -> tuple[TrainState, Metrics]:
+        """Divide the sums by their normalisers, once, and take the optimiser's step."""
+        scales = {per: _reciprocal(_normaliser(sums.terms, per)) for per in sums.grads}
+        grads = jax.tree.map(
+            lambda *leaves: sum(g * s for g, s in zip(leaves, scales.values(), strict=True)),
+            *sums.grads.values(),
+        )
+        return self._finish(state, grads, sums.terms, sums.metrics)
+
+    def _finish(
+        self, state: TrainState, grads: Params, terms: dict[str, Term], metrics: dict[str, Term]
+    ) -> tuple[TrainState, Metrics]:
+        updates, opt_state = self._tx.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        means = _means(terms)
+        report = {
+            "loss": sum(means.values(), jnp.zeros(())),
+            **{f"loss/{name}": mean for name, mean in means.items()},
+            **{name: m.total * _reciprocal(m.weight) for name, m in metrics.items()},
+            "grad_norm": optax.tree.norm(grads),
+            "param_norm": optax.tree.norm(params),
+            MISMATCH: _mismatch(terms),
+        }
+        if self._schedule is not None:
+            report["lr"] = self._schedule(state.step)
+        ema = self._averaged(state, params)
+        step = state.step + 1
+        return state.replace(step=step, params=params, opt_state=opt_state, ema=ema), report
+
+    def _averaged(self, state: TrainState, params: Params) -> Params | None:
+        """EMA ← d·EMA + (1 − d)·parameters after the update."""
+        if (state.ema is None) != (self._ema_decay is None):
+            raise ConfigError(
+                "a running average of the parameters needs both init_state(ema=True) and a value for "
+                f"make_train_step(ema_decay=…); found a state {'without' if state.ema is None else 'with'} "
+                f"one and ema_decay={self._ema_decay}"
+            )
+        if state.ema is None:
+            return None
+        decay = self._ema_decay(state.step) if callable(self._ema_decay) else self._ema_decay
+        return jax.tree.map(lambda old, new: decay * old + (1.0 - decay) * new, state.ema, params)
+
+    def _loss(self, params: Params, kept: Sequence, extras: dict, batch: Any) -> LossOutput:
+        """Call the method; lend it the average as `extras["ema"]`, which it reads and need not return."""
+        ema, step = kept
+        key = jax.random.fold_in(jax.random.key(self._seed), step)
+        lent = extras if ema is None else {**extras, "ema": ema}
+        out = self._method.loss(params, lent, batch, key, step)
+        kept_extras = {name: value for name, value in out.extras.items() if name != "ema"}
+        if _signature(kept_extras) != _signature(extras):
+            raise ConfigError(
+                "the method's loss must return extras of the same names, shapes and dtypes that it was "
+                f"given; given {_signature(extras)}, returned {_signature(kept_extras)}"
+            )
+        return out.replace(extras=kept_extras)
+
+    def _empty(self, kept: tuple, extras: dict, batch: Any) -> Sums:
+        """Return sums of nothing, laid out as the parameters; of `batch` only shapes are read."""
+        params, *rest = kept
+        layout = _layout(params)
+
+        def zeros(params: Params) -> Sums:
+            out = jax.eval_shape(self._loss, params, rest, extras, batch)
+            none = {
+                kind: {name: Term(jnp.zeros(()), jnp.zeros(()), t.per) for name, t in terms.items()}
+                for kind, terms in (("terms", out.terms), ("metrics", out.metrics))
+            }
+            like = jax.tree.map(jnp.zeros_like, params)
+            like = jax.lax.with_sharding_constraint(like, layout)
+            none = jax.lax.with_sharding_constraint(none, replicated(self.mesh))
+            return Sums({per: like for per in _normalisers(out.terms)}, **none)
+
+        return self._run("empty", zeros, None, (params,), donate=False)
+
+    def _run(
+        self, kind: str, function: Callable, outputs: Any, arguments: tuple, *, donate: bool = True
+    ) -> Any:
+        """Run `function`, compiled for these arguments; the first one is donated.
+
+        Args:
+          kind: names the function among the compiled programs.
+          function: what to compile.
+          outputs: layouts of its results; `None` leaves them to the compiler.
+          arguments: what to call it with.
+          donate: whether the first argument's memory is handed over.
+        """
+        # Sums and states look the same whatever the micro-batch, so only programs that read a batch
+        # are told apart by its shapes.
+        shapes = _signature(arguments[-1]) if kind in ("train", "examine") else None
+        if (kind, shapes) not in self._programs:
+            started = time.perf_counter()
+            jitted = jax.jit(function, donate_argnums=0 if donate else (), out_shardings=outputs)
+            self._programs[kind, shapes] = jitted.lower(*arguments).compile()
+            self.compile_seconds.append(time.perf_counter() - started)
+        return self._programs[kind, shapes](*arguments)
+
+
+def make_train_step(
+    method: Any,
+    tx: optax.GradientTransformation,
+    *,
+    seed: int,
+    mesh: Mesh,
+    accumulate: int = 1,
+    ema_decay: float | Callable[[jax.Array], jax.Array] | None = None,
+    schedule: Schedule | None = None,
+) -> TrainStep:
+    r"""Make the update of one method.
+
+    The objective is the sum over terms of mean(term) = Σ_i total_i / Σ_i weight_i over the images i of
+    all micro-batches of the update, so it does not depend on how they were split. Sums add up and are
+    divided once; terms of one normaliser (`Term.per`) share one gradient accumulator. Every
+    micro-batch of an update gets the same key, fold_in(seed key, step): the method folds in the image.
+
+    Args:
+      method: `loss(params, extras, batch, key, step) -> LossOutput`.
+      tx: the optimiser.
+      seed: the run's seed.
+      mesh: where state and batches live.
+      accumulate: micro-batches per update, >= 1.
+      ema_decay: d in EMA ← d·EMA + (1 − d)·params after each update, or a function of the step.
+        The loss then finds the average, read only, as `extras["ema"]`. Needed if, and only if, the
+        state was made with `ema=True`.
+      schedule: learning rate by update, only to be reported as "lr".
+
+    Returns:
+      The step.
+
+    Raises:
+      ConfigError: if `accumulate` < 1.
+    Ties: a normaliser of 0 (only filler images) gives its terms value 0 and gradient 0.
+    Gradient: flows into `params` only; weights are constants.
+    """
+    if accumulate < 1:
+        raise ConfigError(
+            f"accumulate is the number of micro-batches per update, found {accumulate}; use 1 or more"
+        )
+    return TrainStep(
+        method,
+        tx,
+        seed=seed,
+        accumulate=accumulate,
+        ema_decay=ema_decay,
+        schedule=schedule,
+        mesh=mesh,
+    )
+
+
+def _layout(tree: Any) -> Any:
+    """Return where each array of a tree lives."""
+    return jax.tree.map(lambda x: x.sharding, tree)
+
+
+def _signature(tree: Any) -> tuple:
+    """Return a tree's structure, shapes and dtypes, to compare."""
+    leaves, structure = jax.tree.flatten(tree)
+    return structure, tuple((tuple(x.shape), str(x.dtype)) for x in leaves)
+
+
+def _normalisers(terms: dict[str, Term]) -> list[str]:
+    return sorted({term.per for term in terms.values()})
+
+
+def _means(terms: dict[str, Term]) -> dict[str, jax.Array]:
+    """Return each term's total over its normaliser."""
+    return {
+        name: term.total * _reciprocal(_normaliser(terms, term.per)) for name, term in terms.items()
+    }
+
+
+def _reduced(terms: dict[str, Term]) -> dict[str, Term]:
+    """Sum each term over images, in float32; the weight carries no gradient."""
+    return {
+        name: Term(
+            jnp.sum(term.total.astype(jnp.float32)),
+            jax.lax.stop_gradient(jnp.sum(term.weight.astype(jnp.float32))),
+            term.per,
+        )
+        for name, term in terms.items()
+    }
+
+
+def _reciprocal(weight: jax.Array) -> jax.Array:
+    """1 / weight, and 0 where weight is 0."""
+    return jnp.where(weight > 0, 1.0 / jnp.where(weight > 0, weight, 1.0), 0.0)
+
+
+def _normaliser(terms: dict[str, Term], per: str) -> jax.Array:
+    """Return the value of the normaliser `per`: the weight of the first term (by name) that has it."""
+    return terms[min(name for name, term in terms.items() if term.per == per)].weight
+
+
+def _mismatch(terms: dict[str, Term]) -> jax.Array:
+    """Return the largest relative difference between weights that claim the same normaliser."""
+    worst = jnp.zeros(())
+    for term in terms.values():
+        shared = _normaliser(terms, term.per)
+        gap = jnp.abs(term.weight - shared) * _reciprocal(jnp.maximum(term.weight, shared))
+        worst = jnp.maximum(worst, gap)
+    return worst
