@@ -1,0 +1,245 @@
+"""Planned micro-batch -> arrays: decode, place, add proposals, pad. A pure function of the plan.
+
+There is no argument for boxes: image sets hold labels per image only.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter, OrderedDict
+from collections.abc import Callable
+from threading import Lock
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from wsod_jax.data.plan import FILLER, PlannedBatch
+from wsod_jax.data.records import ImageSet
+from wsod_jax.data.transforms import (
+    Canvases,
+    ProposalRules,
+    View,
+    clean_proposals,
+    place_image,
+    place_proposals,
+    view_factors,
+)
+from wsod_jax.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from wsod_jax.data.proposals import ProposalSet
+
+logger = logging.getLogger(__name__)
+
+COUNTS = (
+    "images",  # rows with an image
+    "shrunk",  # of them, smaller than the scale asks for
+    "bad_images",  # unreadable, masked
+    "without_proposals",  # no usable proposal; masked in training
+    "proposals",  # rows left after merging
+    "merged",  # proposals merged into another one
+    "clipped",  # proposals that reached outside their image
+    "dropped",  # proposals with NaN, without area, or too small
+    "capped",  # proposals beyond max_proposals
+)
+SkipPixels = Callable[[int, View], bool]
+
+
+class Assembler:
+    """Makes the arrays of planned micro-batches. Safe to call from several threads.
+
+    Args:
+      image_set: the images.
+      proposals: their proposals, or `None` for methods without.
+      canvases: the static image shapes.
+      rules: which proposals are used; ignored without proposals.
+      mask_empty: mask an image that has no usable proposal, as training does.
+      on_bad_image: what to do about an image that cannot be read: "skip" masks its row, counts it, and
+        logs its name once; "error" raises.
+      skip_pixels: says for (image index, view) whether pixels are not needed (a cache has the features);
+        the image is then not decoded and stays zero.
+      keep_decoded: number of decoded images kept for their next view.
+
+    Raises:
+      DataError: if an image has no entry in the proposals, or one for another image size.
+    """
+
+    def __init__(
+        self,
+        image_set: ImageSet,
+        proposals: ProposalSet | None,
+        canvases: Canvases,
+        rules: ProposalRules,
+        *,
+        mask_empty: bool,
+        on_bad_image: Literal["skip", "error"] = "skip",
+        skip_pixels: SkipPixels | None = None,
+        keep_decoded: int = 0,
+    ):
+        if on_bad_image not in ("skip", "error"):
+            raise ConfigError(f'on_bad_image={on_bad_image!r}; allowed are "skip" and "error".')
+        if proposals is not None:
+            check_proposals(image_set, proposals)
+        self._image_set = image_set
+        self._proposals = proposals
+        self._canvases = canvases
+        self._rules = rules
+        self._mask_empty = mask_empty
+        self._on_bad_image = on_bad_image
+        self._skip_pixels = skip_pixels
+        self._has_scores = proposals is not None and _has_scores(image_set, proposals)
+        self._decoded = _KeepRecent(self._decode, keep_decoded)
+        self._named: set[int] = set()
+        self._naming = Lock()
+
+    def __call__(self, planned: PlannedBatch) -> dict[str, np.ndarray]:
+        """Return the fields of a `Batch` that are not `None`, and under "counts" [len(COUNTS)] int64."""
+        counts = Counter()
+        rows = [
+            self._row(index, flipped, planned, counts)
+            for index, flipped in zip(planned.rows, planned.flipped, strict=True)
+        ]
+        arrays = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+        arrays["counts"] = np.array([counts[name] for name in COUNTS], np.int64)
+        return arrays
+
+    def _row(
+        self, index: int, flipped: bool, planned: PlannedBatch, counts: Counter
+    ) -> dict[str, np.ndarray]:
+        """Return one image's share of the batch."""
+        row = self._filler(index, planned)
+        if index == FILLER:
+            return row
+        counts["images"] += 1
+        record = self._image_set.records[index]
+        image_size = (record.height, record.width)
+        view = self._canvases.view(*image_size, planned.scale, flipped)
+        if self._skip_pixels is None or not self._skip_pixels(index, view):
+            image = self._pixels(index)
+            if image is None:
+                counts["bad_images"] += 1
+                return row
+            row["image"] = place_image(image, view)
+        counts["shrunk"] += view.shrunk
+        has_boxes = self._add_proposals(row, index, view, counts)
+        row["image_size"] = np.array(view.size, np.int32)
+        row["image_mask"] = np.array(has_boxes or not self._mask_empty)
+        row["labels"] = np.array(record.labels, np.int32)
+        row["scale"] = np.array(view_factors(image_size, view), np.float32)
+        row["flipped"] = np.array(flipped)
+        return row
+
+    def _filler(self, index: int, planned: PlannedBatch) -> dict[str, np.ndarray]:
+        """Return a masked row: one black pixel and no proposals."""
+        canvas = self._canvases.shape(planned.scale, planned.portrait)
+        row = {
+            "image": np.zeros((*canvas, 3), np.uint8),
+            "image_size": np.ones(2, np.int32),
+            "image_mask": np.array(False),
+            "image_index": np.array(index, np.int32),
+            "labels": np.zeros(len(self._image_set.class_names), np.int32),
+            "scale": np.ones(2, np.float32),
+            "flipped": np.array(False),
+        }
+        if self._proposals is not None:
+            count = self._rules.max_proposals
+            row["proposals"] = np.zeros((count, 4), np.float32)
+            row["proposal_mask"] = np.zeros(count, bool)
+            row["representative"] = np.arange(count, dtype=np.int32)
+        if self._has_scores:
+            row["proposal_scores"] = np.zeros(self._rules.max_proposals, np.float32)
+        return row
+
+    def _add_proposals(
+        self, row: dict[str, np.ndarray], index: int, view: View, counts: Counter
+    ) -> bool:
+        """Fill in an image's proposals; return whether it has any, or needs none."""
+        if self._proposals is None:
+            return True
+        record = self._image_set.records[index]
+        image_size = (record.height, record.width)
+        boxes, scores = self._proposals.get(record.image_id)
+        if (scores is not None) != self._has_scores:
+            raise DataError(
+                f"proposals of image {record.image_id!r} have "
+                f"{'scores' if scores is not None else 'no scores'}, unlike those of the first image; "
+                "make the file anew with scripts/make_proposals.py."
+            )
+        clean = clean_proposals(boxes, scores, image_size, self._rules)
+        placed = place_proposals(clean, image_size, view, self._rules)
+        row["proposals"] = placed.boxes
+        row["proposal_mask"] = placed.mask
+        row["representative"] = placed.representative
+        if placed.scores is not None:
+            row["proposal_scores"] = placed.scores
+        kept = int(placed.mask.sum())
+        counts["without_proposals"] += kept == 0
+        counts["proposals"] += kept
+        counts["merged"] += len(clean.boxes) - kept
+        counts["clipped"] += clean.clipped
+        counts["dropped"] += clean.dropped
+        counts["capped"] += clean.capped
+        return kept > 0
+
+    def _pixels(self, index: int) -> np.ndarray | None:
+        """Return the decoded image, or `None` for one that cannot be read and is to be skipped."""
+        try:
+            return self._decoded(index)
+        except DataError as error:
+            if self._on_bad_image == "error":
+                raise
+            with self._naming:
+                if index not in self._named:
+                    self._named.add(index)
+                    logger.warning("skipped: %s", error)
+            return None
+
+    def _decode(self, index: int) -> np.ndarray:
+        return self._image_set.records[index].load()
+
+
+class _KeepRecent:
+    """A function of one index whose last few results are kept; threads that ask for one wait for it."""
+
+    def __init__(self, function: Callable[[int], np.ndarray], keep: int):
+        self._function, self._keep = function, keep
+        self._entries: OrderedDict[int, tuple[Lock, list[np.ndarray]]] = OrderedDict()
+        self._lock = Lock()
+
+    def __call__(self, index: int) -> np.ndarray:
+        if self._keep == 0:
+            return self._function(index)
+        with self._lock:
+            lock, result = self._entries.setdefault(index, (Lock(), []))
+            self._entries.move_to_end(index)
+            while len(self._entries) > self._keep:
+                self._entries.popitem(last=False)
+        with lock:
+            if not result:
+                result.append(self._function(index))
+            return result[0]
+
+
+def check_proposals(image_set: ImageSet, proposals: ProposalSet) -> None:
+    """Check that every image has an entry in the proposals, made at the image's size.
+
+    Raises:
+      DataError: naming the first image that does not.
+    """
+    missing = [record.image_id for record in image_set.records if record.image_id not in proposals]
+    if missing:
+        raise DataError(
+            f"the proposals lack {len(missing)} of the {len(image_set)} images of {image_set.name}, the "
+            f"first is {missing[0]!r}; run scripts/make_proposals.py for this set."
+        )
+    for record in image_set.records:
+        found = tuple(int(side) for side in proposals.size(record.image_id))
+        if found != (record.height, record.width):
+            raise DataError(
+                f"the proposals of image {record.image_id!r} were made at (height, width) {found}, but "
+                f"the image is {(record.height, record.width)}; run scripts/make_proposals.py for this set."
+            )
+
+
+def _has_scores(image_set: ImageSet, proposals: ProposalSet) -> bool:
+    return bool(image_set.records) and proposals.get(image_set.records[0].image_id)[1] is not None

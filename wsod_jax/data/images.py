@@ -1,0 +1,144 @@
+"""Image files -> uint8 RGB arrays, upright, whatever the file's mode; and their sizes from the header alone."""
+
+from __future__ import annotations
+
+import io
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from wsod_jax.errors import DataError
+
+ImageSource = Path | Callable[[], bytes]
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
+
+_EXIF_ORIENTATION = 0x0112
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+# What Pillow's decoders raise for broken files.
+_BROKEN = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    IndexError,
+    KeyError,
+    EOFError,
+    struct.error,
+)
+_BOMB = (Image.DecompressionBombError, Image.DecompressionBombWarning)
+
+
+def read_image(source: str | ImageSource | bytes, *, name: str | None = None) -> np.ndarray:
+    """Read an image as 8-bit RGB, turned upright by its EXIF orientation.
+
+    Grayscale is repeated over the channels, CMYK and palettes are converted, 16-bit values keep their
+    high byte, transparent pixels are laid over white, and of an animation the first frame is taken.
+
+    Args:
+      source: a path, the encoded bytes, or a function that returns the encoded bytes.
+      name: what to call the image in errors; the path by default.
+
+    Returns:
+      [h, w, 3] uint8 RGB; not necessarily writeable.
+
+    Raises:
+      DataError: if the file is missing, truncated, not an image, of a floating-point mode, or of more
+        pixels than Pillow's limit against decompression bombs (179 million by default).
+    """
+    name = name or _name(source)
+    try:
+        with _open(source) as image:
+            turn = _UPRIGHT.get(_orientation(image))
+            image.load()
+            rgb = _to_rgb(image, name)
+            return np.asarray(rgb if turn is None else rgb.transpose(turn))
+    except DataError:
+        raise
+    except _BOMB as error:
+        raise DataError(_bomb_message(name, error)) from error
+    except _BROKEN as error:
+        raise DataError(_broken_message(name, error)) from error
+
+
+def image_size(source: str | ImageSource | bytes, *, name: str | None = None) -> tuple[int, int]:
+    """Return an image's upright (height, width) from its header, without decoding pixels.
+
+    Args:
+      source: as in `read_image`.
+      name: what to call the image in errors; the path by default.
+
+    Returns:
+      (height, width) in pixels, equal to the shape that `read_image` returns.
+
+    Raises:
+      DataError: if the header cannot be read or promises too many pixels.
+    """
+    name = name or _name(source)
+    try:
+        with _open(source) as image:
+            width, height = image.size
+            return (width, height) if _orientation(image) >= 5 else (height, width)
+    except _BOMB as error:
+        raise DataError(_bomb_message(name, error)) from error
+    except _BROKEN as error:
+        raise DataError(_broken_message(name, error)) from error
+
+
+def _name(source: str | ImageSource | bytes) -> str:
+    return str(source) if isinstance(source, str | Path) else "<image in memory>"
+
+
+def _open(source: str | ImageSource | bytes) -> Image.Image:
+    if callable(source):
+        source = source()
+    return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
+
+
+def _orientation(image: Image.Image) -> int:
+    """Return the EXIF orientation, 1..8, as far as the header before the pixels knows it."""
+    if image.format == "TIFF":  # Pillow turns TIFFs upright by itself
+        return 1
+    if image.format == "PNG" and "exif" not in image.info:  # asking would decode the pixels
+        return 1
+    value = image.getexif().get(_EXIF_ORIENTATION, 1)
+    return value if value in _UPRIGHT else 1
+
+
+def _to_rgb(image: Image.Image, name: str) -> Image.Image:
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    if image.mode == "F":
+        raise DataError(
+            f"{name}: floating-point pixels have no agreed range; save it as 8 or 16 bit."
+        )
+    if image.mode.startswith("I"):
+        values = np.asarray(image).astype(np.int64)
+        high_byte = np.clip(values >> 8, 0, 255).astype(np.uint8)
+        return Image.fromarray(high_byte).convert("RGB")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        background = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        return Image.alpha_composite(background, image).convert("RGB")
+    return image.convert("RGB")
+
+
+def _bomb_message(name: str, error: BaseException) -> str:
+    return f"{name}: refused, the image is too large to be harmless ({error}). Shrink it first."
+
+
+def _broken_message(name: str, error: BaseException) -> str:
+    if isinstance(error, FileNotFoundError):
+        return f"{name}: no such image file."
+    return f"{name}: not a readable image ({error}). It may be truncated; copy or re-encode it."

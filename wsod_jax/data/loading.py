@@ -1,0 +1,124 @@
+"""Run an assembler of micro-batches ahead of their use: on a thread pool, or by tf.data. Same arrays from both."""
+
+from __future__ import annotations
+
+import collections
+import itertools
+import os
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Literal
+
+import numpy as np
+
+from wsod_jax.errors import ConfigError, DataError
+
+Arrays = dict[str, np.ndarray]
+Loader = Literal["tf", "threads"]
+
+
+def load(
+    assemble: Callable[[int], Arrays],
+    numbers: range | itertools.count,
+    *,
+    loader: Loader,
+    workers: int | None,
+    prefetch: int,
+) -> Iterator[Arrays]:
+    """Yield `assemble(number)` for each number, in order, working ahead.
+
+    Args:
+      assemble: makes the arrays of one micro-batch; called from several threads at once. It gives the
+        same names and dtypes for every number.
+      numbers: a range, or an endless `itertools.count`.
+      loader: "tf" runs it in tf.data, "threads" in a thread pool without TensorFlow.
+      workers: threads; by default one per core this process may use.
+      prefetch: finished micro-batches held ready.
+
+    Raises:
+      DataError: what `assemble` raised.
+      ConfigError: for an unknown loader, or "tf" where TensorFlow is not installed.
+    """
+    workers = workers or len(os.sched_getaffinity(0))
+    if loader == "threads":
+        return _load_with_threads(assemble, numbers, workers, prefetch)
+    if loader == "tf":
+        return _load_with_tf(assemble, numbers, workers, prefetch)
+    raise ConfigError(f'loader={loader!r}; allowed are "tf" and "threads".')
+
+
+def _load_with_threads(
+    assemble: Callable[[int], Arrays], numbers: Iterable[int], workers: int, prefetch: int
+) -> Iterator[Arrays]:
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="input")
+    pending = collections.deque()
+    numbers = iter(numbers)
+    try:
+        for number in itertools.islice(numbers, workers + prefetch):
+            pending.append(pool.submit(assemble, number))
+        while pending:
+            arrays = pending.popleft().result()
+            for number in itertools.islice(numbers, 1):
+                pending.append(pool.submit(assemble, number))
+            yield arrays
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _load_with_tf(
+    assemble: Callable[[int], Arrays], numbers: Iterable[int], workers: int, prefetch: int
+) -> Iterator[Arrays]:
+    tf = _import_tensorflow()
+    first = next(iter(numbers), None)
+    if first is None:
+        return
+    # The first micro-batch is made here: it tells names and dtypes, and fails with a plain error.
+    sample = assemble(first)
+    names, dtypes = list(sample), [array.dtype for array in sample.values()]
+    yield sample
+    failures = []
+
+    def call(number: np.int64) -> list[np.ndarray]:
+        try:
+            arrays = assemble(int(number))
+        except DataError as error:  # TensorFlow would pass on its text only
+            failures.append(error)
+            raise
+        return [arrays[name] for name in names]
+
+    rest = _rest(numbers)
+    dataset = tf.data.Dataset.range(rest.start, rest.stop).map(
+        lambda number: tf.numpy_function(call, [number], dtypes, stateful=True),
+        num_parallel_calls=workers,
+        deterministic=True,
+    )
+    dataset = dataset.prefetch(prefetch)
+    try:
+        for arrays in dataset.as_numpy_iterator():
+            yield dict(zip(names, arrays, strict=True))
+    except tf.errors.OpError:
+        if failures:
+            raise failures[0] from None
+        raise
+
+
+def _rest(numbers: range | itertools.count) -> range:
+    """Return what follows the first number; `count` is called here after its first was taken."""
+    if isinstance(numbers, range):
+        return numbers[1:]
+    return range(next(numbers), 2**62)
+
+
+def _import_tensorflow():
+    try:
+        import tensorflow as tf
+    except ImportError as error:
+        raise ConfigError(
+            'loader="tf" needs TensorFlow, which is not installed; use loader="threads", or '
+            "pip install tensorflow-cpu."
+        ) from error
+    try:
+        tf.config.set_visible_devices([], "GPU")  # the accelerators are JAX's
+    except RuntimeError:  # TensorFlow is in use already, and has taken what it wanted
+        pass
+    return tf

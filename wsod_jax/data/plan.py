@@ -1,0 +1,192 @@
+"""Which images make up which micro-batch, at which scale, mirrored or not: pure functions of seed and number.
+
+A plan is random access: micro-batch m is known without reading, or even planning, the ones before it, so a
+run restarts anywhere, and any number of processes agree on the global order.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from wsod_jax.errors import ConfigError, DataError
+
+FILLER = -1  # the record index of rows that only fill a micro-batch
+
+_ORDER, _FLIP, _SCALE = 1, 2, 3  # what a random draw is for
+
+
+@dataclass(frozen=True)
+class PlannedBatch:
+    """One micro-batch, before any image is read.
+
+    Attributes:
+      rows: positions in the image set; `FILLER` (-1) where there is none.
+      flipped: per row, mirrored or not.
+      scale: side length in pixels, one of the canvases' scales.
+      portrait: orientation shared by all rows.
+    """
+
+    rows: tuple[int, ...]
+    flipped: tuple[bool, ...]
+    scale: int
+    portrait: bool
+
+
+def group_by_orientation(
+    order: np.ndarray, portrait: np.ndarray, batch_size: int
+) -> list[tuple[int, ...]]:
+    """Cut an order of images into groups of one orientation, as close to the order as that allows.
+
+    A group stands where its last image stood; the incomplete last group of each orientation comes at the
+    end, filled with `FILLER`. The number of groups depends on the images alone, not on their order.
+
+    Args:
+      order: [n] positions in the image set.
+      portrait: [number of images] bool.
+      batch_size: rows per group.
+
+    Returns:
+      Groups of exactly `batch_size` rows.
+    """
+    groups, open_groups = [], {False: [], True: []}
+    for index in order.tolist():
+        rows = open_groups[bool(portrait[index])]
+        rows.append(index)
+        if len(rows) == batch_size:
+            groups.append(tuple(rows))
+            rows.clear()
+    for rows in open_groups.values():
+        if rows:
+            groups.append((*rows, *[FILLER] * (batch_size - len(rows))))
+    return groups
+
+
+@dataclass(frozen=True, eq=False)  # compared and hashed by identity, for the cache of epochs
+class TrainPlan:
+    """The endless sequence of training micro-batches.
+
+    The order of epoch e is a permutation drawn from (seed, e), the scale of global micro-batch m from
+    (seed, m), the mirroring of an image from (seed, e, image). Epochs follow each other without a gap: an
+    update may take its last micro-batches from the next epoch.
+
+    Attributes:
+      portrait: per image, higher than wide.
+      batch_size: global rows per micro-batch, over all processes.
+      accumulate: micro-batches per update.
+      scales: to draw from.
+      flip: mirror every other image, at random.
+      seed: non-negative.
+      process_index: which rows this process reads.
+      process_count: number of processes; divides batch_size.
+    """
+
+    portrait: tuple[bool, ...]
+    batch_size: int
+    accumulate: int
+    scales: tuple[int, ...]
+    flip: bool
+    seed: int
+    process_index: int = 0
+    process_count: int = 1
+
+    def __post_init__(self):
+        if not self.portrait:
+            raise DataError("there are no images to train on.")
+        if self.batch_size < 1 or self.accumulate < 1:
+            raise ConfigError("batch_size and accumulate must be at least 1.")
+        if self.seed < 0:
+            raise ConfigError(f"seed={self.seed}; it must not be negative.")
+        if self.batch_size % self.process_count or not 0 <= self.process_index < self.process_count:
+            raise ConfigError(
+                f"a micro-batch of {self.batch_size} images cannot be split evenly over "
+                f"{self.process_count} processes (this is number {self.process_index})."
+            )
+
+    @functools.cached_property
+    def batches_per_epoch(self) -> int:
+        """Micro-batches in which every image occurs once."""
+        high = sum(self.portrait)
+        counts = (high, len(self.portrait) - high)
+        return sum(math.ceil(count / self.batch_size) for count in counts)
+
+    @property
+    def steps_per_epoch(self) -> float:
+        """Updates in which every image occurs once; not always whole."""
+        return self.batches_per_epoch / self.accumulate
+
+    def num_steps(self, epochs: float) -> int:
+        """Return the number of updates after which `epochs` epochs are complete."""
+        return math.ceil(epochs * self.batches_per_epoch / self.accumulate)
+
+    def __getitem__(self, number: int) -> PlannedBatch:
+        """Return this process's rows of global micro-batch `number` (>= 0)."""
+        epoch, position = divmod(number, self.batches_per_epoch)
+        groups, flips = _epoch(self, epoch)
+        share = self.batch_size // self.process_count
+        start = self.process_index * share
+        group = groups[position]
+        rows = group[start : start + share]
+        scale = self.scales[_random(self.seed, _SCALE, number).integers(len(self.scales))]
+        flipped = tuple(bool(self.flip and row != FILLER and flips[row]) for row in rows)
+        return PlannedBatch(rows, flipped, scale, self.portrait[group[0]])
+
+
+@functools.lru_cache(maxsize=4)
+def _epoch(plan: TrainPlan, epoch: int) -> tuple[list[tuple[int, ...]], np.ndarray]:
+    count = len(plan.portrait)
+    order = _random(plan.seed, _ORDER, epoch).permutation(count)
+    flips = _random(plan.seed, _FLIP, epoch).random(count) < 0.5
+    return group_by_orientation(order, np.array(plan.portrait), plan.batch_size), flips
+
+
+def _random(*key: int) -> np.random.Generator:
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence(key)))
+
+
+@dataclass(frozen=True)
+class ViewPlan:
+    """The finite sequence of evaluation micro-batches, image-major: all views of a group, then the next.
+
+    Attributes:
+      portrait: per image, higher than wide.
+      batch_size: rows per micro-batch.
+      scales: every group is seen at each.
+      flips: and at each scale with each of these.
+    """
+
+    portrait: tuple[bool, ...]
+    batch_size: int
+    scales: tuple[int, ...]
+    flips: tuple[bool, ...]
+
+    def __post_init__(self):
+        if self.batch_size < 1:
+            raise ConfigError("batch_size must be at least 1.")
+        if not self.flips or len(set(self.flips)) < len(self.flips):
+            raise ConfigError(f"flips={self.flips}; allowed are (False,), (True,) and both.")
+
+    @property
+    def views_per_image(self) -> int:
+        """Scales times flips: as many batches follow each other with the same images."""
+        return len(self.scales) * len(self.flips)
+
+    @functools.cached_property
+    def groups(self) -> list[tuple[int, ...]]:
+        """The images of each run of `views_per_image` micro-batches."""
+        order = np.arange(len(self.portrait))
+        return group_by_orientation(order, np.array(self.portrait, bool), self.batch_size)
+
+    def __len__(self) -> int:
+        return len(self.groups) * self.views_per_image
+
+    def __getitem__(self, number: int) -> PlannedBatch:
+        """Return micro-batch `number`; scales are the outer, flips the inner loop over a group's views."""
+        group, view = divmod(number, self.views_per_image)
+        scale, flip = divmod(view, len(self.flips))
+        rows = self.groups[group]
+        flipped = tuple(self.flips[flip] and row != FILLER for row in rows)
+        return PlannedBatch(rows, flipped, self.scales[scale], self.portrait[rows[0]])

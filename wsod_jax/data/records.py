@@ -1,0 +1,214 @@
+"""What a reader returns. Image labels and boxes are separate objects, so that boxes cannot reach training.
+
+`ImageSet` holds images with labels per image: the only thing the input pipeline accepts. `GroundTruth`
+holds boxes: the only thing evaluation accepts beside predictions. Each reader module has one function for
+each, `read_image_set` and `read_ground_truth`, and the first never looks at a box.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from wsod_jax.data.images import ImageSource, read_image
+from wsod_jax.errors import DataError
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ImageRecord:
+    """An image and what is known of its content.
+
+    Attributes:
+      image_id: unique within its set; joins proposals, predictions and ground truth.
+      source: the file, or a function that returns the encoded bytes.
+      height: in pixels, upright (EXIF orientation applied).
+      width: in pixels, likewise.
+      labels: one value per class: 1 present, 0 absent, -1 unknown (no loss). Empty for unlabelled sets.
+    """
+
+    image_id: str
+    source: ImageSource = field(repr=False)
+    height: int
+    width: int
+    labels: tuple[int, ...] = ()
+
+    @property
+    def path(self) -> Path | None:
+        """The image file, or `None` where the image lies inside another file."""
+        return self.source if isinstance(self.source, Path) else None
+
+    @property
+    def is_portrait(self) -> bool:
+        """Whether the image is higher than wide; a square one counts as landscape."""
+        return self.height > self.width
+
+    def load(self) -> np.ndarray:
+        """Return the pixels, [height, width, 3] uint8 RGB.
+
+        Raises:
+          DataError: if the file cannot be read, or is of another size than this record says.
+        """
+        name = str(self.path) if self.path else self.image_id
+        image = read_image(self.source, name=name)
+        if image.shape[:2] != (self.height, self.width):
+            found, expected = image.shape[:2], (self.height, self.width)
+            raise DataError(
+                f"{name}: (height, width) is {found}, was {expected} when the set was read."
+            )
+        return image
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Images with labels per image, and no boxes.
+
+    Attributes:
+      name: for reports, like "voc 2007 trainval".
+      class_names: c names, in the order of the labels.
+      records: the images. A record's position is the `image_index` of batches.
+      counts: what the reader met on the way, by name (images skipped, without objects, ...).
+    """
+
+    name: str
+    class_names: tuple[str, ...]
+    records: tuple[ImageRecord, ...]
+    counts: Mapping[str, int] = field(default_factory=dict)
+
+    def __post_init__(self):
+        seen = set()
+        for record in self.records:
+            if record.image_id in seen:
+                raise DataError(f"{self.name}: image {record.image_id!r} occurs twice.")
+            seen.add(record.image_id)
+            if len(record.labels) != len(self.class_names):
+                raise DataError(
+                    f"{self.name}: image {record.image_id!r} has {len(record.labels)} labels, "
+                    f"but there are {len(self.class_names)} classes."
+                )
+            if not set(record.labels) <= {-1, 0, 1}:
+                raise DataError(
+                    f"{self.name}: image {record.image_id!r} has labels {record.labels}; allowed are "
+                    "1 (present), 0 (absent) and -1 (unknown)."
+                )
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    @property
+    def labels(self) -> np.ndarray:
+        """[n, c] int32, the labels of all images."""
+        labels = np.array([record.labels for record in self.records], np.int32)
+        return labels.reshape(len(self.records), len(self.class_names))
+
+    @property
+    def image_ids(self) -> tuple[str, ...]:
+        """The images' ids, in order."""
+        return tuple(record.image_id for record in self.records)
+
+    def select(self, keep: Iterable[int]) -> ImageSet:
+        """Return the set with only the records at positions `keep`, in that order."""
+        return dataclasses.replace(self, records=tuple(self.records[i] for i in keep))
+
+
+@dataclass(frozen=True)
+class BoxAnnotations:
+    """The annotated objects of one image.
+
+    Attributes:
+      boxes: [n, 4] float32 xyxy, pixels of the upright image, continuous edges.
+      classes: [n] int32, 0-based.
+      difficult: [n] bool.
+    """
+
+    boxes: np.ndarray
+    classes: np.ndarray
+    difficult: np.ndarray
+
+    @classmethod
+    def from_lists(cls, boxes: list, classes: list, difficult: list) -> BoxAnnotations:
+        """Make the arrays from lists of n entries; n may be 0."""
+        return cls(
+            np.array(boxes, np.float32).reshape(-1, 4),
+            np.array(classes, np.int32).reshape(-1),
+            np.array(difficult, bool).reshape(-1),
+        )
+
+
+@dataclass(frozen=True)
+class GroundTruth:
+    """Boxes for evaluation; nothing that trains takes one.
+
+    Attributes:
+      class_names: c names, as in the `ImageSet` of the same data.
+      boxes: image id -> its objects; an image without objects has empty arrays.
+      counts: what the reader met on the way, by name (boxes clipped, dropped, ...).
+    """
+
+    class_names: tuple[str, ...]
+    boxes: dict[str, BoxAnnotations]
+    counts: Mapping[str, int] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.boxes)
+
+    def select(self, image_ids: Iterable[str]) -> GroundTruth:
+        """Return the ground truth of these images, in this order.
+
+        Raises:
+          DataError: if an image has no annotation.
+        """
+        image_ids = list(image_ids)
+        missing = [image_id for image_id in image_ids if image_id not in self.boxes]
+        if missing:
+            raise DataError(
+                f"{len(missing)} images have no ground truth, the first is {missing[0]!r}."
+            )
+        return dataclasses.replace(self, boxes={i: self.boxes[i] for i in image_ids})
+
+
+def training_images(image_set: ImageSet) -> ImageSet:
+    """Drop the images that have no positive label, and warn of classes that cannot be learnt.
+
+    A class that every image contains gives multiple-instance learning nothing to tell objects from
+    background by; one that no image contains is never predicted.
+
+    Args:
+      image_set: any labelled set.
+
+    Returns:
+      The images with at least one label 1; `counts["no_positive_label"]` says how many were dropped.
+
+    Raises:
+      DataError: if no image is left.
+    """
+    labels = image_set.labels
+    keep = np.flatnonzero((labels == 1).any(axis=1))
+    dropped = len(image_set) - len(keep)
+    if not len(keep):
+        raise DataError(
+            f"{image_set.name}: none of its {len(image_set)} images has a positive label; "
+            "training needs at least one class present per image."
+        )
+    if dropped:
+        logger.warning("%s: left out %d images without a positive label", image_set.name, dropped)
+    kept = labels[keep]
+    for index, class_name in enumerate(image_set.class_names):
+        if not (kept[:, index] == 1).any():
+            logger.warning("%s: no image contains class %r", image_set.name, class_name)
+        elif (kept[:, index] == 1).all():
+            logger.warning(
+                "%s: every image contains class %r: no MIL signal, its boxes will be arbitrary. "
+                "Add images without it.",
+                image_set.name,
+                class_name,
+            )
+    selected = image_set.select(keep)
+    counts = {**image_set.counts, "no_positive_label": dropped}
+    return dataclasses.replace(selected, counts=counts)

@@ -1,0 +1,310 @@
+"""Geometry of the input, in NumPy: canvases, where an image lies on one, and what becomes of its proposals.
+
+An image is described by a `View`: resized to `size`, mirrored if `flipped`, laid into the top-left corner of a
+`canvas`. `place_image` and `place_boxes` apply a view to pixels and to boxes; nothing else moves either.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import cv2
+import numpy as np
+
+from wsod_jax.errors import ConfigError
+from wsod_jax.ops.boxes import box_area, clip_boxes, flip_boxes, scale_boxes
+
+_MAX_CANVASES = 6  # per orientation: every canvas is one more compilation of every step
+
+
+@dataclass(frozen=True)
+class View:
+    """Where one image goes.
+
+    Attributes:
+      canvas: (H, W) in pixels.
+      size: (height, width) in pixels of the resized image, at most the canvas.
+      flipped: mirrored left-right.
+      shrunk: smaller than the scale asks for, to fit the canvas or the longest side allowed.
+    """
+
+    canvas: tuple[int, int]
+    size: tuple[int, int]
+    flipped: bool
+    shrunk: bool = False
+
+
+@dataclass(frozen=True)
+class Canvases:
+    """The static image shapes of a run: one canvas per scale and orientation.
+
+    Attributes:
+      scales: the side lengths in pixels, at most 6.
+      resize: "short" makes the shorter side equal the scale (as OICR trains), "long" the longer one.
+      max_long: no longer side exceeds this, in pixels.
+      aspect: with "short", images up to this long/short ratio fit a canvas; longer ones shrink to fit.
+        With "long" a canvas is square and everything fits.
+      multiple: canvas sides are rounded up to a multiple of this.
+    """
+
+    scales: tuple[int, ...]
+    resize: Literal["short", "long"] = "short"
+    max_long: int = 2000
+    aspect: float = 1.5
+    multiple: int = 32
+
+    def __post_init__(self):
+        object.__setattr__(self, "scales", tuple(self.scales))
+        if not 1 <= len(self.scales) <= _MAX_CANVASES or len(set(self.scales)) < len(self.scales):
+            raise ConfigError(
+                f"scales={self.scales}; allowed are 1 to {_MAX_CANVASES} distinct side lengths, "
+                "since each is compiled on its own."
+            )
+        if min(self.scales) < 1 or self.max_long < 1 or self.multiple < 1 or self.aspect < 1:
+            raise ConfigError("scales, max_long, multiple and aspect must be at least 1.")
+        if self.resize not in ("short", "long"):
+            raise ConfigError(f'resize={self.resize!r}; allowed are "short" and "long".')
+
+    def shape(self, scale: int, portrait: bool) -> tuple[int, int]:
+        """Return the canvas (H, W) of a scale and orientation; square images count as landscape."""
+        short = min(scale, self.max_long)
+        long = short if self.resize == "long" else min(scale * self.aspect, self.max_long)
+        short, long = (math.ceil(side / self.multiple) * self.multiple for side in (short, long))
+        return (long, short) if portrait else (short, long)
+
+    def shapes(self) -> tuple[tuple[int, int], ...]:
+        """Return the distinct canvases; training and prediction compile at most 2 steps for each."""
+        both = [self.shape(scale, portrait) for scale in self.scales for portrait in (False, True)]
+        return tuple(dict.fromkeys(both))
+
+    def view(self, height: int, width: int, scale: int, flipped: bool = False) -> View:
+        """Return where an image of this size goes at this scale.
+
+        The resize factor is scale / side, the side being the shorter or the longer one as `resize` says,
+        or less where the longer side would exceed `max_long` or the canvas. New sides are rounded
+        half up, and at least 1 pixel.
+        """
+        canvas = self.shape(scale, height > width)
+        side = max(height, width) if self.resize == "long" else min(height, width)
+        wanted = scale / side
+        limits = (self.max_long / max(height, width), canvas[0] / height, canvas[1] / width)
+        factor = min(wanted, *limits)
+        new_height, new_width = (max(1, math.floor(s * factor + 0.5)) for s in (height, width))
+        size = (min(new_height, canvas[0]), min(new_width, canvas[1]))
+        return View(canvas, size, flipped, shrunk=factor < wanted)
+
+
+def place_image(image: np.ndarray, view: View) -> np.ndarray:
+    """Resize bilinearly, mirror, and pad with zeros at the bottom and right.
+
+    Mirroring comes after resizing, so a flipped view holds exactly the mirrored pixels of its twin.
+
+    Args:
+      image: [h, w, 3] uint8.
+      view: where it goes.
+
+    Returns:
+      [H, W, 3] uint8, zero outside `view.size`.
+    """
+    height, width = view.size
+    if image.shape[:2] != view.size:
+        image = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
+    canvas = np.zeros((*view.canvas, 3), np.uint8)
+    canvas[:height, :width] = image[:, ::-1] if view.flipped else image
+    return canvas
+
+
+def view_factors(image_size: tuple[int, int], view: View) -> tuple[np.float32, np.float32]:
+    """Return network pixels per pixel of the original image along (x, y): new side / old side."""
+    return (
+        np.float32(view.size[1] / image_size[1]),
+        np.float32(view.size[0] / image_size[0]),
+    )
+
+
+def place_boxes(boxes: np.ndarray, image_size: tuple[int, int], view: View) -> np.ndarray:
+    """Move boxes of the original image onto a view of it.
+
+    Args:
+      boxes: [n, 4] float32 xyxy in pixels of the original image.
+      image_size: its (height, width).
+      view: where it went.
+
+    Returns:
+      [n, 4] float32 xyxy in pixels of the canvas, within `view.size`.
+    """
+    height, width = view.size
+    placed = clip_boxes(scale_boxes(boxes, *view_factors(image_size, view)), height, width)
+    return flip_boxes(placed, width) if view.flipped else placed
+
+
+@dataclass(frozen=True)
+class ProposalRules:
+    """Which of an image's proposals are used, and how they are padded.
+
+    Attributes:
+      max_proposals: R, the static number of rows. Of more proposals the R best-scored are kept, in file
+        order, or the first R of a file without scores.
+      dedup_stride: proposals whose edges agree after rounding edge / dedup_stride are merged into the
+        first of them; 8 as OICR does. `None` merges nothing.
+      min_side_px: narrower or lower boxes are dropped, in pixels of the original image.
+      min_side: the same as a fraction of the original image's shorter side.
+    """
+
+    max_proposals: int
+    dedup_stride: float | None = 8.0
+    min_side_px: float = 0.0
+    min_side: float = 0.0
+
+    def __post_init__(self):
+        if self.max_proposals < 1:
+            raise ConfigError(f"max_proposals={self.max_proposals}; it must be at least 1.")
+        if self.dedup_stride is not None and self.dedup_stride <= 0:
+            raise ConfigError(
+                f"dedup_stride={self.dedup_stride}; allowed are > 0, and None for off."
+            )
+        if self.min_side_px < 0 or not 0 <= self.min_side < 1:
+            raise ConfigError("min_side_px must be >= 0, and min_side in [0, 1).")
+
+
+@dataclass(frozen=True)
+class CleanProposals:
+    """Proposals fit for use, in pixels of the original image, and what was done to them.
+
+    Attributes:
+      boxes: [n, 4] float32, n <= max_proposals, inside the image, with area.
+      scores: [n] float32, or `None`.
+      clipped: number of boxes that reached outside the image.
+      dropped: number left out for NaN, no area inside the image, or a side below the minimum.
+      capped: number left out for exceeding max_proposals.
+    """
+
+    boxes: np.ndarray
+    scores: np.ndarray | None
+    clipped: int
+    dropped: int
+    capped: int
+
+
+def clean_proposals(
+    boxes: np.ndarray,
+    scores: np.ndarray | None,
+    image_size: tuple[int, int],
+    rules: ProposalRules,
+) -> CleanProposals:
+    """Clip proposals to their image, drop unusable ones, and keep at most R of the rest.
+
+    The outcome depends on the original image alone, so row m is the same proposal in every view.
+
+    Args:
+      boxes: [n, 4] float32 xyxy in pixels of the original image; may hold NaN.
+      scores: [n] objectness, or `None`. A NaN drops its box.
+      image_size: (height, width) of the original image.
+      rules: what to keep.
+
+    Returns:
+      The proposals kept, in their order, and counts.
+
+    Ties: of equal scores at the cap the earlier row is kept.
+    """
+    height, width = image_size
+    boxes = np.asarray(boxes, np.float32).reshape(-1, 4)
+    finite = np.isfinite(boxes).all(axis=1)
+    if scores is not None:
+        scores = np.asarray(scores, np.float32)
+        finite &= ~np.isnan(scores)
+    inside = clip_boxes(boxes, height, width)
+    least = max(rules.min_side_px, rules.min_side * min(image_size))
+    with np.errstate(invalid="ignore"):
+        sides = inside[:, 2:] - inside[:, :2]
+        usable = finite & (box_area(inside) > 0) & (sides >= least).all(axis=1)
+    keep = np.flatnonzero(usable)
+    clipped = int((inside[keep] != boxes[keep]).any(axis=1).sum())
+    capped = max(len(keep) - rules.max_proposals, 0)
+    if capped and scores is not None:
+        best = np.argsort(-scores[keep], kind="stable")[: rules.max_proposals]
+        keep = keep[np.sort(best)]
+    keep = keep[: rules.max_proposals]
+    return CleanProposals(
+        boxes=inside[keep],
+        scores=None if scores is None else scores[keep],
+        clipped=clipped,
+        dropped=len(boxes) - int(usable.sum()),
+        capped=capped,
+    )
+
+
+def merge_duplicates(boxes: np.ndarray, stride: float) -> np.ndarray:
+    """Find the proposals that a feature map of this stride cannot tell apart.
+
+    Two boxes are the same if round(edge / stride) agrees for all four edges, rounding half away from
+    zero.
+
+    Args:
+      boxes: [n, 4] float32 xyxy in network pixels, >= 0.
+      stride: in network pixels.
+
+    Returns:
+      [n] int32, for each box the first box that is the same as it (itself where it is the first).
+
+    Source: released OICR code, which hashes the rounded boxes the same way.
+    """
+    cells = np.floor(np.asarray(boxes, np.float32) / np.float32(stride) + np.float32(0.5))
+    cells = cells.astype(np.int64)
+    base = np.int64(cells.max(initial=0) + 1)
+    if base > 50_000:  # base ** 4 would leave 64 bits
+        _, first, group = np.unique(cells, axis=0, return_index=True, return_inverse=True)
+    else:
+        keys = ((cells[:, 0] * base + cells[:, 1]) * base + cells[:, 2]) * base + cells[:, 3]
+        _, first, group = np.unique(keys, return_index=True, return_inverse=True)
+    return first[group.reshape(-1)].astype(np.int32)
+
+
+@dataclass(frozen=True)
+class PlacedProposals:
+    """One image's proposals on one view, padded to R rows; the fields are those of `types.Batch`.
+
+    Attributes:
+      boxes: [r, 4] float32, 0 in padding.
+      mask: [r] bool, False in padding and for merged proposals.
+      scores: [r] float32, or `None`.
+      representative: [r] int32.
+    """
+
+    boxes: np.ndarray
+    mask: np.ndarray
+    scores: np.ndarray | None
+    representative: np.ndarray
+
+
+def place_proposals(
+    proposals: CleanProposals, image_size: tuple[int, int], view: View, rules: ProposalRules
+) -> PlacedProposals:
+    """Move clean proposals onto a view, merge duplicates, and pad to R rows.
+
+    Merged proposals keep their row and their box but lose their mask; `representative` names the row
+    that stands for them.
+
+    Args:
+      proposals: of the original image.
+      image_size: the original (height, width).
+      view: where the image went.
+      rules: R and the stride of merging.
+
+    Returns:
+      Arrays of R rows.
+    """
+    count, rows = len(proposals.boxes), rules.max_proposals
+    boxes = np.zeros((rows, 4), np.float32)
+    boxes[:count] = place_boxes(proposals.boxes, image_size, view)
+    representative = np.arange(rows, dtype=np.int32)
+    if rules.dedup_stride is not None:
+        representative[:count] = merge_duplicates(boxes[:count], rules.dedup_stride)
+    mask = (representative == np.arange(rows)) & (np.arange(rows) < count)
+    scores = None
+    if proposals.scores is not None:
+        scores = np.zeros(rows, np.float32)
+        scores[:count] = proposals.scores
+    return PlacedProposals(boxes, mask, scores, representative)

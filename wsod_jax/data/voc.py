@@ -1,0 +1,346 @@
+"""Reader of the PASCAL VOC layout: VOCdevkit 2007/2012, or any folder in that layout with its own classes.
+
+    <root>/ImageSets/Main/<split>.txt   <root>/JPEGImages/<id>.jpg   <root>/Annotations/<id>.xml
+
+VOC boxes are 1-based with inclusive edges; (xmin, ymin, xmax, ymax) becomes (xmin - 1, ymin - 1, xmax, ymax).
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path, PurePath
+from typing import Literal
+from xml.etree.ElementTree import Element, ParseError
+
+import defusedxml.ElementTree
+from defusedxml.common import DefusedXmlException
+
+from wsod_jax.data.images import SUFFIXES, image_size
+from wsod_jax.data.records import BoxAnnotations, GroundTruth, ImageRecord, ImageSet
+from wsod_jax.errors import DataError
+
+logger = logging.getLogger(__name__)
+
+CLASS_NAMES = (
+    "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
+    "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train",
+    "tvmonitor",
+)  # fmt: skip
+
+DifficultRule = Literal["drop", "ignore", "keep"]
+_CORNERS = ("xmin", "ymin", "xmax", "ymax")
+_DIFFICULT_ONLY = {"drop": 0, "ignore": -1, "keep": 1}
+
+
+class _HostileFile(DataError):
+    """A file made to harm its reader; never skipped."""
+
+
+def read_image_set(
+    root: str | Path,
+    split: str,
+    *,
+    year: str | int | None = None,
+    class_names: Sequence[str] | None = None,
+    difficult: DifficultRule = "drop",
+    on_bad: Literal["error", "skip"] = "skip",
+) -> ImageSet:
+    """Read a split's images and their image-level labels; boxes are not looked at.
+
+    Args:
+      root: a folder in VOC layout (VOCdevkit/VOC2007), or the VOCdevkit folder together with `year`.
+      split: name of a file in ImageSets/Main, like "trainval".
+      year: "2007", 2012, or a union like "07+12" (each year's split of that name).
+      class_names: the classes, in label order. By default those of a classes.txt (one name per line) in
+        the folder or up to two levels above it, else the 20 VOC classes.
+      difficult: the label of a class whose objects in an image are all marked difficult: "drop" 0,
+        absent (as OICR, PCL and OIM have it); "ignore" -1, unknown (WSDDN); "keep" 1, present.
+      on_bad: what to do about an image whose file or XML is missing or broken: "skip" leaves it out,
+        logged and counted as `bad_image`; "error" raises. A missing split, an unknown class, an unsafe
+        id and XML that declares entities always raise.
+
+    Returns:
+      The images in the order of the split files, sizes from the image headers. `counts["no_object"]`
+      images have no object, which is legal: all their labels are 0.
+
+    Raises:
+      DataError: see `on_bad`; also if no image is left.
+    """
+    if difficult not in _DIFFICULT_ONLY:
+        raise DataError(f"difficult={difficult!r}; allowed are {', '.join(_DIFFICULT_ONLY)}.")
+    folders = _folders(Path(root), year)
+    class_names = _class_names(folders[0], class_names)
+    counts, records = Counter(), []
+    for folder in folders:
+        files = _image_files(folder)
+        for image_id in _split_ids(folder, split):
+            try:
+                path = _find_image(folder, files, image_id)
+                height, width = image_size(path)
+                objects = _read_objects(folder, image_id)
+            except _HostileFile:
+                raise
+            except DataError as error:
+                _skip(error, on_bad, counts)
+                continue
+            counts["no_object"] += not objects
+            labels = _image_labels(objects, class_names, difficult, _xml_path(folder, image_id))
+            records.append(ImageRecord(image_id, path, height, width, labels))
+    name = " ".join(["voc", *(folder.name.removeprefix("VOC") for folder in folders), split])
+    _log_counts(name, counts)
+    if not records:
+        raise DataError(f"{name}: no image is left of split {split!r} in {root}.")
+    return ImageSet(name, class_names, tuple(records), dict(counts))
+
+
+def read_ground_truth(
+    root: str | Path,
+    split: str,
+    *,
+    year: str | int | None = None,
+    class_names: Sequence[str] | None = None,
+    on_bad: Literal["error", "skip"] = "skip",
+) -> GroundTruth:
+    """Read the boxes of a split, for evaluation.
+
+    Boxes that reach outside their image are clipped (`counts["clipped"]`); those without area or with
+    unreadable coordinates are dropped (`counts["dropped"]`). Images need not be there: where one is
+    missing, the size in its XML counts.
+
+    Args:
+      root: as in `read_image_set`; so are the other arguments.
+      split: name of a file in ImageSets/Main.
+      year: the year or years.
+      class_names: the classes, in label order.
+      on_bad: what to do about a missing or broken XML: "skip" leaves the image out, logged and counted.
+
+    Returns:
+      Boxes of every image of the split, difficult ones included and marked.
+
+    Raises:
+      DataError: see `on_bad`; also if no image is left.
+    """
+    folders = _folders(Path(root), year)
+    class_names = _class_names(folders[0], class_names)
+    counts, boxes = Counter(), {}
+    for folder in folders:
+        files = _image_files(folder)
+        for image_id in _split_ids(folder, split):
+            try:
+                xml = _read_xml(_xml_path(folder, image_id))
+            except _HostileFile:
+                raise
+            except DataError as error:
+                _skip(error, on_bad, counts)
+                continue
+            size = _annotated_size(xml)
+            if image_id in files:
+                size = _file_size(files[image_id], size, counts)
+            boxes[image_id] = _read_boxes(
+                xml, size, class_names, _xml_path(folder, image_id), counts
+            )
+    name = f"ground truth of {split} in {root}"
+    _log_counts(name, counts)
+    if not boxes:
+        raise DataError(f"{name}: no annotation could be read.")
+    return GroundTruth(class_names, boxes, dict(counts))
+
+
+def _folders(root: Path, year: str | int | None) -> list[Path]:
+    """Return the folders that hold ImageSets, one per year."""
+    if not root.is_dir():
+        raise DataError(f"{root}: no such folder; give the VOCdevkit folder or one inside it.")
+    if (root / "ImageSets").is_dir():
+        if year is not None and root.name != f"VOC{_years(year)[0]}":
+            raise DataError(f"{root} is one year's folder; give its parent with year={year!r}.")
+        return [root]
+    if (root / "VOCdevkit").is_dir():
+        root = root / "VOCdevkit"
+    found = sorted(path.parent.name for path in root.glob("*/ImageSets"))
+    if year is None:
+        if len(found) != 1:
+            raise DataError(
+                f"{root} holds {found or 'no folder with ImageSets'}; choose with year=."
+            )
+        return [root / found[0]]
+    folders = [root / f"VOC{digits}" for digits in _years(year)]
+    for folder in folders:
+        if not (folder / "ImageSets").is_dir():
+            raise DataError(f"{folder} is no folder in VOC layout; {root} holds {found or 'none'}.")
+    return folders
+
+
+def _years(year: str | int) -> list[str]:
+    years = [part.strip() for part in str(year).split("+")]
+    years = [f"20{part}" if len(part) == 2 else part for part in years]
+    if not all(len(part) == 4 and part.isdigit() for part in years) or len(set(years)) < len(years):
+        raise DataError(f'year={year!r}; allowed are a year like "2007" and a union like "07+12".')
+    return years
+
+
+def _class_names(folder: Path, class_names: Sequence[str] | None) -> tuple[str, ...]:
+    origin = "class_names"
+    if class_names is None:
+        origin, class_names = "the VOC classes", CLASS_NAMES
+        for parent in [folder, *folder.absolute().parents[:2]]:
+            path = parent / "classes.txt"
+            if path.is_file():
+                lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+                origin, class_names = str(path), [line for line in lines if line]
+                break
+    if not class_names or len(set(class_names)) < len(class_names):
+        raise DataError(
+            f"{origin}: class names must be distinct and at least one, found {class_names}."
+        )
+    return tuple(class_names)
+
+
+def _split_ids(folder: Path, split: str) -> Iterator[str]:
+    path = folder / "ImageSets" / "Main" / f"{split}.txt"
+    if not path.is_file():
+        found = sorted(p.stem for p in path.parent.glob("*.txt"))
+        raise DataError(f"{path}: no such split; found {', '.join(found[:20]) or 'none'}.")
+    seen = set()
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        if not line.strip():
+            continue
+        image_id = line.split()[0]
+        if PurePath(image_id).is_absolute() or ".." in PurePath(image_id).parts:
+            raise DataError(f"{path}:{number}: image id {image_id!r} leads out of the data folder.")
+        if image_id in seen:
+            raise DataError(f"{path}:{number}: image {image_id!r} occurs twice.")
+        seen.add(image_id)
+        yield image_id
+
+
+def _image_files(folder: Path) -> dict[str, Path]:
+    """Return image id -> file; of several files with one stem the suffix listed first in SUFFIXES."""
+    directory = folder / "JPEGImages"
+    files = [path for path in directory.rglob("*") if path.suffix.lower() in SUFFIXES]
+    files.sort(key=lambda path: SUFFIXES.index(path.suffix.lower()), reverse=True)
+    return {path.relative_to(directory).with_suffix("").as_posix(): path for path in files}
+
+
+def _find_image(folder: Path, files: dict[str, Path], image_id: str) -> Path:
+    if image_id not in files:
+        raise DataError(f"{folder / 'JPEGImages' / image_id}.jpg: no such image file.")
+    return files[image_id]
+
+
+def _xml_path(folder: Path, image_id: str) -> Path:
+    return folder / "Annotations" / f"{image_id}.xml"
+
+
+def _read_xml(path: Path) -> Element:
+    try:
+        return defusedxml.ElementTree.parse(path).getroot()
+    except DefusedXmlException as error:
+        raise _HostileFile(f"{path}: refused, annotations have no need of {error}.") from error
+    except (ParseError, UnicodeError, LookupError, OSError) as error:
+        raise DataError(f"{path}: not a readable annotation ({error}).") from error
+
+
+def _read_objects(folder: Path, image_id: str) -> list[tuple[str, bool]]:
+    """Return (class name, is difficult) per object: all that training may know of an annotation."""
+    objects = _read_xml(_xml_path(folder, image_id)).findall("object")
+    return [(_object_name(item), _is_difficult(item)) for item in objects]
+
+
+def _object_name(item: Element) -> str:
+    return (item.findtext("name") or "").strip()
+
+
+def _is_difficult(item: Element) -> bool:
+    return (item.findtext("difficult") or "0").strip() == "1"
+
+
+def _image_labels(
+    objects: list[tuple[str, bool]],
+    class_names: tuple[str, ...],
+    difficult: DifficultRule,
+    path: Path,
+) -> tuple[int, ...]:
+    labels = [0] * len(class_names)
+    for name, is_difficult in objects:
+        index = _class_index(name, class_names, path)
+        if not is_difficult:
+            labels[index] = 1
+        elif labels[index] != 1:
+            labels[index] = _DIFFICULT_ONLY[difficult]
+    return tuple(labels)
+
+
+def _class_index(name: str, class_names: tuple[str, ...], path: Path) -> int:
+    if name not in class_names:
+        raise DataError(
+            f"{path}: unknown class {name!r}; allowed are {', '.join(class_names)}. For other classes "
+            "pass class_names or put a classes.txt beside ImageSets."
+        )
+    return class_names.index(name)
+
+
+def _annotated_size(xml: Element) -> tuple[int, int] | None:
+    try:
+        height, width = (int(xml.findtext(f"size/{side}") or 0) for side in ("height", "width"))
+    except ValueError:
+        return None
+    return (height, width) if height > 0 and width > 0 else None
+
+
+def _file_size(
+    path: Path, annotated: tuple[int, int] | None, counts: Counter
+) -> tuple[int, int] | None:
+    """Return the size in the image's header, which decides; the annotated one if it cannot be read."""
+    try:
+        size = image_size(path)
+    except DataError:
+        return annotated
+    counts["size_differs"] += annotated is not None and annotated != size
+    return size
+
+
+def _read_boxes(
+    xml: Element,
+    size: tuple[int, int] | None,
+    class_names: tuple[str, ...],
+    path: Path,
+    counts: Counter,
+) -> BoxAnnotations:
+    boxes, classes, difficult = [], [], []
+    height, width = size or (math.inf, math.inf)
+    for item in xml.findall("object"):
+        index = _class_index(_object_name(item), class_names, path)
+        try:
+            corners = [float(item.findtext(f"bndbox/{k}") or "nan") for k in _CORNERS]
+        except ValueError:
+            corners = [math.nan] * 4
+        x1, y1, x2, y2 = corners[0] - 1, corners[1] - 1, corners[2], corners[3]
+        if not all(map(math.isfinite, corners)):
+            counts["dropped"] += 1
+            continue
+        inside = (max(x1, 0.0), max(y1, 0.0), min(x2, width), min(y2, height))
+        if inside[2] <= inside[0] or inside[3] <= inside[1]:
+            counts["dropped"] += 1
+            continue
+        counts["clipped"] += inside != (x1, y1, x2, y2)
+        boxes.append(inside)
+        classes.append(index)
+        difficult.append(_is_difficult(item))
+    return BoxAnnotations.from_lists(boxes, classes, difficult)
+
+
+def _skip(error: DataError, on_bad: str, counts: Counter) -> None:
+    if on_bad == "error":
+        raise error
+    counts["bad_image"] += 1
+    if counts["bad_image"] <= 10:
+        logger.warning("left out: %s", error)
+
+
+def _log_counts(name: str, counts: Counter) -> None:
+    found = ", ".join(f"{count} {what}" for what, count in sorted(counts.items()) if count)
+    if found:
+        logger.warning("%s: %s", name, found)
