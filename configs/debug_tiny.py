@@ -1,0 +1,33 @@
+"""A run of seconds on a few synthetic images, to see that everything works; no number means anything.
+
+python scripts/make_synthetic.py --out demo/data/debug --num_trainval 12 --num_test 6 --size 96
+python scripts/make_proposals.py --voc demo/data/debug --out demo/data/debug_proposals.npz
+python scripts/train.py --config configs/debug_tiny.py --workdir demo/debug
+"""
+
+from configs.synthetic import get_config as synthetic
+
+
+def get_config(variant: str = "oim_ir"):
+    """Return the configuration of one method: wsddn, oicr, pcl, mist, oim or oim_ir."""
+    config = synthetic(variant)
+    config.backbone.weights = None
+    config.neck.dims = (32, 32)
+    config.data.root = "demo/data/debug"
+    config.proposals.path = "demo/data/debug_proposals.npz"
+    config.proposals.max_proposals = 64
+    config.train.num_steps = 6
+    config.train.micro_batch = 2
+    config.train.scales = (96,)
+    config.optim.decay_steps = (4,)
+    config.optim.warmup_steps = 2
+    if config.method.name == "oim":
+        config.method.alpha = ((0, 5.0), (4, 2.0))
+    config.log.every = 1
+    config.log.checkpoint_every = 3
+    config.log.milestones_every = 3
+    config.log.pictures_every = 3
+    config.log.num_pictures = 2
+    config.eval.scales = (96,)
+    config.eval.micro_batch = 2
+    return config

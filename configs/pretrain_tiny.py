@@ -1,0 +1,33 @@
+"""Teach the tiny backbone its classes from rendered one-object images: image labels only, and no image of the
+detection set.
+
+    python scripts/train.py --config configs/pretrain_tiny.py --workdir demo/pretrain
+    python scripts/convert_weights.py --from checkpoint demo/pretrain --out demo/weights/tiny.npz
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config():
+    """Return the configuration."""
+    config = ConfigDict()
+    config.seed = 0
+    config.method = dict(name="classifier", activation="softmax")
+    config.backbone = dict(name="tiny", weights=None, pixels="torchvision", stride=8)
+    config.data = dict(
+        reader="voc", root="demo/data/objects", train_split="trainval", test_split="test"
+    )
+    config.train = dict(
+        num_steps=1200,
+        micro_batch=16,
+        scales=(160,),
+        aspect=1.0,
+        flip=True,
+        loader="tf",
+    )
+    config.optim = dict(
+        name="adamw", learning_rate=2e-3, shape="cosine", warmup_steps=50, weight_decay=1e-4
+    )
+    config.log = dict(every=50, checkpoint_every=600)
+    config.eval = dict(scales=(160,), aspect=1.0, flips=(False,), micro_batch=16, corloc_split=None)
+    return config

@@ -1,0 +1,437 @@
+"""From a configuration to objects: the only place that reads one.
+
+A configuration is a `ConfigDict` of sections. Each section becomes the keyword arguments of one typed
+constructor, so a misspelt key is an error with a suggestion, and a config goes no further down.
+
+    seed       int
+    method     name, and the options of its function in `methods/`
+    network    `ProposalNetwork` (absent for the classifier)
+    backbone   name, weights (file or None), and the fields of the module in `nn/`
+    neck       `FcNeck` (absent for the classifier)
+    data       reader, splits, and the arguments of the reader
+    proposals  path, and the fields of `ProposalRules` (absent for methods without proposals)
+    train      `TrainSettings`
+    optim      schedule and `make_optimizer`
+    log        `LogSettings`
+    eval       `EvalSettings`
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import inspect
+import json
+import typing
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax.numpy as jnp
+import optax
+from ml_collections import ConfigDict, FrozenConfigDict
+
+from wsod_jax.data import folder, voc
+from wsod_jax.data.proposals import ProposalSet
+from wsod_jax.data.records import GroundTruth, ImageSet
+from wsod_jax.data.transforms import Canvases, ProposalRules
+from wsod_jax.errors import ConfigError
+from wsod_jax.methods.classifier import Classifier, ClassifierNetwork
+from wsod_jax.methods.contract import Method
+from wsod_jax.methods.mist import mist
+from wsod_jax.methods.oicr import oicr
+from wsod_jax.methods.oim import oim
+from wsod_jax.methods.pcl import pcl
+from wsod_jax.methods.wsddn import Wsddn
+from wsod_jax.nn.backbone import Backbone
+from wsod_jax.nn.neck import FcNeck
+from wsod_jax.nn.proposal_network import ProposalNetwork
+from wsod_jax.nn.squeezenet import SqueezeNet
+from wsod_jax.nn.tiny import TinyNet
+from wsod_jax.nn.vgg import Vgg16
+from wsod_jax.train.optim import make_optimizer
+from wsod_jax.train.schedules import Schedule, cosine, piecewise_constant, warm_up
+from wsod_jax.types import Params
+from wsod_jax.weights.npz import check_meta, load_weights, merge_weights
+
+METHODS = {"wsddn": Wsddn, "oicr": oicr, "pcl": pcl, "mist": mist, "oim": oim}
+BACKBONES = {"vgg16": Vgg16, "squeezenet": SqueezeNet, "tiny": TinyNet}
+READERS = {"voc": voc, "folder": folder}
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+SECTIONS = (
+    "seed",
+    "method",
+    "network",
+    "backbone",
+    "neck",
+    "data",
+    "proposals",
+    "train",
+    "optim",
+    "log",
+    "eval",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainSettings:
+    """How a run trains.
+
+    Attributes:
+      num_steps: optimiser updates.
+      micro_batch: images per forward pass, over all devices.
+      accumulate: forward passes per update; micro_batch * accumulate is the batch size.
+      scales, resize, max_long, aspect: see `Canvases`; a scale is drawn per micro-batch.
+      flip: mirror every other image.
+      loader: "tf" (tf.data) or "threads" (no TensorFlow needed).
+      ema_decay: keep a running average of the parameters; `None` keeps none.
+      cache_features: keep the feature maps of a wholly frozen backbone in memory.
+    """
+
+    num_steps: int
+    micro_batch: int = 1
+    accumulate: int = 1
+    scales: tuple[int, ...] = (480, 576, 688, 864, 1200)
+    resize: Literal["short", "long"] = "short"
+    max_long: int = 2000
+    aspect: float = 1.5
+    flip: bool = True
+    loader: Literal["tf", "threads"] = "tf"
+    ema_decay: float | None = None
+    cache_features: bool = False
+
+    @property
+    def canvases(self) -> Canvases:
+        """The static shapes of training images."""
+        return Canvases(self.scales, self.resize, self.max_long, self.aspect)
+
+
+@dataclasses.dataclass(frozen=True)
+class LogSettings:
+    """What a run writes, and how often, in updates; 0 switches a part off.
+
+    Attributes:
+      every: a line on the console and in metrics.jsonl.
+      checkpoint_every: a checkpoint; the latest two are kept.
+      milestones_every: checkpoints kept for good (step 0 always is), for figures over training.
+      pictures_every: pictures of fixed training images with their pseudo boxes.
+      num_pictures: how many images.
+      tensorboard: write TensorBoard event files too.
+      profile_steps: (first, last) update to profile into the workdir, or ().
+    """
+
+    every: int = 20
+    checkpoint_every: int = 1000
+    milestones_every: int = 0
+    pictures_every: int = 0
+    num_pictures: int = 8
+    tensorboard: bool = True
+    profile_steps: tuple[int, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalSettings:
+    """How detections and CorLoc are measured. Every field is printed in the report.
+
+    Attributes:
+      scales, flips: the views; each image is seen len(scales) * len(flips) times.
+      resize: which side a scale means when mAP is measured.
+      corloc_resize: the same for CorLoc.
+      corloc_split: split whose images CorLoc is measured on; `None` skips it.
+      corloc_difficult: difficult objects count as hits and in the denominator.
+      corloc_nms: apply NMS before the top box is taken (changes nothing but ties).
+      max_long, aspect: see `Canvases`.
+      micro_batch: images per forward pass.
+      merge: how views meet: "mean" or "sum" of scores, or the "union" of their boxes.
+      top_k: best boxes kept per class and image before NMS.
+      average_per_image: per class, keep this many boxes per image on average over the data set,
+        by one threshold; `None` keeps all of `top_k`.
+      score_thr: lowest score kept, or `None`.
+      nms_thr: boxes with IoU > this to a better one are removed.
+      ap: "11point" (exact recall thresholds), "11point_devkit" (its rounding too) or "area".
+      iou_thrs: a detection needs IoU > this; the first one is the headline.
+      loader: "threads" or "tf".
+    """
+
+    scales: tuple[int, ...] = (480, 576, 688, 864, 1200)
+    flips: tuple[bool, ...] = (False, True)
+    resize: Literal["short", "long"] = "short"
+    corloc_resize: Literal["short", "long"] = "long"
+    corloc_split: str | None = "trainval"
+    corloc_difficult: bool = True
+    corloc_nms: bool = False
+    max_long: int = 2000
+    aspect: float = 1.5
+    micro_batch: int = 1
+    merge: Literal["mean", "sum", "union"] = "mean"
+    top_k: int = 100
+    average_per_image: int | None = None
+    score_thr: float | None = None
+    nms_thr: float = 0.3
+    ap: Literal["11point", "11point_devkit", "area"] = "11point"
+    iou_thrs: tuple[float, ...] = (0.5,)
+    loader: Literal["tf", "threads"] = "threads"
+
+    def canvases(self, purpose: Literal["map", "corloc"]) -> Canvases:
+        """The static shapes of test images, for mAP or for CorLoc."""
+        resize = self.resize if purpose == "map" else self.corloc_resize
+        return Canvases(self.scales, resize, self.max_long, self.aspect)
+
+    @property
+    def num_views(self) -> int:
+        """Views per image."""
+        return len(self.scales) * len(self.flips)
+
+
+def construct(function: Callable, section: Mapping[str, Any], name: str, **given: Any) -> Any:
+    """Call `function` with a section's entries as keyword arguments.
+
+    Args:
+      function: a class or function with named, annotated arguments.
+      section: the entries; lists become tuples.
+      name: of the section, for messages.
+      **given: arguments that do not come from the configuration.
+
+    Raises:
+      ConfigError: for a key that the function does not take (with the closest one it does), one that
+        is missing, or a value outside a `Literal`.
+    """
+    parameters = inspect.signature(function).parameters
+    hints = typing.get_type_hints(function.__init__ if inspect.isclass(function) else function)
+    hidden = ("self", "parent", "name") if _is_module(function) else ("self",)
+    allowed = [key for key in parameters if key not in given and key not in hidden]
+    values = {key: _plain(value) for key, value in section.items()}
+    for key, value in values.items():
+        _check_known(key, allowed, name)
+        choices = typing.get_args(hints.get(key)) if _is_literal(hints.get(key)) else ()
+        if choices and value not in choices:
+            raise ConfigError(
+                f"config.{name}.{key} is {value!r}; allowed are {', '.join(map(repr, choices))}"
+                + _suggestion(str(value), [str(choice) for choice in choices])
+            )
+    missing = [
+        key
+        for key in allowed
+        if parameters[key].default is inspect.Parameter.empty and key not in values
+    ]
+    if missing:
+        raise ConfigError(f"config.{name} lacks {', '.join(missing)}")
+    return function(**values, **given)
+
+
+def choose(table: Mapping[str, Any], section: Mapping[str, Any], name: str) -> tuple[Any, dict]:
+    """Look up `section["name"]` in a table; return the entry and the section's other keys."""
+    rest = dict(section.items())
+    found = rest.pop("name", None)
+    if found not in table:
+        raise ConfigError(
+            f"config.{name}.name is {found!r}; allowed are {', '.join(table)}"
+            + _suggestion(str(found), list(table))
+        )
+    return table[found], rest
+
+
+def check_sections(config: ConfigDict | FrozenConfigDict) -> None:
+    """Raise `ConfigError` for a section that does not exist, with the closest one that does."""
+    for key in config:
+        if key not in SECTIONS:
+            raise ConfigError(
+                f"config.{key} is no section; sections are {', '.join(SECTIONS)}"
+                + _suggestion(key, list(SECTIONS))
+            )
+
+
+def backbone(config: ConfigDict) -> Backbone:
+    """Make the backbone module."""
+    module, options = choose(BACKBONES, config.backbone, "backbone")
+    options.pop("weights", None)
+    dtype = _dtype(options.pop("dtype", "float32"), "backbone")
+    return construct(module, options, "backbone", dtype=dtype)
+
+
+def method(config: ConfigDict, *, num_classes: int, max_classes: int) -> Method:
+    """Make the method: its network, mining and losses.
+
+    Args:
+      config: the whole configuration.
+      num_classes: c.
+      max_classes: the most positive classes that an image of the training set has.
+    """
+    check_sections(config)
+    if config.method.name == "classifier":
+        network = ClassifierNetwork(backbone(config), num_classes)
+        options = {key: value for key, value in config.method.items() if key != "name"}
+        return construct(Classifier, options, "method", network=network)
+    function, options = choose(METHODS | {"classifier": Classifier}, config.method, "method")
+    neck_options = dict(config.neck.items())
+    dtype = _dtype(neck_options.pop("dtype", "float32"), "neck")
+    network = construct(
+        ProposalNetwork,
+        config.network,
+        "network",
+        backbone=backbone(config),
+        neck=construct(FcNeck, neck_options, "neck", dtype=dtype),
+        num_classes=num_classes,
+    )
+    if (config.method.name == "wsddn") != (network.num_stages == 0):
+        raise ConfigError(
+            f"config.network.num_stages is {network.num_stages} for method {config.method.name!r}; "
+            "wsddn has 0 refinement stages, the other methods at least 1 (3 in the papers)"
+        )
+    return construct(function, options, "method", network=network, max_classes=max_classes)
+
+
+def learning_rate(
+    *,
+    num_steps: int,
+    learning_rate: float,
+    shape: Literal["steps", "cosine"] = "steps",
+    decay_steps: tuple[int, ...] = (),
+    decay_factor: float = 0.1,
+    warmup_steps: int = 0,
+    warmup_factor: float = 1 / 3,
+) -> Schedule:
+    """Make a schedule: constant with drops at `decay_steps`, or half a cosine, after a linear warm-up."""
+    if shape == "cosine":
+        schedule = cosine(learning_rate, total_steps=num_steps)
+    else:
+        values = [learning_rate * decay_factor**i for i in range(len(decay_steps) + 1)]
+        schedule = piecewise_constant(values, decay_steps)
+    return warm_up(schedule, steps=warmup_steps, factor=warmup_factor)
+
+
+def optimizer(config: ConfigDict) -> tuple[optax.GradientTransformation, Schedule]:
+    """Make the optimiser and its schedule; layers that the backbone freezes get neither step nor memory."""
+    own = set(inspect.signature(learning_rate).parameters)
+    options = dict(config.optim.items())
+    for key in options:
+        _check_known(key, [*own, *inspect.signature(make_optimizer).parameters], "optim")
+    schedule = construct(
+        learning_rate,
+        {key: value for key, value in options.items() if key in own},
+        "optim",
+        num_steps=config.train.num_steps,
+    )
+    tx = construct(
+        make_optimizer,
+        {key: value for key, value in options.items() if key not in own},
+        "optim",
+        schedule=schedule,
+        frozen=tuple(f"^backbone/{prefix}" for prefix in config.backbone.get("frozen", ())),
+    )
+    return tx, schedule
+
+
+def warm_start(config: ConfigDict) -> Callable[[Params], Params] | None:
+    """Return the function that puts pretrained weights into drawn parameters, or `None`.
+
+    Raises:
+      DataError: if the file is missing, damaged, or was made for another network.
+    """
+    path = config.backbone.get("weights")
+    if path is None:
+        return None
+    loaded, meta = load_weights(path)
+    check_meta(meta, backbone(config).description, path=path)
+
+    def merge(params: Params) -> Params:
+        merged, report = merge_weights(params, loaded, prefix=("backbone", "neck"))
+        print(f"weights: {path}: {report}")
+        return merged
+
+    return merge
+
+
+def images(config: ConfigDict, split: str) -> ImageSet:
+    """Read a split's images and labels. No box is read."""
+    reader, options = _reader(config)
+    return construct(reader.read_image_set, _without_splits(options), "data", split=split)
+
+
+def ground_truth(config: ConfigDict, split: str) -> GroundTruth:
+    """Read a split's boxes, for evaluation."""
+    reader, options = _reader(config)
+    options = {key: value for key, value in _without_splits(options).items() if key != "difficult"}
+    return construct(reader.read_ground_truth, options, "data", split=split)
+
+
+def proposals(config: ConfigDict) -> tuple[ProposalSet, ProposalRules] | tuple[None, None]:
+    """Load the proposals and the rules of their use; (None, None) for methods without proposals."""
+    if "proposals" not in config:
+        return None, None
+    options = dict(config.proposals.items())
+    path = options.pop("path", None)
+    if path is None:
+        raise ConfigError(
+            "config.proposals lacks path; run scripts/make_proposals.py to make the file"
+        )
+    return ProposalSet.load(path), construct(ProposalRules, options, "proposals")
+
+
+def train_settings(config: ConfigDict) -> TrainSettings:
+    """Make the training settings."""
+    return construct(TrainSettings, config.train, "train")
+
+
+def log_settings(config: ConfigDict) -> LogSettings:
+    """Make the logging settings."""
+    return construct(LogSettings, config.log, "log")
+
+
+def eval_settings(config: ConfigDict) -> EvalSettings:
+    """Make the evaluation settings."""
+    return construct(EvalSettings, config.eval, "eval")
+
+
+def load_config(path: str | Path) -> ConfigDict:
+    """Read a configuration that a run has stored as JSON."""
+    config = ConfigDict(json.loads(Path(path).read_text(encoding="utf-8")), convert_dict=True)
+    check_sections(config)
+    return config
+
+
+def _reader(config: ConfigDict) -> tuple[Any, dict]:
+    options = dict(config.data.items())
+    name = options.pop("reader", None)
+    return choose(READERS, {"name": name}, "data.reader")[0], options
+
+
+def _without_splits(options: dict) -> dict:
+    return {
+        key: value for key, value in options.items() if key not in ("train_split", "test_split")
+    }
+
+
+def _dtype(name: str, section: str) -> jnp.dtype:
+    if name not in DTYPES:
+        raise ConfigError(f"config.{section}.dtype is {name!r}; allowed are {', '.join(DTYPES)}")
+    return DTYPES[name]
+
+
+def _check_known(key: str, allowed: list[str], name: str) -> None:
+    if key not in allowed:
+        raise ConfigError(
+            f"config.{name}.{key} does not exist; config.{name} takes {', '.join(allowed)}"
+            + _suggestion(key, allowed)
+        )
+
+
+def _suggestion(word: str, choices: list[str]) -> str:
+    close = difflib.get_close_matches(word, choices, n=1)
+    return f". Did you mean {close[0]!r}?" if close else ""
+
+
+def _is_literal(hint: Any) -> bool:
+    return typing.get_origin(hint) is Literal
+
+
+def _is_module(function: Callable) -> bool:
+    return inspect.isclass(function) and issubclass(function, nn.Module)
+
+
+def _plain(value: Any) -> Any:
+    """Return configuration values as plain Python: lists, nested too, become tuples."""
+    if isinstance(value, list | tuple):
+        return tuple(_plain(item) for item in value)
+    return value
