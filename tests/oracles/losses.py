@@ -1,0 +1,79 @@
+"""Losses as printed: float64 loops over proposals and classes."""
+
+import numpy as np
+
+
+def softmax(logits):
+    logits = np.asarray(logits, np.float64)
+    exponent = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return exponent / exponent.sum(axis=-1, keepdims=True)
+
+
+def mil(phi, labels, reduction="mean", scale=1.0):
+    total, known = 0.0, 0
+    for p, y in zip(phi, labels, strict=True):
+        if y == -1:
+            continue
+        p = min(max(float(p), 1e-6), 1 - 1e-6)
+        total -= np.log(p) if y == 1 else np.log(1 - p)
+        known += 1
+    if reduction == "mean":
+        total /= max(known, 1)
+    return scale * total
+
+
+def refinement(logits, labels, weights, multiplier, normaliser="weighted"):
+    probs = softmax(logits)
+    total = 0.0
+    for j in range(len(probs)):
+        total -= weights[j] * multiplier[j] * np.log(probs[j, labels[j]])
+    count = sum(w > 1e-12 for w in weights) if normaliser == "weighted" else len(probs)
+    return total / max(count, 1)
+
+
+def cluster(logits, labels, weights, assigned):
+    probs = softmax(logits)
+    total = 0.0
+    for j in range(len(probs)):
+        if labels[j] == 0:
+            total += weights[j] * np.log(probs[j, 0])
+    for slot in set(assigned):
+        members = [j for j in range(len(probs)) if labels[j] > 0 and assigned[j] == slot]
+        if members:
+            mean = sum(probs[j, labels[j]] for j in members) / len(members)
+            total += sum(weights[j] for j in members) * np.log(mean)
+    return -total / max(len(probs), 1)
+
+
+def spatial(scores, boxes, labels, features, iou, iou_thr=0.6, num_best=10):
+    total = 0.0
+    for c in range(len(labels)):
+        if labels[c] != 1:
+            continue
+        ranked = np.argsort(-scores[:, c], kind="stable")[:num_best]
+        best = ranked[0]
+        for k in ranked[1:]:
+            if iou(boxes[k], boxes[best]) > iou_thr:
+                total += 0.5 * np.sum((scores[k, c] * (features[k] - features[best])) ** 2)
+    return total
+
+
+def multiplier(targets, mode, beta=0.2, core_sign=-1):
+    """Factors of the instance-reweighted loss, proposal by proposal."""
+    factors = []
+    for j in range(len(targets["labels"])):
+        foreground, centre = targets["labels"][j] > 0, targets["is_centre"][j]
+        if mode == "off":
+            factors.append(1.0)
+        elif mode == "paper":
+            factors.append(1.0 if not foreground else beta if centre else 1 + beta)
+        else:
+            own = targets["source"][j] if foreground else targets["weights"][j]
+            ratio = own / (targets["weights"][j] + 1e-5)
+            if ratio > 0.999 and centre:
+                factors.append(core_sign * beta)
+            elif ratio > 0.999 or ratio <= 0.299:
+                factors.append(1.0)
+            else:
+                factors.append(1 + beta)
+    return np.array(factors)

@@ -1,0 +1,169 @@
+"""Miners as their papers and released codes tell them: NumPy scalars, Python lists, one loop per sentence."""
+
+import numpy as np
+
+
+def iou(a, b):
+    """IoU of two boxes; 0 where their union is empty."""
+    width = min(a[2], b[2]) - max(a[0], b[0])
+    height = min(a[3], b[3]) - max(a[1], b[1])
+    overlap = max(width, 0) * max(height, 0)
+    union = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - overlap
+    return overlap / union if union > 0 else 0.0
+
+
+def first_max(values):
+    """Position of the largest value, the first of equals."""
+    best = 0
+    for position in range(1, len(values)):
+        if values[position] > values[best]:
+            best = position
+    return best
+
+
+class Box:
+    """A mined box: the proposal's index, its class and weight, and how its graph is used."""
+
+    def __init__(self, index, cls, weight, is_core=True, spreads=True):
+        self.index, self.cls, self.weight = index, cls, weight
+        self.is_core, self.spreads = is_core, spreads
+
+
+def assign(mined, scores, boxes, fg_iou_thr=0.5, ignore_iou_thr=0.0):
+    """Label each proposal by the mined box it overlaps most."""
+    count = len(boxes)
+    labels, weights = np.zeros(count, int), np.zeros(count)
+    assigned, is_centre, source = np.full(count, -1), np.zeros(count, bool), np.zeros(count)
+    for r in range(count):
+        if not mined:
+            continue
+        overlaps = [iou(boxes[r], boxes[box.index]) for box in mined]
+        slot = first_max(overlaps)
+        box = mined[slot]
+        assigned[r] = slot
+        weights[r] = box.weight if overlaps[slot] >= ignore_iou_thr else 0.0
+        is_mined = r in [other.index for other in mined]
+        if overlaps[slot] >= fg_iou_thr and (box.spreads or is_mined):
+            labels[r] = box.cls + 1
+            is_centre[r] = box.index == r
+            source[r] = scores[r, box.cls]
+        else:
+            source[r] = weights[r]
+    return {
+        "labels": labels,
+        "weights": weights,
+        "assigned": assigned,
+        "is_centre": is_centre,
+        "source": source,
+    }
+
+
+def oicr(scores, boxes, labels):
+    left = scores.copy()
+    mined = []
+    for c in range(len(labels)):
+        if labels[c] == 1:
+            top = first_max(left[:, c])
+            mined.append(Box(top, c, left[top, c]))
+            left[top, :] = 0
+    return mined
+
+
+def oim(
+    scores,
+    boxes,
+    labels,
+    features,
+    alpha,
+    graphs="both",
+    node_neighbours="paper",
+    fg_iou_thr=0.5,
+    davg_includes_core=True,
+):
+    left = scores.copy()
+    mined = []
+    core_spreads = graphs in ("spatial", "both")
+    node_spreads = graphs == "both" and node_neighbours == "paper"
+    for c in range(len(labels)):
+        if labels[c] != 1:
+            continue
+        core = first_max(left[:, c])
+        snapshot = left[:, c].copy()
+        mined.append(Box(core, c, snapshot[core], spreads=core_spreads))
+        distances = np.array([np.sqrt(np.sum((features[core] - f) ** 2)) for f in features])
+        near = []
+        for j in range(len(boxes)):
+            if j == core:
+                if davg_includes_core:
+                    near.append(0.0)
+            elif iou(boxes[core], boxes[j]) >= fg_iou_thr:
+                near.append(distances[j])
+        average = sum(near) / len(near) if near else 0.0
+        chosen = [core]
+        if graphs != "spatial":
+            for j in np.argsort(distances, kind="stable"):
+                if distances[j] >= alpha * average:
+                    break
+                if j in chosen or any(iou(boxes[j], boxes[q]) >= 1e-6 for q in chosen):
+                    continue
+                chosen.append(j)
+                mined.append(Box(j, c, snapshot[j], is_core=False, spreads=node_spreads))
+                left[j, :] = 0
+        left[core, :] = 0
+    return mined
+
+
+def lloyd(values, centres, rounds=1000):
+    """Lloyd's algorithm on numbers; returns the cluster of each and the centres."""
+    for _ in range(rounds):
+        cluster = [int(np.argmin([abs(v - m) for m in centres])) for v in values]
+        moved = list(centres)
+        for n in range(len(centres)):
+            members = [v for v, own in zip(values, cluster, strict=True) if own == n]
+            if members:
+                moved[n] = sum(members) / len(members)
+        if moved == list(centres):
+            break
+        centres = moved
+    return cluster, centres
+
+
+def pcl(scores, boxes, labels, graph_iou_thr=0.4, max_centres=5, num_clusters=3):
+    pool = list(range(len(boxes)))
+    mined = []
+    for c in range(len(labels)):
+        if labels[c] != 1 or not pool:
+            continue
+        values = [float(scores[r, c]) for r in pool]
+        cluster, centres = lloyd(values, list(np.linspace(min(values), max(values), num_clusters)))
+        top = max(set(cluster), key=lambda n: centres[n])
+        kept = [r for r, own in zip(pool, cluster, strict=True) if own == top]
+        found = []
+        while True:
+            graph = {
+                r: [q for q in kept if q == r or iou(boxes[r], boxes[q]) > graph_iou_thr]
+                for r in kept
+            }
+            centre = max(kept, key=lambda r: (len(graph[r]), r))
+            found.append((max(float(scores[q, c]) for q in graph[centre]), centre))
+            kept = [r for r in kept if r not in graph[centre]]
+            if len(kept) <= 5:
+                break
+        found = sorted(found, key=lambda pair: (-pair[0], pair[1]))[:max_centres]
+        for score, centre in found:
+            mined.append(Box(centre, c, score))
+            pool.remove(centre)
+    return mined
+
+
+def mist(scores, boxes, labels, top_fraction=0.15, nms_iou_thr=0.2):
+    mined = []
+    count = max(1, int(len(boxes) * top_fraction))
+    for c in range(len(labels)):
+        if labels[c] != 1:
+            continue
+        ranked = np.argsort(-scores[:, c], kind="stable")[:count]
+        for position, j in enumerate(ranked):
+            if all(iou(boxes[j], boxes[q]) < nms_iou_thr for q in ranked[:position]):
+                mined.append(Box(j, c, scores[j, c], is_core=position == 0))
+    return mined

@@ -1,0 +1,135 @@
+"""What all miners share: the positive classes of an image, slots of pseudo boxes, and who belongs to which box."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import ArrayLike
+from jaxtyping import Bool, Float, Int
+
+from wsod_jax.ops.boxes import pairwise_iou
+from wsod_jax.types import PseudoBoxes, RefineTargets
+
+
+class Mined(NamedTuple):
+    """What a miner returns for one image; nothing in it carries a gradient.
+
+    Attributes:
+      targets: supervision of every proposal.
+      pseudo: the mined boxes in the order recorded: class ascending; within a class as the miner says.
+      num_overflow: [] int32, positive classes and pseudo boxes that found no slot. Anything above 0
+        means that the miner's static maxima are too small for this image.
+    """
+
+    targets: RefineTargets
+    pseudo: PseudoBoxes
+    num_overflow: Array
+
+
+def positive_classes(
+    labels: Int[Array, " c"], max_classes: int
+) -> tuple[Int[Array, " m"], Int[Array, ""]]:
+    """Return the classes an image is labelled with, in ascending order, and how many do not fit.
+
+    Args:
+      labels: [c] 1 present, 0 absent, -1 unknown; only 1 counts.
+      max_classes: number of slots `m`.
+
+    Returns:
+      classes: [m] int32, -1 in empty slots, which are last.
+      num_overflow: [] int32, positive classes beyond `m` (the highest ones are left out).
+    """
+    (classes,) = jnp.nonzero(labels > 0, size=max_classes, fill_value=-1)
+    num_positive = jnp.sum(labels > 0, dtype=jnp.int32)
+    return classes.astype(jnp.int32), jnp.maximum(num_positive - max_classes, 0)
+
+
+def fill_slots(
+    boxes: Float[Array, "r 4"],
+    index: Int[Array, " g"],
+    classes: Int[Array, " g"],
+    scores: Float[Array, " g"],
+    is_core: Bool[Array, " g"],
+    mask: Bool[Array, " g"],
+) -> PseudoBoxes:
+    """Return the pseudo boxes that proposals `index` make, with every field 0 in empty slots.
+
+    Args:
+      boxes: [r, 4] proposals.
+      index: [g] the proposal in each slot.
+      classes: [g] its foreground class.
+      scores: [g] its source score.
+      is_core: [g] True for a class's top box.
+      mask: [g] True where the slot is used.
+    """
+    return PseudoBoxes(
+        boxes=jnp.where(mask[:, None], boxes[index], 0.0),
+        classes=jnp.where(mask, classes, 0).astype(jnp.int32),
+        scores=jnp.where(mask, scores, 0.0),
+        index=jnp.where(mask, index, 0).astype(jnp.int32),
+        is_core=is_core & mask,
+        mask=mask,
+    )
+
+
+def assign_proposals(
+    pseudo: PseudoBoxes,
+    scores: Float[Array, "r c"],
+    boxes: Float[Array, "r 4"],
+    mask: Bool[Array, " r"],
+    *,
+    fg_iou_thr: ArrayLike,
+    ignore_iou_thr: ArrayLike,
+    spreads: Bool[Array, " g"] | None = None,
+) -> RefineTargets:
+    """Give every proposal the label and the weight of the pseudo box that it overlaps most.
+
+    With pseudo boxes q of class c_q and score s_q, proposal j belongs to
+    g(j) = argmax_q IoU(p_j, q) and is weighted w_j = s_g(j). Its label is c_g(j) + 1 if
+    IoU >= `fg_iou_thr` and the box spreads its label to its neighbours or p_j is itself a pseudo box;
+    else 0 (background).
+
+    Args:
+      pseudo: [g] slots; empty ones are never assigned.
+      scores: [r, c] source scores, before any row was removed.
+      boxes: [r, 4] proposals.
+      mask: [r] True = real proposal.
+      fg_iou_thr: IoU >= this is foreground (inclusive).
+      ignore_iou_thr: IoU < this gets weight 0; 0 ignores nothing.
+      spreads: [g] whether neighbours of the box take its label; all do by default.
+
+    Returns:
+      The targets of each proposal. Masked proposals, and all of them where there is no pseudo box,
+      have label 0, weight 0 and `assigned` -1. `is_centre` is True where g(j) is p_j itself and p_j is
+      foreground.
+
+    Ties: the first slot wins; so a proposal that overlaps no pseudo box belongs to the first one.
+    Cost: O(r g) memory.
+    Source: Tang et al. 2017 (OICR), section 3.
+    """
+    real = mask & jnp.any(pseudo.mask)
+    iou = jnp.where(pseudo.mask[None, :], pairwise_iou(boxes, pseudo.boxes), -1.0)  # [r, g]
+    assigned = jnp.argmax(iou, axis=1).astype(jnp.int32)  # [r]
+    overlap = jnp.max(iou, axis=1)
+    foreground = real & (overlap >= fg_iou_thr)
+    if spreads is not None:
+        foreground &= spreads[assigned] | is_pseudo(pseudo, mask.shape[0])
+    weights = jnp.where(real & (overlap >= ignore_iou_thr), pseudo.scores[assigned], 0.0)
+    classes = pseudo.classes[assigned]
+    own_score = jnp.take_along_axis(scores, classes[:, None], axis=1)[:, 0]
+    own_index = jnp.arange(mask.shape[0])
+    return RefineTargets(
+        labels=jnp.where(foreground, classes + 1, 0).astype(jnp.int32),
+        weights=weights,
+        assigned=jnp.where(real, assigned, -1).astype(jnp.int32),
+        is_centre=foreground & (pseudo.index[assigned] == own_index),
+        source=jnp.where(foreground, own_score, weights),
+    )
+
+
+def is_pseudo(pseudo: PseudoBoxes, num_proposals: int) -> Bool[Array, " r"]:
+    """Return which of the `num_proposals` proposals are pseudo boxes of any class."""
+    outside = jnp.where(pseudo.mask, pseudo.index, num_proposals)
+    return jnp.zeros(num_proposals, bool).at[outside].set(True, mode="drop")
