@@ -94,3 +94,49 @@ def top_boxes(detections: DetectionTable) -> tuple[np.ndarray, np.ndarray]:
     boxes[detections.image_index[order], detections.classes[order]] = detections.boxes[order]
     valid[detections.image_index, detections.classes] = True
     return boxes, valid
+
+
+@dataclass(frozen=True)
+class BoxQuality:
+    """How good mined boxes are as training targets.
+
+    Attributes:
+      precision: share of boxes with IoU > threshold with an object of their class; NaN without boxes.
+      recall: share of objects that some box hits; NaN without objects.
+      mean_iou: mean over boxes of the best IoU with an object of their class; NaN without boxes.
+      size_ratio: median of sqrt(box area / area of the object it overlaps most), over boxes that overlap one;
+        below 1 when boxes shrink to a part. NaN without such boxes.
+      boxes_per_image: mean number of boxes.
+    """
+
+    precision: float
+    recall: float
+    mean_iou: float
+    size_ratio: float
+    boxes_per_image: float
+
+
+def box_quality(boxes: DetectionTable, truth: TruthTable, *, iou_thr: float = 0.5) -> BoxQuality:
+    """Compare pseudo boxes, or any boxes, with the objects of their image and class.
+
+    Args:
+      boxes: mined boxes in pixels of the original image; scores are not used.
+      truth: all objects, difficult ones count.
+      iou_thr: a hit needs IoU > this.
+    Returns:
+      `BoxQuality`.
+    """
+    best_iou, best_row = best_overlaps(boxes, truth)
+    hit = best_iou > iou_thr
+    touching = best_iou > 0
+    found = np.unique(best_row[hit])
+    areas = np.prod(boxes.boxes[touching, 2:] - boxes.boxes[touching, :2], axis=1)
+    objects = truth.boxes[best_row[touching]]
+    ratio = np.sqrt(areas / np.prod(objects[:, 2:] - objects[:, :2], axis=1))
+    return BoxQuality(
+        precision=float(hit.mean()) if len(boxes) else np.nan,
+        recall=len(found) / len(truth) if len(truth) else np.nan,
+        mean_iou=float(best_iou.mean()) if len(boxes) else np.nan,
+        size_ratio=float(np.median(ratio)) if touching.any() else np.nan,
+        boxes_per_image=len(boxes) / max(boxes.num_images, 1),
+    )
