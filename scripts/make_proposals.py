@@ -1,0 +1,216 @@
+"""Make proposals, the candidate boxes that a weakly supervised detector chooses among.
+
+Selective search on a data set in VOC layout, on several processes:
+
+  python scripts/make_proposals.py --data VOCdevkit/VOC2007 --split trainval test --out voc07_fast.npz --workers 8
+
+on a plain folder of pictures:
+
+  python scripts/make_proposals.py --data my_pictures --out my_pictures.npz
+
+An interrupted run goes on where it stopped when started again. Pictures that cannot be read are named and left out.
+
+Proposals that others have published (Selective Search or MCG .mat, Detectron-style .pkl) are converted instead:
+
+  python scripts/make_proposals.py --data VOCdevkit/VOC2007 --split trainval --import ss_voc07.mat --out voc07.npz
+
+With --report, the share of annotated objects that the proposals cover is printed, where the data has boxes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from pathlib import Path
+
+from tqdm import tqdm
+
+from wsod_jax.data.images import SUFFIXES, image_size
+from wsod_jax.data.proposal_import import import_proposals
+from wsod_jax.data.proposals import ProposalSet
+from wsod_jax.data.records import ImageRecord, ImageSet
+from wsod_jax.data.selective_search import SearchOptions, run_selective_search
+from wsod_jax.data.voc import read_ground_truth, read_image_set
+from wsod_jax.errors import ConfigError, DataError
+
+LINE_SECONDS = 10  # between progress lines where the output is not a terminal
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--data", type=Path, required=True, help="a folder in VOC layout, or a folder of pictures"
+    )
+    parser.add_argument(
+        "--split",
+        nargs="+",
+        help='VOC layout only: names of split files, like "trainval test"; images in several count once',
+    )
+    parser.add_argument("--out", type=Path, required=True, help="the .npz file to write")
+    search = parser.add_argument_group("selective search")
+    search.add_argument(
+        "--method",
+        choices=("fast", "quality"),
+        default="fast",
+        help="quality finds several times as many boxes and takes several times as long (fast)",
+    )
+    search.add_argument(
+        "--workers", type=int, default=os.cpu_count(), help="processes (one per CPU core)"
+    )
+    search.add_argument(
+        "--min_side",
+        type=float,
+        default=SearchOptions.min_side,
+        help="drop boxes with a side shorter than this many pixels (8; published VOC files used 20)",
+    )
+    search.add_argument(
+        "--max_side",
+        type=int,
+        default=SearchOptions.max_side,
+        help="search pictures shrunk to this longer side, 0 never shrinks (500)",
+    )
+    parser.add_argument(
+        "--import",
+        dest="source",
+        type=Path,
+        metavar="FILE",
+        help="convert this .mat or .pkl, or folder of .mat files, instead of searching",
+    )
+    parser.add_argument(
+        "--report", action="store_true", help="print the recall of annotated objects"
+    )
+    return parser.parse_args(arguments)
+
+
+def is_voc_layout(folder: Path) -> bool:
+    return (folder / "ImageSets").is_dir()
+
+
+def read_images(data: Path, splits: list[str] | None) -> ImageSet:
+    """Return the images to work on, each once."""
+    if is_voc_layout(data):
+        if not splits:
+            found = sorted(p.stem for p in (data / "ImageSets" / "Main").glob("*.txt"))
+            raise DataError(
+                f"{data} is in VOC layout: choose --split out of {', '.join(found[:20])}."
+            )
+        sets = [read_image_set(data, split) for split in splits]
+        records = {r.image_id: r for s in sets for r in s.records}
+        name = f"{data} {' '.join(splits)}"
+        return ImageSet(name, sets[0].class_names, tuple(records.values()))
+    if splits:
+        raise DataError(f"--split needs VOC layout, but {data} has no ImageSets folder.")
+    return read_pictures(data)
+
+
+def read_pictures(folder: Path) -> ImageSet:
+    """Return all pictures below a folder; an image's id is its path in the folder without the suffix."""
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder.")
+    records = []
+    for path in sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES):
+        try:
+            size = image_size(path)
+        except DataError as error:
+            print(f"left out: {error}", file=sys.stderr)
+            continue
+        image_id = path.relative_to(folder).with_suffix("").as_posix()
+        records.append(ImageRecord(image_id, path, *size))
+    if not records:
+        raise DataError(f"{folder}: no readable picture ({', '.join(SUFFIXES)}) in it.")
+    return ImageSet(str(folder), (), tuple(records))
+
+
+class Progress:
+    """A bar on a terminal, else a line with the time left every few seconds."""
+
+    def __init__(self):
+        self.bar = None
+        self.start = self.last = time.monotonic()
+        self.first_done = 0
+
+    def __call__(self, done: int, total: int) -> None:
+        if sys.stderr.isatty():
+            if self.bar is None:
+                self.bar = tqdm(total=total, unit="image", initial=done - 1)
+            self.bar.update(done - self.bar.n)
+            if done == total:
+                self.bar.close()
+            return
+        now = time.monotonic()
+        self.first_done = self.first_done or done
+        if now - self.last >= LINE_SECONDS or done == total:
+            rate = (done - self.first_done + 1) / max(now - self.start, 1e-6)
+            left = (total - done) / rate
+            print(f"{done}/{total} images, {rate:.1f} images/s, {left:.0f} s left", flush=True)
+            self.last = now
+
+
+def search(images: ImageSet, options: argparse.Namespace) -> ProposalSet:
+    result = run_selective_search(
+        images,
+        options.out,
+        options=SearchOptions(options.method, options.min_side, options.max_side),
+        workers=max(1, options.workers or 1),
+        report=Progress(),
+    )
+    for image_id, reason in result.failures[:20]:
+        print(f"left out {image_id}: {reason}", file=sys.stderr)
+    if result.failures:
+        print(f"{len(result.failures)} images could not be read.", file=sys.stderr)
+    return result.proposals
+
+
+def convert(images: ImageSet, options: argparse.Namespace) -> ProposalSet:
+    result = import_proposals(options.source, images)
+    print(f"Converted {options.source}: {result.summary}")
+    result.proposals.save(options.out)
+    return result.proposals
+
+
+def print_recall(proposals: ProposalSet, options: argparse.Namespace) -> None:
+    from wsod_jax.data.proposal_recall import measure_recall  # brings JAX, which workers do without
+
+    if not is_voc_layout(options.data):
+        print("No recall report: the folder has no annotated boxes.")
+        return
+    for split in options.split:
+        print(f"\n{split}")
+        print(measure_recall(proposals, read_ground_truth(options.data, split)).table())
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parse_arguments(arguments)
+    try:
+        if options.out.suffix != ".npz":
+            raise ConfigError(f"--out must end in .npz, found {options.out}.")
+        images = read_images(options.data, options.split)
+        proposals = (convert if options.source else search)(images, options)
+    except (ConfigError, DataError) as error:
+        print(f"make_proposals: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"make_proposals: {error}; finished images are kept, run again.", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(
+            "\nInterrupted. Finished images are kept; run the same command to go on.",
+            file=sys.stderr,
+        )
+        return 130
+    counts = proposals.counts
+    print(
+        f"Wrote {options.out}: {len(proposals)} images, {counts.mean():.0f} proposals per image "
+        f"({counts.min()} to {counts.max()})."
+    )
+    if options.report:
+        print_recall(proposals, options)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,169 @@
+"""Read NumPy arrays out of a pickle without running anything in it.
+
+A pickle is a program: it may name any function and call it. Here the only names it can reach are four small
+stand-ins for the ones that NumPy's own pickles use; everything else is refused before it is imported. NumPy's
+reconstruction code is not reached either: arrays are rebuilt from their bytes.
+"""
+
+from __future__ import annotations
+
+import collections
+import pickle
+import struct
+from pathlib import Path
+
+import numpy as np
+
+from wsod_jax.errors import DataError
+
+_NUMBER_KINDS = "?biuf"
+
+
+class _ArrayType:
+    """Stands for the class `numpy.ndarray`; only passed around."""
+
+    __slots__ = ()
+
+
+class _Dtype:
+    """Stands for `numpy.dtype`: a number type by its code, or an array of objects."""
+
+    __slots__ = ("dtype",)
+
+    def __init__(self, code: str, align: bool = False, copy: bool = False):
+        text = code.decode("latin1") if isinstance(code, bytes) else code
+        if not isinstance(text, str) or len(text) > 4 or text[:1] not in ("O", *_NUMBER_KINDS):
+            raise pickle.UnpicklingError(f"an array of type {code!r}; only numbers are allowed")
+        self.dtype = np.dtype(object) if text[0] == "O" else np.dtype(text)
+
+    def __setstate__(self, state: tuple) -> None:
+        order = state[1].decode("latin1") if isinstance(state[1], bytes) else state[1]
+        if order in ("<", ">") and self.dtype != object:
+            self.dtype = self.dtype.newbyteorder(order)
+
+
+class _Array:
+    """Stands for an array under construction; `value` is an array of numbers or a list."""
+
+    __slots__ = ("value",)
+
+    def __init__(self):
+        self.value = np.zeros(0)
+
+    def __setstate__(self, state: tuple) -> None:
+        _, shape, kind, fortran_order, data = state
+        if not isinstance(kind, _Dtype):
+            raise pickle.UnpicklingError("an array without a type")
+        if kind.dtype == object:
+            if not isinstance(data, list):
+                raise pickle.UnpicklingError("an array of objects that is not a list")
+            self.value = data
+            return
+        data = data.encode("latin1") if isinstance(data, str) else data
+        order = "F" if fortran_order else "C"
+        self.value = np.frombuffer(data, kind.dtype).reshape(shape, order=order)
+
+
+class _Reconstruct:
+    """Stands for NumPy's `_reconstruct`: starts an array."""
+
+    __slots__ = ()
+
+    def __call__(self, kind: object, shape: object, typecode: object) -> _Array:
+        return _Array()
+
+
+class _Scalar:
+    """Stands for NumPy's `scalar`: one number from its bytes."""
+
+    __slots__ = ()
+
+    def __call__(self, kind: object, data: bytes | str) -> int | float | bool:
+        if not isinstance(kind, _Dtype) or kind.dtype == object:
+            raise pickle.UnpicklingError("a scalar that is not a number")
+        data = data.encode("latin1") if isinstance(data, str) else data
+        return np.frombuffer(data, kind.dtype, count=1)[0].item()
+
+
+class _Encode:
+    """Stands for `_codecs.encode`, which old protocols use to store bytes as text."""
+
+    __slots__ = ()
+
+    def __call__(self, text: str, encoding: str) -> bytes:
+        if not isinstance(text, str) or encoding != "latin1":
+            raise pickle.UnpicklingError(f"an encoding {encoding!r}; only latin1 is allowed")
+        return text.encode("latin1")
+
+
+_ALLOWED = {
+    ("numpy", "ndarray"): _ArrayType,
+    ("numpy", "dtype"): _Dtype,
+    ("numpy.core.multiarray", "_reconstruct"): _Reconstruct(),
+    ("numpy._core.multiarray", "_reconstruct"): _Reconstruct(),
+    ("numpy.core.multiarray", "scalar"): _Scalar(),
+    ("numpy._core.multiarray", "scalar"): _Scalar(),
+    ("_codecs", "encode"): _Encode(),
+    ("collections", "OrderedDict"): collections.OrderedDict,
+}
+
+
+class _RestrictedUnpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> object:
+        if (module, name) not in _ALLOWED:
+            raise pickle.UnpicklingError(f"it names {module}.{name}, which arrays do not need")
+        return _ALLOWED[module, name]
+
+    def persistent_load(self, pid: object) -> object:
+        raise pickle.UnpicklingError("it refers to another file")
+
+
+def load_arrays(path: str | Path) -> dict:
+    """Read a pickled dict of arrays, numbers, texts, lists and tuples.
+
+    Nothing the file names is imported or called, so a malicious file can at worst waste memory. Python 2
+    pickles are read, too.
+
+    Args:
+      path: the file.
+
+    Returns:
+      The dict; arrays of numbers as `numpy.ndarray` (read-only), arrays of objects as lists of their items.
+
+    Raises:
+      DataError: if the file is missing, broken, names anything else, or holds no dict.
+    """
+    path = Path(path)
+    try:
+        with open(path, "rb") as file:
+            content = _RestrictedUnpickler(file, encoding="latin1").load()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error}).") from error
+    except (
+        pickle.UnpicklingError,
+        ArithmeticError,
+        AttributeError,
+        EOFError,
+        ImportError,
+        LookupError,
+        MemoryError,
+        RecursionError,
+        TypeError,
+        ValueError,
+        struct.error,
+    ) as error:
+        raise DataError(f"{path}: refused to unpickle, {error or type(error).__name__}.") from error
+    if not isinstance(content, dict):
+        raise DataError(f"{path}: holds a {type(content).__name__}, must hold a dict of arrays.")
+    return {key: _plain(value) for key, value in content.items()}
+
+
+def _plain(value: object, depth: int = 0) -> object:
+    """Replace stand-ins by what they stand for, within lists and tuples."""
+    if depth > 8:
+        raise DataError("A pickled list is nested more than 8 deep; proposal files are not.")
+    if isinstance(value, _Array):
+        value = value.value
+    if isinstance(value, list | tuple):
+        return [_plain(item, depth + 1) for item in value]
+    return value
