@@ -9,11 +9,12 @@ import logging
 from collections import Counter, OrderedDict
 from collections.abc import Callable
 from threading import Lock
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 
 from wsod_jax.data.plan import FILLER, PlannedBatch
+from wsod_jax.data.proposals import ProposalSet, check_proposals
 from wsod_jax.data.records import ImageSet
 from wsod_jax.data.transforms import (
     Canvases,
@@ -25,9 +26,6 @@ from wsod_jax.data.transforms import (
     view_factors,
 )
 from wsod_jax.errors import ConfigError, DataError
-
-if TYPE_CHECKING:
-    from wsod_jax.data.proposals import ProposalSet
 
 logger = logging.getLogger(__name__)
 
@@ -79,7 +77,7 @@ class Assembler:
         if on_bad_image not in ("skip", "error"):
             raise ConfigError(f'on_bad_image={on_bad_image!r}; allowed are "skip" and "error".')
         if proposals is not None:
-            check_proposals(image_set, proposals)
+            check_proposals(proposals, image_set)
         self._image_set = image_set
         self._proposals = proposals
         self._canvases = canvases
@@ -87,7 +85,7 @@ class Assembler:
         self._mask_empty = mask_empty
         self._on_bad_image = on_bad_image
         self._skip_pixels = skip_pixels
-        self._has_scores = proposals is not None and _has_scores(image_set, proposals)
+        self._has_scores = proposals is not None and proposals.scores is not None
         self._decoded = _KeepRecent(self._decode, keep_decoded)
         self._named: set[int] = set()
         self._naming = Lock()
@@ -158,13 +156,8 @@ class Assembler:
             return True
         record = self._image_set.records[index]
         image_size = (record.height, record.width)
-        boxes, scores = self._proposals.get(record.image_id)
-        if (scores is not None) != self._has_scores:
-            raise DataError(
-                f"proposals of image {record.image_id!r} have "
-                f"{'scores' if scores is not None else 'no scores'}, unlike those of the first image; "
-                "make the file anew with scripts/make_proposals.py."
-            )
+        boxes = self._proposals.get(record.image_id)
+        scores = self._proposals.get_scores(record.image_id)
         clean = clean_proposals(boxes, scores, image_size, self._rules)
         placed = place_proposals(clean, image_size, view, self._rules)
         row["proposals"] = placed.boxes
@@ -218,28 +211,3 @@ class _KeepRecent:
             if not result:
                 result.append(self._function(index))
             return result[0]
-
-
-def check_proposals(image_set: ImageSet, proposals: ProposalSet) -> None:
-    """Check that every image has an entry in the proposals, made at the image's size.
-
-    Raises:
-      DataError: naming the first image that does not.
-    """
-    missing = [record.image_id for record in image_set.records if record.image_id not in proposals]
-    if missing:
-        raise DataError(
-            f"the proposals lack {len(missing)} of the {len(image_set)} images of {image_set.name}, the "
-            f"first is {missing[0]!r}; run scripts/make_proposals.py for this set."
-        )
-    for record in image_set.records:
-        found = tuple(int(side) for side in proposals.size(record.image_id))
-        if found != (record.height, record.width):
-            raise DataError(
-                f"the proposals of image {record.image_id!r} were made at (height, width) {found}, but "
-                f"the image is {(record.height, record.width)}; run scripts/make_proposals.py for this set."
-            )
-
-
-def _has_scores(image_set: ImageSet, proposals: ProposalSet) -> bool:
-    return bool(image_set.records) and proposals.get(image_set.records[0].image_id)[1] is not None

@@ -7,6 +7,7 @@ import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from types import ModuleType
 from typing import Literal
 
 import numpy as np
@@ -68,7 +69,7 @@ def _load_with_threads(
 def _load_with_tf(
     assemble: Callable[[int], Arrays], numbers: Iterable[int], workers: int, prefetch: int
 ) -> Iterator[Arrays]:
-    tf = _import_tensorflow()
+    tf = import_tensorflow()
     first = next(iter(numbers), None)
     if first is None:
         return
@@ -109,13 +110,18 @@ def _rest(numbers: range | itertools.count) -> range:
     return range(next(numbers), 2**62)
 
 
-def _import_tensorflow():
+def import_tensorflow() -> ModuleType:
+    """Import TensorFlow and keep it off the accelerators.
+
+    Raises:
+      ConfigError: if it is not installed.
+    """
     try:
         import tensorflow as tf
     except ImportError as error:
         raise ConfigError(
-            'loader="tf" needs TensorFlow, which is not installed; use loader="threads", or '
-            "pip install tensorflow-cpu."
+            "TensorFlow is not installed: pip install tensorflow-cpu. Without it use "
+            'loader="threads", and files in the VOC layout or a folder.'
         ) from error
     try:
         tf.config.set_visible_devices([], "GPU")  # the accelerators are JAX's

@@ -8,19 +8,17 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 
 from wsod_jax.data.assembling import COUNTS, Assembler, SkipPixels
 from wsod_jax.data.loading import Loader, load
 from wsod_jax.data.plan import TrainPlan, ViewPlan
+from wsod_jax.data.proposals import ProposalSet
 from wsod_jax.data.records import ImageSet
 from wsod_jax.data.transforms import Canvases, ProposalRules
 from wsod_jax.types import Batch
-
-if TYPE_CHECKING:
-    from wsod_jax.data.proposals import ProposalSet
 
 
 class _Stream:

@@ -1,0 +1,201 @@
+"""Batches stored in a file, and features of a frozen backbone stored in memory. Needs no TensorFlow.
+
+A file of batches is an .npz with one array per field, named "<number>/<field>".
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import os
+import zipfile
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from wsod_jax.data.transforms import View
+from wsod_jax.errors import ConfigError, DataError
+from wsod_jax.types import Batch, FeatureMap
+
+_FIELDS = tuple(field.name for field in dataclasses.fields(Batch))
+_REQUIRED = {"image_size", "image_mask", "image_index"}
+
+
+def save_batches(batches: Iterable[Batch], path: str | Path) -> int:
+    """Write batches to an .npz file, one at a time; the file is there whole or not at all.
+
+    Args:
+      batches: finite; held in memory one by one.
+      path: the file to write.
+
+    Returns:
+      The number of batches.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    number = -1
+    try:
+        with zipfile.ZipFile(partial, "w") as archive:
+            for number, batch in enumerate(batches):  # noqa: B007
+                for name in _FIELDS:
+                    value = getattr(batch, name)
+                    if value is None:
+                        continue
+                    with archive.open(f"{number:08d}/{name}.npy", "w", force_zip64=True) as file:
+                        np.lib.format.write_array(file, np.asarray(value), allow_pickle=False)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return number + 1
+
+
+def play_batches(path: str | Path) -> Iterator[Batch]:
+    """Yield the batches of a file in order, once.
+
+    Raises:
+      DataError: if the file is missing, or does not hold batches.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise DataError(f"{path}: no such file of batches; write one with save_batches.")
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            grouped: dict[str, list[str]] = {}
+            for key in arrays.files:
+                grouped.setdefault(key.partition("/")[0], []).append(key)
+            for number in sorted(grouped):
+                values = {key.partition("/")[2]: arrays[key] for key in grouped[number]}
+                if not _REQUIRED <= values.keys() <= set(_FIELDS):
+                    raise DataError(
+                        f"{path}: {number!r} is not a batch; it holds {sorted(values)}."
+                    )
+                yield Batch(**{"image": None, **values})
+    except DataError:
+        raise
+    except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
+        raise DataError(f"{path}: not a readable file of batches ({error}).") from error
+
+
+def play_updates(
+    path: str | Path, *, accumulate: int = 1, start_step: int = 0
+) -> Iterator[list[Batch]]:
+    """Yield updates of `accumulate` stored batches for ever, in a circle, as `train_batches` does.
+
+    Args:
+      path: a file by `save_batches`.
+      accumulate: micro-batches per update.
+      start_step: number of the first update, 0-based.
+
+    Raises:
+      DataError: if the file is missing, empty, or does not hold batches.
+    """
+    if accumulate < 1 or start_step < 0:
+        raise ConfigError("accumulate must be at least 1 and start_step at least 0.")
+    count = sum(1 for _ in play_batches(path))
+    if not count:
+        raise DataError(f"{path}: holds no batch.")
+    circle = itertools.chain.from_iterable(play_batches(path) for _ in itertools.count())
+    batches = itertools.islice(circle, start_step * accumulate % count, None)
+    while True:
+        yield list(itertools.islice(batches, accumulate))
+
+
+class FeatureCache:
+    """Feature maps of a frozen backbone, computed once per image and view.
+
+    Calling it replaces `Batch.image` by `Batch.features`. Maps are kept in host memory without their
+    padding. Give `has` to the pipeline as `skip_pixels`, and images whose maps are here are not decoded
+    any more.
+
+    Args:
+      features_fn: jitted; takes a batch with an image, gives its feature map [b, h, w, d]. It must
+        treat images alone (no batch statistics) and be deterministic.
+      dtype: of the maps kept; "float16" halves memory and rounds to 11 bits. Batches get float32.
+      max_bytes: no more than this is kept; further maps are computed anew each time.
+    """
+
+    def __init__(
+        self,
+        features_fn: Callable[[Batch], FeatureMap],
+        *,
+        dtype: Literal["float16", "float32"] = "float16",
+        max_bytes: int = 8 * 2**30,
+    ):
+        if dtype not in ("float16", "float32"):
+            raise ConfigError(f'dtype={dtype!r}; allowed are "float16" and "float32".')
+        self._features_fn = features_fn
+        self._dtype = np.dtype(dtype)
+        self._max_bytes = max_bytes
+        self._maps: dict[tuple[int, ...], np.ndarray] = {}
+        self._shapes: dict[tuple[int, int], tuple[int, int, int]] = {}
+        self.num_bytes = 0
+        self.num_computed = 0
+
+    def __len__(self) -> int:
+        return len(self._maps)
+
+    def has(self, index: int, view: View) -> bool:
+        """Return whether the map of this image and view is kept; once kept it stays."""
+        return _key(index, view.canvas, view.size, view.flipped) in self._maps
+
+    def __call__(self, batch: Batch) -> Batch:
+        """Return the batch with `features` [b, h, w, d] float32 in place of `image`; padding is 0.
+
+        Raises:
+          ConfigError: if a value does not fit float16.
+        """
+        canvas = tuple(batch.image.shape[1:3])
+        keys = [
+            _key(int(index), canvas, size, bool(flipped)) if real else None
+            for index, size, flipped, real in zip(
+                batch.image_index,
+                batch.image_size.tolist(),
+                batch.flipped,
+                batch.image_mask,
+                strict=True,
+            )
+        ]
+        fresh = {}
+        if canvas not in self._shapes or any(key and key not in self._maps for key in keys):
+            fresh = self._compute(batch, canvas, keys)
+        features = np.zeros((len(keys), *self._shapes[canvas]), np.float32)
+        for row, key in enumerate(keys):
+            if key:
+                valid = self._maps[key] if key in self._maps else fresh[key]
+                features[row, : valid.shape[0], : valid.shape[1]] = valid
+        return batch.replace(image=None, features=features)
+
+    def _compute(
+        self, batch: Batch, canvas: tuple[int, int], keys: list[tuple[int, ...] | None]
+    ) -> dict[tuple[int, ...], np.ndarray]:
+        """Return the maps that are not kept yet, and keep what fits."""
+        output = self._features_fn(batch)
+        maps, sizes = np.asarray(output.features), np.asarray(output.size)
+        self._shapes[canvas] = maps.shape[1:]
+        fresh = {}
+        for row, key in enumerate(keys):
+            if key is None or key in self._maps:
+                continue
+            self.num_computed += 1
+            height, width = sizes[row]
+            valid = maps[row, :height, :width].astype(np.float32)
+            if (
+                self._dtype == np.float16
+                and np.abs(valid).max(initial=0) > np.finfo(np.float16).max
+            ):
+                raise ConfigError('features exceed the range of float16; use dtype="float32".')
+            fresh[key] = valid.astype(self._dtype)
+            if self.num_bytes + fresh[key].nbytes <= self._max_bytes:
+                self.num_bytes += fresh[key].nbytes
+                self._maps[key] = fresh[key]
+        return fresh
+
+
+def _key(
+    index: int, canvas: tuple[int, int], size: tuple[int, int], flipped: bool
+) -> tuple[int, ...]:
+    return (int(index), *map(int, canvas), *map(int, size), int(flipped))
