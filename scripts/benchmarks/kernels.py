@@ -1,0 +1,207 @@
+"""RoI max pooling, non-maximum suppression and OIM's mining against simple ways to compute the same."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from scripts.benchmarks.timing import Measure, compiled, seconds, working_mib
+from wsod_jax.mining import oim
+from wsod_jax.ops.boxes import pairwise_iou
+from wsod_jax.ops.nms import nms_mask
+from wsod_jax.ops.roi import roi_max_pool
+
+BINS = 7
+STRIDE = 8
+
+
+def random_boxes(rng: np.random.Generator, num: int, height: float, width: float) -> np.ndarray:
+    """Draw boxes [n, 4] like a proposal method's: every size from 16 px to the image, log-uniform."""
+    sides = np.exp(rng.uniform(np.log(16), np.log([width, height]), (num, 2)))
+    corner = rng.uniform(0, 1, (num, 2)) * ([width, height] - sides)
+    return np.concatenate([corner, corner + sides], axis=1).astype(np.float32)
+
+
+# ---------------------------------------------------------------------------------------------------
+# RoI max pooling
+
+
+def bin_masks(box: jax.Array, num_rows: int, num_columns: int) -> tuple[jax.Array, jax.Array]:
+    """Return which rows [p, h] and columns [p, w] of the map belong to each bin of a box."""
+    edges = jnp.floor(jnp.maximum(box, 0) / STRIDE + 0.5).astype(jnp.int32)
+
+    def along(low: jax.Array, high: jax.Array, cells: int) -> jax.Array:
+        length = jnp.maximum(high - low + 1, 1)
+        i = jnp.arange(BINS)
+        start, end = low + i * length // BINS, low - (-(i + 1) * length // BINS)
+        cell = jnp.arange(cells)[None, :]
+        return (cell >= start[:, None]) & (cell < end[:, None])
+
+    return along(edges[1], edges[3], num_rows), along(edges[0], edges[2], num_columns)
+
+
+def masked_pool(features: jax.Array, boxes: jax.Array) -> jax.Array:
+    """Pool [h, w, d] over boxes [r, 4] to [r, p, p, d]: a masked maximum, one RoI after another."""
+
+    @jax.checkpoint
+    def one_box(box: jax.Array) -> jax.Array:
+        rows, columns = bin_masks(box, *features.shape[:2])
+        inside = rows[:, None, :, None] & columns[None, :, None, :]  # [p, p, h, w]
+        pooled = jnp.where(inside[..., None], features, -jnp.inf).max(axis=(2, 3))  # [p, p, d]
+        return jnp.where(jnp.isfinite(pooled), pooled, 0.0)
+
+    return jax.lax.map(one_box, boxes)
+
+
+def masked_pool_by_axis(features: jax.Array, boxes: jax.Array) -> jax.Array:
+    """Pool as `masked_pool`, but first over rows and then over columns: fewer comparisons."""
+
+    @jax.checkpoint
+    def one_box(box: jax.Array) -> jax.Array:
+        rows, columns = bin_masks(box, *features.shape[:2])
+        strips = jnp.where(rows[:, :, None, None], features[None], -jnp.inf).max(
+            axis=1
+        )  # [p, w, d]
+        inside = columns[None, :, :, None]
+        pooled = jnp.where(inside, strips[:, None], -jnp.inf).max(axis=2)
+        return jnp.where(jnp.isfinite(pooled), pooled, 0.0)
+
+    return jax.lax.map(one_box, boxes)
+
+
+def roi_pooling(*, small: bool, repeats: int) -> list[Measure]:
+    """Time RoI max pooling, forward and backward, against a masked maximum done RoI by RoI."""
+    num_boxes, channels, height, width = (20, 8, 12, 16) if small else (1000, 512, 48, 64)
+    num_slow = 20  # `lax.map` is a loop: its time is proportional to the boxes
+    rng = np.random.default_rng(0)
+    features = jnp.asarray(rng.standard_normal((height, width, channels)), jnp.float32)
+    boxes = jnp.asarray(random_boxes(rng, num_boxes, height * STRIDE, width * STRIDE))
+
+    def fast(features: jax.Array, boxes: jax.Array) -> jax.Array:
+        mask, size = jnp.ones((1, len(boxes)), bool), jnp.array([[height, width]])
+        pool = functools.partial(roi_max_pool, output_size=BINS, spatial_scale=1 / STRIDE)
+        return pool(features[None], boxes[None], mask, size)[0]
+
+    def both_ways(pool, num: int) -> tuple[float, float, jax.Array]:
+        def step(features: jax.Array, boxes: jax.Array, grad: jax.Array):
+            pooled, pullback = jax.vjp(lambda x: pool(x, boxes), features)
+            return pooled, pullback(grad)[0]
+
+        grad = jnp.ones((num, BINS, BINS, channels))
+        program = compiled(step, features, boxes[:num], grad)
+        rounds = repeats if num == num_boxes else 1
+        time = seconds(program, features, boxes[:num], grad, repeats=rounds)
+        pooled, _ = program(features, boxes[:num], grad)
+        return time * num_boxes / num, working_mib(program), pooled
+
+    fast_time, fast_memory, pooled = both_ways(fast, num_boxes)
+    subject = f"{num_boxes} boxes, {channels} channels, {width}x{height} map"
+    result = [
+        Measure("RoI max pooling, forward + backward", 1e3 * fast_time, "ms", subject),
+        Measure("  working memory", fast_memory, "MiB"),
+    ]
+    for name, pool in [
+        ("masked maximum", masked_pool),
+        ("masked maximum, rows then columns", masked_pool_by_axis),
+    ]:
+        time, memory, reference = both_ways(pool, num_slow)
+        difference = float(jnp.max(jnp.abs(reference - pooled[:num_slow])))
+        note = f"timed on {num_slow} boxes; results differ by {difference:g}"
+        result += [
+            Measure(f"{name}, RoI by RoI", 1e3 * time, "ms", note),
+            Measure("  working memory", memory, "MiB"),
+            Measure("  RoI max pooling is faster by", time / fast_time, "x"),
+        ]
+    return result
+
+
+# ---------------------------------------------------------------------------------------------------
+# Non-maximum suppression
+
+
+def numpy_nms(boxes: np.ndarray, scores: np.ndarray, iou_thr: float) -> np.ndarray:
+    """Keep boxes greedily, one `pairwise_iou` per kept box: the usual NumPy form."""
+    order = np.argsort(-scores, kind="stable")
+    keep = np.zeros(len(boxes), bool)
+    while len(order):
+        best, order = order[0], order[1:]
+        keep[best] = True
+        order = order[pairwise_iou(boxes[best][None], boxes[order])[0] <= iou_thr]
+    return keep
+
+
+def suppression(*, small: bool, repeats: int) -> list[Measure]:
+    """Time NMS of 2 000 boxes against a literal walk and the usual NumPy form."""
+    from tests.oracles import nms as oracle
+
+    num, iou_thr = (50 if small else 2000), 0.3
+    rng = np.random.default_rng(0)
+    boxes = random_boxes(rng, num, 480, 640)
+    scores, mask = rng.random(num).astype(np.float32), np.ones(num, bool)
+    arguments = jnp.asarray(boxes), jnp.asarray(scores), jnp.asarray(mask)
+    program = compiled(lambda *image: nms_mask(*image, iou_thr=iou_thr), *arguments)
+    fast = seconds(program, *arguments, repeats=repeats)
+    keep = np.asarray(program(*arguments))
+    literal = seconds(oracle.nms_mask, boxes, scores, mask, iou_thr, repeats=1, warm_up=False)
+    usual = seconds(numpy_nms, boxes, scores, iou_thr, repeats=repeats)
+    same = bool((keep == oracle.nms_mask(boxes, scores, mask, iou_thr)).all())
+    same &= bool((keep == numpy_nms(boxes, scores, iou_thr)).all())
+    note = f"{num} boxes, {keep.sum()} kept, IoU > {iou_thr}; {'same' if same else 'NOT the same'} answers"
+    return [
+        Measure("NMS", 1e3 * fast, "ms", note),
+        Measure("literal walk in Python", 1e3 * literal, "ms"),
+        Measure("  NMS is faster by", literal / fast, "x"),
+        Measure("greedy NumPy, vectorised over boxes", 1e3 * usual, "ms"),
+        Measure("  NMS is faster by", usual / fast, "x"),
+    ]
+
+
+# ---------------------------------------------------------------------------------------------------
+# Mining
+
+
+def mining_image(num: int, num_classes: int, num_features: int, positives: tuple[int, ...]):
+    """Draw one image as mining sees it: scores, boxes, mask, labels and features after dropout."""
+    rng = np.random.default_rng(0)
+    logits = 2 * rng.standard_normal((num, num_classes))
+    scores = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    labels = np.zeros(num_classes, np.int32)
+    labels[list(positives)] = 1
+    features = np.maximum(rng.standard_normal((num, num_features)), 0)
+    features *= 2 * (rng.random(features.shape) < 0.5)
+    boxes = random_boxes(rng, num, 480, 640)
+    return scores.astype(np.float32), boxes, np.ones(num, bool), labels, features.astype(np.float32)
+
+
+def mining(*, small: bool, repeats: int) -> list[Measure]:
+    """Time OIM's mining of one image and stage against the literal NumPy oracle."""
+    from tests.oracles import mining as oracle
+
+    num, num_features = (40, 16) if small else (2000, 4096)
+    image = mining_image(num, 20, num_features, positives=(1, 6, 11, 14))
+    scores, boxes, _, labels, features = image
+    arguments = tuple(jnp.asarray(x) for x in image)
+    alpha, max_nodes = 5.0, 64
+
+    def literal_mining() -> dict:
+        return oracle.assign(oracle.oim(scores, boxes, labels, features, alpha), scores, boxes)
+
+    program = compiled(
+        lambda *x: oim.mine(*x, jnp.float32(alpha), max_classes=4, max_nodes=max_nodes), *arguments
+    )
+    fast = seconds(program, *arguments, repeats=repeats)
+    mined = program(*arguments)
+    literal = seconds(literal_mining, repeats=1, warm_up=False)
+    expected = [box.index for box in oracle.oim(scores, boxes, labels, features, alpha)]
+    same = np.asarray(mined.pseudo.index)[np.asarray(mined.pseudo.mask)].tolist() == expected
+    note = f"{num} proposals, 20 classes, 4 positive, {num_features} features; "
+    note += f"{len(expected)} boxes mined, {'the same' if same else 'NOT the same'} by both"
+    return [
+        Measure("OIM mining", 1e3 * fast, "ms", note),
+        Measure("  working memory", working_mib(program), "MiB"),
+        Measure("literal oracle in NumPy", 1e3 * literal, "ms"),
+        Measure("  OIM mining is faster by", literal / fast, "x"),
+    ]

@@ -1,0 +1,304 @@
+"""The training step of OIM with VGG16: as a whole, part by part, and as a share of the device's peak."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import time
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from scripts.benchmarks.kernels import random_boxes
+from scripts.benchmarks.timing import Measure, compiled, seconds, working_mib
+from wsod_jax.methods.contract import image_keys, image_term
+from wsod_jax.methods.oim import oim
+from wsod_jax.methods.refinement import RefinedDetector
+from wsod_jax.methods.wsddn import mil_term
+from wsod_jax.nn.neck import FcNeck
+from wsod_jax.nn.proposal_network import ProposalNetwork
+from wsod_jax.nn.vgg import STAGES, Vgg16
+from wsod_jax.train.optim import make_optimizer
+from wsod_jax.train.schedules import piecewise_constant
+from wsod_jax.train.sharding import make_mesh, put
+from wsod_jax.train.state import init_state
+from wsod_jax.train.step import make_train_step
+from wsod_jax.types import Batch, FeatureMap, Params
+
+MIB = 2**20
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """Sizes of a step: one image of `height` by `width` pixels, and the network's widths."""
+
+    height: int
+    width: int
+    num_proposals: int
+    dims: tuple[int, ...] = (4096, 4096)
+    num_classes: int = 20
+    num_stages: int = 3
+    roi_size: int = 7
+
+    def __str__(self) -> str:
+        return f"{self.height}x{self.width} px, {self.num_proposals} proposals"
+
+
+SMALL = Setting(64, 96, 30, dims=(32, 32), num_classes=4)
+LAPTOP = Setting(480, 640, 1000)
+PUBLISHED = Setting(688, 917, 2000)
+
+
+def make_method(setting: Setting, dtype: jnp.dtype) -> RefinedDetector:
+    """Make OIM with the instance-reweighted loss on VGG16, every option as published."""
+    network = ProposalNetwork(
+        backbone=Vgg16(dtype=dtype),
+        neck=FcNeck(setting.dims, dtype=dtype),
+        num_classes=setting.num_classes,
+        num_stages=setting.num_stages,
+        roi_size=setting.roi_size,
+    )
+    return oim(network, max_classes=4)
+
+
+def make_batch(setting: Setting) -> Batch:
+    """Draw one image of random pixels that fills its canvas, with two positive classes."""
+    rng = np.random.default_rng(0)
+    labels = np.zeros((1, setting.num_classes), np.int32)
+    labels[0, [0, setting.num_classes // 2]] = 1
+    boxes = random_boxes(rng, setting.num_proposals, setting.height, setting.width)
+    image = rng.integers(0, 256, (1, setting.height, setting.width, 3), np.uint8)
+    return Batch(
+        image=image,
+        image_size=np.array([[setting.height, setting.width]], np.int32),
+        image_mask=np.ones(1, bool),
+        image_index=np.zeros(1, np.int32),
+        labels=labels,
+        proposals=boxes[None],
+        proposal_mask=np.ones((1, setting.num_proposals), bool),
+    )
+
+
+# ---------------------------------------------------------------------------------------------------
+# The whole step
+
+
+@dataclasses.dataclass(frozen=True)
+class WholeStep:
+    """Median seconds of an update, MiB of the compiled program beside its state, and the parameters."""
+
+    seconds: float
+    working_mib: float
+    params: Params
+
+
+def whole_step(method: RefinedDetector, batch: Batch, repeats: int) -> WholeStep:
+    """Time whole updates: forward, backward and SGD as published, the state donated."""
+    mesh = make_mesh(1)
+    groups = (
+        (r"(midn|refine).*kernel", 10.0, 1.0),
+        (r"(midn|refine).*bias", 20.0, 0.0),
+        ("bias", 2.0, 0.0),
+    )
+    tx = make_optimizer(
+        schedule=piecewise_constant([1e-3]),
+        weight_decay=5e-4,
+        groups=groups,
+        frozen=tuple(f"^backbone/{layer}" for layer in method.network.backbone.frozen),
+    )
+    step = make_train_step(method, tx, seed=0, mesh=mesh)
+    state = init_state(method, tx, seed=0, batch=batch, mesh=mesh)
+    placed = put(batch, mesh)
+    program = jax.jit(step.fused, donate_argnums=0).lower(state, placed).compile()
+    durations = []
+    for _ in range(1 + repeats):  # the first one warms up
+        started = time.perf_counter()
+        state, metrics = program(state, placed)
+        jax.block_until_ready((state, metrics))
+        durations.append(time.perf_counter() - started)
+    return WholeStep(float(np.median(durations[1:])), working_mib(program), state.params)
+
+
+# ---------------------------------------------------------------------------------------------------
+# Its parts, each a program of its own: forward and, where gradients flow, backward
+
+
+def with_backward(forward: Callable, *inputs: jax.Array | Params) -> tuple[Callable, tuple]:
+    """Return a function that runs `forward` and its backward pass, and its arguments."""
+    outputs = jax.eval_shape(forward, *inputs)
+    grads = jax.tree.map(lambda x: jnp.ones(x.shape, x.dtype), outputs)
+
+    def both(grads, *inputs):
+        outputs, pullback = jax.vjp(forward, *inputs)
+        return outputs, pullback(grads)
+
+    return both, (grads, *inputs)
+
+
+def parts(
+    method: RefinedDetector, params: Params, batch: Batch
+) -> dict[str, tuple[Callable, tuple]]:
+    """Cut the step into parts: name -> (function, arguments)."""
+    network = method.network
+    batch = jax.tree.map(jnp.asarray, batch)
+    mask = batch.proposal_mask
+    own = {name: params[name] for name in params if name != "backbone"}
+
+    def run(method_name: str, params: Params, *arguments):
+        return network.apply({"params": params}, *arguments, method=method_name)
+
+    def backbone(backbone_params: Params) -> jax.Array:
+        return run("feature_map", {**own, "backbone": backbone_params}, batch).features
+
+    features = jax.jit(backbone)(params["backbone"])
+    size = network.backbone.output_size(batch.image_size)
+
+    def pooling(features: jax.Array) -> jax.Array:
+        return run("pool", params, FeatureMap(features, size), batch, mask)
+
+    pooled = jax.jit(pooling)(features)
+    keys = image_keys(jax.random.key(0), batch)
+
+    def heads(own: Params, pooled: jax.Array) -> tuple[jax.Array, jax.Array]:
+        outputs = run("score", {**params, **own}, pooled, mask, keys)
+        return outputs.mil_scores, outputs.refine_logits
+
+    outputs = jax.jit(functools.partial(run, "score"))(params, pooled, mask, keys)
+
+    def mining(outputs):
+        return method.mine_stages(outputs, batch, jnp.zeros((), jnp.int32))
+
+    mined = jax.jit(mining)(outputs)
+
+    def losses(mil_scores: jax.Array, refine_logits: jax.Array) -> jax.Array:
+        scored = outputs.replace(mil_scores=mil_scores)
+        per_stage = jax.vmap(jax.vmap(method.stage_loss, in_axes=(0, 0, None)))
+        values = jnp.sum(per_stage(refine_logits, mined, mask), axis=1)
+        mil = mil_term(scored, batch, method.mil_reduction, method.mil_scale)
+        return mil.mean() + image_term(values, batch).mean()
+
+    return {
+        "backbone": with_backward(backbone, params["backbone"]),
+        "pooling": with_backward(pooling, features),
+        "heads": with_backward(heads, own, pooled),
+        "mining": (mining, (outputs,)),
+        "losses": with_backward(losses, outputs.mil_scores, outputs.refine_logits),
+    }
+
+
+def part_seconds(
+    method: RefinedDetector, params: Params, batch: Batch, repeats: int
+) -> dict[str, float]:
+    """Time each part."""
+    return {
+        name: seconds(compiled(function, *arguments), *arguments, repeats=repeats)
+        for name, (function, arguments) in parts(method, params, batch).items()
+    }
+
+
+def step_on_cpu(*, small: bool, repeats: int) -> list[Measure]:
+    """Time an update and its parts at a laptop's size, in float32."""
+    setting = SMALL if small else LAPTOP
+    rounds = repeats if small else min(repeats, 3)  # tens of seconds each
+    method, batch = make_method(setting, jnp.float32), make_batch(setting)
+    whole = whole_step(method, batch, rounds)
+    times = part_seconds(method, whole.params, batch, rounds)
+    subject = f"OIM + IR, VGG16, float32, {setting}"
+    return [
+        Measure("whole update", 1e3 * whole.seconds, "ms", subject),
+        Measure("  working memory", whole.working_mib, "MiB", "beside parameters and momentum"),
+        *part_rows(times),
+    ]
+
+
+def part_rows(times: dict[str, float]) -> list[Measure]:
+    """List the parts, and what pooling and mining take of their sum."""
+    total = sum(times.values())
+    share = (times["pooling"] + times["mining"]) / total
+    rows = [
+        Measure(f"  {name}", 1e3 * time, "ms", f"{time / total:.1%} of the parts")
+        for name, time in times.items()
+    ]
+    return [*rows, Measure("  pooling + mining, share of the parts", 100 * share, "%")]
+
+
+# ---------------------------------------------------------------------------------------------------
+# Share of the device's peak
+
+
+def step_flops(setting: Setting, frozen: tuple[str, ...]) -> float:
+    """Count the model's floating-point operations in one update, on valid pixels and real proposals.
+
+    A layer of n multiply-adds costs 2n forward, 2n for the gradient of its kernel, and 2n for that of
+    its input. Frozen layers have no kernel gradient; layers with nothing trained below them need no
+    input gradient. Only convolutions and matrix products count.
+    """
+    total, trained_below = 0.0, False
+    height, width, inputs = setting.height, setting.width, 3
+    for stage, (num_convs, channels) in enumerate(STAGES, start=1):
+        for i in range(num_convs):
+            products = 1 + trained_below
+            if not any(f"conv{stage}_{i + 1}".startswith(prefix) for prefix in frozen):
+                products, trained_below = products + 1, True
+            total += products * 2 * 9 * inputs * channels * height * width
+            inputs = channels
+        if stage <= 3:
+            height, width = -(-height // 2), -(-width // 2)
+    widths = [inputs * setting.roi_size**2, *setting.dims]
+    weights = sum(a * b for a, b in zip(widths, widths[1:], strict=False))
+    c, k = setting.num_classes, setting.num_classes + 1
+    weights += widths[-1] * (2 * c + setting.num_stages * k)
+    return total + (2 + trained_below) * 2 * weights * setting.num_proposals
+
+
+def matrix_peak(dtype: jnp.dtype, side: int, repeats: int) -> float:
+    """Return the operations per second of a large square matrix product in `dtype`."""
+    matrix = jnp.ones((side, side), dtype)
+    program = compiled(jnp.matmul, matrix, matrix)
+    return 2 * side**3 / seconds(program, matrix, matrix, repeats=repeats)
+
+
+def step_on_accelerator(*, small: bool, repeats: int) -> list[Measure]:
+    """Time an update at the published size in bfloat16 and float32, against the measured matrix peak."""
+    setting, side = (SMALL, 256) if small else (PUBLISHED, 8192)
+    rows = []
+    for dtype in (
+        jnp.bfloat16,
+        jnp.float32,
+    ):  # the smaller first: the device's peak memory only grows
+        name = jnp.dtype(dtype).name
+        method, batch = make_method(setting, dtype), make_batch(setting)
+        whole = whole_step(method, batch, repeats)
+        memory = jax.devices()[0].memory_stats() or {}
+        peak = matrix_peak(dtype, side, repeats)
+        flops = step_flops(setting, method.network.backbone.frozen)
+        rows += [
+            Measure(
+                f"{name}: whole update", 1e3 * whole.seconds, "ms", f"OIM + IR, VGG16, {setting}"
+            ),
+            Measure("  images per second", 1 / whole.seconds, "1/s"),
+            Measure("  model operations", flops / 1e12, "Tflop"),
+            Measure(
+                "  measured matrix peak",
+                peak / 1e12,
+                "Tflop/s",
+                f"{side} x {side}, default precision",
+            ),
+            Measure("  share of the peak", 100 * flops / whole.seconds / peak, "%"),
+            Measure(
+                "  working memory", whole.working_mib, "MiB", "of the program, beside its state"
+            ),
+        ]
+        if "peak_bytes_in_use" in memory:
+            rows.append(
+                Measure(
+                    "  peak memory in use",
+                    memory["peak_bytes_in_use"] / MIB,
+                    "MiB",
+                    "state included",
+                )
+            )
+        rows += part_rows(part_seconds(method, whole.params, batch, repeats))
+    return rows
