@@ -1,41 +1,18 @@
-"""RoI max pooling, exact and gather-only.
-
-Every bin of a RoI is a rectangle of cells, and a rectangle is covered by four windows whose sides are
-powers of two, one in each of its corners. So the maps of running maxima over all such windows (the
-tables) are computed once, and a bin is the maximum of four table entries, however large it is.
-"""
+"""Pooling of regions of interest: exact RoI max pooling, and RoIAlign as matrix products."""
 
 from __future__ import annotations
-
-import functools
-from collections.abc import Callable
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float, Int
 
-TABLE_BYTES = 256 * 2**20  # size that the tables of one block of channels may reach
+from wsod_jax.ops.window_max import Cover, cover_intervals, max_over_rectangles
+
 LIMIT_CELLS = (
     2**20
 )  # box edges further out than this count as this far, so that integers stay small
-
-
-class _Cover(NamedTuple):
-    """How two windows cover each bin along one axis: [b, r, p] int32 each.
-
-    Attributes:
-      level: the windows are `2**level` cells long, at most as long as the bin.
-      first: start of the window that begins with the bin.
-      last: start of the window that ends with the bin.
-      filled: bool, False where the bin holds no cell (the others are then 0).
-    """
-
-    level: Array
-    first: Array
-    last: Array
-    filled: Array
+ALIGN_BYTES = 256 * 2**20  # size that the half-pooled maps of one block of proposals may reach
 
 
 def roi_max_pool(
@@ -73,9 +50,9 @@ def roi_max_pool(
     """
     edges = spatial_scale * jax.lax.stop_gradient(boxes).astype(jnp.float32)
     edges = _round_half_away(jnp.clip(edges, -LIMIT_CELLS, LIMIT_CELLS))  # [b, r, 4] int32
-    rows = _cover(edges[..., 1], edges[..., 3], map_size[:, 0], output_size)
-    columns = _cover(edges[..., 0], edges[..., 2], map_size[:, 1], output_size)
-    pooled = _pool(features, rows, columns)
+    rows = _bins(edges[..., 1], edges[..., 3], map_size[:, 0], output_size)
+    columns = _bins(edges[..., 0], edges[..., 2], map_size[:, 1], output_size)
+    pooled = max_over_rectangles(features, rows, columns)
     filled = rows.filled[..., :, None] & columns.filled[..., None, :] & mask[..., None, None]
     return jnp.where(filled[..., None], pooled, 0)
 
@@ -86,205 +63,108 @@ def _round_half_away(x: Array) -> Array:
     return (jnp.sign(x) * whole).astype(jnp.int32)
 
 
-def _cover(low: Array, high: Array, size: Array, num_bins: int) -> _Cover:
-    """Cut [b, r] intervals of cells into bins inside a map of `size` [b] cells, and cover each bin."""
+def _bins(low: Array, high: Array, size: Array, num_bins: int) -> Cover:
+    """Cut intervals of cells [b, r] into bins, inside maps of `size` [b] cells."""
     length = jnp.maximum(high - low + 1, 1)[..., None]
     i = jnp.arange(num_bins)[None, None]
+    start = low[..., None] + i * length // num_bins  # [b, r, p]
+    end = low[..., None] - (-(i + 1) * length // num_bins)
     size = size[:, None, None]
-    start = jnp.clip(low[..., None] + i * length // num_bins, 0, size)  # [b, r, p]
-    end = jnp.clip(low[..., None] - (-(i + 1) * length // num_bins), 0, size)
-    filled = end > start
-    level = jnp.where(filled, 31 - jax.lax.clz(jnp.maximum(end - start, 1)), 0)
-    last = jnp.where(filled, end - (1 << level), 0)
-    return _Cover(level, jnp.where(filled, start, 0), last, filled)
+    return cover_intervals(jnp.clip(start, 0, size), jnp.clip(end, 0, size))
 
 
-# ---------------------------------------------------------------------------------------------------
-# Tables: [b, ly, lx, h, w, d], entry (ly, lx, y, x) is the maximum over the window of 2**ly rows and
-# 2**lx columns that starts at (y, x). Windows that leave the map are shorter, and never looked up.
+def roi_align(
+    features: Float[Array, "b h w d"],
+    boxes: Float[Array, "b r 4"],
+    mask: Bool[Array, "b r"],
+    map_size: Int[Array, "b 2"],
+    *,
+    output_size: int,
+    spatial_scale: float,
+    sampling_ratio: int = 2,
+    aligned: bool = True,
+) -> Float[Array, "b r {output_size} {output_size} d"]:
+    """Pool each box's part of the feature map onto a fixed grid by means of bilinear samples.
 
+    Sample positions form a grid, and bilinear interpolation is a product of a vertical and a horizontal
+    weight, so out[i, j] = sum_yx V[i, y] H[j, x] features[y, x]: two matrix products, no gathers.
 
-def _ahead(x: Array, step: int, axis: int, fill: float) -> Array:
-    """Return `x` read `step` cells further along `axis`, `fill` beyond its end (or its beginning)."""
-    config = [(0, 0, 0)] * x.ndim
-    config[axis] = (-step, step, 0)
-    return jax.lax.pad(x, jnp.asarray(fill, x.dtype), config)
+    Args:
+      features: [b, h, w, d] finite, float32 or bfloat16.
+      boxes: [b, r, 4] xyxy in pixels.
+      mask: [b, r] True = real proposal.
+      map_size: [b, 2] valid (rows, columns) of the map; cells beyond have no weight.
+      output_size: p, bins per side.
+      spatial_scale: map cells per pixel, 1 / stride.
+      sampling_ratio: samples per bin and side, at least 1.
+      aligned: cell n's centre lies at n + 0.5; if False it lies at n, and boxes are at least a cell
+        wide, as in the first release of RoIAlign.
 
+    Returns:
+      [b, r, p, p, d] in the features' type; 0 where masked. Samples more than a cell outside the map
+      count as 0, those nearer take the border's value.
 
-def _running_max(x: Array, num_levels: int, axis: int) -> list[Array]:
-    """Return the maxima of `x` over windows of 1, 2, 4, … cells along `axis`."""
-    tables = [x]
-    for level in range(num_levels - 1):
-        tables.append(jnp.maximum(tables[-1], _ahead(tables[-1], 2**level, axis, -jnp.inf)))
-    return tables
-
-
-def _running_max_vjp(tables: list[Array], grads: list[Array], axis: int) -> Array:
-    """Send the gradients of `_running_max`'s tables to its input, to the first cell on ties."""
-    grad = grads[-1]
-    for level in reversed(range(len(tables) - 1)):
-        is_first = tables[level] >= _ahead(tables[level], 2**level, axis, -jnp.inf)
-        later = _ahead(jnp.where(is_first, 0, grad), -(2**level), axis, 0)
-        grad = grads[level] + jnp.where(is_first, grad, 0) + later
-    return grad
-
-
-def _first_rows(tables: list[Array], axis: int) -> list[Array]:
-    """Return, for each entry of the vertical tables, the first row that holds its maximum."""
-    rows = [jax.lax.broadcasted_iota(jnp.int16, tables[0].shape, axis)]
-    for level, table in enumerate(tables[:-1]):
-        is_first = table >= _ahead(table, 2**level, axis, -jnp.inf)
-        rows.append(jnp.where(is_first, rows[-1], _ahead(rows[-1], 2**level, axis, 0)))
-    return rows
-
-
-def _corners(rows: _Cover, columns: _Cover, levels: tuple[int, int], size: tuple[int, int]):
-    """Return where each bin's four windows (top-left, bottom-left, top-right, bottom-right) lie in
-    the flattened tables: four [b, n] int32, n = r p p."""
-
-    def index(y: Array, x: Array) -> Array:
-        table = rows.level[..., :, None] * levels[1] + columns.level[..., None, :]
-        cell = (table * size[0] + y[..., :, None]) * size[1] + x[..., None, :]  # [b, r, p, p]
-        return cell.reshape(cell.shape[0], -1)
-
-    return [index(y, x) for x in (columns.first, columns.last) for y in (rows.first, rows.last)]
-
-
-def _flat(tables: list[Array]) -> Array:
-    """Stack ly tables of [b, lx, h, w, d] into [b, ly * lx * h * w, d]."""
-    stacked = jnp.stack(tables, axis=1)
-    return stacked.reshape(stacked.shape[0], -1, stacked.shape[-1])
-
-
-def _take(table: Array, index: Array) -> Array:
-    return jax.vmap(lambda t, i: t.at[i].get(mode="promise_in_bounds"))(table, index)
-
-
-def _tables(features: Array, levels: tuple[int, int]) -> tuple[list[Array], list[Array]]:
-    horizontal = _running_max(features, levels[1], axis=2)
-    return horizontal, _running_max(jnp.stack(horizontal, axis=1), levels[0], axis=2)
-
-
-def _pool_block(features: Array, rows: _Cover, columns: _Cover, levels: tuple[int, int]) -> Array:
-    """Pool [b, h, w, d] to [b, n, d]."""
-    _, tables = _tables(features, levels)
-    table = _flat(tables)
-    corners = _corners(rows, columns, levels, features.shape[1:3])
-    return functools.reduce(jnp.maximum, (_take(table, index) for index in corners))
-
-
-def _pool_block_fwd(
-    features: Array, rows: _Cover, columns: _Cover, levels: tuple[int, int]
-) -> tuple[Array, Array]:
-    """Pool as `_pool_block`, and tell which corner (0..3) of each bin holds its first maximum.
-
-    Of two windows that begin in the same row, or in the same column, and together form a rectangle,
-    the upper or left one holds the first maximum on ties, except that of a left and a right one the
-    right wins if its maximum lies in an earlier row.
+    Gradient: to `features` only.   Cost: O(b r p h w d) operations; blocks of proposals keep the
+    intermediate near `ALIGN_BYTES`.
+    Source: He et al. 2017, section 3; `aligned` as in Detectron2. Samples follow torchvision's operator.
     """
-    _, tables = _tables(features, levels)
-    table, first_row = _flat(tables), _flat(_first_rows(tables, axis=2))
-    corners = _corners(rows, columns, levels, features.shape[1:3])
-    top_left, low_left, top_right, low_right = (_take(table, index) for index in corners)
-    row_tl, row_ll, row_tr, row_lr = (_take(first_row, index) for index in corners)
-    left, right = jnp.maximum(top_left, low_left), jnp.maximum(top_right, low_right)
-    row_left = jnp.where(top_left >= low_left, row_tl, row_ll)
-    row_right = jnp.where(top_right >= low_right, row_tr, row_lr)
-    is_left = (left > right) | ((left == right) & (row_left <= row_right))
-    low = jnp.where(is_left, low_left > top_left, low_right > top_right)
-    return jnp.maximum(left, right), jnp.where(is_left, 0, 2).astype(jnp.int8) + low
-
-
-def _pool_block_vjp(
-    features: Array,
-    winner: Array,
-    grad: Array,
-    rows: _Cover,
-    columns: _Cover,
-    levels: tuple[int, int],
-) -> Array:
-    """Send [b, n, d] gradients of the bins to the cells [b, h, w, d]."""
-    horizontal, tables = _tables(features, levels)
-    corners = _corners(rows, columns, levels, features.shape[1:3])
-    batch, _, channels = grad.shape
-    table_grad = jnp.zeros((batch, tables[0][0, ..., 0].size * levels[0], channels), jnp.float32)
-    for corner, index in enumerate(corners):
-        share = jnp.where(winner == corner, grad, 0).astype(jnp.float32)
-        table_grad = jax.vmap(lambda t, i, g: t.at[i].add(g, mode="promise_in_bounds"))(
-            table_grad, index, share
+    boxes = jax.lax.stop_gradient(boxes).astype(jnp.float32) * spatial_scale
+    weights = [
+        _align_weights(
+            boxes[..., axis],
+            boxes[..., axis + 2],
+            map_size[:, 1 - axis],
+            (output_size, sampling_ratio, features.shape[2 - axis]),
+            aligned,
         )
-    table_grad = table_grad.reshape(batch, levels[0], *tables[0].shape[1:])
-    grads = _running_max_vjp(tables, list(jnp.moveaxis(table_grad, 1, 0)), axis=2)
-    grads = _running_max_vjp(horizontal, list(jnp.moveaxis(grads, 1, 0)), axis=2)
-    return grads.astype(features.dtype)
+        for axis in (1, 0)
+    ]
+    vertical, horizontal = (
+        jnp.where(mask[..., None, None], w, 0).astype(features.dtype) for w in weights
+    )  # [b, r, p, h], [b, r, p, w]
+
+    def pool(weights: tuple[Array, Array]) -> Array:
+        vertical, horizontal = weights
+        exact = {"precision": jax.lax.Precision.HIGHEST, "preferred_element_type": jnp.float32}
+        strips = jnp.einsum("brqx,byxd->brqyd", horizontal, features, **exact)
+        strips = strips.astype(features.dtype)
+        return jnp.einsum("brpy,brqyd->brpqd", vertical, strips, **exact).astype(features.dtype)
+
+    return _by_proposal_blocks(pool, vertical, horizontal, features.shape)
 
 
-# ---------------------------------------------------------------------------------------------------
+def _align_weights(
+    low: Array, high: Array, size: Array, shape: tuple[int, int, int], aligned: bool
+) -> Array:
+    """Return each bin's weights on the cells of one axis, [b, r, p, length]."""
+    num_bins, num_samples, length = shape
+    start = low - 0.5 if aligned else low
+    extent = high - low if aligned else jnp.maximum(high - low, 1)
+    step = (jnp.arange(num_bins * num_samples) + 0.5) / (num_bins * num_samples)
+    position = start[..., None] + extent[..., None] * step[None, None]  # [b, r, samples]
+    limit = size[:, None, None].astype(jnp.float32)
+    inside = (position >= -1) & (position <= limit)
+    position = jnp.clip(position, 0, limit - 1)
+    cell = jnp.arange(length, dtype=jnp.float32)[None, None, None]
+    hat = jnp.maximum(1 - jnp.abs(position[..., None] - cell), 0)
+    hat = jnp.where(inside[..., None], hat, 0)  # [b, r, samples, length]
+    return jnp.mean(hat.reshape(*low.shape, num_bins, num_samples, length), axis=3)
 
 
-def _by_channel_blocks(function: Callable, arrays: tuple[Array, ...], levels: tuple[int, int]):
-    """Apply `function` to blocks of the last axis of all arrays, one block after another."""
-    batch, height, width, channels = arrays[0].shape
-    channel_bytes = 4 * batch * levels[0] * levels[1] * height * width
-    num_blocks = next(
-        n
-        for n in range(1, channels + 1)
-        if channels % n == 0 and (n == channels or channel_bytes * channels <= n * TABLE_BYTES)
-    )
+def _by_proposal_blocks(pool, vertical: Array, horizontal: Array, shape: tuple[int, ...]) -> Array:
+    """Apply `pool` to as many proposals at once as `ALIGN_BYTES` allows."""
+    batch, height, _, channels = shape
+    num_rois, num_bins = vertical.shape[1:3]
+    roi_bytes = 4 * batch * num_bins * height * channels
+    num_blocks = min(max(-(-num_rois * roi_bytes // ALIGN_BYTES), 1), max(num_rois, 1))
     if num_blocks == 1:
-        return function(*arrays)
+        return pool((vertical, horizontal))
+    size = -(-num_rois // num_blocks)
 
     def split(x: Array) -> Array:
-        return jnp.moveaxis(x.reshape(*x.shape[:-1], num_blocks, -1), -2, 0)
+        x = jnp.pad(x, ((0, 0), (0, num_blocks * size - num_rois), (0, 0), (0, 0)))
+        return jnp.moveaxis(x.reshape(batch, num_blocks, size, *x.shape[2:]), 1, 0)
 
-    def join(x: Array) -> Array:
-        return jnp.moveaxis(x, 0, -2).reshape(*x.shape[1:-1], -1)
-
-    blocks = jax.lax.map(lambda xs: function(*xs), tuple(split(x) for x in arrays))
-    return jax.tree.map(join, blocks)
-
-
-def _at_levels(function: Callable, arrays: tuple[Array, ...], rows: _Cover, columns: _Cover):
-    """Run `function` with as many table levels as the bins need.
-
-    Boxes inside the image have bins of at most ceil((size + 1) / p) + 1 cells; only boxes that reach
-    far out of it need tables up to the size of the map, so those are a branch of their own.
-    """
-    sizes, num_bins = arrays[0].shape[1:3], rows.level.shape[-1]
-    usual = tuple(min(-(-(n + 1) // num_bins) + 1, n).bit_length() for n in sizes)
-    full = tuple(n.bit_length() for n in sizes)
-
-    def run(levels: tuple[int, int], arrays, rows, columns):
-        block = functools.partial(function, rows=rows, columns=columns, levels=levels)
-        return _by_channel_blocks(block, arrays, levels)
-
-    if usual == full:
-        return run(full, arrays, rows, columns)
-    fits = (jnp.max(rows.level) < usual[0]) & (jnp.max(columns.level) < usual[1])
-    branches = functools.partial(run, usual), functools.partial(run, full)
-    return jax.lax.cond(fits, *branches, arrays, rows, columns)
-
-
-@jax.custom_vjp
-def _pool(features: Array, rows: _Cover, columns: _Cover) -> Array:
-    pooled = _at_levels(_pool_block, (features,), rows, columns)
-    return _unflatten(pooled, rows)
-
-
-def _unflatten(pooled: Array, rows: _Cover) -> Array:
-    num_bins = rows.level.shape[-1]
-    return pooled.reshape(*rows.level.shape[:2], num_bins, num_bins, -1)
-
-
-def _pool_fwd(features: Array, rows: _Cover, columns: _Cover):
-    pooled, winner = _at_levels(_pool_block_fwd, (features,), rows, columns)
-    return _unflatten(pooled, rows), (features, winner, rows, columns)
-
-
-def _pool_bwd(residuals, grad: Array):
-    features, winner, rows, columns = residuals
-    grad = grad.reshape(winner.shape)
-    return _at_levels(_pool_block_vjp, (features, winner, grad), rows, columns), None, None
-
-
-_pool.defvjp(_pool_fwd, _pool_bwd)
+    pooled = jax.lax.map(pool, (split(vertical), split(horizontal)))  # [blocks, b, size, p, p, d]
+    pooled = jnp.moveaxis(pooled, 0, 1).reshape(batch, -1, *pooled.shape[3:])
+    return pooled[:, :num_rois]
