@@ -1,0 +1,317 @@
+"""Checkpoints: atomic, verified, self-describing; kept by a policy that never deletes the newest."""
+
+from __future__ import annotations
+
+import errno
+import json
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+import jax
+import orbax.checkpoint as ocp
+from etils import epath
+from orbax.checkpoint import checkpoint_managers
+
+from wsod_jax.errors import ConfigError, DataError
+from wsod_jax.train.identity import compare_layouts, compare_runs
+from wsod_jax.train.manifest import find_damage, write_manifest
+from wsod_jax.train.state import TrainState
+
+_ITEMS = ("weights", "optimizer", "metadata")
+
+
+class LoadedCheckpoint(NamedTuple):
+    """What evaluation and prediction need: parameters, extras, and the metadata with "step"."""
+
+    params: dict
+    extras: dict
+    metadata: dict
+
+
+class Checkpoints:
+    """The checkpoints of one run, one folder per step under `folder`.
+
+    A folder `<step>` holds `weights/` (params, extras, average), `optimizer/`, `metadata/metadata`
+    (JSON) and `manifest.json` (a checksum of every file, written last). Writing is atomic: a crash
+    leaves the older ones as they were. Opening verifies the newest one; if it is damaged or
+    unfinished it is renamed `damaged-<step>` with a warning and the one before takes its place.
+    """
+
+    def __init__(
+        self,
+        folder: str | epath.Path,
+        metadata: Mapping[str, Any],
+        *,
+        keep_latest: int = 2,
+        keep_every: int | None = None,
+        milestones: Sequence[int] = (0,),
+        best: str | None = None,
+        best_mode: Literal["max", "min"] = "max",
+        may_differ: Sequence[str] = (),
+    ) -> None:
+        """Open or create the folder, and refuse it if it belongs to another run.
+
+        Args:
+          folder: local path or URL.
+          metadata: from `run_metadata`.
+          keep_latest: newest checkpoints to keep.
+          keep_every: also keep the steps divisible by this.
+          milestones: also keep these steps.
+          best: name of a validation score; also keep the checkpoint where it is best.
+          best_mode: whether a larger or a smaller score is better.
+          may_differ: dotted names, such as "config.total_steps", that a resumed run may change; a
+            name covers everything below it.
+
+        Raises:
+          ConfigError: if the newest checkpoint was written by another method, configuration, seed,
+            split or class list.
+          DataError: if there are checkpoints and every one is damaged.
+        """
+        self.folder = epath.Path(folder)
+        self._metadata = json.loads(json.dumps(dict(metadata)))  # as it will be read back
+        self._best = best
+        self.folder.mkdir(parents=True, exist_ok=True)
+        newest = _verified_newest(self.folder)
+        if newest is not None:
+            compare_runs(
+                _read_metadata(self.folder / str(newest)), self._metadata, may_differ, self.folder
+            )
+        policies = checkpoint_managers
+        keep = [policies.LatestN(keep_latest), policies.CustomSteps(list(milestones))]
+        if keep_every is not None:
+            keep.append(policies.EveryNSteps(keep_every))
+        if best is not None:
+            keep.append(
+                policies.BestN(
+                    get_metric_fn=lambda scores: scores[best],
+                    reverse=best_mode == "min",
+                    n=1,
+                    keep_checkpoints_without_metrics=False,
+                )
+            )
+        self._manager = ocp.CheckpointManager(
+            self.folder.resolve(),
+            item_names=_ITEMS,
+            options=ocp.CheckpointManagerOptions(
+                # A donated state must not be overwritten while it is written: save synchronously.
+                enable_async_checkpointing=False,
+                cleanup_tmp_directories=True,
+                preservation_policy=policies.AnyPreservationPolicy(keep),
+            ),
+        )
+
+    @property
+    def steps(self) -> list[int]:
+        """Steps with a checkpoint, ascending."""
+        return sorted(self._manager.all_steps())
+
+    @property
+    def latest(self) -> int | None:
+        """The newest step, or `None`."""
+        return self._manager.latest_step()
+
+    def save(self, step: int, state: TrainState, scores: Mapping[str, float] | None = None) -> None:
+        """Write a checkpoint, then delete those that no rule keeps; nothing if the step is there.
+
+        Args:
+          step: updates done.
+          state: read, not kept.
+          scores: validation scores; must hold the declared best score if given.
+
+        Raises:
+          ConfigError: if `scores` lacks the declared best score.
+          OSError: if it cannot be written (disk full, no permission, quota); the earlier ones remain.
+        """
+        if step in self.steps:
+            return
+        if scores is not None and self._best is not None and self._best not in scores:
+            raise ConfigError(
+                f"the best checkpoint is to be chosen by {self._best!r}, but validation returned "
+                f"{sorted(scores)}; name one of these"
+            )
+        weights = {"params": state.params, "extras": state.extras}
+        if state.ema is not None:
+            weights["ema"] = state.ema
+        metadata = {**self._metadata, "step": step, "scores": dict(scores or {})}
+        items = ocp.args.Composite(
+            weights=ocp.args.StandardSave(weights),
+            optimizer=ocp.args.StandardSave({"step": state.step, "opt_state": state.opt_state}),
+            metadata=ocp.args.JsonSave(metadata),
+        )
+        try:
+            kept = None if scores is None else {k: float(v) for k, v in scores.items()}
+            self._manager.save(step, args=items, metrics=kept, force=True)
+            write_manifest(self.folder / str(step))
+        except (OSError, ValueError) as error:
+            if not _is_storage_error(error):
+                raise
+            self._discard(step)
+            raise OSError(_errno(error), self._save_failure(step, error)) from error
+
+    def restore(self, state: TrainState) -> TrainState | None:
+        """Return the newest checkpoint's state, bit for bit, placed as `state` is.
+
+        Args:
+          state: a state of the same layout (its values are not read), concrete or abstract with shardings.
+
+        Returns:
+          The restored state, or `None` if there is no checkpoint yet.
+
+        Raises:
+          ConfigError: if names, shapes or dtypes of parameters differ from the ones stored.
+        """
+        if self.latest is None:
+            return None
+        folder = self.folder / str(self.latest)
+        weights = {"params": state.params, "extras": state.extras}
+        if state.ema is not None:
+            weights["ema"] = state.ema
+        compare_layouts(_stored_layout(folder), weights, folder)
+        loaded = _read(folder / "weights", weights)
+        rest = _read(folder / "optimizer", {"step": state.step, "opt_state": state.opt_state})
+        return TrainState(ema=loaded.pop("ema", None), **loaded, **rest)
+
+    def close(self) -> None:
+        """Release the folder."""
+        self._manager.close()
+
+    def _discard(self, step: int) -> None:
+        for path in self.folder.glob(f"{step}*"):
+            if path.name == str(step) or path.name.startswith(f"{step}."):
+                path.rmtree(missing_ok=True)
+        self._manager.reload()
+
+    def _save_failure(self, step: int, error: Exception) -> str:
+        reason = "the disk is full" if _errno(error) == errno.ENOSPC else str(error)[:300]
+        last = f"step {self.latest}, is intact" if self.latest is not None else "none was there yet"
+        return (
+            f"cannot save the checkpoint of step {step} in {self.folder}: {reason}. The last good "
+            f"checkpoint: {last}. Free space (or correct permissions) and start the same command "
+            "again: it resumes there"
+        )
+
+
+def load_checkpoint(
+    path: str | epath.Path,
+    *,
+    step: int | None = None,
+    weights: Literal["params", "ema"] = "params",
+    sharding: jax.sharding.Sharding | None = None,
+) -> LoadedCheckpoint:
+    """Read parameters, extras and metadata of a checkpoint; no optimiser or method is needed.
+
+    Args:
+      path: a step's folder, the folder of checkpoints, or a workdir that contains `checkpoints`.
+      step: which step; `None` takes the newest (or the one that `path` names).
+      weights: the trained parameters or their running average.
+      sharding: where to place the arrays; `None` uses the first local device.
+
+    Returns:
+      `LoadedCheckpoint`.
+
+    Raises:
+      DataError: if there is no such checkpoint, it is damaged, or it has no running average.
+    """
+    folder = _step_folder(epath.Path(path), step)
+    damage = find_damage(folder, parts=("weights", "metadata"))
+    if damage is not None:
+        raise DataError(f"checkpoint {folder} cannot be used: {damage}; choose another step")
+    stored = _stored_layout(folder)
+    if weights not in stored:
+        raise DataError(
+            f"checkpoint {folder} holds {sorted(stored)} but no {weights!r}; "
+            "the run kept no running average: load 'params'"
+        )
+    place = sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    wanted = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), stored)
+    tree = _read(folder / "weights", wanted)
+    return LoadedCheckpoint(tree[weights], tree["extras"], _read_metadata(folder))
+
+
+def checkpoint_steps(path: str | epath.Path) -> list[int]:
+    """Return the finished steps below a folder of checkpoints (or a workdir), ascending; maybe none."""
+    folder = epath.Path(path)
+    folder = folder / "checkpoints" if (folder / "checkpoints").exists() else folder
+    return [s for s in _numbered(folder) if (folder / str(s) / "manifest.json").exists()]
+
+
+def _step_folder(path: epath.Path, step: int | None) -> epath.Path:
+    if path.name.isdigit() and (path / "weights").exists():
+        if step is not None and step != int(path.name):
+            raise DataError(
+                f"{path} is step {path.name}, but step {step} was asked for; give its parent"
+            )
+        return path
+    steps = checkpoint_steps(path)
+    if not steps or (step is not None and step not in steps):
+        wanted = "checkpoint" if step is None else f"checkpoint of step {step}"
+        raise DataError(
+            f"there is no {wanted} in {path} (steps found: {steps or 'none'}); give the workdir of a "
+            "training run, its folder of checkpoints, or one step's folder"
+        )
+    root = path / "checkpoints" if (path / "checkpoints").exists() else path
+    return root / str(steps[-1] if step is None else step)
+
+
+def _numbered(folder: epath.Path) -> list[int]:
+    if not folder.exists():
+        return []
+    return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit())
+
+
+def _verified_newest(folder: epath.Path) -> int | None:
+    """Return the newest undamaged step; move the damaged ones above it aside."""
+    damaged: dict[int, str] = {}
+    for step in reversed(_numbered(folder)):
+        damage = find_damage(folder / str(step))
+        if damage is None:
+            break
+        damaged[step] = damage
+    else:
+        if damaged:
+            found = "; ".join(f"step {step}: {damage}" for step, damage in damaged.items())
+            raise DataError(
+                f"every checkpoint in {folder} is damaged ({found}); restore a copy, or delete the "
+                "folder to start again from step 0"
+            )
+        return None
+    for worse, damage in damaged.items():
+        aside = folder / f"damaged-{worse}"
+        if aside.exists():
+            aside.rmtree()
+        (folder / str(worse)).rename(aside)
+        warnings.warn(
+            f"checkpoint {folder / str(worse)} cannot be used: {damage}. It was renamed to {aside}; "
+            f"training goes back to step {step}",
+            stacklevel=3,
+        )
+    return step
+
+
+def _read_metadata(folder: epath.Path) -> dict:
+    return json.loads((folder / "metadata" / "metadata").read_text())
+
+
+def _read(folder: epath.Path, wanted: Any) -> Any:
+    target = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), wanted
+    )
+    with ocp.StandardCheckpointer() as reader:
+        return reader.restore(folder.resolve(), target)
+
+
+def _stored_layout(folder: epath.Path) -> dict:
+    with ocp.StandardCheckpointer() as reader:
+        return reader.metadata((folder / "weights").resolve()).item_metadata.tree
+
+
+def _is_storage_error(error: Exception) -> bool:
+    # The array store reports the system's error as text inside a ValueError.
+    return isinstance(error, OSError) or "os_error_code" in str(error)
+
+
+def _errno(error: Exception) -> int:
+    if isinstance(error, OSError) and error.errno:
+        return error.errno
+    return errno.ENOSPC if "No space left" in str(error) else errno.EIO

@@ -1,0 +1,128 @@
+"""Which run a checkpoint belongs to: what is written beside it, and how it is compared."""
+
+from __future__ import annotations
+
+import json
+import platform
+import warnings
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from typing import Any
+
+import jax
+from etils import epath
+
+import wsod_jax
+from wsod_jax.errors import ConfigError
+from wsod_jax.train.optim import path_name
+
+BOX_CONVENTION = "xyxy, absolute pixels, continuous edges (width = x2 - x1)"
+
+
+def run_metadata(
+    *, method: str, class_names: Sequence[str], config: Mapping[str, Any], split: str, seed: int
+) -> dict:
+    """Describe a run, for the JSON beside each of its checkpoints.
+
+    Args:
+      method: the method's name.
+      class_names: foreground classes in the order of the scores.
+      config: the whole configuration, plain values only.
+      split: what it trains on.
+      seed: the run's seed.
+
+    Returns:
+      A dict that survives JSON unchanged, with package versions and the box convention added.
+    """
+    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+    described = {
+        "method": method,
+        "class_names": list(class_names),
+        "box_convention": BOX_CONVENTION,
+        "split": split,
+        "seed": seed,
+        "config": config,
+        "versions": {
+            "python": platform.python_version(),
+            "wsod_jax": wsod_jax.__version__,
+            **{name: version(name) for name in packages},
+        },
+    }
+    return json.loads(json.dumps(described))
+
+
+def compare_runs(
+    stored: dict, current: dict, may_differ: Sequence[str], folder: epath.Path
+) -> None:
+    """Refuse the checkpoint of another run; warn if only package versions changed.
+
+    Args:
+      stored: metadata read from the checkpoint; names that `current` lacks at its top level are ignored.
+      current: metadata of this run.
+      may_differ: dotted names that may change, each with everything below it.
+      folder: for the message.
+
+    Raises:
+      ConfigError: lists what differs and the ways out.
+    """
+    before, now = _flat(stored), _flat(current)
+    ours = {name for name in before.keys() | now.keys() if name.split(".")[0] in current}
+    changed = sorted(name for name in ours if before.get(name) != now.get(name))
+    versions = [name for name in changed if name.startswith("versions.")]
+    free = [*may_differ, "versions"]
+    wrong = [n for n in changed if not any(n == f or n.startswith(f + ".") for f in free)]
+    if wrong:
+        lines = [f"  {n}: {before.get(n)!r} there, {now.get(n)!r} now" for n in wrong[:12]]
+        more = f"\n  and {len(wrong) - 12} more" if len(wrong) > 12 else ""
+        raise ConfigError(
+            f"{folder} holds checkpoints of another run:\n"
+            + "\n".join(lines)
+            + more
+            + "\nUse another "
+            "--workdir for this run, set these values back to resume that one, or delete its folder"
+        )
+    if versions:
+        lines = [f"{n[9:]} {before.get(n)} -> {now.get(n)}" for n in versions]
+        warnings.warn(
+            f"resuming with other versions, so results may not be bit-identical: {', '.join(lines)}",
+            stacklevel=4,
+        )
+
+
+def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(tree, dict):
+        return {prefix: tree}
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        flat |= _flat(value, f"{prefix}.{name}" if prefix else str(name))
+    return flat
+
+
+def compare_layouts(stored: dict, wanted: dict, folder: epath.Path) -> None:
+    """Refuse a checkpoint whose arrays differ in name, shape or dtype from the ones wanted.
+
+    Args:
+      stored: nested dict of things with `shape` and `dtype`, from the checkpoint.
+      wanted: likewise, of this run.
+      folder: for the message.
+
+    Raises:
+      ConfigError: lists the arrays.
+    """
+
+    def layout(tree: dict) -> dict[str, str]:
+        leaves = jax.tree_util.tree_leaves_with_path(tree)
+        return {path_name(path): f"{x.dtype}{list(x.shape)}" for path, x in leaves}
+
+    before, now = layout(stored), layout(wanted)
+    wrong = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
+    if wrong:
+        lines = [
+            f"  {n}: {before.get(n, 'absent')} there, {now.get(n, 'absent')} now"
+            for n in wrong[:12]
+        ]
+        raise ConfigError(
+            f"checkpoint {folder} does not fit this network ({len(wrong)} arrays differ):\n"
+            + "\n".join(lines)
+            + "\nUse the code and configuration that wrote it, or another --workdir"
+        )
