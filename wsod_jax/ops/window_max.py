@@ -78,7 +78,7 @@ def max_over_rectangles(
 # 2**lx columns that starts at (y, x). Windows that leave the map are shorter, and never looked up.
 
 
-def _ahead(x: Array, step: int, axis: int, fill: float) -> Array:
+def _ahead(x: Array, step: int, axis: int, fill: float | int) -> Array:
     """Return `x` read `step` cells further along `axis`, `fill` beyond its end (or its beginning)."""
     config = [(0, 0, 0)] * x.ndim
     config[axis] = (-step, step, 0)
