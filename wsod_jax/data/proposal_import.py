@@ -151,12 +151,12 @@ def _match(
 
 def _load_mat(path: Path) -> dict:
     try:
-        from scipy.io import loadmat
+        from scipy.io.matlab import MatReadError, loadmat
     except ImportError as error:
         raise DataError(f"{path}: reading .mat files needs SciPy; pip install scipy.") from error
     try:
         return loadmat(path)
-    except _BROKEN_MAT as error:
+    except (MatReadError, *_BROKEN_MAT) as error:
         hint = (
             " Re-save it in MATLAB with save -v7." if isinstance(error, NotImplementedError) else ""
         )

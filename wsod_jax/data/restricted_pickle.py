@@ -1,6 +1,6 @@
 """Read NumPy arrays out of a pickle without running anything in it.
 
-A pickle is a program: it may name any function and call it. Here the only names it can reach are four small
+A pickle is a program: it may name any function and call it. Here the only names it can reach are small
 stand-ins for the ones that NumPy's own pickles use; everything else is refused before it is imported. NumPy's
 reconstruction code is not reached either: arrays are rebuilt from their bytes.
 """
@@ -42,6 +42,13 @@ class _Dtype:
             self.dtype = self.dtype.newbyteorder(order)
 
 
+def _rebuild(data: bytes | str, kind: object, shape: tuple, order: str) -> np.ndarray:
+    if not isinstance(kind, _Dtype) or kind.dtype == object:
+        raise pickle.UnpicklingError("an array whose bytes are not numbers")
+    data = data.encode("latin1") if isinstance(data, str) else data
+    return np.frombuffer(data, kind.dtype).reshape(shape, order=order)
+
+
 class _Array:
     """Stands for an array under construction; `value` is an array of numbers or a list."""
 
@@ -59,9 +66,8 @@ class _Array:
                 raise pickle.UnpicklingError("an array of objects that is not a list")
             self.value = data
             return
-        data = data.encode("latin1") if isinstance(data, str) else data
         order = "F" if fortran_order else "C"
-        self.value = np.frombuffer(data, kind.dtype).reshape(shape, order=order)
+        self.value = _rebuild(data, kind, shape, order)
 
 
 class _Reconstruct:
@@ -73,16 +79,22 @@ class _Reconstruct:
         return _Array()
 
 
+class _FromBuffer:
+    """Stands for NumPy's `_frombuffer`, which protocol 5 uses."""
+
+    __slots__ = ()
+
+    def __call__(self, data: bytes, kind: object, shape: tuple, order: str) -> np.ndarray:
+        return _rebuild(data, kind, shape, order)
+
+
 class _Scalar:
     """Stands for NumPy's `scalar`: one number from its bytes."""
 
     __slots__ = ()
 
     def __call__(self, kind: object, data: bytes | str) -> int | float | bool:
-        if not isinstance(kind, _Dtype) or kind.dtype == object:
-            raise pickle.UnpicklingError("a scalar that is not a number")
-        data = data.encode("latin1") if isinstance(data, str) else data
-        return np.frombuffer(data, kind.dtype, count=1)[0].item()
+        return _rebuild(data, kind, (), "C").item()
 
 
 class _Encode:
@@ -97,10 +109,12 @@ class _Encode:
 
 
 _ALLOWED = {
-    ("numpy", "ndarray"): _ArrayType,
+    ("numpy", "ndarray"): _ArrayType(),
     ("numpy", "dtype"): _Dtype,
     ("numpy.core.multiarray", "_reconstruct"): _Reconstruct(),
     ("numpy._core.multiarray", "_reconstruct"): _Reconstruct(),
+    ("numpy.core.numeric", "_frombuffer"): _FromBuffer(),
+    ("numpy._core.numeric", "_frombuffer"): _FromBuffer(),
     ("numpy.core.multiarray", "scalar"): _Scalar(),
     ("numpy._core.multiarray", "scalar"): _Scalar(),
     ("_codecs", "encode"): _Encode(),

@@ -100,6 +100,15 @@ class SyntheticSpec:
                 "num_trainval must be at least 1, num_test at least 0 and val_fraction in [0, 1), found "
                 f"{self.num_trainval}, {self.num_test} and {self.val_fraction}."
             )
+        if not self.aspects or not all(0.25 <= aspect <= 4 for aspect in self.aspects):
+            raise ConfigError(f"aspects must lie in [0.25, 4], found {self.aspects}.")
+        if not self.instances or min(self.instances) < 0 or sum(self.instances) <= 0:
+            raise ConfigError(f"instances must be probabilities, found {self.instances}.")
+        if not 0 <= self.distractors[0] <= self.distractors[1]:
+            raise ConfigError(f"distractors must be (fewest, most), found {self.distractors}.")
+        for name in ("two_classes", "context", "part_contrast", "body_contrast", "clutter"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"{name} must lie in [0, 1], found {getattr(self, name)}.")
 
 
 def pretraining_spec(spec: SyntheticSpec, *, num_trainval: int = 1200, num_test: int = 200):
