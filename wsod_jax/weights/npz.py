@@ -32,6 +32,7 @@ from wsod_jax.errors import DataError
 from wsod_jax.types import Params
 
 META_KEY = "__meta__"
+MEAN_TOLERANCE = 2.0  # grey levels of 255
 
 
 class MergeReport(NamedTuple):
@@ -152,8 +153,9 @@ def missing_weights(path: Path) -> str:
     return (
         f"No weights at {path}. Download them where there is a network, e.g. with torchvision: "
         "python -c \"import torchvision.models as m; m.vgg16(weights='IMAGENET1K_V1')\" "
-        "(the .pth file lands in ~/.cache/torch/hub/checkpoints), and convert: "
-        f"python scripts/convert_weights.py --from torchvision_vgg16 VGG16.pth --out {path}"
+        "(or m.squeezenet1_1; the .pth file lands in ~/.cache/torch/hub/checkpoints), and run "
+        f"scripts/convert_weights.py --from torchvision_vgg16 FILE.pth --out {path} "
+        "(or torchvision_squeezenet1_1, caffe_vgg16, keras_squeezenet_npz; see its --help)"
     )
 
 
@@ -169,17 +171,26 @@ def check_meta(
 
     Raises:
       DataError: architecture, channel order, mean or pooling differ; using such weights would run, and be wrong.
+        Means may differ by up to `MEAN_TOLERANCE` per channel: one set of weights is used with several means in the
+        field, all within a grey level.
     """
     wrong = [
         f"{key} is {meta.get(key)!r} in the file and {value!r} in the network"
         for key, value in description.items()
-        if meta.get(key) != value
+        if not _agree(key, meta.get(key), value)
     ]
     if wrong:
         raise DataError(
             f"weights file {path} does not fit the backbone: {'; '.join(wrong)}. Set the backbone's fields to the "
             "file's values, or convert other weights with scripts/convert_weights.py"
         )
+
+
+def _agree(key: str, found: Any, expected: Any) -> bool:
+    """Compare one entry of two descriptions."""
+    if key == "mean" and isinstance(found, list) and len(found) == len(expected):
+        return bool(np.allclose(found, expected, rtol=0, atol=MEAN_TOLERANCE))
+    return found == expected
 
 
 def merge_weights(

@@ -1,0 +1,85 @@
+"""Convert pretrained weights from other frameworks into the npz files that wsod_jax reads.
+
+Where to get what can be converted:
+
+  torchvision_vgg16         vgg16-397923af.pth. On a machine with torchvision:
+                              python -c "import torchvision.models as m; m.vgg16(weights='IMAGENET1K_V1')"
+                            and take the file from ~/.cache/torch/hub/checkpoints. RGB, mean and std.
+  torchvision_squeezenet1_1 squeezenet1_1-b8a52dc0.pth, likewise with m.squeezenet1_1. RGB, mean and std.
+  caffe_vgg16               VGG_ILSVRC_16_layers, which published detectors start from, as .npz, .npy, .pkl or .pth.
+                            With pycaffe:
+                              net = caffe.Net(PROTOTXT, CAFFEMODEL, caffe.TEST)
+                              np.savez(OUT, **{f"{n}_{'wb'[i]}": p.data for n, ps in net.params.items()
+                                               for i, p in enumerate(ps)})
+                            Detectron's pickles and PyTorch's vgg16_caffe.pth work as they are. BGR, mean only.
+  keras_squeezenet_npz      SqueezeNet 1.1 with keys <layer>/kernel and <layer>/bias. BGR, mean only.
+
+The convention of the pixels is stored in the file and checked whenever it is loaded. Nothing that a .pth or .pkl
+file contains is run.
+
+Example:
+  python scripts/convert_weights.py --from torchvision_vgg16 vgg16-397923af.pth --out weights/vgg16.npz
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import warnings
+from collections.abc import Sequence
+
+from flax.traverse_util import flatten_dict
+
+from wsod_jax.errors import DataError
+from wsod_jax.weights import caffe, keras, torchvision
+from wsod_jax.weights.npz import save_weights
+
+IMPORTERS = {
+    "torchvision_vgg16": torchvision.convert_vgg16,
+    "torchvision_squeezenet1_1": torchvision.convert_squeezenet,
+    "caffe_vgg16": caffe.convert_vgg16,
+    "keras_squeezenet_npz": keras.convert_squeezenet,
+}
+WITH_FC = ("torchvision_vgg16", "caffe_vgg16")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit status."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("file", help="the file to convert")
+    parser.add_argument(
+        "--from", dest="importer", required=True, choices=IMPORTERS, help="what the file is"
+    )
+    parser.add_argument("--out", required=True, help="the file to write, ending in .npz")
+    parser.add_argument(
+        "--without_fc",
+        action="store_true",
+        help="leave VGG16's fc6 and fc7 out (for detectors with another neck)",
+    )
+    args = parser.parse_args(argv)
+    if args.without_fc and args.importer not in WITH_FC:
+        parser.error(f"--without_fc is for {' and '.join(WITH_FC)}")
+    options = {"with_fc": not args.without_fc} if args.importer in WITH_FC else {}
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        try:
+            params, meta = IMPORTERS[args.importer](args.file, **options)
+            meta = save_weights(args.out, params, meta)
+        except DataError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 1
+        finally:
+            for warning in caught:
+                print(f"warning: {warning.message}", file=sys.stderr)
+    leaves = flatten_dict(params).values()
+    num_values = sum(leaf.size for leaf in leaves)
+    print(f"wrote {args.out}: {len(leaves)} arrays, {num_values:,} values")
+    for key, value in meta.items():
+        print(f"  {key}: {value}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,88 @@
+"""Pooling against an oracle, convolution against a loop over its kernel, pixel conventions by hand."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.oracles.pooling import max_pool as oracle_pool
+from wsod_jax.nn.layers import ConvRelu, clear_margin, max_pool, valid_mask
+from wsod_jax.nn.pixels import normalise_pixels
+from wsod_jax.types import FeatureMap
+
+
+@pytest.mark.parametrize("ceil_mode", [True, False])
+@pytest.mark.parametrize("window", [2, 3])
+def test_max_pool_equals_oracle_at_every_size(window, ceil_mode):
+    rng = np.random.default_rng(0)
+    sizes = np.array([(h, w) for h in range(0, 8) for w in (0, 1, 2, 5, 6, 7)], np.int32)
+    x = -1 - rng.random((len(sizes), 7, 7, 2), np.float32)  # negative: a margin of zeros would win
+    pool = functools.partial(max_pool, window=window, stride=2, ceil_mode=ceil_mode)
+    maps = jax.jit(pool)(FeatureMap(jnp.asarray(x), jnp.asarray(sizes)))
+    for i, size in enumerate(sizes):
+        expected = oracle_pool(x[i], size, window, 2, ceil_mode)
+        rows, columns, _ = expected.shape
+        np.testing.assert_array_equal(maps.size[i], (rows, columns))
+        np.testing.assert_array_equal(maps.features[i, :rows, :columns], expected)
+        assert not np.any(maps.features[i, rows:]) and not np.any(maps.features[i, :, columns:])
+
+
+def test_max_pool_gradient_goes_to_the_first_of_equals():
+    x = jnp.array([[1.0, 2.0, 5.0], [2.0, 2.0, 5.0], [0.0, 0.0, 9.0]])[None, :, :, None]
+
+    def total(x):
+        maps = max_pool(FeatureMap(x, jnp.array([[3, 3]])), window=2, stride=2, ceil_mode=True)
+        return jnp.sum(maps.features * jnp.array([[1.0, 10.0], [100.0, 1000.0]])[None, :, :, None])
+
+    expected = [[0, 1, 10], [0, 0, 0], [100, 0, 1000]]
+    np.testing.assert_array_equal(jax.jit(jax.grad(total))(x)[0, :, :, 0], expected)
+
+
+@pytest.mark.parametrize(
+    "stride, dilation, pad", [(1, 1, None), (1, 2, None), (2, 1, 0), (2, 1, 1)]
+)
+def test_conv_equals_a_loop_over_the_kernel(stride, dilation, pad):
+    rng = np.random.default_rng(1)
+    x = rng.standard_normal((2, 9, 8, 3), np.float32)
+    size = np.array([[9, 8], [6, 5]], np.int32)
+    layer = ConvRelu(4, stride=stride, dilation=dilation, pad=pad)
+    kernel, bias = rng.standard_normal((3, 3, 3, 4), np.float32), rng.standard_normal(4, np.float32)
+    maps = FeatureMap(clear_margin(jnp.asarray(x), jnp.asarray(size)), jnp.asarray(size))
+    out = layer.apply({"params": {"kernel": kernel, "bias": bias}}, maps)
+    p = dilation if pad is None else pad
+    for i, (h, w) in enumerate(size):
+        padded = np.pad(x[i, :h, :w], ((p, p), (p, p), (0, 0)))
+        rows = (h + 2 * p - 2 * dilation - 1) // stride + 1
+        columns = (w + 2 * p - 2 * dilation - 1) // stride + 1
+        expected = np.zeros((rows, columns, 4)) + bias
+        for a in range(3):
+            for b in range(3):
+                cells = padded[a * dilation :: stride, b * dilation :: stride][:rows, :columns]
+                expected += cells @ kernel[a, b]
+        np.testing.assert_array_equal(out.size[i], (rows, columns))
+        np.testing.assert_allclose(
+            out.features[i, :rows, :columns], np.maximum(expected, 0), atol=1e-4
+        )
+        assert not np.any(out.features[i, rows:]) and not np.any(out.features[i, :, columns:])
+
+
+def test_valid_mask():
+    mask = valid_mask(jnp.array([[2, 1], [0, 3]]), 3, 3)[..., 0]
+    expected = [[[1, 0, 0], [1, 0, 0], [0, 0, 0]], np.zeros((3, 3))]
+    np.testing.assert_array_equal(mask, np.array(expected, bool))
+
+
+def test_caffe_pixels_are_blue_first_minus_mean():
+    image = np.array([[[10, 20, 30], [9, 9, 9]]], np.uint8)[None]
+    x = normalise_pixels(image, jnp.array([[1, 1]]), pixels="caffe", mean=(1.0, 2.0, 3.5))
+    np.testing.assert_array_equal(x[0, 0], [[29, 18, 6.5], [0, 0, 0]])
+    assert x.dtype == jnp.float32
+
+
+def test_torchvision_pixels_are_standardised():
+    image = np.array([[[255, 0, 51]]], np.float32)[None]
+    x = normalise_pixels(image, jnp.array([[1, 1]]), pixels="torchvision")
+    expected = [(1 - 0.485) / 0.229, -0.456 / 0.224, (0.2 - 0.406) / 0.225]
+    np.testing.assert_allclose(x[0, 0, 0], expected, rtol=1e-6)

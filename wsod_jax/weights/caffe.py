@@ -1,0 +1,149 @@
+"""Import Caffe's VGG16 (VGG_ILSVRC_16_layers): blue, green, red, 0..255 minus the mean, no scaling.
+
+The .caffemodel itself needs Caffe; everybody's exports of it do not. Read are
+
+- .npz, .npy and .pkl files with a dict of arrays, flat or nested, by Caffe's layer names: conv1_1_w and conv1_1_b
+  (Detectron, also under "blobs"), conv1_1/weights and conv1_1/biases, conv1_1.weight and conv1_1.bias, or a list
+  [weights, bias] per layer as net.params gives it;
+- .pth files with the same names or with torchvision's (features.0.weight), as several PyTorch detectors use.
+
+Kernels may be [out, in, rows, columns], as Caffe has them, or [rows, columns, in, out], as TensorFlow exports do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from wsod_jax.errors import DataError
+from wsod_jax.types import Params
+from wsod_jax.weights.architectures import VGG16_CONVS, VGG16_DENSE, vgg16_shapes
+from wsod_jax.weights.conversion import (
+    as_params,
+    conv_kernel,
+    dense_kernel,
+    dense_kernel_from_map,
+    open_source,
+)
+from wsod_jax.weights.restricted_pickle import NUMPY_NAMES, load_pickle
+from wsod_jax.weights.torch_file import read_torch_file
+from wsod_jax.weights.torchvision import vgg16_from_torch_names
+
+MEAN = (
+    102.9801,
+    115.9465,
+    122.7717,
+)  # blue, green, red, as Fast R-CNN and its descendants subtract it
+KERNEL_ENDINGS = ("_w", "/weights", "/weight", "/kernel", ".weight", "/0")
+BIAS_ENDINGS = ("_b", "/biases", "/bias", ".bias", "/1")
+
+
+def convert_vgg16(path: str | Path, *, with_fc: bool = True) -> tuple[Params, dict[str, Any]]:
+    """Read an export of Caffe's VGG16, fc6 and fc7 included.
+
+    Args:
+      path: .npz, .npy, .pkl or .pth; pickles are read without running what they contain.
+      with_fc: False leaves fc6 and fc7 out, for networks with another neck.
+
+    Returns:
+      params: conv1_1 to conv5_3, fc6, fc7; fc6 takes maps flattened by row, column, channel.
+      meta: description for `save_weights`.
+
+    Raises:
+      DataError: the file is missing, damaged, of another network, or of another channel order.
+    """
+    source = open_source(path, importer="caffe_vgg16")
+    blobs = _read_blobs(source.path)
+    if "features.0.weight" in blobs:
+        arrays = vgg16_from_torch_names(blobs)
+    else:
+        arrays = _from_caffe_names(blobs)
+    params = as_params(arrays, vgg16_shapes(with_fc=with_fc), source)
+    meta = {
+        "architecture": "vgg16",
+        "pixels": "caffe",
+        "mean": list(MEAN),
+        "source": str(source),
+    }
+    return params, meta
+
+
+def _read_blobs(path: Path) -> dict[str, np.ndarray]:
+    """Read any of the formats into name -> array, nested names joined by "/"."""
+    if path.suffix == ".pth":
+        return read_torch_file(path)
+    if path.suffix == ".npz":
+        try:
+            with np.load(path, allow_pickle=False) as archive:
+                return {name: archive[name] for name in archive.files}
+        except (OSError, ValueError, EOFError) as error:
+            raise DataError(f"{path} cannot be read as an npz of plain arrays ({error})") from error
+    if path.suffix not in (".npy", ".pkl"):
+        raise DataError(
+            f"{path} ends in {path.suffix!r}; allowed are .npz, .npy, .pkl and .pth (see "
+            "scripts/convert_weights.py --help for how to export a .caffemodel)"
+        )
+    with path.open("rb") as file:
+        if path.suffix == ".npy":
+            _skip_npy_header(file, path)
+        content = load_pickle(file, names=NUMPY_NAMES, path=path)
+    if isinstance(content, np.ndarray) and content.shape == () and content.dtype == object:
+        content = content.item()
+    if not isinstance(content, dict):
+        raise DataError(f"{path} holds {type(content).__name__}; expected a dict of arrays")
+    if isinstance(content.get("blobs"), dict):
+        content = content["blobs"]
+    return dict(_flatten(content))
+
+
+def _skip_npy_header(file: Any, path: Path) -> None:
+    """Advance to the pickle behind the header of an object array."""
+    try:
+        version = np.lib.format.read_magic(file)
+        read_header = {
+            (1, 0): np.lib.format.read_array_header_1_0,
+            (2, 0): np.lib.format.read_array_header_2_0,
+        }[version]
+        _, _, dtype = read_header(file)
+    except (ValueError, KeyError) as error:
+        raise DataError(f"{path} is no .npy file ({error})") from error
+    if not dtype.hasobject:
+        raise DataError(f"{path} holds a plain array of {dtype}; expected a dict of arrays")
+
+
+def _flatten(tree: Any, prefix: str = "") -> Iterator[tuple[str, np.ndarray]]:
+    """Yield the arrays of nested dicts and lists with their joined names."""
+    if isinstance(tree, np.ndarray) and tree.dtype != object:
+        yield prefix, tree
+    elif isinstance(tree, (list, tuple)):
+        yield from _flatten(dict(enumerate(tree)), prefix)
+    elif isinstance(tree, dict):
+        for name, branch in tree.items():
+            yield from _flatten(branch, f"{prefix}/{name}" if prefix else str(name))
+
+
+def _from_caffe_names(blobs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Find each layer's blobs under any of the spellings and put them into the product's layout."""
+    arrays = {}
+    channels_last = False
+    for layer in (*VGG16_CONVS, *VGG16_DENSE):
+        kernel = next((blobs[layer + end] for end in KERNEL_ENDINGS if layer + end in blobs), None)
+        bias = next((blobs[layer + end] for end in BIAS_ENDINGS if layer + end in blobs), None)
+        if layer == "conv1_1" and kernel is not None:
+            channels_last = kernel.shape == (3, 3, 3, 64)
+        if kernel is not None:
+            arrays[f"{layer}/kernel"] = kernel if channels_last else _to_last(layer, kernel)
+        if bias is not None:
+            arrays[f"{layer}/bias"] = bias.reshape(-1)
+    return arrays
+
+
+def _to_last(layer: str, kernel: np.ndarray) -> np.ndarray:
+    """Turn a kernel in Caffe's order of axes into the product's."""
+    if layer in VGG16_CONVS:
+        return conv_kernel(kernel)
+    kernel = kernel.reshape(kernel.shape[-2:])  # old Caffe: [1, 1, out, in]
+    return dense_kernel_from_map(kernel, 512, 7) if layer == "fc6" else dense_kernel(kernel)

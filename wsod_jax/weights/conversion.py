@@ -1,0 +1,128 @@
+"""What all importers check: files, hashes, names, shapes, values."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from flax.traverse_util import unflatten_dict
+
+from wsod_jax.errors import DataError
+from wsod_jax.types import Params
+
+# First eight hex digits of the SHA-256 of files in circulation -> (what it is, how to import it).
+KNOWN_FILES = {
+    "397923af": ("torchvision's VGG16 (RGB, mean and std)", "torchvision_vgg16"),
+    "b8a52dc0": ("torchvision's SqueezeNet 1.1 (RGB, mean and std)", "torchvision_squeezenet1_1"),
+    "f364aa15": ("torchvision's SqueezeNet 1.1 (RGB, mean and std)", "torchvision_squeezenet1_1"),
+    "00b39a1b": ("Caffe's VGG16 in PyTorch's names (BGR, mean only)", "caffe_vgg16"),
+    "88682ab5": ("VGG16 features trained on RGB 0..255 minus the mean, a third convention", None),
+}
+
+
+class SourceFile(NamedTuple):
+    """An existing file to convert and its SHA-256 (hex)."""
+
+    path: Path
+    sha256: str
+
+    def __str__(self) -> str:
+        return f"{self.path.name} (sha256:{self.sha256})"
+
+
+def open_source(path: str | Path, *, importer: str) -> SourceFile:
+    """Check that a file exists, is what its name says, and belongs to `importer`.
+
+    Names like "vgg16-397923af.pth" carry the first digits of the file's SHA-256; a name without them warns that
+    the file cannot be checked.
+
+    Raises:
+      DataError: missing file, wrong hash, or a file known to belong to another importer: reading it with the wrong
+        channel order would work and give wrong features.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise DataError(
+            f"No file at {path} to convert. Download the weights first (scripts/convert_weights.py --help says where)"
+        )
+    with path.open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    named = re.search(r"-([0-9a-f]{8,64})\.[a-z]+$", path.name)
+    if named and not sha256.startswith(named[1]):
+        raise DataError(
+            f"{path} is damaged or renamed: its name says sha256 {named[1]}..., its content has {sha256[:8]}...; "
+            "download it again, or name it without a hash if you changed it on purpose"
+        )
+    what, belongs_to = KNOWN_FILES.get(sha256[:8], (None, importer))
+    if belongs_to != importer:
+        advice = f"convert it with --from {belongs_to}" if belongs_to else "it cannot be imported"
+        raise DataError(f"{path} is {what}; {advice}, not with --from {importer}")
+    if not named and what is None:
+        warnings.warn(
+            f"{path.name} carries no hash in its name, so its content could not be checked; "
+            f"it is read as {importer}",
+            stacklevel=3,
+        )
+    return SourceFile(path, sha256)
+
+
+def as_params(
+    arrays: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]], source: SourceFile
+) -> Params:
+    """Nest arrays by parameter path as float32 after checking every one of them.
+
+    Args:
+      arrays: "fire2/squeeze1x1/kernel" -> array, in the product's layout.
+      shapes: the same paths -> expected shapes.
+      source: for messages.
+
+    Raises:
+      DataError: names missing, a shape differs, or a value is not finite.
+    """
+    missing = [name for name in shapes if name not in arrays]
+    if missing:
+        raise DataError(
+            f"{source.path} lacks {len(missing)} of {len(shapes)} arrays, first of all {missing[0]}; is it another "
+            "network, or a file for another importer?"
+        )
+    flat = {}
+    for name, shape in shapes.items():
+        array = np.asarray(arrays[name])
+        if array.shape != shape:
+            raise DataError(
+                f"{source.path}: {name} has shape {array.shape}, expected {shape} ([rows, columns, in, out] or "
+                "[in, out] after conversion); is it another network?"
+            )
+        flat[name] = array.astype(np.float32)
+        if not np.all(np.isfinite(flat[name])):
+            raise DataError(f"{source.path}: {name} has values that are not finite")
+    return unflatten_dict(flat, sep="/")
+
+
+def conv_kernel(array: np.ndarray) -> np.ndarray:
+    """Turn a kernel [out, in, rows, columns] (Caffe, PyTorch) into [rows, columns, in, out]."""
+    return array.transpose(2, 3, 1, 0) if array.ndim == 4 else array
+
+
+def dense_kernel(array: np.ndarray) -> np.ndarray:
+    """Turn a matrix [out, in] (Caffe, PyTorch) into [in, out]."""
+    return array.T
+
+
+def dense_kernel_from_map(array: np.ndarray, channels: int, side: int) -> np.ndarray:
+    """Turn a matrix [out, in] that reads maps as (channel, row, column) into [in, out] over (row, column, channel).
+
+    Args:
+      array: [out, channels * side * side].
+      channels: of the map.
+      side: rows and columns of the map.
+    """
+    if array.ndim != 2 or array.shape[1] != channels * side * side:
+        return array.T  # as_params reports the shape
+    maps = array.reshape(-1, channels, side, side)
+    return maps.transpose(2, 3, 1, 0).reshape(side * side * channels, -1)

@@ -1,0 +1,104 @@
+"""Import torchvision's ImageNet weights: RGB / 255, ImageNet mean and standard deviation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from wsod_jax.types import Params
+from wsod_jax.weights.architectures import (
+    SQUEEZENET_FIRES,
+    VGG16_CONVS,
+    squeezenet_shapes,
+    vgg16_shapes,
+)
+from wsod_jax.weights.conversion import (
+    as_params,
+    conv_kernel,
+    dense_kernel,
+    dense_kernel_from_map,
+    open_source,
+)
+from wsod_jax.weights.torch_file import read_torch_file
+
+# Positions of the convolutions in torchvision's `features`.
+VGG16_FEATURES = dict(
+    zip(VGG16_CONVS, (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28), strict=True)
+)
+SQUEEZENET_FEATURES = dict(zip(SQUEEZENET_FIRES, (3, 4, 6, 7, 9, 10, 11, 12), strict=True))
+
+
+def convert_vgg16(path: str | Path, *, with_fc: bool = True) -> tuple[Params, dict[str, Any]]:
+    """Read torchvision's VGG16, fc6 and fc7 (its classifier.0 and classifier.3) included.
+
+    Args:
+      path: vgg16-397923af.pth, or a file like it.
+      with_fc: False leaves fc6 and fc7 out, for networks with another neck.
+
+    Returns:
+      params: conv1_1 to conv5_3, fc6, fc7; fc6 takes maps flattened by row, column, channel.
+      meta: description for `save_weights`.
+
+    Raises:
+      DataError: the file is missing, damaged, of another network, or of another channel order.
+    """
+    source = open_source(path, importer="torchvision_vgg16")
+    arrays = vgg16_from_torch_names(read_torch_file(source.path))
+    params = as_params(arrays, vgg16_shapes(with_fc=with_fc), source)
+    return params, {"architecture": "vgg16", "pixels": "torchvision", "source": str(source)}
+
+
+def convert_squeezenet(path: str | Path) -> tuple[Params, dict[str, Any]]:
+    """Read torchvision's SqueezeNet 1.1 up to fire9; its pooling rounds up.
+
+    Args:
+      path: squeezenet1_1-b8a52dc0.pth, or a file like it.
+
+    Returns:
+      params: conv1 and fire2 to fire9.
+      meta: description for `save_weights`.
+
+    Raises:
+      DataError: the file is missing, damaged, or of another network.
+    """
+    source = open_source(path, importer="torchvision_squeezenet1_1")
+    state = read_torch_file(source.path)
+    positions = {"conv1": "features.0"}
+    for fire, position in SQUEEZENET_FEATURES.items():
+        for layer in ("squeeze", "expand1x1", "expand3x3"):
+            name = "squeeze1x1" if layer == "squeeze" else layer
+            positions[f"{fire}/{name}"] = f"features.{position}.{layer}"
+    arrays = {}
+    for name, place in positions.items():
+        if f"{place}.weight" in state:
+            arrays[f"{name}/kernel"] = conv_kernel(state[f"{place}.weight"])
+        if f"{place}.bias" in state:
+            arrays[f"{name}/bias"] = state[f"{place}.bias"]
+    params = as_params(arrays, squeezenet_shapes(), source)
+    meta = {
+        "architecture": "squeezenet1_1",
+        "pixels": "torchvision",
+        "ceil_mode": True,
+        "source": str(source),
+    }
+    return params, meta
+
+
+def vgg16_from_torch_names(state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Rename VGG16's tensors from torchvision's module positions and put them into the product's layout."""
+    arrays = {}
+    for name, position in VGG16_FEATURES.items():
+        if f"features.{position}.weight" in state:
+            arrays[f"{name}/kernel"] = conv_kernel(state[f"features.{position}.weight"])
+        if f"features.{position}.bias" in state:
+            arrays[f"{name}/bias"] = state[f"features.{position}.bias"]
+    if "classifier.0.weight" in state:
+        arrays["fc6/kernel"] = dense_kernel_from_map(state["classifier.0.weight"], 512, 7)
+    if "classifier.3.weight" in state:
+        arrays["fc7/kernel"] = dense_kernel(state["classifier.3.weight"])
+    for name, position in (("fc6", 0), ("fc7", 3)):
+        if f"classifier.{position}.bias" in state:
+            arrays[f"{name}/bias"] = state[f"classifier.{position}.bias"]
+    return arrays
