@@ -59,7 +59,7 @@ def read_image_set(
         class_names = sorted({name for names in labels.values() for name in names})
     if not class_names:
         raise DataError(f"{labels_csv}: names no class at all.")
-    counts = Counter(unlabelled=len(files) - len(labels))
+    counts = Counter(bad_image=0, unlabelled=len(files) - len(labels))
     sizes = _sizes({image_id: files[image_id] for image_id in labels}, on_bad, counts)
     if not sizes:
         raise DataError(f"{labels_csv}: none of its {len(labels)} images can be read.")
@@ -99,7 +99,7 @@ def list_images(
     else:
         paths = [images] if isinstance(images, str | Path) else images
         files = _by_id({Path(path): Path(path).with_suffix("").name for path in paths})
-    counts = Counter()
+    counts = Counter(bad_image=0)
     sizes = _sizes(files, on_bad, counts)
     if not sizes:
         raise DataError(f"{images}: none of the {len(files)} images can be read.")

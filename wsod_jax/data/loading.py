@@ -40,12 +40,18 @@ def load(
       DataError: what `assemble` raised.
       ConfigError: for an unknown loader, or "tf" where TensorFlow is not installed.
     """
-    workers = workers or len(os.sched_getaffinity(0))
+    workers = workers or _num_cores()
     if loader == "threads":
         return _load_with_threads(assemble, numbers, workers, prefetch)
     if loader == "tf":
         return _load_with_tf(assemble, numbers, workers, prefetch)
     raise ConfigError(f'loader={loader!r}; allowed are "tf" and "threads".')
+
+
+def _num_cores() -> int:
+    if hasattr(os, "sched_getaffinity"):  # Linux: what this process may use
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _load_with_threads(

@@ -83,7 +83,7 @@ def read_ground_truth(name: str, split: str, *, data_dir: str | Path | None = No
       DataError: as in `read_image_set`.
     """
     builder = _prepared(name, data_dir)
-    boxes, counts = {}, Counter()
+    boxes, counts = {}, Counter(clipped=0, dropped=0)
     for example in _examples(builder, split, ("objects",)):
         image_id, encoded = _image(example)
         boxes[image_id] = _boxes(example["objects"], image_size(encoded, name=image_id), counts)

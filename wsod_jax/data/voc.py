@@ -73,7 +73,7 @@ def read_image_set(
         raise DataError(f"difficult={difficult!r}; allowed are {', '.join(_DIFFICULT_ONLY)}.")
     folders = _folders(Path(root), year)
     class_names = _class_names(folders[0], class_names)
-    counts, records = Counter(), []
+    counts, records = Counter(bad_image=0, no_object=0), []
     for folder in folders:
         files = _image_files(folder)
         for image_id in _split_ids(folder, split):
@@ -125,7 +125,7 @@ def read_ground_truth(
     """
     folders = _folders(Path(root), year)
     class_names = _class_names(folders[0], class_names)
-    counts, boxes = Counter(), {}
+    counts, boxes = Counter(bad_image=0, clipped=0, dropped=0, size_differs=0), {}
     for folder in folders:
         files = _image_files(folder)
         for image_id in _split_ids(folder, split):

@@ -1,0 +1,104 @@
+"""Image sets hold labels only; training drops what it cannot learn from."""
+
+import dataclasses
+import logging
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from wsod_jax.data import voc
+from wsod_jax.data.records import (
+    BoxAnnotations,
+    GroundTruth,
+    ImageRecord,
+    ImageSet,
+    training_images,
+)
+from wsod_jax.errors import DataError
+
+
+def record(image_id, labels, height=4, width=6):
+    return ImageRecord(image_id, lambda: b"", height, width, labels)
+
+
+def image_set(*labels, classes=("cat", "dog")):
+    records = tuple(record(f"i{n}", row) for n, row in enumerate(labels))
+    return ImageSet("set", classes, records)
+
+
+def test_no_field_can_hold_a_box():
+    names = {field.name for field in dataclasses.fields(ImageRecord)}
+    assert names == {"image_id", "source", "height", "width", "labels"}
+
+
+def test_labels_and_selection():
+    images = image_set((1, 0), (0, -1), (0, 0))
+    np.testing.assert_array_equal(images.labels, [[1, 0], [0, -1], [0, 0]])
+    assert images.labels.dtype == np.int32
+    assert images.select([2, 0]).image_ids == ("i2", "i0")
+    assert image_set(classes=()).labels.shape == (0, 0)
+
+
+@pytest.mark.parametrize("labels", [(1,), (1, 0, 0), (1, 2), (1, -2)])
+def test_wrong_labels_are_refused(labels):
+    with pytest.raises(DataError, match="'i0'"):
+        image_set(labels)
+
+
+def test_an_id_occurs_once():
+    with pytest.raises(DataError, match="'a' occurs twice"):
+        ImageSet("set", ("cat",), (record("a", (1,)), record("a", (0,))))
+
+
+def test_load_checks_the_size(tmp_path):
+    path = tmp_path / "a.png"
+    Image.new("RGB", (6, 4), (9, 8, 7)).save(path)
+    loaded = ImageRecord("a", path, 4, 6).load()
+    assert loaded.shape == (4, 6, 3) and (loaded == [9, 8, 7]).all()
+    assert (ImageRecord("a", path.read_bytes, 4, 6).load() == loaded).all()
+    with pytest.raises(DataError, match=r"a\.png.*\(4, 6\).*\(4, 7\)"):
+        ImageRecord("a", path, 4, 7).load()
+
+
+def test_square_is_landscape():
+    assert record("a", (), 5, 4).is_portrait
+    assert not record("a", (), 4, 4).is_portrait
+
+
+def test_training_drops_images_without_positive_and_warns(caplog):
+    images = image_set((1, 0, 0), (0, 0, 0), (1, 1, -1), (0, -1, 0), classes=("cat", "dog", "cow"))
+    with caplog.at_level(logging.WARNING):
+        kept = training_images(images)
+    assert kept.image_ids == ("i0", "i2")
+    assert kept.counts["no_positive_label"] == 2
+    text = caplog.text
+    assert "2 images without a positive label" in text
+    assert "every image contains class 'cat': no MIL signal" in text
+    assert "no image contains class 'cow'" in text
+    assert "'dog'" not in text
+
+
+def test_training_is_silent_about_a_sound_set(caplog):
+    with caplog.at_level(logging.WARNING):
+        assert len(training_images(image_set((1, 0), (0, 1)))) == 2
+    assert not caplog.records
+
+
+def test_training_without_any_positive_is_an_error():
+    with pytest.raises(DataError, match="none of its 2 images"):
+        training_images(image_set((0, 0), (-1, 0)))
+
+
+def test_ground_truth_selection():
+    empty = BoxAnnotations.from_lists([], [], [])
+    assert empty.boxes.shape == (0, 4) and empty.classes.shape == (0,)
+    truth = GroundTruth(("cat",), {"a": empty, "b": empty})
+    assert list(truth.select(["b"]).boxes) == ["b"]
+    with pytest.raises(DataError, match="'c'"):
+        truth.select(["a", "c"])
+
+
+def test_readers_of_labels_and_boxes_return_different_types():
+    assert voc.read_image_set.__annotations__["return"] == "ImageSet"
+    assert voc.read_ground_truth.__annotations__["return"] == "GroundTruth"

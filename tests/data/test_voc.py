@@ -1,0 +1,240 @@
+"""The VOC layout: labels with each rule for difficult objects, boxes, and every kind of fault."""
+
+import logging
+
+import numpy as np
+import pytest
+
+from tests.data.voc_tree import write_voc, write_xml
+from wsod_jax.data import voc
+from wsod_jax.errors import DataError
+
+BOX = (2, 3, 10, 12)
+IMAGES = {
+    "a": ((20, 30), [("cat", BOX, False), ("dog", (1, 1, 30, 20), True)]),
+    "b": ((30, 20), [("dog", BOX, True), ("dog", (1, 1, 5, 5), False)]),
+    "c": ((16, 16), []),
+}
+
+
+@pytest.fixture
+def root(tmp_path):
+    return write_voc(tmp_path / "VOCdevkit" / "VOC2007", IMAGES)
+
+
+@pytest.mark.parametrize(
+    ("rule", "expected"),
+    [
+        ("drop", [(1, 0), (0, 1), (0, 0)]),
+        ("ignore", [(1, -1), (0, 1), (0, 0)]),
+        ("keep", [(1, 1), (0, 1), (0, 0)]),
+    ],
+)
+def test_labels_by_rule_for_difficult_objects(root, rule, expected):
+    images = voc.read_image_set(root, "trainval", difficult=rule)
+    assert [record.labels for record in images.records] == expected
+    assert images.class_names == ("cat", "dog")
+    assert images.counts["no_object"] == 1
+
+
+def test_order_of_objects_does_not_decide_the_label(root):
+    write_xml(root, "b", (30, 20), list(reversed(IMAGES["b"][1])))
+    for rule in ("drop", "ignore", "keep"):
+        assert voc.read_image_set(root, "trainval", difficult=rule).records[1].labels == (0, 1)
+
+
+def test_unknown_rule_is_refused(root):
+    with pytest.raises(DataError, match="drop, ignore, keep"):
+        voc.read_image_set(root, "trainval", difficult="maybe")
+
+
+def test_records(root):
+    a, b, c = voc.read_image_set(root, "trainval").records
+    assert (a.image_id, a.height, a.width) == ("a", 20, 30)
+    assert (b.height, b.width) == (30, 20)
+    assert a.path == root / "JPEGImages" / "a.jpg"
+    assert c.load().shape == (16, 16, 3)
+
+
+def test_boxes_become_continuous(root):
+    truth = voc.read_ground_truth(root, "trainval")
+    np.testing.assert_array_equal(truth.boxes["a"].boxes, [[1, 2, 10, 12], [0, 0, 30, 20]])
+    np.testing.assert_array_equal(truth.boxes["a"].classes, [0, 1])
+    np.testing.assert_array_equal(truth.boxes["a"].difficult, [False, True])
+    assert truth.boxes["a"].boxes.dtype == np.float32
+    assert truth.boxes["c"].boxes.shape == (0, 4)
+    assert not truth.counts["clipped"] and not truth.counts["dropped"]
+
+
+def test_box_values_never_reach_the_image_set(root):
+    expected = voc.read_image_set(root, "trainval")
+    for path in (root / "Annotations").iterdir():
+        text = path.read_text()
+        path.write_text(text.replace("bndbox", "x").replace("<xmin>", "<xmin>garbage"))
+    assert voc.read_image_set(root, "trainval") == expected
+
+
+def test_every_way_to_name_the_root(root):
+    devkit = root.parent
+    for folder, year in (
+        (root, None),
+        (root, 2007),
+        (root, "07"),
+        (devkit, None),
+        (devkit, "2007"),
+    ):
+        assert len(voc.read_image_set(folder, "trainval", year=year)) == 3
+    assert len(voc.read_image_set(devkit.parent, "trainval", year="07")) == 3
+
+
+def test_union_of_years(root):
+    write_voc(root.parent / "VOC2012", {"2012_x": ((8, 8), [("cat", (1, 1, 4, 4), False)])})
+    images = voc.read_image_set(root.parent, "trainval", year="07+12")
+    assert images.image_ids == ("a", "b", "c", "2012_x")
+    assert images.name == "voc 2007 2012 trainval"
+    assert set(voc.read_ground_truth(root.parent, "trainval", year="07+12").boxes) == {
+        *"abc",
+        "2012_x",
+    }
+    with pytest.raises(DataError, match="choose with year="):
+        voc.read_image_set(root.parent, "trainval")
+    for wrong in ("07+07", "7", "07+", "soon"):
+        with pytest.raises(DataError, match="07\\+12"):
+            voc.read_image_set(root.parent, "trainval", year=wrong)
+    with pytest.raises(DataError, match="VOC2009"):
+        voc.read_image_set(root.parent, "trainval", year="09")
+    with pytest.raises(DataError, match="give its parent"):
+        voc.read_image_set(root, "trainval", year="12")
+
+
+def test_class_names(tmp_path, root):
+    assert voc.read_image_set(root, "trainval", class_names=["dog", "cat"]).records[0].labels == (
+        0,
+        1,
+    )
+    (root / "classes.txt").rename(tmp_path / "classes.txt")  # beside VOCdevkit
+    assert voc.read_image_set(root, "trainval").class_names == ("cat", "dog")
+    (tmp_path / "classes.txt").unlink()
+    images = voc.read_image_set(root, "trainval")
+    assert len(images.class_names) == 20 and images.class_names == tuple(sorted(images.class_names))
+    with pytest.raises(DataError, match="distinct"):
+        voc.read_image_set(root, "trainval", class_names=["cat", "cat"])
+
+
+def test_missing_root_and_split(root):
+    with pytest.raises(DataError, match="no such folder"):
+        voc.read_image_set(root / "nowhere", "trainval")
+    with pytest.raises(DataError, match="found trainval"):
+        voc.read_image_set(root, "test")
+    with pytest.raises(DataError, match="choose with year="):
+        voc.read_image_set(root / "JPEGImages", "test")
+
+
+def test_unknown_class_lists_the_allowed_ones(root):
+    write_xml(root, "b", (30, 20), [("zebra", BOX, False)])
+    for read in (voc.read_image_set, voc.read_ground_truth):
+        with pytest.raises(DataError, match=r"b\.xml: unknown class 'zebra'; allowed are cat, dog"):
+            read(root, "trainval")
+
+
+def test_boxes_outside_and_without_area(root):
+    objects = [
+        ("cat", (-4, 1, 10, 10), False),  # clipped left
+        ("cat", (5, 5, 40, 30), False),  # clipped right and below
+        ("dog", (31, 3, 40, 8), False),  # outside
+        ("dog", (9, 3, 8, 8), False),  # no width: x1 = 8, x2 = 8
+        ("dog", (9, 3, 9, 8), False),  # one pixel wide
+        ("dog", ("nan", 3, 9, 8), False),
+        ("dog", ("", "x", 9, 8), False),
+    ]
+    write_xml(root, "a", (20, 30), objects)
+    truth = voc.read_ground_truth(root, "trainval")
+    np.testing.assert_array_equal(
+        truth.boxes["a"].boxes, [[0, 0, 10, 10], [4, 4, 30, 20], [8, 2, 9, 8]]
+    )
+    assert truth.counts["clipped"] == 2
+    assert truth.counts["dropped"] == 4
+    assert voc.read_image_set(root, "trainval").records[0].labels == (1, 1)
+
+
+def test_ground_truth_without_images_uses_the_annotated_size(root):
+    write_xml(root, "a", (20, 30), [("cat", (5, 5, 40, 30), False)])
+    (root / "JPEGImages" / "a.jpg").unlink()
+    truth = voc.read_ground_truth(root, "trainval")
+    np.testing.assert_array_equal(truth.boxes["a"].boxes, [[4, 4, 30, 20]])
+
+
+def test_size_of_the_file_decides(root):
+    write_xml(root, "a", (99, 99), [("cat", (5, 5, 40, 30), False)])
+    truth = voc.read_ground_truth(root, "trainval")
+    np.testing.assert_array_equal(truth.boxes["a"].boxes, [[4, 4, 30, 20]])
+    assert truth.counts["size_differs"] == 1
+
+
+def break_image(root):
+    (root / "JPEGImages" / "b.jpg").unlink()
+
+
+def break_header(root):
+    (root / "JPEGImages" / "b.jpg").write_bytes(b"no image")
+
+
+def break_xml(root):
+    (root / "Annotations" / "b.xml").write_text("<annotation><object>")
+
+
+def remove_xml(root):
+    (root / "Annotations" / "b.xml").unlink()
+
+
+@pytest.mark.parametrize("fault", [break_image, break_header, break_xml, remove_xml])
+def test_one_bad_image_is_skipped_and_counted_or_named(root, fault, caplog):
+    fault(root)
+    with caplog.at_level(logging.WARNING):
+        images = voc.read_image_set(root, "trainval")
+    assert images.image_ids == ("a", "c")
+    assert images.counts["bad_image"] == 1
+    assert "b." in caplog.text and "1 bad_image" in caplog.text
+    with pytest.raises(DataError, match=r"b\."):
+        voc.read_image_set(root, "trainval", on_bad="error")
+
+
+def test_bad_xml_in_ground_truth(root):
+    break_xml(root)
+    truth = voc.read_ground_truth(root, "trainval")
+    assert set(truth.boxes) == {"a", "c"} and truth.counts["bad_image"] == 1
+    with pytest.raises(DataError, match=r"b\.xml"):
+        voc.read_ground_truth(root, "trainval", on_bad="error")
+
+
+def test_nothing_left_is_an_error(root):
+    for path in (root / "Annotations").iterdir():
+        path.unlink()
+    with pytest.raises(DataError, match="no image is left"):
+        voc.read_image_set(root, "trainval")
+    with pytest.raises(DataError, match="no annotation"):
+        voc.read_ground_truth(root, "trainval")
+
+
+def test_entity_bomb_is_refused_even_when_skipping(root):
+    bomb = '<!DOCTYPE a [<!ENTITY x "ha"><!ENTITY y "&x;&x;">]><annotation>&y;</annotation>'
+    (root / "Annotations" / "b.xml").write_text(bomb)
+    for read in (voc.read_image_set, voc.read_ground_truth):
+        with pytest.raises(DataError, match=r"b\.xml: refused"):
+            read(root, "trainval")
+
+
+@pytest.mark.parametrize("line", ["../../secret", "/etc/passwd", "x/../../y"])
+def test_ids_stay_in_the_folder(root, line):
+    (root / "ImageSets" / "Main" / "trainval.txt").write_text(f"a\n{line}\n")
+    with pytest.raises(DataError, match=r"trainval\.txt:2.*leads out"):
+        voc.read_image_set(root, "trainval")
+
+
+def test_split_lines(root):
+    split = root / "ImageSets" / "Main" / "trainval.txt"
+    split.write_text("a  1\n\nb -1\n")
+    assert voc.read_image_set(root, "trainval").image_ids == ("a", "b")
+    split.write_text("a\nb\na\n")
+    with pytest.raises(DataError, match=r"trainval\.txt:3: image 'a' occurs twice"):
+        voc.read_image_set(root, "trainval")
