@@ -249,3 +249,13 @@ def test_load_without_an_average_says_so(tmp_path):
     Checkpoints(tmp_path, metadata()).save(0, state)
     with pytest.raises(DataError, match="no running average"):
         load_checkpoint(tmp_path, weights="ema")
+
+
+def test_leftovers_of_a_killed_writer_are_swept(tmp_path):
+    state, _ = build()
+    Checkpoints(tmp_path, metadata()).save(0, state)
+    (tmp_path / "7.orbax-checkpoint-tmp" / "weights").mkdir(parents=True)
+    checkpoints = Checkpoints(tmp_path, metadata())
+    assert checkpoints.latest == 0
+    checkpoints.save(7, state)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["0", "7"]

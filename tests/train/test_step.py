@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 
 import jax
+import jax.export
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -15,6 +17,7 @@ from wsod_jax.train.schedules import piecewise_constant
 from wsod_jax.train.sharding import make_mesh, put
 from wsod_jax.train.state import init_state
 from wsod_jax.train.step import make_train_step
+from wsod_jax.types import Term
 
 SEED = 3
 SCHEDULE = piecewise_constant((0.05, 0.005), (3,))
@@ -238,3 +241,40 @@ def test_extras_that_change_shape_are_refused():
     state, step = build(method=Growing())
     with pytest.raises(ConfigError, match="extras"):
         run(state, step, [[toy_batches(1)[0]]])
+
+
+@pytest.mark.parametrize("platform", ["tpu", "cuda"])
+def test_update_lowers_for_accelerators(platform):
+    state, step = build(ema_decay=0.9)
+    shapes = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (state, toy_batches(1)[0])
+    )
+    exported = jax.export.export(jax.jit(step.fused), platforms=[platform])(*shapes)
+    assert exported.platforms == (platform,)
+    assert "custom_call @xla_python" not in exported.mlir_module()
+
+
+def test_cues_made_between_two_programs():
+    """A method may score first, let the host make cues, and train on batch + cues."""
+
+    class Cued(Toy):
+        def init(self, key, batch):
+            return super().init(key, batch["plain"])
+
+        def propose(self, params, batch):
+            return jnp.abs(batch.y) * params["frozen"]["kernel"][0]
+
+        def loss(self, params, extras, batch, key, step):
+            out = super().loss(params, extras, batch["plain"], key, step)
+            cues = Term(batch["cues"].sum(axis=1), jnp.ones(8), "cue")
+            return out.replace(metrics={"cues": cues})
+
+    method, mesh = Cued(), make_mesh(4)
+    plain = toy_batches(1)[0]
+    batch = {"plain": plain, "cues": np.zeros((8, 5), np.float32)}
+    tx = make_optimizer(schedule=SCHEDULE)
+    state = init_state(method, tx, seed=SEED, batch=batch, mesh=mesh)
+    step = make_train_step(method, tx, seed=SEED, mesh=mesh)
+    cues = np.asarray(jax.jit(method.propose)(state.params, put(plain, mesh)))
+    _, metrics = run(state, step, [[{"plain": plain, "cues": cues}]])
+    np.testing.assert_allclose(metrics[0]["cues"], 0.5 * np.abs(plain.y).sum() / 8, rtol=1e-5)

@@ -191,6 +191,7 @@ class _Record:
         (step, metrics), self._pending = self._pending, None
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
         _check_metrics(values, step, self._checkpoints)
+        values.pop(MISMATCH, None)  # always 0 from here on
         for name, value in values.items():
             self._sums[name] = self._sums.get(name, 0.0) + value
         self._count += 1
