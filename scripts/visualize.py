@@ -1,0 +1,243 @@
+"""Look at proposals, detections, training curves and data sets.
+
+Proposals over pictures, with the best one of every annotated object:
+
+  python scripts/visualize.py proposals --data VOCdevkit/VOC2007 --split test --proposals voc07.npz --out pictures
+
+Detections from a predictions file; hits red, false ones yellow and dashed, annotated objects green:
+
+  python scripts/visualize.py detections --data VOCdevkit/VOC2007 --split test --predictions predictions.json \\
+      --out pictures
+
+Detections in a plain folder of pictures (boxes in their classes' colours):
+
+  python scripts/visualize.py detections --data my_pictures --predictions predictions.json --out pictures
+
+Training curves of one or more runs in one chart:
+
+  python scripts/visualize.py curves runs/oicr runs/oim --out curves.png
+
+How many objects of a class an image holds, for one or more data sets:
+
+  python scripts/visualize.py instances --data VOCdevkit/VOC2007 VOCdevkit/VOC2012 --split trainval --out instances.png
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from wsod_jax import viz
+from wsod_jax.data.folder import list_images
+from wsod_jax.data.proposals import ProposalSet, check_proposals
+from wsod_jax.data.records import ImageRecord, ImageSet
+from wsod_jax.data.voc import read_ground_truth, read_image_set
+from wsod_jax.errors import ConfigError, DataError
+from wsod_jax.evals.pictures import draw_image_detections, draw_precision_recall
+from wsod_jax.evals.predictions import read_index, read_predictions
+from wsod_jax.evals.tables import TruthTable
+from wsod_jax.evals.voc import evaluate_detections
+from wsod_jax.ops.boxes import pairwise_iou
+from wsod_jax.train.logging import read_jsonl
+
+
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    def command(name: str, run: Callable, text: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=text, description=text)
+        added.set_defaults(run=run)
+        return added
+
+    proposals = command("proposals", show_proposals, "proposals over pictures")
+    proposals.add_argument("--proposals", type=Path, required=True, help="an .npz proposals file")
+    detections = command("detections", show_detections, "detections from a predictions file")
+    detections.add_argument(
+        "--predictions", type=Path, required=True, help="a predictions.json (COCO results format)"
+    )
+    detections.add_argument(
+        "--score_thr", type=float, default=0.5, help="show boxes with at least this score (0.5)"
+    )
+    detections.add_argument(
+        "--iou_thr", type=float, default=0.5, help="a hit overlaps an object by more (0.5)"
+    )
+    detections.add_argument("--max_boxes", type=int, default=20, help="per picture, the best (20)")
+    for pictures in (proposals, detections):
+        add_picture_arguments(pictures)
+
+    curves = command("curves", show_curves, "training curves of one or more runs")
+    curves.add_argument("workdirs", nargs="+", type=Path, help="folders given to train.py")
+    curves.add_argument(
+        "--names", nargs="+", help='scalars to show; "loss/" means all that start so (all)'
+    )
+    curves.add_argument("--smoothing", type=int, default=1, help="running mean over points (1)")
+    curves.add_argument("--out", type=Path, required=True, help="the picture to write")
+
+    instances = command("instances", show_instances, "objects per image and class, as bars")
+    instances.add_argument(
+        "--data", nargs="+", type=Path, required=True, help="folders in VOC layout, same classes"
+    )
+    instances.add_argument("--split", default="trainval", help="the split of each (trainval)")
+    instances.add_argument("--out", type=Path, required=True, help="the picture to write")
+    return parser.parse_args(arguments)
+
+
+def add_picture_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what all commands that draw over pictures share."""
+    parser.add_argument(
+        "--data", type=Path, required=True, help="a folder in VOC layout, or a folder of pictures"
+    )
+    parser.add_argument("--split", help="VOC layout only: test, trainval ...")
+    parser.add_argument("--out", type=Path, required=True, help="the folder to write into")
+    parser.add_argument(
+        "--num", type=int, default=16, help="pictures to draw, spread over the set (16)"
+    )
+    parser.add_argument("--images", nargs="+", metavar="ID", help="draw these images instead")
+
+
+def read_images(data: Path, split: str | None) -> tuple[ImageSet, TruthTable | None]:
+    """Return the images and, in VOC layout, their annotated objects."""
+    if not (data / "ImageSets").is_dir():
+        if split:
+            raise DataError(f"--split needs VOC layout, but {data} has no ImageSets folder.")
+        return list_images(data), None
+    if not split:
+        found = sorted(path.stem for path in (data / "ImageSets" / "Main").glob("*.txt"))
+        raise DataError(f"{data} is in VOC layout: choose --split out of {', '.join(found[:20])}.")
+    images = read_image_set(data, split)
+    truth = read_ground_truth(data, split).select(images.image_ids)
+    return images, TruthTable.from_annotations(
+        truth.boxes.values(), num_classes=len(images.class_names)
+    )
+
+
+def choose(images: ImageSet, options: argparse.Namespace) -> list[int]:
+    """Return the positions of the images to draw."""
+    if not options.images:
+        count = min(max(options.num, 1), len(images))
+        return np.unique(np.linspace(0, len(images) - 1, count).round().astype(int)).tolist()
+    position = {image_id: index for index, image_id in enumerate(images.image_ids)}
+    unknown = [image_id for image_id in options.images if image_id not in position]
+    if unknown:
+        raise DataError(
+            f"{options.data} has no image {unknown[0]!r}; ids look like {images.image_ids[:3]}."
+        )
+    return [position[image_id] for image_id in options.images]
+
+
+def write_pictures(
+    images: ImageSet,
+    options: argparse.Namespace,
+    draw: Callable[[np.ndarray, int, ImageRecord], np.ndarray],
+) -> None:
+    """Draw the chosen images, one file each, and all of them on a sheet."""
+    pictures, captions = [], []
+    for index in choose(images, options):
+        record = images.records[index]
+        try:
+            image = record.load()
+        except DataError as error:
+            print(f"left out: {error}", file=sys.stderr)
+            continue
+        picture = draw(image, index, record)
+        viz.save_image(options.out / f"{record.image_id.replace('/', '_')}.png", picture)
+        pictures.append(picture)
+        captions.append(record.image_id)
+    sheet = viz.save_image(
+        options.out / "sheet.png", viz.contact_sheet(pictures, captions=captions)
+    )
+    print(f"Wrote {len(pictures)} pictures and {sheet}")
+
+
+def show_proposals(options: argparse.Namespace) -> None:
+    images, truth = read_images(options.data, options.split)
+    proposals = ProposalSet.load(options.proposals)
+    check_proposals(proposals, images)
+
+    def draw(image: np.ndarray, index: int, record: ImageRecord) -> np.ndarray:
+        boxes = proposals.get(record.image_id)
+        if truth is None or not len(boxes):
+            return viz.draw_proposals(image, boxes)
+        objects = truth.of_image(index).boxes
+        iou = pairwise_iou(objects, boxes)
+        best, height = iou.argmax(axis=1), iou.max(axis=1)
+        return viz.draw_proposals(
+            image, boxes, truth_boxes=objects, best_index=best, best_iou=height
+        )
+
+    write_pictures(images, options, draw)
+
+
+def show_detections(options: argparse.Namespace) -> None:
+    images, truth = read_images(options.data, options.split)
+    class_names = images.class_names or read_index(options.predictions).class_names
+    detections = read_predictions(
+        options.predictions, image_ids=images.image_ids, class_names=class_names
+    )
+
+    def draw(image: np.ndarray, index: int, record: ImageRecord) -> np.ndarray:
+        return draw_image_detections(
+            image,
+            index,
+            detections,
+            truth,
+            class_names=class_names,
+            score_thr=options.score_thr,
+            iou_thr=options.iou_thr,
+            max_boxes=options.max_boxes,
+        )
+
+    write_pictures(images, options, draw)
+    if truth is not None:
+        metrics = evaluate_detections(detections, truth, iou_thrs=(options.iou_thr,))
+        chart = draw_precision_recall(metrics, class_names, title=images.name)
+        print(f"Wrote {viz.save_image(options.out / 'precision_recall.png', chart)}")
+
+
+def show_curves(options: argparse.Namespace) -> None:
+    runs = {}
+    for workdir in options.workdirs:
+        path = workdir / "metrics.jsonl" if workdir.is_dir() else workdir
+        if not path.is_file():
+            raise DataError(f"{path} does not exist; give the --workdir of a scripts/train.py run.")
+        runs[str(workdir)] = viz.metric_series(read_jsonl(path))
+    chart = viz.plot_training(runs, names=options.names, smoothing=options.smoothing)
+    print(f"Wrote {viz.save_image(options.out, chart)}")
+
+
+def show_instances(options: argparse.Namespace) -> None:
+    counts, class_names = {}, None
+    for data in options.data:
+        truth = read_ground_truth(data, options.split)
+        if class_names not in (None, truth.class_names):
+            raise DataError(
+                f"{data} has the classes {truth.class_names}, but {options.data[0]} has {class_names}; "
+                "draw them in two charts."
+            )
+        class_names = truth.class_names
+        table = TruthTable.from_annotations(truth.boxes.values(), num_classes=len(class_names))
+        counts[f"{data.name} {options.split}"] = table.counts()
+    title = next(iter(counts)) if len(counts) == 1 else ""
+    chart = viz.plot_instances(counts, class_names, title=title)
+    print(f"Wrote {viz.save_image(options.out, chart)}")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = parse_arguments(arguments)
+    try:
+        options.run(options)
+    except (ConfigError, DataError) as error:
+        print(f"visualize: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,76 @@
+"""Pictures of what evaluation found: detections judged image by image, precision-recall curves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from wsod_jax import viz
+from wsod_jax.evals.tables import DetectionTable, TruthTable
+from wsod_jax.evals.voc import DetectionMetrics, best_overlaps, match_detections
+
+
+def draw_image_detections(
+    image: np.ndarray,
+    index: int,
+    detections: DetectionTable,
+    truth: TruthTable | None,
+    *,
+    class_names: Sequence[str],
+    score_thr: float = 0.5,
+    iou_thr: float = 0.5,
+    max_boxes: int = 20,
+) -> np.ndarray:
+    """Draw one image's best detections, judged where the truth is known.
+
+    Args:
+      image: [H, W, 3] uint8 RGB, the original image.
+      index: its position in the set.
+      detections: of the whole set.
+      truth: of the whole set; `None` draws the boxes in their classes' colours.
+      class_names: c names.
+      score_thr: show scores >= this.
+      iou_thr: a hit needs IoU > this. Hits are found among the boxes shown; boxes below them cannot change that.
+      max_boxes: at most so many, the best.
+    Returns:
+      [H', W', 3] uint8 RGB, see `viz.draw_detections`.
+    """
+    shown = detections.of_image(index)
+    best = np.argsort(-shown.scores, kind="stable")[:max_boxes]
+    shown = shown.take(best[shown.scores[best] >= score_thr])
+    if truth is None:
+        return viz.draw_boxes(
+            image, shown.boxes, classes=shown.classes, scores=shown.scores, class_names=class_names
+        )
+    objects = truth.of_image(index)
+    matched = match_detections(shown, objects, iou_thr=iou_thr)
+    _, best_row = best_overlaps(shown, objects)
+    missed = np.ones(len(objects), bool)
+    missed[best_row[matched == 1]] = False
+    return viz.draw_detections(
+        image,
+        shown.boxes,
+        shown.scores,
+        shown.classes,
+        matched,
+        class_names=class_names,
+        truth_boxes=objects.boxes,
+        truth_classes=objects.classes,
+        missed=missed & ~objects.difficult,
+    )
+
+
+def draw_precision_recall(
+    metrics: DetectionMetrics, class_names: Sequence[str], *, title: str = ""
+) -> np.ndarray:
+    """Plot the precision-recall curves of all classes that have objects, [H, W, 3] uint8 RGB."""
+    classes = [c for c in range(len(class_names)) if metrics.num_objects[c]]
+    curves = {
+        class_names[c]: (metrics.curves[c].recall, metrics.curves[c].precision) for c in classes
+    }
+    ap = {class_names[c]: float(metrics.ap[c, 0]) for c in classes}
+    note = (
+        f"IoU > {metrics.iou_thrs[0]:.2f}, mAP {100 * metrics.mean_ap[0]:.1f} ({metrics.ap_mode})"
+    )
+    return viz.plot_precision_recall(curves, ap=ap, title=f"{title}: {note}" if title else note)

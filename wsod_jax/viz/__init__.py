@@ -1,0 +1,32 @@
+"""Pictures and charts: NumPy arrays in, [H, W, 3] uint8 RGB pictures out; `save_image` writes them."""
+
+from wsod_jax.viz.canvas import Canvas, class_colour, save_image
+from wsod_jax.viz.charts import metric_series, plot_instances, plot_precision_recall, plot_training
+from wsod_jax.viz.objectness import draw_evolution, draw_objectness, objectness_map
+from wsod_jax.viz.pictures import (
+    contact_sheet,
+    draw_boxes,
+    draw_detections,
+    draw_graphs,
+    draw_proposals,
+    draw_pseudo_labels,
+)
+
+__all__ = [
+    "Canvas",
+    "class_colour",
+    "contact_sheet",
+    "draw_boxes",
+    "draw_detections",
+    "draw_evolution",
+    "draw_graphs",
+    "draw_objectness",
+    "draw_proposals",
+    "draw_pseudo_labels",
+    "metric_series",
+    "objectness_map",
+    "plot_instances",
+    "plot_precision_recall",
+    "plot_training",
+    "save_image",
+]

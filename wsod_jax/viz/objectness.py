@@ -1,0 +1,128 @@
+"""Objectness maps: where the boxes of a class pile up, alone and over the course of training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from wsod_jax.viz.canvas import CORE, HIT, Canvas
+from wsod_jax.viz.pictures import contact_sheet
+
+
+def objectness_map(
+    boxes: np.ndarray,
+    scores: np.ndarray,
+    *,
+    height: int,
+    width: int,
+    mask: np.ndarray | None = None,
+) -> np.ndarray:
+    """Return per pixel the sum of the scores of the boxes that cover it.
+
+    A box covers a pixel if it contains the pixel's centre: x1 <= x + 1/2 < x2, and likewise in y.
+
+    Args:
+      boxes: [r, 4] `xyxy` pixels; parts outside the image do not count.
+      scores: [r] of one class, or [r, c], summed over classes.
+      height, width: of the map.
+      mask: [r] bool, True = real.
+    Returns:
+      [height, width] float32.
+    Cost: O(r + height * width), by differences at the boxes' corners.
+
+    Source: Lin et al. 2020 (OIM), figures 1 and 6.
+    """
+    weights = np.asarray(scores, np.float64).reshape(len(scores), -1).sum(axis=1)
+    if mask is not None:
+        weights = np.where(mask, weights, 0.0)
+    edges = np.ceil(np.reshape(boxes, (-1, 4)).astype(np.float64) - 0.5)
+    x1, y1, x2, y2 = np.clip(edges, 0, [width, height, width, height]).astype(int).T
+    x2, y2 = np.maximum(x1, x2), np.maximum(y1, y2)
+    steps = np.zeros((height + 1, width + 1))
+    np.add.at(steps, (y1, x1), weights)
+    np.add.at(steps, (y2, x2), weights)
+    np.add.at(steps, (y1, x2), -weights)
+    np.add.at(steps, (y2, x1), -weights)
+    return steps.cumsum(axis=0).cumsum(axis=1)[:height, :width].astype(np.float32)
+
+
+def draw_objectness(
+    image: np.ndarray,
+    objectness: np.ndarray,
+    *,
+    boxes: np.ndarray = (),
+    scores: np.ndarray = (),
+    highest: float | None = None,
+    score_thr: float = 0.5,
+    alpha: float = 0.6,
+    min_side: int = 360,
+) -> np.ndarray:
+    """Lay an objectness map over its image as colours, with boxes on top.
+
+    Args:
+      image: [H, W, 3] uint8 RGB.
+      objectness: [H, W] >= 0.
+      boxes, scores: [n, 4], [n] detections: red where score >= `score_thr`, else blue and dashed.
+      highest: the value of the hottest colour; the map's own maximum if not given.
+      score_thr: see `boxes`.
+      alpha: weight of the colours.
+      min_side: see `Canvas`.
+    Returns:
+      [H', W', 3] uint8 RGB.
+    """
+    from matplotlib import colormaps
+
+    top = float(objectness.max(initial=0.0)) if highest is None else highest
+    share = np.clip(objectness / top, 0, 1) if top > 0 else np.zeros_like(objectness)
+    heat = colormaps["turbo"](share)[..., :3] * 255
+    canvas = Canvas(image, min_side=min_side).blend(heat.astype(np.float32), alpha)
+    boxes = np.reshape(boxes, (-1, 4))
+    for row in np.argsort(np.asarray(scores), kind="stable"):
+        sure = scores[row] >= score_thr
+        canvas.boxes(
+            boxes[row],
+            HIT if sure else CORE,
+            labels=[f"{scores[row]:.2f}"],
+            style="solid" if sure else "dashed",
+        )
+    return canvas.array()
+
+
+def draw_evolution(
+    image: np.ndarray,
+    maps: Sequence[np.ndarray],
+    titles: Sequence[str],
+    *,
+    boxes: Sequence[np.ndarray] | None = None,
+    scores: Sequence[np.ndarray] | None = None,
+    shared_scale: bool = False,
+    cell_px: int = 320,
+) -> np.ndarray:
+    """Show one image's objectness at several checkpoints side by side, the image itself first.
+
+    Args:
+      image: [H, W, 3] uint8 RGB.
+      maps: [H, W] each, in the order of training.
+      titles: such as "step 0", one per map.
+      boxes, scores: per map, the detections of that checkpoint.
+      shared_scale: one colour scale for all maps; otherwise each map's maximum is its hottest colour.
+      cell_px: longer side of each picture.
+    Returns:
+      [H', W', 3] uint8 RGB. Stack the rows of several images or methods with `contact_sheet(rows, columns=1)`.
+    """
+    highest = max((float(m.max(initial=0.0)) for m in maps), default=0.0) if shared_scale else None
+    pictures = [
+        draw_objectness(
+            image,
+            objectness,
+            boxes=() if boxes is None else boxes[i],
+            scores=() if scores is None else scores[i],
+            highest=highest,
+        )
+        for i, objectness in enumerate(maps)
+    ]
+    captions = ["image", *titles]
+    return contact_sheet(
+        [image, *pictures], captions=captions, columns=len(captions), cell_px=cell_px
+    )
