@@ -51,3 +51,36 @@ def roi_max_pool_grad(source, grad, map_shape):
         if y >= 0:
             result[y, x, c] += grad[r, i, j, c]
     return result
+
+
+def bilinear(features, y, x, map_size):
+    """Return the map's value [d] at (y, x): 0 more than a cell outside, the border's value nearer."""
+    height, width = map_size
+    if y < -1 or y > height or x < -1 or x > width:
+        return np.zeros(features.shape[-1])
+    y, x = min(max(y, 0), height - 1), min(max(x, 0), width - 1)
+    top, left = math.floor(y), math.floor(x)
+    low, right = min(top + 1, height - 1), min(left + 1, width - 1)
+    dy, dx = y - top, x - left
+    upper = features[top, left] * (1 - dx) + features[top, right] * dx
+    lower = features[low, left] * (1 - dx) + features[low, right] * dx
+    return upper * (1 - dy) + lower * dy
+
+
+def roi_align(features, boxes, mask, map_size, output_size, spatial_scale, num_samples, aligned):
+    """Return [r, p, p, d] of one image, one bilinear sample at a time."""
+    p = output_size
+    pooled = np.zeros((len(boxes), p, p, features.shape[-1]))
+    for r in range(len(boxes)):
+        if not mask[r]:
+            continue
+        x1, y1, x2, y2 = (float(v) * spatial_scale - (0.5 if aligned else 0) for v in boxes[r])
+        width, height = x2 - x1, y2 - y1
+        if not aligned:
+            width, height = max(width, 1), max(height, 1)
+        for i, j in np.ndindex(p, p):
+            for k, m in np.ndindex(num_samples, num_samples):
+                y = y1 + (i + (k + 0.5) / num_samples) * height / p
+                x = x1 + (j + (m + 0.5) / num_samples) * width / p
+                pooled[r, i, j] += bilinear(features, y, x, map_size) / num_samples**2
+    return pooled

@@ -261,8 +261,9 @@ def _at_levels(function: Callable, arrays: tuple[Array, ...], rows: Cover, colum
 
 
 def _unflatten(pooled: Array, rows: Cover) -> Array:
+    """Turn [b, r p p, d] into [b, r, p, p, d]."""
     num_bins = rows.level.shape[-1]
-    return pooled.reshape(*rows.level.shape[:2], num_bins, num_bins, -1)
+    return pooled.reshape(*rows.level.shape[:2], num_bins, num_bins, pooled.shape[-1])
 
 
 def _max_fwd(features: Array, rows: Cover, columns: Cover):

@@ -1,0 +1,85 @@
+"""Geometry of boxes against literal loops; NumPy stays NumPy."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.oracles import boxes as oracle
+from wsod_jax.ops.boxes import box_area, clip_boxes, flip_boxes, pairwise_iou, scale_boxes
+
+
+def random_boxes(rng, num, span=50.0):
+    low = rng.uniform(0, span, (num, 2))
+    return np.concatenate([low, low + rng.uniform(0, span, (num, 2))], axis=1).astype(np.float32)
+
+
+@pytest.mark.parametrize("convert", [np.asarray, jnp.asarray])
+def test_iou_matches_oracle_and_keeps_the_kind_of_array(convert):
+    rng = np.random.default_rng(0)
+    a, b = random_boxes(rng, 20), random_boxes(rng, 30)
+    b[:5] = a[:5]
+    iou = pairwise_iou(convert(a), convert(b))
+    assert isinstance(iou, np.ndarray) == (convert is np.asarray)
+    np.testing.assert_allclose(iou, oracle.pairwise_iou(a, b), atol=1e-6)
+
+
+def test_iou_of_boxes_without_area_is_zero():
+    boxes = np.array([[5, 5, 5, 9], [5, 5, 5, 9], [7, 7, 3, 3], [0, 0, 10, 10]], np.float32)
+    expected = np.diag([0, 0, 0, 1]).astype(np.float32)
+    np.testing.assert_array_equal(pairwise_iou(boxes, boxes), expected)
+    gradient = jax.grad(lambda b: pairwise_iou(b, b).sum())(jnp.asarray(boxes))
+    assert np.isfinite(gradient).all()
+
+
+def test_iou_is_exact_where_its_terms_are():
+    boxes = jnp.array([[0.0, 0, 10, 10], [0, 0, 10, 20]])
+    assert pairwise_iou(boxes, boxes)[0, 1] == 0.5
+
+
+def test_iou_of_bfloat16_boxes_is_computed_in_float32():
+    boxes = jnp.array([[0, 0, 3, 1], [0, 0, 1, 1]], jnp.bfloat16)
+    iou = pairwise_iou(boxes, boxes)
+    assert iou.dtype == jnp.float32
+    np.testing.assert_allclose(iou[0, 1], 1 / 3, rtol=1e-6)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.tuples(*[st.floats(-1e3, 1e3, width=32)] * 4), min_size=1, max_size=8))
+def test_iou_is_a_symmetric_fraction(corners):
+    boxes = np.array(corners, np.float32)
+    iou = pairwise_iou(boxes, boxes)
+    assert (iou >= 0).all() and (iou <= 1).all()
+    np.testing.assert_array_equal(iou, iou.T)
+
+
+def test_area_of_inverted_boxes_is_zero():
+    boxes = np.array([[1, 2, 4, 8], [4, 2, 1, 8], [1, 8, 4, 2], [4, 8, 1, 2]], np.float32)
+    np.testing.assert_array_equal(box_area(boxes), [18, 0, 0, 0])
+
+
+def test_clip_moves_edges_onto_the_border():
+    boxes = np.array([[-5, -6, 7, 8], [20, 30, 40, 50]], np.float32)
+    expected = [[0, 0, 7, 6], [10, 6, 10, 6]]
+    np.testing.assert_array_equal(clip_boxes(boxes, 6, 10), expected)
+    per_image = clip_boxes(
+        jnp.asarray(boxes)[:, None], jnp.array([[6], [60]]), jnp.array([[10], [30]])
+    )
+    np.testing.assert_array_equal(per_image[:, 0], [[0, 0, 7, 6], [20, 30, 30, 50]])
+
+
+@pytest.mark.parametrize("convert", [np.asarray, jnp.asarray])
+def test_flip_mirrors_and_restores(convert):
+    boxes = convert(np.array([[1, 2, 4, 8]], np.float32))
+    flipped = flip_boxes(boxes, 10)
+    np.testing.assert_array_equal(flipped, [[6, 2, 9, 8]])
+    np.testing.assert_array_equal(flip_boxes(flipped, 10), boxes)
+    assert flipped.dtype == np.float32
+
+
+def test_scale_multiplies_each_axis():
+    boxes = np.array([[1, 2, 4, 8]], np.float32)
+    np.testing.assert_array_equal(scale_boxes(boxes, 2.0, 0.5), [[2, 1, 8, 4]])
+    assert scale_boxes(boxes, np.float64(2), 3).dtype == np.float32
