@@ -116,6 +116,15 @@ def test_pretraining_images_hold_one_object_from_another_seed():
     assert spec.seed != SyntheticSpec().seed
 
 
+def test_objects_hidden_completely_are_left_out():
+    spec = SyntheticSpec(
+        max_overlap=1.0, object_side=(0.6, 0.9), size=48, instances=(0, 0, 0, 0, 1)
+    )
+    scenes = [render_scene(spec, index) for index in range(15)]
+    assert all(item.mask.any() for s in scenes for item in s.objects)
+    assert any(len(s.objects) not in (5, 10) for s in scenes)
+
+
 def test_sizes_follow_size_and_aspects():
     spec = SyntheticSpec(size=80, aspects=(1.25, 0.5))
     shapes = {render_scene(spec, index).image.shape for index in range(12)}

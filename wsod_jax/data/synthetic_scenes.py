@@ -106,7 +106,15 @@ class SyntheticSpec:
             raise ConfigError(f"instances must be probabilities, found {self.instances}.")
         if not 0 <= self.distractors[0] <= self.distractors[1]:
             raise ConfigError(f"distractors must be (fewest, most), found {self.distractors}.")
-        for name in ("two_classes", "context", "part_contrast", "body_contrast", "clutter"):
+        shares = (
+            "two_classes",
+            "context",
+            "part_contrast",
+            "body_contrast",
+            "clutter",
+            "max_overlap",
+        )
+        for name in shares:
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name} must lie in [0, 1], found {getattr(self, name)}.")
 
@@ -271,9 +279,10 @@ def _finish(spec: SyntheticSpec, canvas: np.ndarray, painted: list, rng) -> Scen
         small = cv2.resize(mask.astype(np.float32), (width, height), interpolation=cv2.INTER_AREA)
         return small > 0.5
 
-    objects = tuple(
+    shrunk = [
         SceneObject(class_index, shrink(whole), shrink(part))
         for class_index, whole, part in painted
         if class_index >= 0
-    )
+    ]
+    objects = tuple(item for item in shrunk if item.mask.any())  # one may be hidden completely
     return Scene(image=np.clip(np.round(image), 0, 255).astype(np.uint8), objects=objects)
