@@ -198,15 +198,10 @@ def test_images_and_classes_do_not_mix():
 
 
 def test_truth_as_detections_is_perfect_at_every_threshold():
-    _, truth = random_tables(np.random.default_rng(3), num_objects=14)
-    truth = TruthTable(
-        truth.image_index, truth.classes, truth.boxes * 1.37, np.zeros(14), 4, 3
-    )  # distinct boxes are not needed: an exact copy takes the first equal object
-    rows = np.unique(
-        np.c_[truth.image_index, truth.classes, truth.boxes], axis=0, return_index=True
-    )[1]
-    truth = truth.take(rows)
-    found = DetectionTable(truth.image_index, truth.classes, np.ones(len(truth)), truth.boxes, 4, 3)
+    side = np.arange(1, 13)
+    boxes = np.stack([side, side, 30.7 * side, 20.3 * side], axis=1)  # distinct
+    truth = TruthTable(side % 4, side % 3, boxes, np.zeros(12), 4, 3)
+    found = DetectionTable(truth.image_index, truth.classes, np.ones(12), truth.boxes, 4, 3)
     metrics = evaluate_detections(found, truth, iou_thrs=IOU_SWEEP, ap_mode="area")
     np.testing.assert_allclose(metrics.mean_ap, 1.0)
     assert metrics.ap.shape == (3, 10)

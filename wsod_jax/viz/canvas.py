@@ -71,8 +71,8 @@ class Canvas:
         self.factor = min(self.factor, max(1, 4096 // max(height, width)))
         size = (width * self.factor, height * self.factor)
         self._pixels = np.ascontiguousarray(cv2.resize(image, size, interpolation=cv2.INTER_CUBIC))
-        self.line_px = max(2, round(min(size) / 240))
-        self.font_px = int(np.clip(min(size) // 28, 11, 28))
+        self.line_px = max(2, round(max(size) / 320))
+        self.font_px = int(np.clip(max(size) // 36, 11, 28))
         self._labels: list[tuple[np.ndarray, str, Colour]] = []
 
     def array(self) -> np.ndarray:
