@@ -40,7 +40,7 @@ def load(
       DataError: what `assemble` raised.
       ConfigError: for an unknown loader, or "tf" where TensorFlow is not installed.
     """
-    workers = workers or _num_cores()
+    workers = workers or num_cores()
     if loader == "threads":
         return _load_with_threads(assemble, numbers, workers, prefetch)
     if loader == "tf":
@@ -48,8 +48,9 @@ def load(
     raise ConfigError(f'loader={loader!r}; allowed are "tf" and "threads".')
 
 
-def _num_cores() -> int:
-    if hasattr(os, "sched_getaffinity"):  # Linux: what this process may use
+def num_cores() -> int:
+    """Return how many cores this process may use, where the system tells, else how many there are."""
+    if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 

@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 
 from wsod_jax.data.assembling import COUNTS, Assembler, SkipPixels
-from wsod_jax.data.loading import Loader, load
+from wsod_jax.data.loading import Loader, load, num_cores
 from wsod_jax.data.plan import TrainPlan, ViewPlan
 from wsod_jax.data.proposals import ProposalSet
 from wsod_jax.data.records import ImageSet
@@ -224,6 +224,8 @@ def view_batches(
     """
     portrait = tuple(record.is_portrait for record in image_set.records)
     plan = ViewPlan(portrait, batch_size, canvases.scales, tuple(flips))
+    workers = workers or num_cores()
+    groups_in_work = workers // plan.views_per_image + 2
     assemble = Assembler(
         image_set,
         proposals,
@@ -232,7 +234,7 @@ def view_batches(
         mask_empty=False,
         on_bad_image=on_bad_image,
         skip_pixels=skip_pixels,
-        keep_decoded=2 * batch_size,
+        keep_decoded=groups_in_work * batch_size if plan.views_per_image > 1 else 0,
     )
     loaded = load(
         lambda number: assemble(plan[number]),

@@ -1,0 +1,372 @@
+"""Batches: the same from both loaders and after a restart, free of boxes, and whole whatever the input."""
+
+import itertools
+import logging
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from tests.data.voc_tree import write_voc
+from wsod_jax.data import voc
+from wsod_jax.data.pipeline import train_batches, view_batches
+from wsod_jax.data.proposals import ProposalSet
+from wsod_jax.data.records import ImageRecord, ImageSet
+from wsod_jax.data.transforms import Canvases
+from wsod_jax.errors import ConfigError, DataError
+
+SIZES = [(40, 60), (60, 40), (50, 50), (45, 64), (64, 30), (30, 100), (40, 41)]
+CANVASES = Canvases((32, 48), multiple=8)
+
+
+def tree(tmp_path):
+    images = {
+        f"im{i}": (size, [(("cat", "dog")[i % 2], (3, 4, 20, 25), False)])
+        for i, size in enumerate(SIZES)
+    }
+    return write_voc(tmp_path / "VOC2007", images)
+
+
+@pytest.fixture
+def images(tmp_path):
+    return voc.read_image_set(tree(tmp_path), "trainval")
+
+
+def random_boxes(seed, count, height, width):
+    rng = np.random.default_rng(seed)
+    low = rng.uniform(0, [width - 4, height - 4], (count, 2))
+    high = rng.uniform(low + 2, [width, height])
+    return np.concatenate([low, high], axis=1).astype(np.float32)
+
+
+def make_proposals(images, *, counts=None, scores=False, boxes=None):
+    sizes = {r.image_id: (r.height, r.width) for r in images.records}
+    counts = counts or {i: 12 + n for n, i in enumerate(sizes)}
+    made = {i: random_boxes(n, counts[i], *sizes[i]) for n, i in enumerate(sizes)} | (boxes or {})
+    values = {i: np.linspace(0, 1, len(made[i])) for i in sizes} if scores else None
+    return ProposalSet.from_images(sizes, made, values, generator="test")
+
+
+def train(images, proposals, **changes):
+    options = dict(
+        canvases=CANVASES, batch_size=2, accumulate=2, max_proposals=16, seed=3, loader="threads"
+    )
+    return train_batches(images, proposals, **{**options, **changes})
+
+
+def take(stream, count):
+    taken = list(itertools.islice(stream, count))
+    stream.close()
+    return taken
+
+
+def assert_same(a, b):
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        assert x.dtype == y.dtype and type(x) is type(y) is np.ndarray
+        np.testing.assert_array_equal(x, y)
+
+
+def test_contents_of_a_batch(images):
+    proposals = make_proposals(images, scores=True)
+    for batch in itertools.chain.from_iterable(take(train(images, proposals), 4)):
+        height, width = batch.image.shape[1:3]
+        assert (height, width) in CANVASES.shapes()
+        assert batch.image.dtype == np.uint8 and batch.image_size.dtype == np.int32
+        assert batch.labels.dtype == np.int32 and batch.proposals.dtype == np.float32
+        assert batch.proposals.shape == (2, 16, 4)
+        assert batch.features is None
+        for i in range(2):
+            size = tuple(batch.image_size[i])
+            assert not batch.image[i, size[0] :].any() and not batch.image[i, :, size[1] :].any()
+            if not batch.image_mask[i]:
+                assert batch.image_index[i] == -1 and not batch.proposal_mask[i].any()
+                continue
+            record = images.records[batch.image_index[i]]
+            assert batch.image[i, : size[0], : size[1]].any()
+            assert tuple(batch.labels[i]) == record.labels
+            expected = np.float32([size[1] / record.width, size[0] / record.height])
+            np.testing.assert_array_equal(batch.scale[i], expected)
+            # Back in the original image, every proposal is one of the file's.
+            boxes = batch.proposals[i].copy()
+            if batch.flipped[i]:
+                boxes[:, [0, 2]] = size[1] - boxes[:, [2, 0]]
+            boxes = boxes / np.tile(batch.scale[i], 2)
+            file = proposals.get(record.image_id)
+            count = min(len(file), 16)
+            kept = np.sort(np.argsort(-proposals.get_scores(record.image_id), kind="stable")[:16])
+            np.testing.assert_allclose(boxes[:count], file[kept], atol=1e-3)
+            real = batch.proposal_mask[i]
+            stands_for_itself = batch.representative[i] == np.arange(16)
+            np.testing.assert_array_equal(real[:count], stands_for_itself[:count])
+            assert real[batch.representative[i][:count]].all() and not real[count:].any()
+
+
+def test_both_loaders_give_the_same_batches(images):
+    pytest.importorskip("tensorflow")
+    proposals = make_proposals(images, scores=True)
+    for options in ({}, {"start_step": 3, "flip": False}):
+        first, second = (
+            train(images, proposals, loader=name, **options) for name in ("threads", "tf")
+        )
+        a, b = take(first, 5), take(second, 5)
+        assert_same(a, b)
+        assert first.counts == second.counts
+    views = [
+        list(view_batches(images, None, canvases=CANVASES, batch_size=2, loader=name))
+        for name in ("threads", "tf")
+    ]
+    assert_same(*views)
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_restart_from_any_step(images, workers):
+    proposals = make_proposals(images)
+    whole = take(train(images, proposals), 9)
+    for start in (1, 5, 8):
+        part = take(train(images, proposals, start_step=start, workers=workers), 9 - start)
+        assert_same(part, whole[start:])
+
+
+def test_restart_reads_no_earlier_image(images):
+    read = []
+
+    def watched(record):
+        def source():
+            read.append(record.image_id)
+            return record.path.read_bytes()
+
+        return ImageRecord(record.image_id, source, record.height, record.width, record.labels)
+
+    watched_set = ImageSet("w", images.class_names, tuple(map(watched, images.records)))
+    options = dict(batch_size=1, accumulate=1, workers=1, prefetch=0)
+    [[batch]] = take(train(watched_set, None, start_step=100, **options), 1)
+    assert images.records[batch.image_index[0]].image_id == read[0]
+    assert len(read) <= 2
+
+
+def test_annotated_boxes_change_no_training_batch(tmp_path, images):
+    proposals = make_proposals(images)
+    expected = take(train(images, proposals), 6)
+    for path in (tmp_path / "VOC2007" / "Annotations").iterdir():
+        text = path.read_text()
+        for value, other in (("3", "9"), ("4", "11"), ("20", "nan"), ("25", "x")):
+            text = text.replace(f">{value}</", f">{other}</")
+        assert text != path.read_text()
+        path.write_text(text)
+    garbled = voc.read_image_set(tmp_path / "VOC2007", "trainval")
+    assert_same(take(train(garbled, proposals), 6), expected)
+
+
+def test_processes_split_the_global_batch(images):
+    proposals = make_proposals(images)
+    whole = take(train(images, proposals, batch_size=4), 4)
+    parts = [
+        take(train(images, proposals, batch_size=4, process_index=i, process_count=2), 4)
+        for i in (0, 1)
+    ]
+    joined = jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
+    assert_same(joined, whole)
+
+
+def test_without_proposals(images):
+    [[batch, _]] = take(train(images, None), 1)
+    assert (
+        batch.proposals
+        is batch.proposal_mask
+        is batch.representative
+        is batch.proposal_scores
+        is None
+    )
+    assert batch.image_mask.any()
+
+
+def test_max_proposals_by_default_is_the_largest_count(images):
+    [[batch, _]] = take(train(images, make_proposals(images), max_proposals=None), 1)
+    assert batch.proposals.shape[1] == 12 + 6
+
+
+def test_counts(images):
+    far = np.tile(np.float32([0, 0, 8, 8]), (20, 1)) + np.arange(20, dtype=np.float32)[:, None]
+    boxes = {"im0": far, "im1": np.float32([[1, 1, 30, 30], [1.1, 1, 30, 30], [2, 2, 3, 30]])}
+    proposals = make_proposals(images, boxes=boxes)
+    pair = images.select([0, 1])
+    stream = view_batches(
+        pair, proposals, canvases=Canvases((48,)), flips=(False,), max_proposals=16, dedup_stride=8,
+        min_side_px=2, loader="threads",
+    )  # fmt: skip
+    batches = list(stream)
+    assert stream.counts["images"] == 2
+    assert stream.counts["capped"] == 4
+    assert stream.counts["dropped"] == 1
+    kept = sum(int(b.proposal_mask.sum()) for b in batches)
+    assert stream.counts["proposals"] == kept
+    assert stream.counts["merged"] == 16 + 2 - kept > 0
+    assert stream.counts["shrunk"] == 0
+
+
+def test_counts_follow_what_was_handed_out(images):
+    stream = train(images, None, batch_size=1, accumulate=3, prefetch=4)
+    assert stream.counts["images"] == 0
+    next(stream)
+    assert stream.counts["images"] == 3
+    stream.close()
+
+
+def test_shrunk_images_are_counted(images):
+    wide = images.select([5])  # 30 x 100
+    stream = view_batches(wide, None, canvases=CANVASES, flips=(False,), loader="threads")
+    assert len(list(stream)) == 2
+    assert stream.counts["shrunk"] == 2
+
+
+# Bad input
+
+
+def truncate(images, index):
+    path = images.records[index].path
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) - 200])
+
+
+@pytest.mark.parametrize("loader", ["threads", "tf"])
+def test_bad_image_is_masked_counted_and_named_once(images, loader, caplog):
+    if loader == "tf":
+        pytest.importorskip("tensorflow")
+    truncate(images, 2)
+    with caplog.at_level(logging.WARNING):
+        stream = train(images, None, batch_size=1, accumulate=7, loader=loader)
+        updates = take(stream, 2)
+    assert stream.counts["bad_images"] == 2 and stream.counts["images"] == 14
+    for update in updates:
+        masked = [int(b.image_index[0]) for b in update if not b.image_mask[0]]
+        assert masked == [2]
+        assert all(not b.image.any() for b in update if not b.image_mask[0])
+    assert [r.message for r in caplog.records if "im2.jpg" in r.message][1:] == []
+    assert "im2.jpg" in caplog.text
+
+
+@pytest.mark.parametrize("loader", ["threads", "tf"])
+def test_bad_image_can_be_an_error(images, loader):
+    if loader == "tf":
+        pytest.importorskip("tensorflow")
+    truncate(images, 2)
+    stream = train(images, None, batch_size=1, accumulate=7, on_bad_image="error", loader=loader)
+    with pytest.raises(DataError, match="im2.jpg"):
+        next(stream)
+    with pytest.raises(ConfigError, match="on_bad_image"):
+        train(images, None, on_bad_image="ignore")
+
+
+def test_image_deleted_after_reading_the_set(images):
+    images.records[3].path.unlink()
+    stream = view_batches(images, None, canvases=CANVASES, batch_size=2, loader="threads")
+    masks = {}
+    for batch in stream:
+        for index, real in zip(batch.image_index.tolist(), batch.image_mask.tolist(), strict=True):
+            masks.setdefault(index, []).append(real)
+    assert masks.pop(3) == [False] * 4
+    assert not any(masks.pop(-1))
+    assert all(all(real) and len(real) == 4 for real in masks.values())
+
+
+def test_image_without_proposals_is_skipped_in_training_only(images):
+    proposals = make_proposals(images, boxes={"im4": np.zeros((0, 4), np.float32)})
+    stream = train(images, proposals, batch_size=1, accumulate=7)
+    [update] = take(stream, 1)
+    assert {int(b.image_index[0]) for b in update if not b.image_mask[0]} == {4}
+    assert stream.counts["without_proposals"] == 1
+    for batch in view_batches(images, proposals, canvases=CANVASES, loader="threads"):
+        assert batch.image_mask.all()
+        assert batch.proposal_mask.any() == (batch.image_index[0] != 4)
+
+
+def test_proposals_of_other_images_are_refused(images):
+    proposals = make_proposals(images)
+    with pytest.raises(DataError, match=r"'im6'.*make_proposals"):
+        train(images, proposals.select(images.image_ids[:-1]))
+    record = images.records[0]
+    other = ImageRecord("im0", record.source, 41, 60, record.labels)
+    resized = ImageSet("s", images.class_names, (other, *images.records[1:]))
+    with pytest.raises(DataError, match="'im0'"):
+        train(resized, proposals)
+
+
+def test_unknown_loader(images):
+    with pytest.raises(ConfigError, match="threads"):
+        train(images, None, loader="fork")
+
+
+# Evaluation
+
+
+def test_views_follow_each_other_and_share_rows(images):
+    proposals = make_proposals(images)
+    stream = view_batches(images, proposals, canvases=CANVASES, batch_size=2, loader="threads")
+    batches = list(stream)
+    assert len(batches) == len(stream) and stream.views_per_image == 4
+    seen = []
+    for start in range(0, len(batches), 4):
+        group = batches[start : start + 4]
+        seen += [int(i) for i in group[0].image_index if i >= 0]
+        originals = []
+        for batch in group:
+            np.testing.assert_array_equal(batch.image_index, group[0].image_index)
+            boxes = batch.proposals.copy()
+            mirrored = batch.image_size[:, 1, None, None] - boxes[:, :, [2, 0]]
+            boxes[:, :, [0, 2]] = np.where(
+                batch.flipped[:, None, None], mirrored, boxes[:, :, [0, 2]]
+            )
+            originals.append(boxes / np.tile(batch.scale, 2)[:, None])
+        real = group[0].proposals.any(axis=-1)  # [b, r], without padding
+        for other in originals[1:]:
+            np.testing.assert_allclose(other[real], originals[0][real], atol=1e-3)
+    assert sorted(seen) == list(range(7))
+
+
+def test_views_decode_each_image_once(images):
+    reads = []
+
+    def watched(record):
+        def source():
+            reads.append(record.image_id)
+            return record.path.read_bytes()
+
+        return ImageRecord(record.image_id, source, record.height, record.width, record.labels)
+
+    watched_set = ImageSet("w", images.class_names, tuple(map(watched, images.records)))
+    list(
+        view_batches(
+            watched_set, None, canvases=CANVASES, batch_size=2, loader="threads", workers=3
+        )
+    )
+    assert sorted(reads) == sorted(images.image_ids)
+
+
+def test_skip_pixels(images):
+    def skip(index, view):
+        return index == 1 and view.flipped
+
+    for batch in view_batches(images, None, canvases=CANVASES, skip_pixels=skip, loader="threads"):
+        skipped = batch.image_index[0] == 1 and batch.flipped[0]
+        assert batch.image.any() != skipped
+        assert batch.image_mask.all()
+
+
+def test_no_images():
+    empty = ImageSet("none", ("cat",), ())
+    assert list(view_batches(empty, None, canvases=CANVASES, loader="threads")) == []
+    with pytest.raises(DataError, match="no images to train on"):
+        train(empty, None)
+
+
+def test_modules_import_without_tensorflow():
+    code = (
+        "import sys\n"
+        "import wsod_jax.data.pipeline, wsod_jax.data.tfds, wsod_jax.data.arrays\n"
+        "import wsod_jax.data.folder, wsod_jax.data.voc\n"
+        "assert not {'tensorflow', 'tensorflow_datasets'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
