@@ -101,7 +101,7 @@ def compilations(*, small: bool, repeats: int) -> list[Measure]:
     """
     del small, repeats
     image_set, proposals = jpeg_set(4, 20, shrink=10)
-    canvases = Canvases(tuple(scale // 10 for scale in PUBLISHED_SCALES), aspect=1.5)
+    canvases = Canvases(tuple(scale // 10 for scale in PUBLISHED_SCALES), multiple=4)
     network = ProposalNetwork(TinyNet(), FcNeck((16,)), num_classes=4, num_stages=3)
     method = oim(network, max_classes=4, max_nodes=4)
     tx = make_optimizer(schedule=piecewise_constant([1e-3]))
