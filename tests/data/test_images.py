@@ -5,6 +5,8 @@ import zlib
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from tests.data.voc_tree import pixels
@@ -153,3 +155,20 @@ def test_floating_point_image_is_refused():
     encoded = encode(Image.fromarray(np.ones((2, 2), np.float32)), format="TIFF")
     with pytest.raises(DataError, match="floating-point"):
         read_image(encoded)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    kind=st.sampled_from(["JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP"]),
+    position=st.floats(0, 0.999),
+    value=st.integers(0, 255),
+)
+def test_damaged_files_are_read_or_refused(kind, position, value):
+    encoded = bytearray(encode(Image.fromarray(pixels(3, 12, 9)), format=kind))
+    encoded[int(position * len(encoded))] = value
+    try:
+        image = read_image(bytes(encoded), name="damaged")
+    except DataError as error:
+        assert "damaged" in str(error)
+    else:
+        assert image.dtype == np.uint8 and image.shape[2] == 3

@@ -4,6 +4,8 @@ import logging
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from tests.data.voc_tree import write_voc, write_xml
 from wsod_jax.data import voc
@@ -238,3 +240,28 @@ def test_split_lines(root):
     split.write_text("a\nb\na\n")
     with pytest.raises(DataError, match=r"trainval\.txt:3: image 'a' occurs twice"):
         voc.read_image_set(root, "trainval")
+
+
+def test_not_utf8(root):
+    (root / "ImageSets" / "Main" / "trainval.txt").write_bytes(b"a\n\xff\xfe\n")
+    with pytest.raises(DataError, match=r"trainval\.txt: not a text file"):
+        voc.read_image_set(root, "trainval")
+
+
+def test_unknown_on_bad(root):
+    for read in (voc.read_image_set, voc.read_ground_truth):
+        with pytest.raises(DataError, match="on_bad='warn'"):
+            read(root, "trainval", on_bad="warn")
+
+
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(content=st.binary(max_size=80) | st.text(max_size=80).map(str.encode))
+def test_any_annotation_is_read_or_counted_or_refused(root, content):
+    (root / "Annotations" / "b.xml").write_bytes(content)
+    try:
+        truth = voc.read_ground_truth(root, "trainval")
+    except DataError:
+        return
+    assert truth.counts["bad_image"] + ("b" in truth.boxes) == 1

@@ -71,6 +71,7 @@ def read_image_set(
     """
     if difficult not in _DIFFICULT_ONLY:
         raise DataError(f"difficult={difficult!r}; allowed are {', '.join(_DIFFICULT_ONLY)}.")
+    _check_on_bad(on_bad)
     folders = _folders(Path(root), year)
     class_names = _class_names(folders[0], class_names)
     counts, records = Counter(bad_image=0, no_object=0), []
@@ -123,6 +124,7 @@ def read_ground_truth(
     Raises:
       DataError: see `on_bad`; also if no image is left.
     """
+    _check_on_bad(on_bad)
     folders = _folders(Path(root), year)
     class_names = _class_names(folders[0], class_names)
     counts, boxes = Counter(bad_image=0, clipped=0, dropped=0, size_differs=0), {}
@@ -188,7 +190,7 @@ def _class_names(folder: Path, class_names: Sequence[str] | None) -> tuple[str, 
         for parent in [folder, *folder.absolute().parents[:2]]:
             path = parent / "classes.txt"
             if path.is_file():
-                lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+                lines = [line.strip() for line in _read_lines(path)]
                 origin, class_names = str(path), [line for line in lines if line]
                 break
     if not class_names or len(set(class_names)) < len(class_names):
@@ -204,7 +206,7 @@ def _split_ids(folder: Path, split: str) -> Iterator[str]:
         found = sorted(p.stem for p in path.parent.glob("*.txt"))
         raise DataError(f"{path}: no such split; found {', '.join(found[:20]) or 'none'}.")
     seen = set()
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(_read_lines(path), 1):
         if not line.strip():
             continue
         image_id = line.split()[0]
@@ -214,6 +216,13 @@ def _split_ids(folder: Path, split: str) -> Iterator[str]:
             raise DataError(f"{path}:{number}: image {image_id!r} occurs twice.")
         seen.add(image_id)
         yield image_id
+
+
+def _read_lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not a text file in UTF-8 ({error}).") from error
 
 
 def _image_files(folder: Path) -> dict[str, Path]:
@@ -239,7 +248,7 @@ def _read_xml(path: Path) -> Element:
         return defusedxml.ElementTree.parse(path).getroot()
     except DefusedXmlException as error:
         raise _HostileFile(f"{path}: refused, annotations have no need of {error}.") from error
-    except (ParseError, UnicodeError, LookupError, OSError) as error:
+    except (ParseError, ValueError, LookupError, OSError) as error:
         raise DataError(f"{path}: not a readable annotation ({error}).") from error
 
 
@@ -330,6 +339,11 @@ def _read_boxes(
         classes.append(index)
         difficult.append(_is_difficult(item))
     return BoxAnnotations.from_lists(boxes, classes, difficult)
+
+
+def _check_on_bad(on_bad: str) -> None:
+    if on_bad not in ("error", "skip"):
+        raise DataError(f'on_bad={on_bad!r}; allowed are "error" and "skip".')
 
 
 def _skip(error: DataError, on_bad: str, counts: Counter) -> None:
