@@ -24,6 +24,7 @@ FLOORS = {
     **dict.fromkeys(["methods", "data", "evals"], 3),
     "train": 4,
     "build": 5,
+    "experiment": 6,
 }
 LEAVES = {"types", "errors"}  # single files that every room of their own floor may use too
 
@@ -83,22 +84,22 @@ def test_scripts_are_not_imported_by_the_package():
             assert top not in ("scripts", "configs", "tests"), f"{module}:{node.lineno}: {imported}"
 
 
-def inside_functions(path: Path) -> set[ast.stmt]:
-    """Return the positions of the import statements that only run when a function is called."""
+def not_run_on_import(path: Path) -> set[tuple[int, int]]:
+    """Return where the imports stand that run when a function is called, or for type checkers only."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    functions = (ast.FunctionDef, ast.AsyncFunctionDef)
     return {
         (node.lineno, node.col_offset)
-        for function in ast.walk(tree)
-        if isinstance(function, functions)
-        for node in ast.walk(function)
+        for block in ast.walk(tree)
+        if isinstance(block, ast.FunctionDef | ast.AsyncFunctionDef)
+        or (isinstance(block, ast.If) and ast.unparse(block.test) == "TYPE_CHECKING")
+        for node in ast.walk(block)
         if isinstance(node, ast.Import | ast.ImportFrom)
     }
 
 
 def test_only_data_imports_tensorflow_and_only_when_used():
     for module, path in MODULES.items():
-        lazy = inside_functions(path)
+        lazy = not_run_on_import(path)
         for node, imported in imports(path):
             if imported.split(".")[0] in ("tensorflow", "tensorflow_datasets"):
                 where = f"{module}:{node.lineno}"
