@@ -139,6 +139,14 @@ def test_who_is_foreground(options, labels, weights):
     )
 
 
+def test_of_equally_distant_proposals_the_first_is_the_node():
+    scores, boxes, features = graph_case()
+    features[3] = features[2]  # proposals 2 and 3 overlap
+    for order in ([0, 1, 2, 3, 4], [0, 1, 3, 2, 4]):
+        mined = run(scores[order], boxes[order], np.array([1], np.int32), features[order], 1.0)
+        assert [row[0] for row in real_boxes(mined)] == [0, 2]
+
+
 def test_a_later_class_takes_earlier_instances_without_weight():
     scores, boxes, features = graph_case()
     scores = np.concatenate([scores, scores[:, :1]], axis=1)
@@ -155,6 +163,17 @@ def test_nodes_beyond_the_maximum_are_counted():
     assert real_boxes(short) == real_boxes(full)[:3]
     assert short.num_overflow == len(real_boxes(full)) - 3 > 0
     check(short, oracle.oim(scores, boxes, labels, features, 2.5)[:3], scores, boxes)
+
+
+def test_classes_beyond_the_maximum_are_counted():
+    scores, boxes, labels, features = random_image(12, num_positive=5)
+    arrays = to_jax(scores, boxes, np.ones(40, bool), labels, features)
+    mined = jax.jit(partial(oim.mine, max_classes=3, max_nodes=1))(*arrays, 2.0)
+    labels[3:] = 0
+    full = real_boxes(run(scores, boxes, labels, features, 2.0))
+    lost_nodes = sum(max(sum(row[1] == c for row in full) - 2, 0) for c in range(3))
+    assert lost_nodes > 0
+    assert mined.num_overflow == 2 + lost_nodes
 
 
 def test_padding_is_inert():
