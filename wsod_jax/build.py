@@ -32,7 +32,7 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from wsod_jax.data import folder, voc
+from wsod_jax.data import folder, tfds, voc
 from wsod_jax.data.proposals import ProposalSet
 from wsod_jax.data.records import GroundTruth, ImageSet
 from wsod_jax.data.transforms import Canvases, ProposalRules
@@ -57,7 +57,7 @@ from wsod_jax.weights.npz import check_meta, load_weights, merge_weights
 
 METHODS = {"wsddn": Wsddn, "oicr": oicr, "pcl": pcl, "mist": mist, "oim": oim}
 BACKBONES = {"vgg16": Vgg16, "squeezenet": SqueezeNet, "tiny": TinyNet}
-READERS = {"voc": voc, "folder": folder}
+READERS = {"voc": voc, "folder": folder, "tfds": tfds}
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 SECTIONS = (
     "seed",
@@ -140,7 +140,6 @@ class EvalSettings:
       corloc_resize: the same for CorLoc.
       corloc_split: split whose images CorLoc is measured on; `None` skips it.
       corloc_difficult: difficult objects count as hits and in the denominator.
-      corloc_nms: apply NMS before the top box is taken (changes nothing but ties).
       max_long, aspect: see `Canvases`.
       micro_batch: images per forward pass.
       merge: how views meet: "mean" or "sum" of scores, or the "union" of their boxes.
@@ -160,7 +159,6 @@ class EvalSettings:
     corloc_resize: Literal["short", "long"] = "long"
     corloc_split: str | None = "trainval"
     corloc_difficult: bool = True
-    corloc_nms: bool = False
     max_long: int = 2000
     aspect: float = 1.5
     micro_batch: int = 1
@@ -346,27 +344,39 @@ def warm_start(config: ConfigDict) -> Callable[[Params], Params] | None:
 def images(config: ConfigDict, split: str) -> ImageSet:
     """Read a split's images and labels. No box is read."""
     reader, options = _reader(config)
-    return construct(reader.read_image_set, _without_splits(options), "data", split=split)
+    options = _without_splits(options)
+    if "split" in inspect.signature(reader.read_image_set).parameters:
+        return construct(reader.read_image_set, options, "data", split=split)
+    return construct(reader.read_image_set, options, "data")
 
 
 def ground_truth(config: ConfigDict, split: str) -> GroundTruth:
     """Read a split's boxes, for evaluation."""
     reader, options = _reader(config)
+    if not hasattr(reader, "read_ground_truth"):
+        raise ConfigError(
+            f"data read by {config.data.reader!r} has no boxes, so nothing can be measured; "
+            "scripts/predict.py draws detections without"
+        )
     options = {key: value for key, value in _without_splits(options).items() if key != "difficult"}
     return construct(reader.read_ground_truth, options, "data", split=split)
 
 
-def proposals(config: ConfigDict) -> tuple[ProposalSet, ProposalRules] | tuple[None, None]:
-    """Load the proposals and the rules of their use; (None, None) for methods without proposals."""
+def proposals(config: ConfigDict) -> ProposalSet | None:
+    """Load the proposals; `None` for methods without."""
     if "proposals" not in config:
-        return None, None
-    options = dict(config.proposals.items())
-    path = options.pop("path", None)
-    if path is None:
-        raise ConfigError(
-            "config.proposals lacks path; run scripts/make_proposals.py to make the file"
-        )
-    return ProposalSet.load(path), construct(ProposalRules, options, "proposals")
+        return None
+    if config.proposals.get("path") is None:
+        raise ConfigError("config.proposals lacks path; scripts/make_proposals.py makes the file")
+    return ProposalSet.load(config.proposals.path)
+
+
+def proposal_rules(config: ConfigDict) -> ProposalRules | None:
+    """Make the rules of which proposals are used; `None` for methods without."""
+    if "proposals" not in config:
+        return None
+    options = {key: value for key, value in config.proposals.items() if key != "path"}
+    return construct(ProposalRules, options, "proposals")
 
 
 def train_settings(config: ConfigDict) -> TrainSettings:
@@ -386,7 +396,12 @@ def eval_settings(config: ConfigDict) -> EvalSettings:
 
 def load_config(path: str | Path) -> ConfigDict:
     """Read a configuration that a run has stored as JSON."""
-    config = ConfigDict(json.loads(Path(path).read_text(encoding="utf-8")), convert_dict=True)
+    return from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
+
+
+def from_dict(values: Mapping[str, Any]) -> ConfigDict:
+    """Make a configuration of plain values, as checkpoints store it."""
+    config = ConfigDict(dict(values), convert_dict=True)
     check_sections(config)
     return config
 

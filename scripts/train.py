@@ -1,0 +1,204 @@
+"""Train a detector from image-level labels.
+
+    python scripts/train.py --config configs/oim_ir_vgg16_voc07.py --workdir runs/oim_ir
+    python scripts/train.py --config configs/synthetic.py:oicr --workdir runs/oicr --config.optim.learning_rate=2e-4
+
+The same command resumes an interrupted run where it stopped. The workdir gets config.json, metrics.jsonl,
+tensorboard/, checkpoints/ and pictures/ of fixed training images with their pseudo boxes. A config may take a
+variant after a colon, and every value in it can be set on the command line as --config.section.key=value.
+"""
+
+import itertools
+import json
+import shlex
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+from absl import app, flags
+from ml_collections import config_flags
+
+from wsod_jax import build
+from wsod_jax.data.arrays import FeatureCache
+from wsod_jax.errors import ConfigError, DataError
+from wsod_jax.experiment import TrainingData
+from wsod_jax.train.checkpoint import Checkpoints
+from wsod_jax.train.identity import run_metadata
+from wsod_jax.train.logging import ConsoleWriter, JsonlWriter, TensorBoardWriter
+from wsod_jax.train.loop import NonFiniteError, train
+from wsod_jax.train.sharding import make_mesh, put
+from wsod_jax.train.state import init_state
+from wsod_jax.train.step import TrainStep, make_train_step
+from wsod_jax.viz.canvas import save_image
+from wsod_jax.viz.pictures import draw_pseudo_labels
+
+config_flags.DEFINE_config_file("config", None, "Configuration file, and :variant if it has any.")
+flags.DEFINE_string("workdir", None, "Folder of this run; an existing one is resumed.")
+flags.mark_flags_as_required(["config", "workdir"])
+
+# What a resumed run may change without becoming another run.
+MAY_DIFFER = ("config.log", "config.eval", "config.train.num_steps", "config.train.loader")
+
+
+def main(argv):
+    if len(argv) > 1:
+        raise app.UsageError(
+            f"unexpected arguments {argv[1:]}; settings look like --config.train.num_steps=100"
+        )
+    try:
+        run(flags.FLAGS.config, Path(flags.FLAGS.workdir))
+    except (ConfigError, DataError, NonFiniteError, OSError) as error:
+        sys.exit(f"error: {error}")
+
+
+def run(config, workdir: Path) -> None:
+    """Train as `config` says, in `workdir`."""
+    # -- data and method
+    log, settings = build.log_settings(config), build.train_settings(config)
+    data = TrainingData.read(config)
+    class_names = data.image_set.class_names
+    method = build.method(config, num_classes=len(class_names), max_classes=data.max_classes)
+    tx, schedule = build.optimizer(config)
+
+    # -- state: resumed, or drawn and warm-started
+    mesh = make_mesh()
+    metadata = run_metadata(
+        method=config.method.name,
+        class_names=class_names,
+        config=config.to_dict(),
+        split=config.data.train_split,
+        seed=config.seed,
+    )
+    checkpoints = Checkpoints(
+        workdir / "checkpoints",
+        metadata,
+        keep_every=log.milestones_every or None,
+        may_differ=MAY_DIFFER,
+    )
+    workdir.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(config.to_dict(), indent=1) + "\n"
+    (workdir / "config.json").write_text(text, encoding="utf-8")
+    state = init_state(
+        method,
+        tx,
+        seed=config.seed,
+        batch=data.example(),
+        mesh=mesh,
+        ema=settings.ema_decay is not None,
+        warm_start=None if checkpoints.latest is not None else build.warm_start(config),
+    )
+    state = checkpoints.restore(state) or state
+    start = int(state.step)
+
+    # -- the step, and what is written
+    step = make_train_step(
+        method,
+        tx,
+        seed=config.seed,
+        mesh=mesh,
+        accumulate=settings.accumulate,
+        ema_decay=settings.ema_decay,
+        schedule=schedule,
+    )
+    console = ConsoleWriter(settings.num_steps)
+    writers = [console, JsonlWriter(workdir / "metrics.jsonl", resume_step=start)]
+    if log.tensorboard:
+        writers.append(TensorBoardWriter(workdir / "tensorboard", resume_step=start))
+    describe(console.say, config, data, mesh, start, state)
+
+    stream, batches = open_stream(method, settings, data, state, start)
+    hooks = [pseudo_pictures(step, data, log, workdir / "pictures")] if log.pictures_every else []
+
+    # -- loop
+    try:
+        state = train(
+            step,
+            state,
+            batches,
+            total_steps=settings.num_steps,
+            images_per_step=settings.micro_batch * settings.accumulate,
+            log_every=log.every,
+            checkpoint_every=log.checkpoint_every,
+            checkpoints=checkpoints,
+            writers=writers,
+            hooks=hooks,
+            profile_steps=log.profile_steps or None,
+            profile_folder=workdir / "profile",
+            resume_command=shlex.join([sys.executable, *sys.argv]),
+            say=console.say,
+        )
+    finally:
+        stream.close()
+        checkpoints.close()
+        for writer in writers:
+            writer.close()
+    met = {name: count for name, count in stream.counts.items() if count}
+    console.say(f"input: {met}")
+    console.say(f"compilations of the training step: {step.num_compilations()}")
+    console.say(f"done: {workdir}; next: python scripts/evaluate.py --workdir {workdir}")
+
+
+def describe(say, config, data: TrainingData, mesh, start: int, state) -> None:
+    """Say what is about to run, and how many compilations it can take."""
+    size = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    canvases = data.settings.canvases.shapes()
+    say(
+        f"{config.method.name}: {len(data.image_set)} images of {data.image_set.name}, "
+        f"{len(data.image_set.class_names)} classes, {size / 1e6:.1f} M parameters, "
+        f"{mesh.size} x {mesh.devices.flat[0].device_kind}"
+    )
+    say(f"canvases (training compiles once for each): {', '.join(f'{h}x{w}' for h, w in canvases)}")
+    if start:
+        say(f"resuming at step {start}")
+
+
+def open_stream(method, settings: build.TrainSettings, data: TrainingData, state, start: int):
+    """Return the input stream, and the micro-batches drawn from it with cached features if asked for."""
+    if not settings.cache_features:
+        stream = data.batches(start)
+        return stream, itertools.chain.from_iterable(stream)
+    backbone = method.network.backbone
+    if not all(layer.startswith(tuple(backbone.frozen)) for layer in backbone.layers):
+        raise ConfigError(
+            "config.train.cache_features needs a wholly frozen backbone; "
+            f"config.backbone.frozen is {backbone.frozen}, its layers are {', '.join(backbone.layers)}"
+        )
+    params = jax.device_put(jax.device_get(state.params["backbone"]))
+    features = jax.jit(lambda b: backbone.apply({"params": params}, b.image, b.image_size))
+    cache = FeatureCache(features)
+    stream = data.batches(start, skip_pixels=cache.has)
+    return stream, map(cache, itertools.chain.from_iterable(stream))
+
+
+def pseudo_pictures(step: TrainStep, data: TrainingData, log: build.LogSettings, folder: Path):
+    """Return a hook that draws the pseudo boxes of the last stage on fixed training images."""
+    batches = data.fixed_batches(log.num_pictures)
+
+    def draw(number: int, state, micro_batches, metrics) -> None:
+        del micro_batches, metrics
+        if number % log.pictures_every:
+            return
+        for index, batch in enumerate(batches):
+            pseudo = step.examine(state, put(batch, step.mesh)).pseudo
+            if pseudo is None:
+                return
+            last = jax.tree.map(lambda x: np.asarray(x)[0, -1], pseudo)  # first image, last stage
+            height, width = batch.image_size[0]
+            picture = draw_pseudo_labels(
+                batch.image[0, :height, :width],
+                last.boxes,
+                last.classes,
+                last.scores,
+                last.is_core,
+                mask=last.mask,
+                class_names=data.image_set.class_names,
+            )
+            name = data.image_set.records[index].image_id
+            save_image(folder / f"{number:06d}_{name}.png", picture)
+
+    return draw
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,240 @@
+"""What every script does with a built configuration: feed training, predict a set, score the predictions."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Literal
+
+import jax
+from ml_collections import ConfigDict
+
+from wsod_jax import build
+from wsod_jax.data.assembling import SkipPixels
+from wsod_jax.data.pipeline import TrainStream, ViewStream, train_batches, view_batches
+from wsod_jax.data.proposals import ProposalSet
+from wsod_jax.data.records import GroundTruth, ImageSet, training_images
+from wsod_jax.data.transforms import ProposalRules
+from wsod_jax.evals.inference import infer
+from wsod_jax.evals.localization import CorLocMetrics, corloc
+from wsod_jax.evals.selection import Results, select
+from wsod_jax.evals.tables import TruthTable
+from wsod_jax.evals.voc import DetectionMetrics, evaluate_detections
+from wsod_jax.methods.contract import Method
+from wsod_jax.train.checkpoint import load_checkpoint
+from wsod_jax.types import Batch, Detections, Params
+
+Purpose = Literal["map", "corloc"]
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingData:
+    """A training split: images with labels, and their proposals.
+
+    Attributes:
+      image_set: images with at least one positive label.
+      proposals: `None` for methods without.
+      rules: which proposals are used, `None` likewise.
+      settings: how they are batched.
+      seed: of order and augmentation.
+    """
+
+    image_set: ImageSet
+    proposals: ProposalSet | None
+    rules: ProposalRules | None
+    settings: build.TrainSettings
+    seed: int
+
+    @classmethod
+    def read(cls, config: ConfigDict) -> TrainingData:
+        """Read what a configuration trains on."""
+        images = training_images(build.images(config, config.data.train_split))
+        return cls(
+            images,
+            build.proposals(config),
+            build.proposal_rules(config),
+            build.train_settings(config),
+            config.seed,
+        )
+
+    @property
+    def max_classes(self) -> int:
+        """The most positive classes that an image has: what miners size their loops by."""
+        return int((self.image_set.labels == 1).sum(axis=1).max())
+
+    def batches(self, start_step: int = 0, skip_pixels: SkipPixels | None = None) -> TrainStream:
+        """Return the endless stream of updates from `start_step` on, a list of micro-batches each.
+
+        Images for which `skip_pixels` says so are not decoded: their features are cached.
+        """
+        return train_batches(
+            self.image_set,
+            self.proposals,
+            canvases=self.settings.canvases,
+            batch_size=self.settings.micro_batch,
+            accumulate=self.settings.accumulate,
+            flip=self.settings.flip,
+            seed=self.seed,
+            start_step=start_step,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+            loader=self.settings.loader,
+            skip_pixels=skip_pixels,
+            **rule_arguments(self.rules),
+        )
+
+    def example(self) -> Batch:
+        """Return one micro-batch, for its shapes."""
+        stream = self.batches()
+        first = next(stream)[0]
+        stream.close()
+        return first
+
+    def fixed_batches(self, count: int) -> list[Batch]:
+        """Return the first `count` images at the first scale, unmirrored, one image per batch."""
+        if count == 0:
+            return []
+        canvases = dataclasses.replace(self.settings.canvases, scales=self.settings.scales[:1])
+        stream = view_batches(
+            self.image_set.select(range(min(count, len(self.image_set)))),
+            self.proposals,
+            canvases=canvases,
+            flips=(False,),
+            batch_size=1,
+            loader="threads",
+            **rule_arguments(self.rules),
+        )
+        return list(stream)
+
+
+@dataclasses.dataclass(frozen=True)
+class Predictor:
+    """A trained detector and the way it is tested.
+
+    Attributes:
+      method: what predicts.
+      params, extras: its state.
+      class_names: c names.
+      settings: views, NMS and metrics.
+      rules: which proposals are used, `None` for methods without.
+    """
+
+    method: Method
+    params: Params
+    extras: dict
+    class_names: tuple[str, ...]
+    settings: build.EvalSettings
+    rules: ProposalRules | None
+
+    @functools.cached_property
+    def predict_step(self) -> Callable[[Params, dict, Batch], Detections]:
+        """The jitted predict function; one compilation per canvas."""
+        return jax.jit(self.method.predict)
+
+    def num_compilations(self) -> int:
+        """Return how often the predict step has been compiled."""
+        return self.predict_step._cache_size()
+
+    def views(
+        self, images: ImageSet, proposals: ProposalSet | None, purpose: Purpose = "map"
+    ) -> ViewStream:
+        """Return the batches of all views of a set."""
+        return view_batches(
+            images,
+            proposals,
+            canvases=self.settings.canvases(purpose),
+            flips=self.settings.flips,
+            batch_size=self.settings.micro_batch,
+            loader=self.settings.loader,
+            **rule_arguments(self.rules),
+        )
+
+    def detect(
+        self,
+        images: ImageSet,
+        proposals: ProposalSet | None,
+        purpose: Purpose = "map",
+        progress: Callable[[Iterable[Batch]], Iterable[Batch]] = iter,
+    ) -> Results:
+        """Detect in a whole set: all views, merged, selected.
+
+        Args:
+          images: the images; labels are not looked at.
+          proposals: their proposals.
+          purpose: which resize rule of the settings applies.
+          progress: wraps the iterable of batches, to show how far it is.
+
+        Returns:
+          Detections, top boxes per class, and image-level scores.
+        """
+        stream = self.views(images, proposals, purpose)
+        merged = infer(
+            lambda batch: self.predict_step(self.params, self.extras, batch),
+            progress(stream),
+            num_views=self.settings.num_views,
+            merge=self.settings.merge,
+        )
+        return select(
+            merged,
+            num_images=len(images),
+            num_classes=len(self.class_names),
+            top_k=self.settings.top_k,
+            nms_thr=self.settings.nms_thr,
+            score_thr=self.settings.score_thr,
+            average_per_image=self.settings.average_per_image,
+        )
+
+    def score(self, results: Results, images: ImageSet, truth: GroundTruth) -> DetectionMetrics:
+        """Return average precision as the settings define it."""
+        return evaluate_detections(
+            results.detections,
+            truth_table(images, truth),
+            iou_thrs=self.settings.iou_thrs,
+            ap_mode=self.settings.ap,
+        )
+
+    def localise(self, results: Results, images: ImageSet, truth: GroundTruth) -> CorLocMetrics:
+        """Return CorLoc as the settings define it."""
+        return corloc(
+            results.top_boxes,
+            results.top_valid,
+            truth_table(images, truth),
+            include_difficult=self.settings.corloc_difficult,
+        )
+
+
+def open_checkpoint(
+    path: str | Path, step: int | None = None
+) -> tuple[Predictor, ConfigDict, dict]:
+    """Load a checkpoint ready to predict: its method, weights, and the configuration stored beside them.
+
+    Args:
+      path: a workdir, its `checkpoints` folder, or the folder of one step.
+      step: which step; `None` takes the newest, or the one that `path` names.
+
+    Returns:
+      The predictor, the configuration of its run, and the checkpoint's metadata (with "step").
+
+    Raises:
+      DataError: if there is no such checkpoint, or it is damaged.
+    """
+    params, extras, metadata = load_checkpoint(path, step=step)
+    config = build.from_dict(metadata["config"])
+    class_names = tuple(metadata["class_names"])
+    method = build.method(config, num_classes=len(class_names), max_classes=1)
+    settings = build.eval_settings(config)
+    rules = build.proposal_rules(config)
+    return Predictor(method, params, extras, class_names, settings, rules), config, metadata
+
+
+def truth_table(images: ImageSet, truth: GroundTruth) -> TruthTable:
+    """Return the ground truth of a set as the evaluators read it."""
+    selected = truth.select(images.image_ids)
+    return TruthTable.from_annotations(selected.boxes.values(), num_classes=len(truth.class_names))
+
+
+def rule_arguments(rules: ProposalRules | None) -> dict:
+    """Return proposal rules as arguments of the batch functions."""
+    return {} if rules is None else dataclasses.asdict(rules)
