@@ -12,14 +12,15 @@ from tests.mining.cases import pad, random_image, to_jax
 from tests.oracles import losses as oracle
 from wsod_jax.losses.refine import cluster_loss, refinement_loss
 from wsod_jax.mining import oicr
-from wsod_jax.types import RefineTargets
+from wsod_jax.types import PseudoBoxes, RefineTargets
 
 mine = jax.jit(partial(oicr.mine, max_classes=5))
 REFINEMENT = {
     n: jax.jit(jax.value_and_grad(partial(refinement_loss, normaliser=n)))
     for n in ("weighted", "real")
 }
-CLUSTER = jax.jit(jax.value_and_grad(partial(cluster_loss, num_slots=5)))
+CLUSTER = jax.jit(jax.value_and_grad(cluster_loss))
+FIVE_SLOTS = PseudoBoxes(*(jnp.zeros((5, *tail)) for tail in ((4,), (), (), (), (), ())))
 
 
 def mined_case(seed, count=30, num_positive=2, ignore_iou_thr=0.0, extra=0):
@@ -88,7 +89,7 @@ def test_refinement_rejects_an_unknown_normaliser():
 @pytest.mark.parametrize("num_positive", [0, 2, 5])
 def test_cluster_loss_agrees_with_the_sum(seed, num_positive):
     logits, targets, _, mask = mined_case(seed, num_positive=num_positive, extra=4)
-    found, gradient = CLUSTER(logits, targets, mask)
+    found, gradient = CLUSTER(logits, targets, FIVE_SLOTS, mask)
     parts = [
         np.asarray(x)[:30] for x in (logits, targets.labels, targets.weights, targets.assigned)
     ]
@@ -101,7 +102,7 @@ def test_cluster_gradient_row():
     """A member's gradient is -S / (|M| mean p) per probability, divided by R."""
     targets = make_targets([2, 2, 0, 2], [0.5, 0.4, 0.3, 0.6], [1, 1, 0, 1])
     logits = np.random.default_rng(0).normal(size=(4, 4)).astype(np.float32)
-    _, gradient = CLUSTER(jnp.asarray(logits), targets, jnp.ones(4, bool))
+    _, gradient = CLUSTER(jnp.asarray(logits), targets, FIVE_SLOTS, jnp.ones(4, bool))
     probs = oracle.softmax(logits)
     mean = probs[[0, 1, 3], 2].mean()
     for j in (0, 1, 3):
@@ -118,7 +119,7 @@ def test_singleton_clusters_are_oicr():
     rng = np.random.default_rng(1)
     logits, mask = jnp.asarray(rng.normal(size=(5, 4)).astype(np.float32)), jnp.ones(5, bool)
 
-    cluster, cluster_gradient = CLUSTER(logits, targets, mask)
+    cluster, cluster_gradient = CLUSTER(logits, targets, FIVE_SLOTS, mask)
     plain, plain_gradient = REFINEMENT["weighted"](logits, targets, jnp.ones(5), mask)
     np.testing.assert_allclose(cluster, plain, rtol=1e-6)
     np.testing.assert_allclose(cluster_gradient, plain_gradient, rtol=1e-5, atol=1e-8)
@@ -128,6 +129,6 @@ def test_hopeless_clusters_still_learn():
     """Probabilities that underflow neither break the loss nor end the gradient."""
     targets = make_targets([1, 1, 0], [0.9, 0.9, 0.9], [0, 0, 0])
     logits = jnp.array([[500.0, 0.0], [400.0, 0.0], [0.0, 500.0]])
-    loss, gradient = CLUSTER(logits, targets, jnp.ones(3, bool))
+    loss, gradient = CLUSTER(logits, targets, FIVE_SLOTS, jnp.ones(3, bool))
     assert np.isfinite(loss) and np.isfinite(gradient).all()
     assert gradient[1, 1] < -0.1 and gradient[2, 0] < -0.1

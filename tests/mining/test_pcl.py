@@ -11,7 +11,9 @@ from tests.mining.cases import check, pad, random_image, real_boxes, to_jax
 from tests.oracles import mining as oracle
 from wsod_jax.mining import pcl
 
-mine = jax.jit(partial(pcl.mine, max_classes=5), static_argnames=("max_centres", "num_clusters"))
+mine = jax.jit(
+    partial(pcl.mine, max_classes=5), static_argnames=("max_centres", "num_kmeans_clusters")
+)
 top_scoring = jax.jit(pcl.top_scoring)
 find_centres = jax.jit(pcl.find_centres)
 
@@ -20,7 +22,7 @@ def run(scores, boxes, labels, **options):
     return mine(*to_jax(scores, boxes, np.ones(len(boxes), bool), labels), **options)
 
 
-@pytest.mark.parametrize("options", [{}, {"max_centres": 2, "num_clusters": 2}])
+@pytest.mark.parametrize("options", [{}, {"max_centres": 2, "num_kmeans_clusters": 2}])
 def test_agrees_with_the_loops(options):
     num_centres = 0
     for seed in range(5):

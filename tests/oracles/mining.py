@@ -128,14 +128,16 @@ def lloyd(values, centres, rounds=1000):
     return cluster, centres
 
 
-def pcl(scores, boxes, labels, graph_iou_thr=0.4, max_centres=5, num_clusters=3):
+def pcl(scores, boxes, labels, graph_iou_thr=0.4, max_centres=5, num_kmeans_clusters=3):
     pool = list(range(len(boxes)))
     mined = []
     for c in range(len(labels)):
         if labels[c] != 1 or not pool:
             continue
         values = [float(scores[r, c]) for r in pool]
-        cluster, centres = lloyd(values, list(np.linspace(min(values), max(values), num_clusters)))
+        cluster, centres = lloyd(
+            values, list(np.linspace(min(values), max(values), num_kmeans_clusters))
+        )
         top = max(set(cluster), key=lambda n: centres[n])
         kept = [r for r, own in zip(pool, cluster, strict=True) if own == top]
         found = []
@@ -156,7 +158,7 @@ def pcl(scores, boxes, labels, graph_iou_thr=0.4, max_centres=5, num_clusters=3)
     return mined
 
 
-def mist(scores, boxes, labels, top_fraction=0.15, nms_iou_thr=0.2):
+def mist(scores, boxes, labels, top_fraction=0.15, overlap_thr=0.2):
     mined = []
     count = max(1, int(len(boxes) * top_fraction))
     for c in range(len(labels)):
@@ -164,6 +166,6 @@ def mist(scores, boxes, labels, top_fraction=0.15, nms_iou_thr=0.2):
             continue
         ranked = np.argsort(-scores[:, c], kind="stable")[:count]
         for position, j in enumerate(ranked):
-            if all(iou(boxes[j], boxes[q]) < nms_iou_thr for q in ranked[:position]):
+            if all(iou(boxes[j], boxes[q]) < overlap_thr for q in ranked[:position]):
                 mined.append(Box(j, c, scores[j, c], is_core=position == 0))
     return mined

@@ -61,13 +61,14 @@ def mil_loss(
 
 def spatial_regulariser(
     scores: Float[Array, "r c"],
+    features: Float[Array, "r f"],
     boxes: Float[Array, "r 4"],
     mask: Bool[Array, " r"],
     labels: Int[Array, " c"],
-    features: Float[Array, "r f"],
     *,
     iou_thr: ArrayLike = 0.6,
     num_best: int = 10,
+    max_classes: int,
 ) -> Float[Array, ""]:
     """Return how much the features of good boxes differ from those of the best box beside them.
 
@@ -78,12 +79,13 @@ def spatial_regulariser(
 
     Args:
       scores: [r, c] proposal scores of the detector.
+      features: [r, f] features that the class scores are computed from.
       boxes: [r, 4] xyxy in pixels.
       mask: [r] True = real proposal; masked rows may hold anything.
       labels: [c] only classes with label 1 count.
-      features: [r, f] features that the class scores are computed from.
       iou_thr: IoU > this makes a neighbour (exclusive).
       num_best: how many of the best boxes are looked at, the best included.
+      max_classes: static maximum of positive classes; further (higher) ones are left out.
 
     Returns:
       [] float32, >= 0, not yet weighted (the authors use 1e-4).
@@ -102,5 +104,6 @@ def spatial_regulariser(
         difference = jnp.where(neighbour[:, None], chosen - chosen[:1], 0.0)
         return 0.5 * jnp.sum((weight[:, None] * difference) ** 2)
 
-    per_class = jax.vmap(one_class, in_axes=1)(scores)  # [c]
-    return jnp.sum(jnp.where(labels == 1, per_class, 0.0))
+    (classes,) = jnp.nonzero(labels == 1, size=max_classes, fill_value=-1)
+    per_class = jax.vmap(one_class, in_axes=1)(scores[:, classes])  # [m]
+    return jnp.sum(jnp.where(classes >= 0, per_class, 0.0))

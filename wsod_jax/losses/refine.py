@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float
 
-from wsod_jax.types import RefineTargets
+from wsod_jax.types import PseudoBoxes, RefineTargets
 
 Normaliser = Literal["weighted", "real"]
 
@@ -58,9 +58,8 @@ def refinement_loss(
 def cluster_loss(
     logits: Float[Array, "r k"],
     targets: RefineTargets,
+    pseudo: PseudoBoxes,
     mask: Bool[Array, " r"],
-    *,
-    num_slots: int,
 ) -> Float[Array, ""]:
     """Return PCL's loss: each cluster of proposals is classified as one bag, the background singly.
 
@@ -74,8 +73,8 @@ def cluster_loss(
     Args:
       logits: [r, k] of the head being trained, background first; masked rows may hold anything.
       targets: mined labels, weights and cluster slots.
+      pseudo: the boxes mined; only their number of slots matters.
       mask: [r] True = real proposal.
-      num_slots: number g of pseudo box slots that `targets.assigned` points into.
 
     Returns:
       [] float32. 0 where all weights are 0.
@@ -84,6 +83,7 @@ def cluster_loss(
     Source: Tang et al. 2018 (PCL), arXiv:1807.03342, section 3. The released code clamps at 1e-12.
     """
     targets = jax.lax.stop_gradient(targets)
+    num_slots = pseudo.mask.shape[0]
     weights = jnp.where(mask, targets.weights, 0.0)
     log_likelihood = _log_likelihood(logits, targets, mask)  # [r]
     member = mask & (targets.labels > 0)

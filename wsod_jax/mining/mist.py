@@ -22,7 +22,7 @@ def mine(
     labels: Int[Array, " c"],
     *,
     top_fraction: float = 0.15,
-    nms_iou_thr: ArrayLike = 0.2,
+    overlap_thr: ArrayLike = 0.2,
     fg_iou_thr: ArrayLike = 0.5,
     ignore_iou_thr: ArrayLike = 0.0,
     max_classes: int,
@@ -32,7 +32,7 @@ def mine(
 
     Of the n real proposals the floor(`top_fraction` n) best of a class, at least one, are ranked by
     score. A proposal of this list is an instance if its IoU with *every* better-ranked one, instances or
-    not, is < `nms_iou_thr`; so the best one always is. Instances are weighted by their own scores.
+    not, is < `overlap_thr`; so the best one always is. Instances are weighted by their own scores.
     Classes do not see each other: two may mine the same proposal, which then belongs to the lower one.
 
     Args:
@@ -41,7 +41,7 @@ def mine(
       mask: [r] True = real proposal; masked rows may hold anything.
       labels: [c] 1 present, 0 absent, -1 unknown; only 1 is mined.
       top_fraction: share of the proposals that is looked at, in (0, 1].
-      nms_iou_thr: IoU < this is apart (exclusive).
+      overlap_thr: IoU < this is apart (exclusive).
       fg_iou_thr: IoU >= this takes the label (inclusive).
       ignore_iou_thr: IoU < this gets weight 0; 0 ignores nothing.
       max_classes: static maximum of positive classes; further ones are left out and counted.
@@ -70,7 +70,7 @@ def mine(
     def mine_class(c: Array) -> tuple[Array, ...]:
         score, index, valid = masked_top_k(scores[:, c], mask, list_size)
         listed = valid & in_list & (c >= 0)
-        near = pairwise_iou(boxes[index], boxes[index]) >= nms_iou_thr  # [l, l]
+        near = pairwise_iou(boxes[index], boxes[index]) >= overlap_thr  # [l, l]
         instance = listed & ~jnp.any(jnp.tril(near, -1), axis=1)
         slot = jnp.where(instance, jnp.cumsum(instance) - 1, max_boxes)
         lost = jnp.maximum(jnp.sum(instance) - max_boxes, 0)

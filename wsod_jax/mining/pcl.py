@@ -24,14 +24,14 @@ def mine(
     fg_iou_thr: ArrayLike = 0.5,
     ignore_iou_thr: ArrayLike = 0.0,
     graph_iou_thr: ArrayLike = 0.4,
-    num_clusters: int = 3,
+    num_kmeans_clusters: int = 3,
     max_centres: int = 5,
     max_classes: int,
 ) -> Mined:
     """Mine the cluster centres of each positive class of one image and label all proposals by them.
 
     For the classes c with y_c = 1 in ascending order:
-    1. k-means with `num_clusters` clusters on the scores of the proposals still in the pool; those of
+    1. k-means with `num_kmeans_clusters` clusters on the scores of the proposals still in the pool; those of
        the cluster with the highest mean are kept (`top_scoring`).
     2. Kept proposals with IoU > `graph_iou_thr` are joined (each with itself too). The one of highest
        degree becomes a centre, scored by the best of its neighbours, and is taken away with them; and so
@@ -48,7 +48,7 @@ def mine(
       ignore_iou_thr: IoU < this gets weight 0. 0, the default, ignores nothing; with 0.1 the authors
         report 47.2 instead of 43.5 mAP.
       graph_iou_thr: IoU > this joins (exclusive).
-      num_clusters: of k-means.
+      num_kmeans_clusters: k of k-means.
       max_centres: per class.
       max_classes: static maximum of positive classes; further ones are left out and counted.
 
@@ -70,7 +70,7 @@ def mine(
 
     def mine_class(pool: Array, c: Array) -> tuple[Array, tuple[Array, Array, Array]]:
         pool_of_class = pool & (c >= 0)
-        kept = top_scoring(scores[:, c], pool_of_class, num_clusters=num_clusters)
+        kept = top_scoring(scores[:, c], pool_of_class, num_clusters=num_kmeans_clusters)
         centre_scores, is_centre = find_centres(scores[:, c], joined, kept)
         score, index, valid = masked_top_k(centre_scores, is_centre, max_centres)
         pool = pool.at[jnp.where(valid, index, mask.shape[0])].set(False, mode="drop")
