@@ -350,6 +350,11 @@ def images(config: ConfigDict, split: str) -> ImageSet:
     return construct(reader.read_image_set, options, "data")
 
 
+def has_boxes(config: ConfigDict) -> bool:
+    """Return whether the data's reader knows boxes, so that detections can be measured."""
+    return hasattr(_reader(config)[0], "read_ground_truth")
+
+
 def ground_truth(config: ConfigDict, split: str) -> GroundTruth:
     """Read a split's boxes, for evaluation."""
     reader, options = _reader(config)

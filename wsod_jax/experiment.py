@@ -20,7 +20,7 @@ from wsod_jax.data.transforms import ProposalRules
 from wsod_jax.evals.inference import infer
 from wsod_jax.evals.localization import CorLocMetrics, corloc
 from wsod_jax.evals.selection import Results, select
-from wsod_jax.evals.tables import TruthTable
+from wsod_jax.evals.tables import DetectionTable, TruthTable
 from wsod_jax.evals.voc import DetectionMetrics, evaluate_detections
 from wsod_jax.methods.contract import Method
 from wsod_jax.train.checkpoint import load_checkpoint
@@ -186,21 +186,18 @@ class Predictor:
             average_per_image=self.settings.average_per_image,
         )
 
-    def score(self, results: Results, images: ImageSet, truth: GroundTruth) -> DetectionMetrics:
+    def score(self, detections: DetectionTable, truth: TruthTable) -> DetectionMetrics:
         """Return average precision as the settings define it."""
         return evaluate_detections(
-            results.detections,
-            truth_table(images, truth),
-            iou_thrs=self.settings.iou_thrs,
-            ap_mode=self.settings.ap,
+            detections, truth, iou_thrs=self.settings.iou_thrs, ap_mode=self.settings.ap
         )
 
-    def localise(self, results: Results, images: ImageSet, truth: GroundTruth) -> CorLocMetrics:
+    def localise(self, results: Results, truth: TruthTable) -> CorLocMetrics:
         """Return CorLoc as the settings define it."""
         return corloc(
             results.top_boxes,
             results.top_valid,
-            truth_table(images, truth),
+            truth,
             include_difficult=self.settings.corloc_difficult,
         )
 
