@@ -33,6 +33,7 @@ from wsod_jax.train.step import TrainStep, make_train_step
 from wsod_jax.viz.canvas import save_image
 from wsod_jax.viz.pictures import draw_pseudo_labels
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a config may import its base: configs.*
 config_flags.DEFINE_config_file("config", None, "Configuration file, and :variant if it has any.")
 flags.DEFINE_string("workdir", None, "Folder of this run; an existing one is resumed.")
 flags.mark_flags_as_required(["config", "workdir"])

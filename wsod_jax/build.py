@@ -196,7 +196,7 @@ def construct(function: Callable, section: Mapping[str, Any], name: str, **given
         is missing, or a value outside a `Literal`.
     """
     parameters = inspect.signature(function).parameters
-    hints = typing.get_type_hints(function.__init__ if inspect.isclass(function) else function)
+    hints = typing.get_type_hints(function)
     hidden = ("self", "parent", "name") if _is_module(function) else ("self",)
     allowed = [key for key in parameters if key not in given and key not in hidden]
     values = {key: _plain(value) for key, value in section.items()}
