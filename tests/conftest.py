@@ -1,5 +1,9 @@
-"""Test set-up: CPU, four virtual devices, no silent rank promotion, a persistent compilation cache."""
+"""Test set-up: CPU, four virtual devices, no silent rank promotion, a persistent compilation cache.
 
+`trained_run` is a whole tiny run that end-to-end tests share.
+"""
+
+import dataclasses
 import os
 from pathlib import Path
 
@@ -23,3 +27,51 @@ def release_compiled_code():
     """Drop a module's executables when it is done; a whole suite of them would fill the memory."""
     yield
     jax.clear_caches()
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainedRun:
+    """A finished run of `configs/debug_tiny.py` on a tiny synthetic set. Read it, write elsewhere.
+
+    Attributes:
+      workdir: of the run: checkpoints of steps 0, 2 and 4, metrics.jsonl, config.json.
+      data: folder in VOC layout; 8 images in trainval, 4 in test, of 64 to 96 pixels.
+      proposals: of all of them.
+      config: the ConfigDict it ran with.
+    """
+
+    workdir: Path
+    data: Path
+    proposals: Path
+    config: object
+
+
+@pytest.fixture(scope="session")
+def trained_run(tmp_path_factory) -> TrainedRun:
+    """Render, propose and train OIM with the reweighted loss for four steps, with the scripts' own code."""
+    from configs.debug_tiny import get_config
+    from scripts.train import run
+    from wsod_jax.data.records import ImageSet
+    from wsod_jax.data.selective_search import SearchOptions, run_selective_search
+    from wsod_jax.data.synthetic import SyntheticSpec, write_synthetic
+    from wsod_jax.data.voc import read_image_set
+
+    root = tmp_path_factory.mktemp("trained_run")
+    data, proposals, workdir = root / "data", root / "proposals.npz", root / "run"
+    spec = SyntheticSpec(num_trainval=8, num_test=4, size=96, aspects=(1.0, 0.75, 4 / 3))
+    write_synthetic(data, spec)
+    splits = [read_image_set(data, split) for split in ("trainval", "test")]
+    records = splits[0].records + splits[1].records
+    images = ImageSet("all", splits[0].class_names, records)
+    run_selective_search(images, proposals, options=SearchOptions(min_side=6.0))
+
+    config = get_config("oim_ir")
+    config.data.root, config.proposals.path = str(data), str(proposals)
+    config.train.num_steps, config.train.micro_batch = 4, 4
+    config.train.scales = config.eval.scales = (64,)
+    config.train.loader = "threads"
+    config.log.checkpoint_every = config.log.milestones_every = 2
+    config.log.pictures_every = 0
+    config.log.tensorboard = False
+    run(config, workdir)
+    return TrainedRun(workdir, data, proposals, config)
