@@ -10,7 +10,6 @@ Writes report.md, report.json, predictions.json and pictures into <workdir>/eval
 """
 
 import argparse
-import ast
 import dataclasses
 import json
 import sys
@@ -33,7 +32,13 @@ from wsod_jax.evals.report import Picture, write_report
 from wsod_jax.evals.selection import Results
 from wsod_jax.evals.tables import DetectionTable, TruthTable
 from wsod_jax.evals.voc import DetectionMetrics
-from wsod_jax.experiment import Predictor, open_checkpoint, truth_table
+from wsod_jax.experiment import (
+    Predictor,
+    change_settings,
+    check_classes,
+    open_checkpoint,
+    truth_table,
+)
 from wsod_jax.train.checkpoint import checkpoint_steps
 from wsod_jax.viz import contact_sheet, plot_training, save_image
 
@@ -136,7 +141,7 @@ def evaluate_step(
 ) -> dict[str, float]:
     """Evaluate one checkpoint, write its report, and return the report's summary."""
     predictor, config, metadata = open_checkpoint(source, None if source.name.isdigit() else step)
-    settings = changed(build.eval_settings(config), args.set)
+    settings = change_settings(build.eval_settings(config), args.set)
     predictor = dataclasses.replace(predictor, settings=settings)
     images = build.images(config, args.split or config.data.test_split)
     check_classes(images, predictor.class_names)
@@ -198,27 +203,6 @@ def evaluate_step(
     print("  ".join(f"{name} {value:.4g}" for name, value in summary.items()))
     print(f"report: {report}")
     return summary
-
-
-def changed(settings: build.EvalSettings, changes: list[str]) -> build.EvalSettings:
-    """Return the settings with `key=value` changes applied."""
-    values = dataclasses.asdict(settings)
-    for change in changes:
-        key, _, text = change.partition("=")
-        try:
-            values[key] = ast.literal_eval(text)
-        except (ValueError, SyntaxError):
-            values[key] = text
-    return build.construct(build.EvalSettings, values, "eval")
-
-
-def check_classes(images: ImageSet, class_names: tuple[str, ...]) -> None:
-    """Raise `DataError` if the data's classes are not the checkpoint's."""
-    if images.class_names != class_names:
-        raise DataError(
-            f"{images.name} has classes {', '.join(images.class_names)}, but the checkpoint was trained "
-            f"for {', '.join(class_names)}; choose the data or the checkpoint that fits"
-        )
 
 
 def corloc_split(args: argparse.Namespace, settings: build.EvalSettings) -> str | None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -17,7 +18,8 @@ from wsod_jax.data.pipeline import TrainStream, ViewStream, train_batches, view_
 from wsod_jax.data.proposals import ProposalSet
 from wsod_jax.data.records import GroundTruth, ImageSet, training_images
 from wsod_jax.data.transforms import ProposalRules
-from wsod_jax.evals.inference import infer
+from wsod_jax.errors import ConfigError, DataError
+from wsod_jax.evals.inference import MergedImage, infer
 from wsod_jax.evals.localization import CorLocMetrics, corloc
 from wsod_jax.evals.selection import Results, select
 from wsod_jax.evals.tables import DetectionTable, TruthTable
@@ -151,6 +153,39 @@ class Predictor:
             **rule_arguments(self.rules),
         )
 
+    def with_weights(self, params: Params, extras: dict) -> Predictor:
+        """Return the same detector with the weights of another checkpoint; nothing is compiled anew."""
+        other = dataclasses.replace(self, params=params, extras=extras)
+        other.__dict__["predict_step"] = self.predict_step
+        return other
+
+    def candidates(
+        self,
+        images: ImageSet,
+        proposals: ProposalSet | None,
+        purpose: Purpose = "map",
+        progress: Callable[[Iterable[Batch]], Iterable[Batch]] = iter,
+    ) -> Iterator[MergedImage]:
+        """Yield every image's candidate boxes with their scores, all views merged; see `detect`."""
+        return infer(
+            lambda batch: self.predict_step(self.params, self.extras, batch),
+            progress(self.views(images, proposals, purpose)),
+            num_views=self.settings.num_views,
+            merge=self.settings.merge,
+        )
+
+    def select(self, candidates: Iterable[MergedImage], num_images: int) -> Results:
+        """Select the detections of a set out of its candidates, as the settings define it."""
+        return select(
+            candidates,
+            num_images=num_images,
+            num_classes=len(self.class_names),
+            top_k=self.settings.top_k,
+            nms_thr=self.settings.nms_thr,
+            score_thr=self.settings.score_thr,
+            average_per_image=self.settings.average_per_image,
+        )
+
     def detect(
         self,
         images: ImageSet,
@@ -169,22 +204,7 @@ class Predictor:
         Returns:
           Detections, top boxes per class, and image-level scores.
         """
-        stream = self.views(images, proposals, purpose)
-        merged = infer(
-            lambda batch: self.predict_step(self.params, self.extras, batch),
-            progress(stream),
-            num_views=self.settings.num_views,
-            merge=self.settings.merge,
-        )
-        return select(
-            merged,
-            num_images=len(images),
-            num_classes=len(self.class_names),
-            top_k=self.settings.top_k,
-            nms_thr=self.settings.nms_thr,
-            score_thr=self.settings.score_thr,
-            average_per_image=self.settings.average_per_image,
-        )
+        return self.select(self.candidates(images, proposals, purpose, progress), len(images))
 
     def score(self, detections: DetectionTable, truth: TruthTable) -> DetectionMetrics:
         """Return average precision as the settings define it."""
@@ -235,3 +255,35 @@ def truth_table(images: ImageSet, truth: GroundTruth) -> TruthTable:
 def rule_arguments(rules: ProposalRules | None) -> dict:
     """Return proposal rules as arguments of the batch functions."""
     return {} if rules is None else dataclasses.asdict(rules)
+
+
+def change_settings(settings: build.EvalSettings, changes: Sequence[str]) -> build.EvalSettings:
+    """Return test settings with changes such as "nms_thr=0.4" or "scales=(480,688)" applied.
+
+    Raises:
+      ConfigError: for a setting that does not exist, with the closest one that does, or a value of
+        another kind.
+    """
+    values = dataclasses.asdict(settings)
+    for change in changes:
+        key, _, text = change.partition("=")
+        try:
+            value = ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            value = text
+        old = values.get(key)
+        if isinstance(old, tuple) and not isinstance(value, tuple | list):
+            value = (value,)
+        if isinstance(old, int | float) and not isinstance(value, int | float):
+            raise ConfigError(f"eval.{key} is a number such as {old}; found {change!r}")
+        values[key] = value
+    return build.construct(build.EvalSettings, values, "eval")
+
+
+def check_classes(images: ImageSet, class_names: tuple[str, ...]) -> None:
+    """Raise `DataError` if the data's classes are not the checkpoint's."""
+    if images.class_names != class_names:
+        raise DataError(
+            f"{images.name} has classes {', '.join(images.class_names)}, but the checkpoint was trained "
+            f"for {', '.join(class_names)}; choose the data or the checkpoint that fits"
+        )
