@@ -239,3 +239,15 @@ def test_ctrl_c_keeps_finished_images_and_leaves_no_process(tmp_path):
     assert 0 < kept < 120
     subprocess.run(command, cwd=REPOSITORY, env=environment, check=True)
     assert len(ProposalSet.load(out)) == 120
+
+
+def test_options_are_read_back_from_a_file(tmp_path):
+    options = SearchOptions("quality", min_side=12.5, max_side=0)
+    images, path = write_images(tmp_path, 1), tmp_path / "p.npz"
+    run_selective_search(images, path, options=options)
+    generator = ProposalSet.read_generator(path)
+    assert SearchOptions.of_generator(generator) == options
+    assert SearchOptions.of_generator("edge boxes (fast)") is None
+    assert ProposalSet.read_generator(tmp_path / "missing.npz") is None
+    (tmp_path / "broken.npz").write_bytes(b"PK nothing")
+    assert ProposalSet.read_generator(tmp_path / "broken.npz") is None

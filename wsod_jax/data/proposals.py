@@ -145,6 +145,15 @@ class ProposalSet:
             origin=str(path),
         )
 
+    @staticmethod
+    def read_generator(path: str | Path) -> str | None:
+        """Return what made a file's proposals, without reading them; `None` if there is no such file."""
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                return str(file["generator"])
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
+            return None
+
     def save(self, path: str | Path) -> None:
         """Write the file so that it is there whole or not at all; `path` should end in .npz.
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import multiprocessing
 import os
+import re
 import shutil
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -57,6 +58,16 @@ class SearchOptions:
             f"selective search ({self.method}, min_side={self.min_side:g}, max_side={self.max_side}, "
             f"OpenCV {cv2.__version__})"
         )
+
+    @classmethod
+    def of_generator(cls, generator: str) -> SearchOptions | None:
+        """Return the options that a file's `generator` tells of, `None` if it was made in another way."""
+        number = r"([0-9.e+]+)"
+        pattern = rf"selective search \((fast|quality), min_side={number}, max_side={number},"
+        found = re.match(pattern, generator)
+        if found is None:
+            return None
+        return cls(found[1], float(found[2]), int(float(found[3])))
 
 
 @dataclass(frozen=True)

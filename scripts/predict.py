@@ -1,0 +1,276 @@
+"""Detect objects in pictures with a trained detector.
+
+    python scripts/predict.py --checkpoint runs/oim_ir --images my_pictures --out found
+    python scripts/predict.py --checkpoint runs/oim_ir/checkpoints/90000 --images a.jpg b.jpg --out found
+    python scripts/predict.py --checkpoint runs/oim_ir --images my_pictures --out found --set "scales=(480,688)"
+
+No labels and no boxes are needed. The proposals that the detector chooses among are computed here, as those it was
+trained with were, and kept in the output folder; --proposals takes a file of scripts/make_proposals.py instead.
+
+Written into --out: predictions.json (all boxes, in COCO's results format) with predictions.index.json (which numbers
+mean which image and class), image_scores.csv (a score per picture and class), pictures/ (each picture with its best
+boxes) and sheet.jpg (all of them at a glance). A classifier has no boxes and writes image_scores.csv alone. Pictures
+that cannot be read are named and left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import dataclasses
+import json
+import os
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from wsod_jax.data.folder import list_images
+from wsod_jax.data.loading import num_cores
+from wsod_jax.data.proposals import ProposalSet, check_proposals
+from wsod_jax.data.records import ImageRecord, ImageSet
+from wsod_jax.data.selective_search import SearchOptions, run_selective_search
+from wsod_jax.errors import ConfigError, DataError
+from wsod_jax.evals.pictures import draw_image_detections
+from wsod_jax.evals.predictions import write_predictions
+from wsod_jax.evals.tables import DetectionTable
+from wsod_jax.experiment import change_settings, open_checkpoint
+from wsod_jax.viz import contact_sheet, save_image
+
+SHEET_PICTURES = 48
+IMAGES_PER_WORKER = 8  # a process takes seconds to start: fewer pictures are not worth one
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    args = parse_arguments(arguments)
+    try:
+        run(args)
+    except (ConfigError, DataError, OSError) as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        print("\ninterrupted; proposals found so far are kept, run again to go on", file=sys.stderr)
+        sys.exit(130)
+
+
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--checkpoint",
+        required=True,
+        help="folder given to train.py as --workdir (its newest checkpoint), or of one checkpoint",
+    )
+    parser.add_argument(
+        "--images", nargs="+", type=Path, required=True, help="picture files, or folders of them"
+    )
+    parser.add_argument("--out", type=Path, required=True, help="folder to write into")
+    parser.add_argument(
+        "--proposals", type=Path, help="an .npz file of proposals (default: computed)"
+    )
+    parser.add_argument(
+        "--score_thr",
+        type=float,
+        help="draw boxes with at least this score (default: half of the picture's best); "
+        "predictions.json holds all of them anyway",
+    )
+    parser.add_argument(
+        "--max_boxes", type=int, default=20, help="draw at most so many boxes per picture (20)"
+    )
+    parser.add_argument(
+        "--max_pictures", type=int, default=200, help="draw at most so many pictures (200)"
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help='change a test setting, e.g. --set nms_thr=0.4 or --set "scales=(480,)" (repeatable)',
+    )
+    return parser.parse_args(arguments)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Predict as the arguments say."""
+    predictor, config, metadata = open_checkpoint(args.checkpoint)
+    settings = change_settings(predictor.settings, args.set)
+    # Threads, whatever the run was tested with: this script does without TensorFlow.
+    settings = dataclasses.replace(settings, loader="threads")
+    predictor = dataclasses.replace(predictor, settings=settings)
+    images = read_images(args.images)
+    print(
+        f"{metadata['method']}, step {metadata['step']}, {len(predictor.class_names)} classes: "
+        f"{len(images)} images, {settings.num_views} views each"
+    )
+    args.out.mkdir(parents=True, exist_ok=True)
+    proposals = None
+    if predictor.rules is not None:
+        images, proposals = with_proposals(images, config, args)
+    results = predictor.detect(images, proposals, "map", bar)
+    if results.image_scores is not None:
+        path = args.out / "image_scores.csv"
+        write_image_scores(path, images, predictor.class_names, results.image_scores)
+        print(f"scores of images: {path}")
+    if proposals is None:
+        return
+    path = write_predictions(
+        args.out / "predictions.json",
+        results.detections,
+        image_ids=images.image_ids,
+        class_names=predictor.class_names,
+    )
+    print(f"{len(results.detections)} boxes: {path}")
+    draw(images, results.detections, predictor.class_names, args)
+
+
+def read_images(paths: Sequence[Path]) -> ImageSet:
+    """Return the pictures of files and folders that can be read; the others are named and counted."""
+    folders = [path for path in paths if path.is_dir()]
+    files = [path for path in paths if not path.is_dir()]
+    sets = [list_images(folder) for folder in folders] + ([list_images(files)] if files else [])
+    records = [record for images in sets for record in images.records]
+    counts = sum((Counter(images.counts) for images in sets), Counter())
+    with ThreadPoolExecutor(num_cores()) as pool:
+        problems = list(pool.map(problem_of, records))
+    for problem in filter(None, problems):
+        print(f"left out: {problem}", file=sys.stderr)
+    readable = [r for r, problem in zip(records, problems, strict=True) if problem is None]
+    num_bad = counts["bad_image"] + len(records) - len(readable)
+    if num_bad:
+        print(f"{num_bad} images could not be read and are left out", file=sys.stderr)
+    if not readable:
+        raise DataError(f"none of the {num_bad} images can be read; nothing to predict")
+    return ImageSet("images", (), tuple(readable), {"bad_image": num_bad})
+
+
+def problem_of(record: ImageRecord) -> str | None:
+    """Return why a picture cannot be decoded, `None` if it can."""
+    try:
+        record.load()
+    except DataError as error:
+        return str(error)
+    return None
+
+
+def with_proposals(
+    images: ImageSet, config: ConfigDict, args: argparse.Namespace
+) -> tuple[ImageSet, ProposalSet]:
+    """Return the pictures to predict and their proposals, read or computed."""
+    if args.proposals is not None:
+        proposals = ProposalSet.load(args.proposals)
+        check_proposals(proposals, images)
+        return images, proposals
+    options, reason = search_options(config)
+    print(f"proposals: {options.generator}, {reason}")
+    check_sources(args.out / "proposals.sources.json", images)
+    with tqdm(total=len(images), unit="image", **bar_style()) as progress:
+        result = run_selective_search(
+            images,
+            args.out / "proposals.npz",
+            options=options,
+            workers=max(1, min(os.cpu_count() or 1, len(images) // IMAGES_PER_WORKER)),
+            report=lambda done, total: progress.update(done - progress.n),
+        )
+    for image_id, problem in result.failures:
+        print(f"left out {image_id}: {problem}", file=sys.stderr)
+    failed = {image_id for image_id, _ in result.failures}
+    found = [i for i, record in enumerate(images.records) if record.image_id not in failed]
+    return images.select(found), result.proposals
+
+
+def search_options(config: ConfigDict) -> tuple[SearchOptions, str]:
+    """Return how the training set's proposals were made, or the fast default; and which of the two it is."""
+    path = config.proposals.path
+    generator = ProposalSet.read_generator(path)
+    if generator is None:
+        return SearchOptions(), f"the default, since {path} is not here to tell how it was made"
+    options = SearchOptions.of_generator(generator)
+    if options is None:
+        return (
+            SearchOptions(),
+            f"though the training set's are {generator!r}; such proposals given with --proposals "
+            "would fit the detector better",
+        )
+    return options, "as for the training set"
+
+
+def check_sources(path: Path, images: ImageSet) -> None:
+    """Make sure that proposals kept from an earlier call are not those of other pictures of the same names."""
+    sources = {}
+    for record in images.records:
+        status = record.path.stat()
+        sources[record.image_id] = [str(record.path.resolve()), status.st_size, status.st_mtime_ns]
+    known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    for image_id, source in sources.items():
+        if known.get(image_id, source) != source:
+            raise DataError(
+                f"{path.parent} holds the proposals of another image {image_id!r} ({known[image_id][0]}, "
+                f"now {source[0]}, or it was changed); choose another --out or delete that one"
+            )
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(known | sources, indent=1) + "\n", encoding="utf-8")
+    os.replace(partial, path)
+
+
+def write_image_scores(
+    path: Path, images: ImageSet, class_names: Sequence[str], scores: np.ndarray
+) -> None:
+    """Write a table with one row per picture and one column per class."""
+    with open(path, "w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["image", *class_names])
+        for image_id, row in zip(images.image_ids, scores, strict=True):
+            writer.writerow([image_id, *(f"{score:.6f}" for score in row)])
+
+
+def draw(
+    images: ImageSet,
+    detections: DetectionTable,
+    class_names: Sequence[str],
+    args: argparse.Namespace,
+) -> None:
+    """Draw every picture with its best boxes, and a sheet of them."""
+    pictures, names = [], []
+    for index, record in enumerate(
+        tqdm(images.records[: args.max_pictures], unit="picture", **bar_style())
+    ):
+        threshold = args.score_thr
+        if threshold is None:
+            threshold = 0.5 * float(detections.of_image(index).scores.max(initial=0.0))
+        picture = draw_image_detections(
+            record.load(),
+            index,
+            detections,
+            None,
+            class_names=class_names,
+            score_thr=threshold,
+            max_boxes=args.max_boxes,
+        )
+        save_image(args.out / "pictures" / f"{record.image_id}.jpg", picture)
+        if len(pictures) < SHEET_PICTURES:
+            pictures.append(
+                contact_sheet([picture], columns=1, gap_px=0)
+            )  # shrunk: sheets are many
+            names.append(record.image_id)
+    if pictures:
+        sheet = save_image(args.out / "sheet.jpg", contact_sheet(pictures, captions=names))
+        print(f"pictures: {args.out / 'pictures'} and {sheet}")
+
+
+def bar(batches):
+    """Show progress over batches."""
+    return tqdm(batches, total=len(batches), unit="batch", **bar_style())
+
+
+def bar_style() -> dict:
+    """Return how often a bar is drawn: at once on a terminal, now and then in a log."""
+    return {"mininterval": 0.1 if sys.stderr.isatty() else 20.0, "delay": 0.5}
+
+
+if __name__ == "__main__":
+    main()

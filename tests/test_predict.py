@@ -1,0 +1,175 @@
+"""scripts/predict.py on a tiny trained run: files written, bad pictures, messages."""
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from scripts import predict
+from wsod_jax.data.proposals import ProposalSet
+from wsod_jax.data.selective_search import SearchOptions
+from wsod_jax.evals.predictions import index_path, read_index
+from wsod_jax.train.checkpoint import load_checkpoint
+
+FAST = ["--set", "flips=(False,)", "--set", "micro_batch=1"]
+
+
+@pytest.fixture
+def pictures(trained_run, tmp_path):
+    """Two readable pictures, a truncated one, a text file of that suffix, and one in a folder below."""
+    folder = tmp_path / "pictures"
+    (folder / "below").mkdir(parents=True)
+    source = trained_run.data / "JPEGImages"
+    for target in ("000001.jpg", "below/000002.jpg"):
+        (folder / target).write_bytes((source / Path(target).name).read_bytes())
+    Image.fromarray(np.full((1, 1, 3), 200, np.uint8)).save(folder / "dot.png")
+    (folder / "cut.jpg").write_bytes((source / "000003.jpg").read_bytes()[:900])
+    (folder / "text.jpg").write_text("no picture")
+    return folder
+
+
+def call(trained_run, images, out, *more):
+    checkpoint = ["--checkpoint", str(trained_run.workdir), "--out", str(out)]
+    predict.main([*checkpoint, "--images", *map(str, images), *FAST, *map(str, more)])
+
+
+def test_a_folder_with_bad_pictures(trained_run, pictures, tmp_path, capsys):
+    out = tmp_path / "out"
+    call(trained_run, [pictures], out)
+    printed = capsys.readouterr()
+    assert "cut.jpg" in printed.err and "2 images could not be read" in printed.err
+    assert "min_side=6" in printed.out and "as for the training set" in printed.out
+    assert ProposalSet.load(out / "proposals.npz").ids == ("000001", "below/000002", "dot")
+
+    classes = tuple(load_checkpoint(trained_run.workdir).metadata["class_names"])
+    index = read_index(out / "predictions.json")
+    assert index.class_names == classes
+    assert index.image_ids == ("000001", "below/000002", "dot")
+    sizes = {
+        name: Image.open(pictures / f"{name}.jpg").size for name in ("000001", "below/000002")
+    } | {"dot": (1, 1)}
+    records = json.loads((out / "predictions.json").read_text())
+    assert {record["image_id"] for record in records} == set(sizes)
+    for record in records:
+        x, y, width, height = record["bbox"]
+        limit = sizes[record["image_id"]]
+        assert x >= 0 and y >= 0 and width > 0 and height > 0
+        assert x + width <= limit[0] + 1e-3 and y + height <= limit[1] + 1e-3
+        assert record["category_id"] in index.category_ids and 0 <= record["score"] <= 1
+
+    for path in [out / "sheet.jpg"] + [out / "pictures" / f"{name}.jpg" for name in sizes]:
+        assert np.asarray(Image.open(path)).std() > 0
+    with open(out / "image_scores.csv", newline="") as file:
+        rows = list(csv.reader(file))
+    assert rows[0] == ["image", *classes] and [row[0] for row in rows[1:]] == list(sizes)
+    assert all(0 < float(score) < 1 for row in rows[1:] for score in row[1:])
+
+
+def test_given_and_computed_proposals_agree(trained_run, tmp_path):
+    names = split_test_ids(trained_run)
+    files = [trained_run.data / "JPEGImages" / f"{name}.jpg" for name in names]
+    given, computed = tmp_path / "given", tmp_path / "computed"
+    call(trained_run, files, given, "--proposals", trained_run.proposals, "--max_pictures", 1)
+    call(trained_run, files, computed, "--score_thr", 2.0)
+    assert (given / "predictions.json").read_text() == (computed / "predictions.json").read_text()
+    assert [path.name for path in (given / "pictures").iterdir()] == [f"{names[0]}.jpg"]
+    assert not (given / "proposals.npz").exists()
+
+    boxless = np.asarray(Image.open(computed / "pictures" / f"{names[0]}.jpg"))
+    call(trained_run, files, computed)
+    boxed = np.asarray(Image.open(computed / "pictures" / f"{names[0]}.jpg"))
+    assert np.abs(boxed.astype(int) - boxless).max() > 100  # --score_thr 2 draws nothing
+
+
+def split_test_ids(trained_run):
+    ids = (trained_run.data / "ImageSets" / "Main" / "test.txt").read_text().split()
+    return ids[:2]
+
+
+def test_other_pictures_of_the_same_name_are_noticed(trained_run, pictures, tmp_path):
+    out = tmp_path / "out"
+    call(trained_run, [pictures / "000001.jpg"], out)
+    other = tmp_path / "other" / "000001.jpg"
+    other.parent.mkdir()
+    other.write_bytes((pictures / "000001.jpg").read_bytes())
+    with pytest.raises(SystemExit, match="another image '000001'"):
+        call(trained_run, [other], out)
+
+
+def test_messages(trained_run, pictures, tmp_path):
+    out = tmp_path / "out"
+    with pytest.raises(SystemExit, match="error: there is no checkpoint in .*nowhere"):
+        predict.main(["--checkpoint", "nowhere", "--images", str(pictures), "--out", str(out)])
+    with pytest.raises(SystemExit, match="can be read"):
+        call(trained_run, [pictures / "text.jpg"], out)
+    with pytest.raises(SystemExit, match="can be read"):
+        call(trained_run, [pictures / "cut.jpg"], out)
+    with pytest.raises(SystemExit, match="no such proposals file"):
+        call(trained_run, [pictures / "000001.jpg"], out, "--proposals", "none.npz")
+    with pytest.raises(SystemExit, match="no proposals for 1 of the 1 images.*'dot'"):
+        call(trained_run, [pictures / "dot.png"], out, "--proposals", trained_run.proposals)
+    with pytest.raises(SystemExit, match="Did you mean 'nms_thr'"):
+        call(trained_run, [pictures / "000001.jpg"], out, "--set", "nms_th=0.4")
+    with pytest.raises(SystemExit, match="eval.nms_thr is a number"):
+        call(trained_run, [pictures / "000001.jpg"], out, "--set", "nms_thr=high")
+    assert not out.exists() or not (out / "predictions.json").exists()
+
+
+def test_default_search_where_training_proposals_are_gone(trained_run):
+    config = trained_run.config.copy_and_resolve_references()
+    config.proposals.path = "/nowhere/proposals.npz"
+    assert predict.search_options(config) == (SearchOptions(), predict.search_options(config)[1])
+    assert "/nowhere/proposals.npz is not here" in predict.search_options(config)[1]
+
+
+def test_a_classifier_writes_scores_only(trained_run, pictures, tmp_path):
+    from configs.pretrain_tiny import get_config
+    from scripts.train import run
+
+    config = get_config()
+    config.data.root = str(trained_run.data)
+    config.train.num_steps, config.train.micro_batch = 1, 4
+    config.train.scales = config.eval.scales = (64,)
+    config.train.loader = "threads"
+    config.optim.warmup_steps = 0
+    config.log.tensorboard = False
+    run(config, tmp_path / "classifier")
+    out = tmp_path / "out"
+    predict.main(
+        ["--checkpoint", str(tmp_path / "classifier"), "--images", str(pictures), "--out", str(out)]
+    )
+    assert [path.name for path in out.iterdir()] == ["image_scores.csv"]
+    with open(out / "image_scores.csv", newline="") as file:
+        rows = list(csv.reader(file))
+    assert len(rows) == 4
+    for row in rows[1:]:
+        assert sum(map(float, row[1:])) == pytest.approx(1, abs=1e-4)
+
+
+@pytest.mark.slow
+def test_as_a_program_without_tensorflow(trained_run, pictures, tmp_path):
+    """Workers are started anew, and import this program: they must find all they need."""
+    many = tmp_path / "many"
+    many.mkdir()
+    for i in range(2 * predict.IMAGES_PER_WORKER):
+        (many / f"{i}.jpg").write_bytes((pictures / "000001.jpg").read_bytes())
+    blocked = (
+        "import sys; sys.modules['tensorflow'] = None; import runpy; sys.argv = sys.argv[1:]; "
+    )
+    blocked += "runpy.run_path(sys.argv[0], run_name='__main__')"
+    arguments = ["--checkpoint", trained_run.workdir, "--images", many, "--out", tmp_path / "out"]
+    done = subprocess.run(
+        [sys.executable, "-c", blocked, "scripts/predict.py", *map(str, arguments), *FAST],
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    meaning = json.loads(index_path(tmp_path / "out" / "predictions.json").read_text())
+    assert meaning["images"] == sorted(range(len(meaning["images"])), key=str)
