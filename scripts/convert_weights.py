@@ -1,4 +1,4 @@
-"""Convert pretrained weights from other frameworks into the npz files that wsod_jax reads.
+"""Convert pretrained weights into the npz files that wsod_jax reads: from other frameworks, or from its own runs.
 
 Where to get what can be converted:
 
@@ -13,12 +13,15 @@ Where to get what can be converted:
                                                for i, p in enumerate(ps)})
                             Detectron's pickles and PyTorch's vgg16_caffe.pth work as they are. BGR, mean only.
   keras_squeezenet_npz      SqueezeNet 1.1 with keys <layer>/kernel and <layer>/bias. BGR, mean only.
+  checkpoint                the backbone, and nothing else, of a run of scripts/train.py: its workdir (the newest step)
+                            or the folder of one step.
 
 The convention of the pixels is stored in the file and checked whenever it is loaded. Nothing that a .pth or .pkl
 file contains is run.
 
-Example:
+Examples:
   python scripts/convert_weights.py --from torchvision_vgg16 vgg16-397923af.pth --out weights/vgg16.npz
+  python scripts/convert_weights.py --from checkpoint runs/pretrain --out weights/tiny.npz
 """
 
 from __future__ import annotations
@@ -27,18 +30,40 @@ import argparse
 import sys
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
+import jax
 from flax.traverse_util import flatten_dict
 
-from wsod_jax.errors import DataError
+from wsod_jax import build
+from wsod_jax.errors import ConfigError, DataError
+from wsod_jax.train.checkpoint import load_checkpoint
+from wsod_jax.types import Params
 from wsod_jax.weights import caffe, keras, torchvision
 from wsod_jax.weights.npz import save_weights
+
+
+def convert_checkpoint(path: str) -> tuple[Params, dict[str, Any]]:
+    """Return the backbone's parameters of a training run, and what they are.
+
+    Args:
+      path: a workdir, or the folder of one step.
+
+    Raises:
+      DataError: if there is no such checkpoint, or it is damaged.
+    """
+    params, _, metadata = load_checkpoint(path)
+    description = build.backbone(build.from_dict(metadata["config"])).description
+    source = f"wsod_jax checkpoint {path}, {metadata['method']}, step {metadata['step']}"
+    return jax.device_get(params["backbone"]), {**description, "source": source}
+
 
 IMPORTERS = {
     "torchvision_vgg16": torchvision.convert_vgg16,
     "torchvision_squeezenet1_1": torchvision.convert_squeezenet,
     "caffe_vgg16": caffe.convert_vgg16,
     "keras_squeezenet_npz": keras.convert_squeezenet,
+    "checkpoint": convert_checkpoint,
 }
 WITH_FC = ("torchvision_vgg16", "caffe_vgg16")
 
@@ -48,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("file", help="the file to convert")
+    parser.add_argument("file", help="the file to convert, or the workdir")
     parser.add_argument(
         "--from", dest="importer", required=True, choices=IMPORTERS, help="what the file is"
     )
@@ -67,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             params, meta = IMPORTERS[args.importer](args.file, **options)
             meta = save_weights(args.out, params, meta)
-        except DataError as error:
+        except (ConfigError, DataError) as error:
             print(f"error: {error}", file=sys.stderr)
             return 1
         finally:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import config_flags
 
 from wsod_jax import build
@@ -33,7 +33,9 @@ from wsod_jax.train.step import TrainStep, make_train_step
 from wsod_jax.viz.canvas import save_image
 from wsod_jax.viz.pictures import draw_pseudo_labels
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a config may import its base: configs.*
+sys.path.insert(
+    0, str(Path(__file__).resolve().parents[1])
+)  # a config may import its base: configs.*
 config_flags.DEFINE_config_file("config", None, "Configuration file, and :variant if it has any.")
 flags.DEFINE_string("workdir", None, "Folder of this run; an existing one is resumed.")
 flags.mark_flags_as_required(["config", "workdir"])
@@ -47,6 +49,7 @@ def main(argv):
         raise app.UsageError(
             f"unexpected arguments {argv[1:]}; settings look like --config.train.num_steps=100"
         )
+    logging.set_verbosity(logging.WARNING)  # else every checkpoint brings a page of messages
     try:
         run(flags.FLAGS.config, Path(flags.FLAGS.workdir))
     except (ConfigError, DataError, NonFiniteError, OSError) as error:
