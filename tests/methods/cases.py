@@ -1,0 +1,140 @@
+"""Very small networks, batches and compiled functions that the tests of all methods share."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from wsod_jax.methods.mist import mist
+from wsod_jax.methods.oicr import oicr
+from wsod_jax.methods.oim import oim
+from wsod_jax.methods.pcl import pcl
+from wsod_jax.methods.wsddn import Wsddn
+from wsod_jax.nn.neck import FcNeck
+from wsod_jax.nn.proposal_network import ProposalNetwork
+from wsod_jax.nn.tiny import TinyNet
+from wsod_jax.types import Batch
+
+NUM_CLASSES, NUM_PROPOSALS, CANVAS = 3, 16, (48, 64)
+KEY = jax.random.key(5)
+STEP = jnp.zeros((), jnp.int32)
+
+# Every method as its config builds it, on one network; `wsddn` with the spatial regulariser too.
+METHODS = {
+    "wsddn": functools.partial(Wsddn, spatial_weight=0.01),
+    "oicr": functools.partial(oicr, ignore_iou_thr=0.1),
+    "pcl": pcl,
+    "mist": functools.partial(mist, top_fraction=0.3),
+    "oim": functools.partial(oim, max_nodes=6),
+}
+HEADS = {"midn": 10.0, "refine": 40.0}  # how much larger than drawn: no saturation, no near-ties
+
+
+def network(*, num_stages=3, dropout_rate=0.0, frozen=(), dtype=jnp.float32) -> ProposalNetwork:
+    return ProposalNetwork(
+        backbone=TinyNet(widths=(4, 4, 8, 8), frozen=frozen, dtype=dtype),
+        neck=FcNeck(dims=(16, 16), dropout_rate=dropout_rate, dtype=dtype),
+        num_classes=NUM_CLASSES,
+        num_stages=num_stages,
+        roi_size=3,
+    )
+
+
+def build(name: str, *, max_classes=NUM_CLASSES, options=None, **network_options):
+    """Make a method; `options` are its own, the others the network's."""
+    stages = 0 if name == "wsddn" else 3
+    net = network(num_stages=stages, **network_options)
+    return METHODS[name](net, max_classes=max_classes, **(options or {}))
+
+
+@functools.cache
+def params(name: str) -> dict:
+    """Random parameters, the heads' large enough that scores are far from equal."""
+    drawn, extras = build(name).init(jax.random.key(1), make_batch(0))
+    assert extras == {}
+    return {
+        key: jax.tree.map(lambda x, factor=HEADS.get(key, 1.0): factor * x, value)
+        for key, value in drawn.items()
+    }
+
+
+def distinct_boxes(rng, count: int, height: int, width: int) -> np.ndarray:
+    """Boxes that no two pool the same cells of a stride-8 map, and so get scores of their own."""
+    cells = set()
+    while len(cells) < count:
+        x1, y1 = rng.integers(0, width // 8 - 1), rng.integers(0, height // 8 - 1)
+        x2, y2 = rng.integers(x1 + 1, width // 8), rng.integers(y1 + 1, height // 8)
+        cells.add((int(x1), int(y1), int(x2), int(y2)))
+    corners = 8.0 * np.array(sorted(cells)) + rng.uniform(-3, 3, (count, 4))
+    return np.clip(rng.permutation(corners), 0, [width, height] * 2).astype(np.float32)
+
+
+def make_batch(seed: int, *, images=2, rows=NUM_PROPOSALS, labels=None) -> Batch:
+    """Random pixels, boxes and labels on one canvas; the second image is smaller than the canvas."""
+    rng = np.random.default_rng(seed)
+    height, width = CANVAS
+    sizes = np.array([CANVAS, (40, 56)] * images, np.int32)[:images]
+    boxes = np.stack([distinct_boxes(rng, rows, *size) for size in sizes])
+    inside = np.arange(height)[None, :, None] < sizes[:, :1, None]
+    inside = inside & (np.arange(width)[None, None, :] < sizes[:, 1:, None])
+    image = rng.integers(0, 256, (images, height, width, 3)) * inside[..., None]
+    if labels is None:
+        labels = np.array([[1, 0, 1], [0, 1, 0]] * images)[:images]
+    return Batch(
+        image=jnp.asarray(image, jnp.float32),
+        image_size=jnp.asarray(sizes),
+        image_mask=jnp.ones(images, bool),
+        image_index=jnp.arange(7, 7 + images, dtype=jnp.int32),
+        labels=jnp.asarray(labels, jnp.int32),
+        proposals=jnp.asarray(boxes),
+        proposal_mask=jnp.ones((images, rows), bool).at[:, rows - 2].set(False),
+        representative=jnp.tile(jnp.arange(rows, dtype=jnp.int32), (images, 1)),
+    )
+
+
+def only(batch: Batch, image: int) -> Batch:
+    """Return one image of a batch, as a batch."""
+    return jax.tree.map(lambda x: x[image : image + 1], batch)
+
+
+def changed(batch: Batch, **fields) -> Batch:
+    """Replace fields by arrays of the same types."""
+    return dataclasses.replace(
+        batch, **{k: jnp.asarray(v, getattr(batch, k).dtype) for k, v in fields.items()}
+    )
+
+
+def loss_function(method):
+    """Compile (params, batch, key, step) -> (output, gradient of the objective)."""
+
+    def objective(values, batch, key, step):
+        out = method.loss(values, {}, batch, key, step)
+        return sum(term.mean() for term in out.terms.values()), out
+
+    @jax.jit
+    def run(values, batch, key=KEY, step=STEP):
+        grads, out = jax.grad(objective, has_aux=True)(values, batch, key, step)
+        return out, grads
+
+    return run
+
+
+def means(terms) -> dict[str, float]:
+    return {name: float(term.mean()) for name, term in terms.items()}
+
+
+def assert_finite(tree) -> None:
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        if jnp.issubdtype(leaf.dtype, jnp.floating):
+            assert np.isfinite(np.asarray(leaf)).all(), jax.tree_util.keystr(path)
+
+
+def assert_close(a, b, tolerance=1e-5) -> None:
+    for (path, x), y in zip(
+        jax.tree_util.tree_leaves_with_path(a), jax.tree.leaves(b), strict=True
+    ):
+        np.testing.assert_allclose(
+            x, y, rtol=tolerance, atol=tolerance, err_msg=jax.tree_util.keystr(path)
+        )
