@@ -303,7 +303,7 @@ def write_report(
         if sheet is not None:
             lines += [
                 f"![Pseudo boxes]({sheet.relative_to(out).as_posix()})",
-                "The boxes it taught itself with, over training (update and image below each picture).",
+                "The boxes it taught itself with, over training: the best of each class blue, further instances red.",
             ]
     lines += ["## Steps", "| step | seconds |\n|---|---:|"]
     lines[-1] += "".join(f"\n| {title} | {entry['seconds']:.0f} |" for title, entry in log.items())
@@ -321,7 +321,8 @@ def pseudo_sheet(workdir: Path, num_images: int = 4) -> Path | None:
     if not chosen:
         return None
     columns = max(len(row) for row in rows.values())
-    captions = [path.stem.lstrip("0").replace("_", ", image ") for path in chosen]
+    parts = [path.stem.partition("_") for path in chosen]
+    captions = [f"update {int(update)}, image {name}" for update, _, name in parts]
     sheet = contact_sheet([read_image(path) for path in chosen], captions=captions, columns=columns)
     return save_image(workdir / "pseudo_boxes.png", sheet)
 

@@ -302,8 +302,7 @@ def _read(folder: epath.Path, wanted: Any) -> Any:
 
 
 def _stored_layout(folder: epath.Path) -> dict:
-    with ocp.StandardCheckpointer() as reader:
-        return reader.metadata((folder / "weights").resolve()).item_metadata.tree
+    return ocp.StandardCheckpointHandler().metadata((folder / "weights").resolve()).tree
 
 
 def _is_storage_error(error: Exception) -> bool:
