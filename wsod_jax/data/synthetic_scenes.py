@@ -66,7 +66,7 @@ class SyntheticSpec:
     aspects: tuple[float, ...] = (1.0,)
     classes: tuple[str, ...] = tuple(CATALOGUE)
     objects_per_image: int = 0
-    object_side: tuple[float, float] = (0.24, 0.6)
+    object_side: tuple[float, float] = (0.3, 0.65)
     two_classes: float = 0.4
     instances: tuple[float, ...] = (0.5, 0.32, 0.18)
     rotation: float = 20.0
@@ -76,7 +76,7 @@ class SyntheticSpec:
     clutter: float = 0.8
     context: float = 0.7
     part_contrast: float = 1.0
-    body_contrast: float = 0.16
+    body_contrast: float = 0.25
     noise: float = 4.0
     void: bool = False
 

@@ -27,11 +27,15 @@ class FcNeck(nn.Module):
     Attributes:
       dims: widths of the layers, named fc6, fc7 and so on.
       dropout_rate: after every layer; kept values are scaled up, so prediction needs no scaling.
+      log_input: fc6 sees log(1 + x) of the pooled maps. Networks without batch normalisation have heavy-tailed
+        features (SqueezeNet: mean 5, maximum 300), on which a neck that starts from nothing trains badly; leave it
+        False for pretrained fc6, fc7.
       dtype: type of the computation; parameters stay float32.
     """
 
     dims: tuple[int, ...] = (4096, 4096)
     dropout_rate: float = 0.5
+    log_input: bool = False
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
@@ -45,6 +49,8 @@ class FcNeck(nn.Module):
           dropout_keys: [b] typed keys, one per image; `None` switches dropout off.
         """
         features = clean = pooled.reshape(*pooled.shape[:2], -1).astype(self.dtype)
+        if self.log_input:
+            features = clean = jnp.log1p(features)  # pooled maps of a ReLU network are >= 0
         for i, width in enumerate(self.dims):
             dense = nn.Dense(
                 width, dtype=self.dtype, kernel_init=nn.initializers.he_normal(), name=f"fc{6 + i}"
