@@ -1,0 +1,57 @@
+"""The README's code runs, as it is printed but for the paths."""
+
+import re
+from pathlib import Path
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from wsod_jax import build
+from wsod_jax.data.images import read_image
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def python_block(word: str) -> str:
+    """Return the README's one Python block that contains `word`."""
+    (found,) = (b for b in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if word in b)
+    return found
+
+
+def test_library_snippet(trained_run, tmp_path):
+    block = python_block("open_checkpoint")
+    assert len([line for line in block.splitlines() if line.strip()]) <= 25
+    before = block.count("demo/oim_ir") + block.count("found.png")
+    assert before == 2
+    picture = tmp_path / "found.png"
+    names = {}
+    block = block.replace("demo/oim_ir", str(trained_run.workdir))
+    exec(block.replace("found.png", str(picture)), names)
+    assert read_image(picture).std() > 10  # not a blank sheet
+    assert 0 < len(names["best"]) <= 5
+    assert np.isfinite(names["loss"]) and names["loss"] > 0
+    old, new = names["predictor"].params, names["params"]
+    moved = jax.tree.map(lambda a, b: float(abs(a - b).max()), old, new)
+    assert moved["midn"] and max(jax.tree.leaves(moved["midn"])) > 0
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(new))
+
+
+def test_config_for_own_images_builds():
+    names = {}
+    exec(python_block("my_pictures"), names)
+    config = names["get_config"]()
+    assert isinstance(config, ConfigDict)
+    method = build.method(config, num_classes=3, max_classes=2)
+    assert method.network.num_stages == 3
+    build.optimizer(config)
+    settings = build.train_settings(config), build.eval_settings(config), build.log_settings(config)
+    assert settings[0].scales == settings[1].scales == (448, 576)
+    assert build.proposal_rules(config).max_proposals == 1024
+    assert not build.has_boxes(config)
+
+
+def test_results_are_between_their_markers():
+    assert README.count("<!-- results:begin -->") == README.count("<!-- results:end -->") == 1
+    assert README.index("<!-- results:begin -->") < README.index("<!-- results:end -->")
