@@ -12,31 +12,28 @@ from configs.small_sets import small_set
 
 def get_config(variant: str = "oim_ir"):
     """Return the configuration of one method: wsddn, oicr, pcl, mist, oim or oim_ir."""
-    config = small_set(variant, num_steps=3000)
+    config = small_set(variant, num_steps=900)
     config.backbone = dict(
         name="squeezenet",
         weights="weights/squeezenet1_1.npz",
         pixels="caffe",
         mean=(103.939, 116.779, 123.68),
         stride=16,
-        frozen=("conv1", "fire2", "fire3"),
-        dtype="float32",
+        frozen=("conv", "fire"),
     )
-    config.neck.dims = (512, 512)
-    config.optim.groups = ((r"backbone", 0.3, 1.0),)
-
+    config.network.roi_size = 4
     config.data.root = "data/cards6/VOCdevkit/VOC2007"
     config.data.class_names = ("nine", "ten", "jack", "queen", "king", "ace")
     config.proposals.path = "data/proposals/cards6_selective_search.npz"
-    config.proposals.max_proposals = 1024
-    config.proposals.min_side = 0.08
+    config.proposals.max_proposals = 256
+    config.proposals.min_side = 0.18  # of the image's shorter side: below the smallest card of the training images
     config.proposals.dedup_stride = 16
 
     config.train.micro_batch = 2
-    config.train.scales = (448, 576)
+    config.train.scales = (448,)
     config.train.max_long = 1000
     config.train.flip = False  # a mirrored rank is another shape
-    config.eval.scales = (448, 576)
+    config.eval.scales = (448,)
     config.eval.flips = (False,)
     config.eval.max_long = 1000
     config.eval.micro_batch = 2

@@ -1,4 +1,4 @@
-"""What the small sets share: the six methods as variants, one fully connected neck, a laptop's schedule."""
+"""What the small sets share: the six methods as variants, a frozen backbone, one small neck, a laptop's schedule."""
 
 from ml_collections import ConfigDict
 
@@ -23,7 +23,7 @@ def small_set(variant: str, num_steps: int) -> ConfigDict:
     config.network.num_stages = 0 if variant == "wsddn" else 3
     config.network.roi_size = 7
     config.network.pooling = "max"
-    config.neck = ConfigDict(dict(dims=(256, 256), dropout_rate=0.5, dtype="float32"))
+    config.neck = ConfigDict(dict(dims=(256, 256), dropout_rate=0.5, log_input=True))
 
     config.data = ConfigDict()
     config.data.reader = "voc"
@@ -37,20 +37,22 @@ def small_set(variant: str, num_steps: int) -> ConfigDict:
     config.train.accumulate = 1
     config.train.resize = "short"
     config.train.loader = "tf"
+    config.train.cache_features = True  # the backbone is frozen: every view's map is computed once
 
     config.optim = ConfigDict()
     config.optim.name = "adamw"
-    config.optim.learning_rate = 1e-4
+    config.optim.learning_rate = 3e-4
     config.optim.decay_steps = (num_steps * 7 // 10,)
     config.optim.decay_factor = 0.1
-    config.optim.warmup_steps = 100
+    config.optim.warmup_steps = 50
     config.optim.weight_decay = 1e-4
+    config.optim.groups = ((r"midn|refine", 3.0, 1.0),)
 
     config.log = ConfigDict()
     config.log.every = 50
-    config.log.checkpoint_every = num_steps // 4
-    config.log.milestones_every = num_steps // 4
-    config.log.pictures_every = num_steps // 4
+    config.log.checkpoint_every = num_steps // 3
+    config.log.milestones_every = num_steps // 3
+    config.log.pictures_every = num_steps // 3
     config.log.num_pictures = 8
 
     config.eval = ConfigDict()
