@@ -48,7 +48,7 @@ test: env
 	$(PY) -m pytest -q -n $(JOBS) $(PYTEST_ARGS)
 
 test-slow: env
-	$(PY) -m pytest -q -n $(JOBS) -m slow --durations=10 $(PYTEST_ARGS)
+	$(PY) -m pytest -q -n $(JOBS) --dist loadfile -m slow --durations=10 $(PYTEST_ARGS)
 
 lint: env
 	$(VENV)/bin/ruff check .

@@ -53,6 +53,8 @@ class SyntheticSpec:
       clutter: strength of the background's texture and blotches, 0 is flat colour.
       context: probability that the background's colours go with a class in the image; else with a random one.
       part_contrast: 1 shows parts in their own colours, 0 in the body's: lower makes parts less dominant.
+      part_probability: how often an object shows its part at all; else the part looks like the body. Below 1 in
+        pretraining pictures, so that a backbone learns bodies too, as one trained on photographs would.
       body_contrast: depth of the class-typical body texture: higher makes whole objects easier to learn.
       noise: standard deviation of pixel noise, of 255.
       void: if True, masks mark a one-pixel border around objects as void (255).
@@ -76,7 +78,8 @@ class SyntheticSpec:
     clutter: float = 0.8
     context: float = 0.7
     part_contrast: float = 1.0
-    body_contrast: float = 0.25
+    part_probability: float = 1.0
+    body_contrast: float = 0.45
     noise: float = 4.0
     void: bool = False
 
@@ -110,6 +113,7 @@ class SyntheticSpec:
             "two_classes",
             "context",
             "part_contrast",
+            "part_probability",
             "body_contrast",
             "clutter",
             "max_overlap",
@@ -131,6 +135,7 @@ def pretraining_spec(spec: SyntheticSpec, *, num_trainval: int = 1200, num_test:
         num_test=num_test,
         objects_per_image=1,
         object_side=(0.35, 0.8),
+        part_probability=0.5,
     )
 
 
@@ -255,7 +260,7 @@ def render_scene(spec: SyntheticSpec, index: int) -> Scene:
             looks,
             pose,
             body_colour=_body_colour(canvas, mask, rng),
-            part_contrast=spec.part_contrast,
+            part_contrast=spec.part_contrast if rng.random() < spec.part_probability else 0.0,
             body_contrast=spec.body_contrast,
             rng=rng,
         )
