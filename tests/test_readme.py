@@ -47,8 +47,8 @@ def test_config_for_own_images_builds():
     assert method.network.num_stages == 3
     build.optimizer(config)
     settings = build.train_settings(config), build.eval_settings(config), build.log_settings(config)
-    assert settings[0].scales == settings[1].scales == (448, 576)
-    assert build.proposal_rules(config).max_proposals == 1024
+    assert settings[0].scales == settings[1].scales == (448,)
+    assert build.proposal_rules(config).max_proposals == 512
     assert not build.has_boxes(config)
 
 
