@@ -1,4 +1,4 @@
-"""Look at proposals, detections, training curves and data sets.
+"""Look at proposals, detections, training curves and data sets, and at what a detector learnt from.
 
 Proposals over pictures, with the best one of every annotated object:
 
@@ -20,6 +20,18 @@ Training curves of one or more runs in one chart:
 How many objects of a class an image holds, for one or more data sets:
 
   python scripts/visualize.py instances --data VOCdevkit/VOC2007 VOCdevkit/VOC2012 --split trainval --out instances.png
+
+What a run mines in its training images: cores blue, further instances red, the proposals that learn from them thin:
+
+  python scripts/visualize.py pseudo --checkpoint runs/oim --truth --out pictures
+
+How OIM found those instances, along its spatial and appearance graphs:
+
+  python scripts/visualize.py graphs --checkpoint runs/oim --step 4000 --images 000012 --out pictures
+
+Where the scores of a class pile up over the course of training, of one or more runs:
+
+  python scripts/visualize.py objectness --workdir runs/oicr runs/oim --num 8 --out pictures
 """
 
 from __future__ import annotations
@@ -31,7 +43,7 @@ from pathlib import Path
 
 import numpy as np
 
-from wsod_jax import viz
+from wsod_jax import build, viz
 from wsod_jax.data.folder import list_images
 from wsod_jax.data.proposals import ProposalSet, check_proposals
 from wsod_jax.data.records import ImageRecord, ImageSet
@@ -41,6 +53,9 @@ from wsod_jax.evals.pictures import draw_image_detections, draw_precision_recall
 from wsod_jax.evals.predictions import read_index, read_predictions
 from wsod_jax.evals.tables import TruthTable
 from wsod_jax.evals.voc import evaluate_detections
+from wsod_jax.experiment import truth_table
+from wsod_jax.inspection.mining import MiningRun, draw_class_graphs, draw_mined_stages
+from wsod_jax.inspection.scores import MAX_STEPS, ScoredRun, draw_score_evolution
 from wsod_jax.ops.boxes import pairwise_iou
 from wsod_jax.train.logging import read_jsonl
 
@@ -49,13 +64,20 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    commands = parser.add_subparsers(dest="command", required=True)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def command(name: str, run: Callable, text: str) -> argparse.ArgumentParser:
         added = commands.add_parser(name, help=text, description=text)
         added.set_defaults(run=run)
         return added
 
+    add_data_commands(command)
+    add_run_commands(command)
+    return parser.parse_args(arguments)
+
+
+def add_data_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
+    """Add the commands that look at files and run no model."""
     proposals = command("proposals", show_proposals, "proposals over pictures")
     proposals.add_argument("--proposals", type=Path, required=True, help="an .npz proposals file")
     detections = command("detections", show_detections, "detections from a predictions file")
@@ -70,7 +92,11 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     )
     detections.add_argument("--max_boxes", type=int, default=20, help="per picture, the best (20)")
     for pictures in (proposals, detections):
-        add_picture_arguments(pictures)
+        pictures.add_argument(
+            "--data", type=Path, required=True, help="a folder in VOC layout, or of pictures"
+        )
+        pictures.add_argument("--split", help="VOC layout only: test, trainval ...")
+        add_choice_arguments(pictures)
 
     curves = command("curves", show_curves, "training curves of one or more runs")
     curves.add_argument("workdirs", nargs="+", type=Path, help="folders given to train.py")
@@ -86,15 +112,50 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     )
     instances.add_argument("--split", default="trainval", help="the split of each (trainval)")
     instances.add_argument("--out", type=Path, required=True, help="the picture to write")
-    return parser.parse_args(arguments)
 
 
-def add_picture_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add what all commands that draw over pictures share."""
-    parser.add_argument(
-        "--data", type=Path, required=True, help="a folder in VOC layout, or a folder of pictures"
+def add_run_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
+    """Add the commands that load a checkpoint."""
+    pseudo = command("pseudo", show_pseudo, "pseudo boxes that a run mines, stage by stage")
+    pseudo.add_argument("--truth", action="store_true", help="also draw the annotated objects")
+    graphs = command("graphs", show_graphs, "OIM's spatial and appearance graphs")
+    graphs.add_argument(
+        "--num_rejected", type=int, default=4, help="proposals that just failed, dashed (4)"
     )
-    parser.add_argument("--split", help="VOC layout only: test, trainval ...")
+    for mining in (pseudo, graphs):
+        mining.add_argument(
+            "--checkpoint",
+            type=Path,
+            required=True,
+            help="folder of a run (its newest checkpoint), or of one checkpoint",
+        )
+        mining.add_argument("--step", type=int, help="which checkpoint of the run")
+        add_choice_arguments(mining)
+
+    objectness = command("objectness", show_objectness, "where scores pile up during training")
+    objectness.add_argument(
+        "--workdir", nargs="+", type=Path, required=True, help="folders of runs, a row for each"
+    )
+    objectness.add_argument(
+        "--steps", nargs="+", type=int, help=f"checkpoints (up to {MAX_STEPS}, evenly spread)"
+    )
+    objectness.add_argument(
+        "--class", dest="class_name", help="of which class (the image's best-scored label)"
+    )
+    objectness.add_argument("--split", help="of the run's data (its training split)")
+    objectness.add_argument("--max_boxes", type=int, default=3, help="detections per map (3)")
+    objectness.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help='change a test setting, e.g. --set "scales=(480,)" (repeatable)',
+    )
+    add_choice_arguments(objectness)
+
+
+def add_choice_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what all commands that draw over pictures share."""
     parser.add_argument("--out", type=Path, required=True, help="the folder to write into")
     parser.add_argument(
         "--num", type=int, default=16, help="pictures to draw, spread over the set (16)"
@@ -127,7 +188,7 @@ def choose(images: ImageSet, options: argparse.Namespace) -> list[int]:
     unknown = [image_id for image_id in options.images if image_id not in position]
     if unknown:
         raise DataError(
-            f"{options.data} has no image {unknown[0]!r}; ids look like {images.image_ids[:3]}."
+            f"{images.name} has no image {unknown[0]!r}; ids look like {images.image_ids[:3]}."
         )
     return [position[image_id] for image_id in options.images]
 
@@ -135,9 +196,11 @@ def choose(images: ImageSet, options: argparse.Namespace) -> list[int]:
 def write_pictures(
     images: ImageSet,
     options: argparse.Namespace,
-    draw: Callable[[np.ndarray, int, ImageRecord], np.ndarray],
+    draw: Callable[[np.ndarray, int, ImageRecord], np.ndarray | None],
+    *,
+    rows: bool = False,
 ) -> None:
-    """Draw the chosen images, one file each, and all of them on a sheet."""
+    """Draw the chosen images, one file each, and all of them on a sheet; `rows` puts each on a row of its own."""
     pictures, captions = [], []
     for index in choose(images, options):
         record = images.records[index]
@@ -147,11 +210,15 @@ def write_pictures(
             print(f"left out: {error}", file=sys.stderr)
             continue
         picture = draw(image, index, record)
+        if picture is None:
+            print(f"left out: nothing to draw in {record.image_id}", file=sys.stderr)
+            continue
         viz.save_image(options.out / f"{record.image_id.replace('/', '_')}.png", picture)
         pictures.append(picture)
         captions.append(record.image_id)
+    layout = {"columns": 1, "cell_px": None} if rows else {}
     sheet = viz.save_image(
-        options.out / "sheet.png", viz.contact_sheet(pictures, captions=captions)
+        options.out / "sheet.png", viz.contact_sheet(pictures, captions=captions, **layout)
     )
     print(f"Wrote {len(pictures)} pictures and {sheet}")
 
@@ -227,6 +294,86 @@ def show_instances(options: argparse.Namespace) -> None:
     title = next(iter(counts)) if len(counts) == 1 else ""
     chart = viz.plot_instances(counts, class_names, title=title)
     print(f"Wrote {viz.save_image(options.out, chart)}")
+
+
+def show_pseudo(options: argparse.Namespace) -> None:
+    run = MiningRun.open(options.checkpoint, options.step)
+    images = run.data.image_set
+    mined = run.mine(choose(images, options))
+    truth = None
+    if options.truth:
+        truth = truth_table(images, build.ground_truth(run.config, run.config.data.train_split))
+
+    def draw(image: np.ndarray, index: int, record: ImageRecord) -> np.ndarray | None:
+        if index not in mined:
+            return None
+        objects = None if truth is None else truth.of_image(index).boxes
+        return draw_mined_stages(
+            image, mined[index], class_names=images.class_names, truth_boxes=objects
+        )
+
+    write_pictures(images, options, draw, rows=True)
+
+
+def show_graphs(options: argparse.Namespace) -> None:
+    run = MiningRun.open(options.checkpoint, options.step)
+    images = run.data.image_set
+    print(f"step {run.step}, alpha {run.alpha():g}")
+    mined = run.mine(choose(images, options))
+
+    def draw(image: np.ndarray, index: int, record: ImageRecord) -> np.ndarray | None:
+        if index not in mined:
+            return None
+        pictures = []
+        for label in np.flatnonzero(images.labels[index] == 1):
+            graphs = [
+                run.class_graph(mined[index], stage, label, num_rejected=options.num_rejected)
+                for stage in range(mined[index].num_stages)
+            ]
+            name = images.class_names[label]
+            pictures.append(draw_class_graphs(image, mined[index], graphs, class_name=name))
+        return viz.contact_sheet(pictures, columns=1, cell_px=None)
+
+    write_pictures(images, options, draw, rows=True)
+
+
+def show_objectness(options: argparse.Namespace) -> None:
+    runs = [ScoredRun.open(workdir, options.set) for workdir in options.workdir]
+    config = runs[0].config
+    images = build.images(config, options.split or config.data.train_split)
+    named = class_to_show(images.class_names, options.class_name)
+    chosen, scored = choose(images, options), []
+    for run in runs:
+        steps = options.steps or run.steps()
+        print(f"{run.workdir}: {len(chosen)} images at steps {steps}", flush=True)
+        scored.append(run.score(images, chosen, steps))
+
+    def draw(image: np.ndarray, index: int, record: ImageRecord) -> np.ndarray:
+        shown = named
+        if shown is None:  # the label that the last run is surest of in the end
+            last = list(scored[-1].values())[-1][index]
+            shown = int(np.argmax(last.scores.max(axis=0) + (np.array(record.labels) == 1)))
+        name = images.class_names[shown]
+        rows = []
+        for run, steps in zip(runs, scored, strict=True):
+            found = {f"{run.workdir.name} {step}: {name}": steps[step][index] for step in steps}
+            rows.append(
+                draw_score_evolution(
+                    image, run.predictor, found, class_index=shown, max_boxes=options.max_boxes
+                )
+            )
+        return viz.contact_sheet(rows, columns=1, cell_px=None)
+
+    write_pictures(images, options, draw, rows=True)
+
+
+def class_to_show(class_names: Sequence[str], name: str | None) -> int | None:
+    """Return the index of the class named; `None` if none is."""
+    if name is None:
+        return None
+    if name not in class_names:
+        raise DataError(f"there is no class {name!r}; the classes are {', '.join(class_names)}.")
+    return class_names.index(name)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -74,6 +74,7 @@ def trained_run(tmp_path_factory) -> TrainedRun:
     config.train.num_steps, config.train.micro_batch = 4, 4
     config.train.scales = config.eval.scales = (64,)
     config.train.loader = "threads"
+    config.train.cache_features = False
     config.log.checkpoint_every = config.log.milestones_every = 2
     config.log.pictures_every = 0
     config.log.tensorboard = False

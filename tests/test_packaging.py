@@ -25,6 +25,7 @@ FLOORS = {
     "train": 4,
     "build": 5,
     "experiment": 6,
+    "inspection": 7,
 }
 LEAVES = {"types", "errors"}  # single files that every room of their own floor may use too
 

@@ -1,9 +1,11 @@
-"""scripts/visualize.py on a small VOC tree and a plain folder, and its messages."""
+"""scripts/visualize.py on a small VOC tree, a plain folder and a tiny trained run, and its messages."""
 
 import importlib.util
 import json
+import shutil
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -11,6 +13,10 @@ from PIL import Image
 from wsod_jax.data.proposals import ProposalSet
 from wsod_jax.evals.predictions import write_predictions
 from wsod_jax.evals.tables import DetectionTable
+from wsod_jax.inspection.mining import MiningRun
+from wsod_jax.inspection.scores import ScoredRun
+from wsod_jax.ops.boxes import pairwise_iou
+from wsod_jax.train.manifest import write_manifest
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "visualize.py"
 OBJECT = (
@@ -122,5 +128,131 @@ def test_help_shows_examples(visualize, capsys):
         visualize(["--help"])
     assert stop.value.code == 0
     text = capsys.readouterr().out
-    for name in ("proposals", "detections", "curves", "instances"):
+    for name in (
+        "proposals",
+        "detections",
+        "curves",
+        "instances",
+        "pseudo",
+        "graphs",
+        "objectness",
+    ):
         assert f"visualize.py {name}" in text
+
+
+@pytest.fixture(scope="module")
+def mining_run(trained_run):
+    return MiningRun.open(trained_run.workdir)
+
+
+def changed_run(trained_run, folder, change):
+    """Return a copy of the run whose newest checkpoint tells another story."""
+    shutil.copytree(trained_run.workdir / "checkpoints" / "4", folder / "checkpoints" / "4")
+    path = folder / "checkpoints" / "4" / "metadata" / "metadata"
+    metadata = json.loads(path.read_text())
+    change(metadata)
+    path.write_text(json.dumps(metadata))
+    write_manifest(folder / "checkpoints" / "4")
+    return folder
+
+
+def has_colour(path, colour):
+    return bool((np.abs(np.asarray(Image.open(path)).astype(int) - colour).max(axis=-1) < 8).any())
+
+
+def test_mined_boxes_are_those_of_the_training_step(mining_run):
+    positions = [5, 0]
+    mined = mining_run.mine(positions)
+    assert sorted(mined) == [0, 5]
+    batches = mining_run.data.fixed_batches(6)
+    batch = next(batch for batch in batches if batch.image_index[0] == 5)
+    key = jax.random.fold_in(jax.random.key(mining_run.config.seed), mining_run.step)
+    loss = jax.jit(mining_run.method.loss)(mining_run.params, {}, batch, key, np.int32(4))
+    expected = jax.tree.map(lambda x: np.asarray(x[0]), loss.pseudo)
+    for found, wanted in zip(*map(jax.tree.leaves, (mined[5].mined.pseudo, expected)), strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)
+    record = mining_run.data.image_set.records[5]
+    boxes = mined[5].original(mined[5].boxes[mined[5].mask])
+    assert boxes.min() >= 0 and (boxes.max(axis=0) <= [record.width + 1e-3] * 4).all()
+
+
+def test_class_graphs_against_plain_distances(mining_run):
+    images = mining_run.data.image_set
+    mined = mining_run.mine(range(len(images)))
+    num_nodes = num_rejected = 0
+    for index, image in mined.items():
+        for label in np.flatnonzero(images.labels[index] == 1):
+            for stage in range(image.num_stages):
+                graph = mining_run.class_graph(image, stage, label)
+                features = image.features.astype(np.float64)
+                distances = np.linalg.norm(features - features[graph.core], axis=1)
+                iou = pairwise_iou(image.boxes, image.boxes)
+                near = np.flatnonzero(image.mask & (iou[graph.core] >= 0.5))
+                assert set(graph.neighbours) == set(near) - {graph.core}
+                assert graph.d_avg == pytest.approx(distances[near].mean(), rel=1e-3, abs=1e-6)
+                assert graph.limit == pytest.approx(2 * graph.d_avg)
+                assert (distances[graph.nodes] < graph.limit + 1e-4).all()
+                assert (distances[graph.rejected] > graph.limit - 1e-4).all()
+                assert not (iou[graph.core][[*graph.nodes, *graph.rejected]] > 1e-6).any()
+                assert not (iou[np.ix_(graph.nodes, graph.rejected)] > 1e-6).any()
+                num_nodes += len(graph.nodes)
+                num_rejected += len(graph.rejected)
+    assert num_nodes > 0 and num_rejected > 0
+    absent = int(np.flatnonzero(images.labels[0] != 1)[0])
+    assert mining_run.class_graph(mined[0], 0, absent) is None
+
+
+def test_pseudo_and_graphs(visualize, trained_run, tmp_path, capsys):
+    core, truth = (40, 110, 255), (0, 190, 110)
+    arguments = ["--checkpoint", str(trained_run.workdir), "--images", "000001", "000004"]
+    assert visualize(["pseudo", *arguments, "--out", str(tmp_path / "a")]) == 0
+    assert visualize(["pseudo", *arguments, "--truth", "--out", str(tmp_path / "b")]) == 0
+    step = ["--step", "2", "--out", str(tmp_path / "c")]
+    assert visualize(["graphs", *arguments, *step]) == 0
+    assert "alpha 5" in capsys.readouterr().out  # 2 from step 4 on
+    for folder in "abc":
+        names = {path.name for path in (tmp_path / folder).iterdir()}
+        assert names == {"000001.png", "000004.png", "sheet.png"}
+        assert has_colour(tmp_path / folder / "000001.png", core)
+    assert not has_colour(tmp_path / "a" / "000001.png", truth)
+    assert has_colour(tmp_path / "b" / "000001.png", truth)
+
+
+def test_objectness(visualize, trained_run, tmp_path, capsys):
+    workdir, out = str(trained_run.workdir), ["--num", "2", "--out", str(tmp_path / "out")]
+    assert ScoredRun.open(workdir).steps() == [0, 2, 4]
+    assert visualize(["objectness", "--workdir", workdir, workdir, "--steps", "0", "4", *out]) == 0
+    assert "at steps [0, 4]" in capsys.readouterr().out
+    two = np.asarray(Image.open(tmp_path / "out" / "000001.png")).shape
+    one_run = ["objectness", "--workdir", workdir, *out, "--class", "fish", "--split", "test"]
+    assert visualize([*one_run, "--set", "flips=(False,)"]) == 0
+    one = np.asarray(Image.open(tmp_path / "out" / "000009.png")).shape
+    assert two[0] > 1.5 * one[0] and one[1] > two[1]  # two rows of three; one row of four
+    assert visualize([*one_run, "--class", "fishes"]) == 2
+    assert visualize([*one_run, "--steps", "3"]) == 2
+    assert visualize(["objectness", "--workdir", str(tmp_path), *out]) == 2
+    messages = capsys.readouterr().err
+    for part in ("no class 'fishes'", "no checkpoint of step 3", "there are no checkpoints in"):
+        assert part in messages
+
+
+@pytest.mark.parametrize(
+    ("command", "change", "message"),
+    [
+        ("pseudo", lambda m: m["class_names"].reverse(), "but the checkpoint was trained for"),
+        ("graphs", lambda m: m["config"].update(method={"name": "oicr"}), "the graphs are OIM's"),
+        (
+            "pseudo",
+            lambda m: (
+                m.update(method="wsddn"),
+                m["config"].update(method={"name": "wsddn"}),
+                m["config"]["network"].update(num_stages=0),
+            ),
+            "'wsddn', which mines no pseudo boxes",
+        ),
+    ],
+)
+def test_runs_that_do_not_fit(visualize, trained_run, tmp_path, capsys, command, change, message):
+    folder = changed_run(trained_run, tmp_path / "run", change)
+    assert visualize([command, "--checkpoint", str(folder), "--out", str(tmp_path / "out")]) == 2
+    assert message in capsys.readouterr().err

@@ -1,0 +1,338 @@
+"""What a run mined in single images, and the graphs it found them by."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from wsod_jax import build, viz
+from wsod_jax.errors import DataError
+from wsod_jax.evals.inference import original_boxes
+from wsod_jax.experiment import TrainingData, check_classes, open_checkpoint
+from wsod_jax.methods.contract import image_keys
+from wsod_jax.methods.oim import alpha_at, oim
+from wsod_jax.methods.refinement import RefinedDetector
+from wsod_jax.mining.assign import Mined
+from wsod_jax.mining.oim import MIN_OVERLAP, appearance_distances, search_nodes
+from wsod_jax.ops.boxes import pairwise_iou
+from wsod_jax.ops.masked import masked_mean
+from wsod_jax.types import Batch, Params
+
+
+@dataclasses.dataclass(frozen=True)
+class MinedImage:
+    """What was mined in one training image, as NumPy arrays.
+
+    Attributes:
+      boxes: [r, 4] proposals, network pixels.
+      mask: [r] bool.
+      features: [r, f] float32, what mining compared.
+      mined: with a leading axis [s], one entry per refinement stage.
+      scale: [2] network pixels per pixel of the original image, (x, y).
+    """
+
+    boxes: np.ndarray
+    mask: np.ndarray
+    features: np.ndarray
+    mined: Mined
+    scale: np.ndarray
+
+    @property
+    def num_stages(self) -> int:
+        """Number of refinement stages s."""
+        return self.mined.pseudo.mask.shape[0]
+
+    def original(self, boxes: np.ndarray) -> np.ndarray:
+        """Map boxes [n, 4] from network pixels to those of the original image."""
+        return original_boxes(boxes, scale=self.scale, flipped=False, width_px=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassGraph:
+    """The spatial graph around a class's core and its appearance graph, as indices of proposals.
+
+    Attributes:
+      core: the class's top proposal.
+      neighbours: [n] proposals with IoU >= T to the core, nearest in features first.
+      nodes: [g] accepted instances.
+      rejected: [m] the nearest proposals apart from core and nodes that are not near enough.
+      distances: [r] appearance distances to the core, D.
+      d_avg: their mean over the spatial graph.
+      limit: α D_avg.
+    """
+
+    core: int
+    neighbours: np.ndarray
+    nodes: np.ndarray
+    rejected: np.ndarray
+    distances: np.ndarray
+    d_avg: float
+    limit: float
+
+    def relative(self, rows: np.ndarray) -> np.ndarray | None:
+        """Return D / D_avg of proposals; `None` where D_avg is 0: a core without neighbours finds no node."""
+        return self.distances[rows] / self.d_avg if self.d_avg > 0 else None
+
+
+@dataclasses.dataclass(frozen=True)
+class MiningRun:
+    """A checkpoint of a method that mines, and the images it mines in.
+
+    Attributes:
+      method: what mines; its static maxima fit the training set.
+      params: its parameters.
+      data: the training split.
+      config: of the run.
+      step: of the checkpoint; the α of OIM and the dropout masks depend on it.
+    """
+
+    method: RefinedDetector
+    params: Params
+    data: TrainingData
+    config: ConfigDict
+    step: int
+
+    @classmethod
+    def open(cls, path: str | Path, step: int | None = None) -> MiningRun:
+        """Load a checkpoint and the training set named in its configuration.
+
+        Args:
+          path: a workdir, or the folder of one checkpoint.
+          step: which step; `None` takes the newest, or the one that `path` names.
+
+        Raises:
+          DataError: if there is no such checkpoint, its method mines nothing, or the training set is
+            gone or has other classes.
+        """
+        predictor, config, metadata = open_checkpoint(path, step)
+        if not isinstance(predictor.method, RefinedDetector):
+            raise DataError(
+                f"{path} is a checkpoint of {metadata['method']!r}, which mines no pseudo boxes; "
+                "oicr, pcl, mist and oim do"
+            )
+        data = TrainingData.read(config)
+        check_classes(data.image_set, predictor.class_names)
+        method = build.method(
+            config, num_classes=len(predictor.class_names), max_classes=data.max_classes
+        )
+        return cls(method, predictor.params, data, config, metadata["step"])
+
+    def mine(self, positions: Sequence[int]) -> dict[int, MinedImage]:
+        """Mine in some images as the training step after this checkpoint would, at the first scale, unmirrored.
+
+        Args:
+          positions: of the images in the training set.
+
+        Returns:
+          Position -> what was mined; images that cannot be read or have no proposals are left out.
+        """
+        subset = dataclasses.replace(self.data, image_set=self.data.image_set.select(positions))
+        mine = jax.jit(self._mine)
+        found = {}
+        for batch in subset.fixed_batches(len(positions)):
+            if not batch.image_mask[0]:
+                continue
+            position = positions[int(batch.image_index[0])]
+            batch = batch.replace(image_index=np.array([position], np.int32))  # seeds its dropout
+            mined, features = jax.tree.map(lambda x: np.asarray(x[0]), mine(self.params, batch))
+            found[position] = MinedImage(
+                batch.proposals[0], batch.proposal_mask[0], features, mined, batch.scale[0]
+            )
+        return found
+
+    def _mine(self, params: Params, batch: Batch) -> tuple[Mined, jax.Array]:
+        key = jax.random.fold_in(jax.random.key(self.config.seed), self.step)
+        outputs = self.method.network.apply({"params": params}, batch, image_keys(key, batch))
+        clean = self.method.mining_feature == "fc7_clean"
+        features = outputs.clean if clean else outputs.features
+        return self.method.mine_stages(outputs, batch, jnp.asarray(self.step)), features
+
+    def alpha(self) -> float:
+        """Return OIM's α at this step.
+
+        Raises:
+          DataError: if the method is not OIM.
+        """
+        pairs = tuple((int(start), float(value)) for start, value in self._oim_option("alpha"))
+        return float(alpha_at(pairs, jnp.asarray(self.step)))
+
+    def class_graph(
+        self, image: MinedImage, stage: int, class_index: int, *, num_rejected: int = 4
+    ) -> ClassGraph | None:
+        """Return how OIM found one class's instances in an image.
+
+        Args:
+          image: from `mine`.
+          stage: 0-based.
+          class_index: one of the image's labels.
+          num_rejected: how many of the proposals that just failed to become nodes to return.
+
+        Returns:
+          The graph, `None` if the class has no core.
+
+        Raises:
+          DataError: if the method is not OIM.
+
+        Source: Lin et al. 2020 (OIM), figure 3 and algorithm 1.
+        """
+        pseudo = jax.tree.map(lambda x: x[stage], image.mined.pseudo)
+        own = pseudo.mask & (pseudo.classes == class_index)
+        if not (own & pseudo.is_core).any():
+            return None
+        core = int(pseudo.index[own & pseudo.is_core][0])
+        nodes = pseudo.index[own & ~pseudo.is_core]
+        distances, near, d_avg, visited = jax.tree.map(
+            np.asarray,
+            _search(
+                jnp.asarray(image.features, jnp.float32),
+                jnp.asarray(image.boxes),
+                jnp.asarray(image.mask),
+                jnp.int32(core),
+                self._oim_option("fg_iou_thr"),
+                self._oim_option("davg_includes_core"),
+                num_slots=len(pseudo.mask) + num_rejected,
+            ),
+        )
+        d_avg = float(d_avg)
+        limit = self.alpha() * d_avg
+        beyond = (visited >= 0) & (distances[visited] >= limit) & ~np.isin(visited, nodes)
+        neighbours = np.setdiff1d(np.flatnonzero(near), [core])
+        neighbours = neighbours[np.argsort(distances[neighbours], kind="stable")]
+        rejected = visited[beyond][:num_rejected]
+        return ClassGraph(core, neighbours, nodes, rejected, distances, d_avg, limit)
+
+    def _oim_option(self, name: str):
+        """Return an option of OIM as configured, or its default."""
+        if self.config.method.name != "oim":
+            raise DataError(
+                f"the graphs are OIM's, but this run's method is {self.config.method.name!r}; "
+                "the command `pseudo` shows what any method mined"
+            )
+        configured = self.config.method.to_dict()
+        return configured.get(name, inspect.signature(oim).parameters[name].default)
+
+
+@partial(jax.jit, static_argnames="num_slots")
+def _search(
+    features: jax.Array,
+    boxes: jax.Array,
+    mask: jax.Array,
+    core: jax.Array,
+    fg_iou_thr: float,
+    davg_includes_core: bool,
+    *,
+    num_slots: int,
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """Return distances to the core [r], its spatial graph [r] bool, D_avg, and the search without a limit.
+
+    The search that finds the nodes visits, going on past its limit, the rejected proposals next.
+    """
+    distances = appearance_distances(features, jnp.sum(features**2, axis=1), core)
+    overlap = pairwise_iou(boxes, boxes[core][None])[:, 0]
+    near = (mask & (overlap >= fg_iou_thr)).at[core].set(davg_includes_core)
+    free = (mask & (overlap < MIN_OVERLAP)).at[core].set(False)
+    visited, _ = search_nodes(distances, jnp.float32(jnp.inf), boxes, free, num_slots)
+    return distances, near, masked_mean(distances, near), visited
+
+
+def draw_mined_stages(
+    pixels: np.ndarray,
+    image: MinedImage,
+    *,
+    class_names: Sequence[str],
+    truth_boxes: np.ndarray | None = None,
+    cell_px: int = 420,
+) -> np.ndarray:
+    """Draw the pseudo boxes of every stage side by side, with the proposals that took their labels.
+
+    Args:
+      pixels: [H, W, 3] uint8 RGB, the original image.
+      image: what was mined in it.
+      class_names: c names.
+      truth_boxes: [t, 4] annotated objects in original pixels, to compare with.
+      cell_px: longer side of each picture.
+
+    Returns:
+      [H', W', 3] uint8 RGB.
+    """
+    pictures, captions = [], []
+    for stage in range(image.num_stages):
+        targets, pseudo = jax.tree.map(
+            lambda x, s=stage: x[s], (image.mined.targets, image.mined.pseudo)
+        )
+        foreground = (targets.labels > 0) & (targets.weights > 0)
+        pictures.append(
+            viz.draw_pseudo_labels(
+                pixels,
+                image.original(pseudo.boxes),
+                pseudo.classes,
+                pseudo.scores,
+                pseudo.is_core,
+                mask=pseudo.mask,
+                proposals=image.original(image.boxes),
+                labels=np.where(foreground, targets.labels, 0),
+                assigned=targets.assigned,
+                class_names=class_names,
+                truth_boxes=truth_boxes,
+            )
+        )
+        captions.append(
+            f"head {stage + 1}: boxes {int(pseudo.mask.sum())}, "
+            f"positive proposals {int(foreground.sum())}"
+        )
+    return viz.contact_sheet(pictures, captions=captions, columns=len(pictures), cell_px=cell_px)
+
+
+def draw_class_graphs(
+    pixels: np.ndarray,
+    image: MinedImage,
+    graphs: Sequence[ClassGraph | None],
+    *,
+    class_name: str,
+    max_neighbours: int = 16,
+    cell_px: int = 420,
+) -> np.ndarray:
+    """Draw a class's graphs of every stage side by side.
+
+    Args:
+      pixels: [H, W, 3] uint8 RGB, the original image.
+      image: what was mined in it.
+      graphs: of the class, one per stage; `None` where it has no core.
+      class_name: for the captions.
+      max_neighbours: how many members of the core's spatial graph to draw, the nearest.
+      cell_px: longer side of each picture.
+
+    Returns:
+      [H', W', 3] uint8 RGB, see `viz.draw_graphs`; numbers on the edges are D / D_avg.
+    """
+    boxes = image.original(image.boxes)
+    pictures, captions = [], []
+    for stage, graph in enumerate(graphs, start=1):
+        if graph is None:
+            pictures.append(pixels)
+            captions.append(f"{class_name}, head {stage}: no core")
+            continue
+        pictures.append(
+            viz.draw_graphs(
+                pixels,
+                boxes[graph.core],
+                neighbours=boxes[graph.neighbours[:max_neighbours]],
+                nodes=boxes[graph.nodes],
+                node_distances=graph.relative(graph.nodes),
+                rejected=boxes[graph.rejected],
+                rejected_distances=graph.relative(graph.rejected),
+            )
+        )
+        captions.append(
+            f"{class_name}, head {stage}: neighbours {len(graph.neighbours)}, "
+            f"nodes {len(graph.nodes)}"
+        )
+    return viz.contact_sheet(pictures, captions=captions, columns=len(pictures), cell_px=cell_px)

@@ -1,0 +1,125 @@
+"""How the scores of a class moved over training, in single images."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from wsod_jax import build, viz
+from wsod_jax.data.records import ImageSet
+from wsod_jax.errors import DataError
+from wsod_jax.evals.inference import MergedImage
+from wsod_jax.experiment import Predictor, change_settings, check_classes, open_checkpoint
+from wsod_jax.train.checkpoint import checkpoint_steps, load_checkpoint
+
+MAX_STEPS = 5
+
+
+@dataclasses.dataclass(frozen=True)
+class ScoredRun:
+    """A run whose checkpoints are compared.
+
+    Attributes:
+      workdir: of the run.
+      predictor: of its newest checkpoint; it is compiled once for all of them.
+      config: of the run.
+    """
+
+    workdir: Path
+    predictor: Predictor
+    config: ConfigDict
+
+    @classmethod
+    def open(cls, workdir: str | Path, changes: Sequence[str] = ()) -> ScoredRun:
+        """Load the newest checkpoint of a run.
+
+        Args:
+          workdir: of the run.
+          changes: to the test settings, see `change_settings`.
+
+        Raises:
+          DataError: if it has no checkpoint, or the method is a classifier.
+        """
+        if not checkpoint_steps(workdir):
+            raise DataError(
+                f"there are no checkpoints in {workdir}; give the --workdir of a scripts/train.py run"
+            )
+        predictor, config, _ = open_checkpoint(workdir)
+        if predictor.rules is None:
+            raise DataError(f"{workdir} is a run of a classifier, which scores no boxes")
+        settings = change_settings(predictor.settings, changes)
+        settings = dataclasses.replace(settings, loader="threads")
+        return cls(Path(workdir), dataclasses.replace(predictor, settings=settings), config)
+
+    def steps(self) -> list[int]:
+        """Return a few of the run's checkpoints, evenly spread, the first and the last among them."""
+        found = checkpoint_steps(self.workdir)
+        places = np.linspace(0, len(found) - 1, min(MAX_STEPS, len(found))).round().astype(int)
+        return [found[place] for place in places]
+
+    def score(
+        self, images: ImageSet, positions: Sequence[int], steps: Sequence[int]
+    ) -> dict[int, dict[int, MergedImage]]:
+        """Return what checkpoints score in some images, before any selection.
+
+        Args:
+          images: a set of the run's classes that its proposals cover.
+          positions: of the images to score, in the set.
+          steps: of the checkpoints.
+
+        Returns:
+          Step -> position -> candidates; images that cannot be read are left out.
+
+        Raises:
+          DataError: for other classes, images without proposals, or a step without checkpoint.
+        """
+        check_classes(images, self.predictor.class_names)
+        proposals = build.proposals(self.config)
+        scored = {}
+        for step in steps:
+            params, extras, _ = load_checkpoint(self.workdir, step=step)
+            predictor = self.predictor.with_weights(params, extras)
+            candidates = predictor.candidates(images.select(positions), proposals)
+            scored[step] = {positions[found.image_index]: found for found in candidates}
+        return scored
+
+
+def draw_score_evolution(
+    pixels: np.ndarray,
+    predictor: Predictor,
+    candidates: Mapping[str, MergedImage],
+    *,
+    class_index: int,
+    max_boxes: int = 3,
+) -> np.ndarray:
+    """Draw where a class's scores pile up in an image at several checkpoints, and the best detections.
+
+    Args:
+      pixels: [H, W, 3] uint8 RGB, the original image.
+      predictor: says how detections are selected.
+      candidates: title -> the image's candidates at a checkpoint, in the order to show.
+      class_index: of which class.
+      max_boxes: detections per map.
+
+    Returns:
+      [H', W', 3] uint8 RGB, see `viz.draw_evolution`.
+
+    Source: Lin et al. 2020 (OIM), figures 1 and 6.
+    """
+    maps, boxes, scores = [], [], []
+    height, width = pixels.shape[:2]
+    for found in candidates.values():
+        own = found.scores[:, class_index]
+        maps.append(
+            viz.objectness_map(found.boxes, own, height=height, width=width, mask=found.mask)
+        )
+        alone = dataclasses.replace(found, image_index=0)
+        kept = predictor.select([alone], num_images=1).detections
+        kept = kept.take(np.flatnonzero(kept.classes == class_index)[:max_boxes])  # scores descend
+        boxes.append(kept.boxes)
+        scores.append(kept.scores)
+    return viz.draw_evolution(pixels, maps, list(candidates), boxes=boxes, scores=scores)
