@@ -26,6 +26,10 @@ from wsod_jax.viz import contact_sheet, save_image
 
 ROOT = Path(__file__).resolve().parents[1]
 METHODS = {"wsddn": "WSDDN", "oim_ir": "OIM+IR"}
+PICTURES = {
+    "objectness": "Where scores gather over training",
+    "graphs": "How OIM finds further instances",
+}
 MEASURES = ("mAP50", "CorLoc")
 NUM_STEPS_SMALL = 20
 SMALL = {
@@ -167,7 +171,21 @@ def chain(out: Path, small: bool, seed: int, last: dict[str, int]) -> list[Step]
                 out / method / "evaluation" / str(last[method]) / "report.json",
             ),
         ]
-    return steps
+    runs = [str(out / method) for method in METHODS]
+    return steps + [
+        Step(
+            "Draw where scores gather during training",
+            (script("visualize"), "objectness", "--workdir", *runs, "--num", "4")
+            + ("--out", str(out / "objectness")),
+            out / "objectness" / "sheet.png",
+        ),
+        Step(
+            "Draw how OIM finds further instances",
+            (script("visualize"), "graphs", "--checkpoint", runs[-1], "--num", "4")
+            + ("--out", str(out / "graphs")),
+            out / "graphs" / "sheet.png",
+        ),
+    ]
 
 
 def train(title: str, workdir: Path, last: int, config_file: str, *overrides: str) -> Step:
@@ -305,6 +323,9 @@ def write_report(
                 f"![Pseudo boxes]({sheet.relative_to(out).as_posix()})",
                 "The boxes it taught itself with, over training: the best of each class blue, further instances red.",
             ]
+    for folder, caption in PICTURES.items():
+        if (out / folder / "sheet.png").is_file():
+            lines += [f"## {caption}", f"![{caption}]({folder}/sheet.png)"]
     lines += ["## Steps", "| step | seconds |\n|---|---:|"]
     lines[-1] += "".join(f"\n| {title} | {entry['seconds']:.0f} |" for title, entry in log.items())
     path = out / "report.md"
