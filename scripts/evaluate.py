@@ -43,15 +43,15 @@ from wsod_jax.train.checkpoint import checkpoint_steps
 from wsod_jax.viz import contact_sheet, plot_training, save_image
 
 
-def main():
-    args = parse_arguments()
+def main(arguments: list[str] | None = None) -> None:
+    args = parse_arguments(arguments)
     try:
         run(args)
     except (ConfigError, DataError) as error:
         sys.exit(f"error: {error}")
 
 
-def parse_arguments() -> argparse.Namespace:
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -81,16 +81,21 @@ def parse_arguments() -> argparse.Namespace:
         metavar="KEY=VALUE",
         help="change a test setting, e.g. --set nms_thr=0.4 (repeatable)",
     )
-    return parser.parse_args()
+    return parser.parse_args(arguments)
 
 
 def run(args: argparse.Namespace) -> None:
     source = Path(args.workdir or args.checkpoint)
     out = Path(args.out) if args.out else default_folder(source)
-    history = {}
+    history, predictor = {}, None
     for step in steps_of(source, args):
-        summary = evaluate_step(source, step, args, out / str(step))
-        history[step] = summary
+        opened, config, metadata = open_checkpoint(source, None if source.name.isdigit() else step)
+        if predictor is None:
+            settings = change_settings(opened.settings, args.set)
+            predictor = dataclasses.replace(opened, settings=settings)
+        else:  # compiled once for all checkpoints
+            predictor = predictor.with_weights(opened.params, opened.extras)
+        history[step] = evaluate_step(predictor, config, metadata, args, out / str(step))
     if len(history) > 1:
         series = {
             name: (
@@ -137,12 +142,10 @@ def last_step(source: Path) -> int:
 
 
 def evaluate_step(
-    source: Path, step: int, args: argparse.Namespace, folder: Path
+    predictor: Predictor, config: ConfigDict, metadata: dict, args: argparse.Namespace, folder: Path
 ) -> dict[str, float]:
     """Evaluate one checkpoint, write its report, and return the report's summary."""
-    predictor, config, metadata = open_checkpoint(source, None if source.name.isdigit() else step)
-    settings = change_settings(build.eval_settings(config), args.set)
-    predictor = dataclasses.replace(predictor, settings=settings)
+    step, settings = metadata["step"], predictor.settings
     images = build.images(config, args.split or config.data.test_split)
     check_classes(images, predictor.class_names)
     print(f"step {step}: {len(images)} images of {images.name}, {settings.num_views} views each")
@@ -161,7 +164,7 @@ def evaluate_step(
             parts["classification"] = classification_ap(
                 results.image_scores, images.labels, ap_mode=settings.ap
             )
-        split = corloc_split(args, settings)
+        split = corloc_split(args, settings) if build.has_boxes(config) else None
         if split is not None and detections is not None:
             parts["corloc"], quality = measure_corloc(predictor, config, split, proposals)
             scalars["top box size ratio"] = quality.size_ratio

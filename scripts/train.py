@@ -10,6 +10,7 @@ variant after a colon, and every value in it can be set on the command line as -
 
 import itertools
 import json
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -33,10 +34,16 @@ from wsod_jax.train.step import TrainStep, make_train_step
 from wsod_jax.viz.canvas import save_image
 from wsod_jax.viz.pictures import draw_pseudo_labels
 
-sys.path.insert(
-    0, str(Path(__file__).resolve().parents[1])
-)  # a config may import its base: configs.*
-config_flags.DEFINE_config_file("config", None, "Configuration file, and :variant if it has any.")
+# A config may import its base, configs.*
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+# Options that the file leaves at their defaults can be set too; build.py knows which there are.
+config_flags.DEFINE_config_file(
+    "config",
+    None,
+    "Configuration file, and :variant if it has any.",
+    lock_config=False,
+    accept_new_attributes=True,
+)
 flags.DEFINE_string("workdir", None, "Folder of this run; an existing one is resumed.")
 flags.mark_flags_as_required(["config", "workdir"])
 
@@ -59,6 +66,7 @@ def main(argv):
 def run(config, workdir: Path) -> None:
     """Train as `config` says, in `workdir`."""
     # -- data and method
+    build.check_sections(config)
     log, settings = build.log_settings(config), build.train_settings(config)
     data = TrainingData.read(config)
     class_names = data.image_set.class_names
@@ -204,5 +212,17 @@ def pseudo_pictures(step: TrainStep, data: TrainingData, log: build.LogSettings,
     return draw
 
 
+def check_overrides(arguments: list[str]) -> None:
+    """Exit on a setting of a section that does not exist, which the flags library meets with a traceback."""
+    for argument in arguments:
+        found = re.match(r"--?config\.(\w+)", argument)
+        if found:
+            try:
+                build.check_section_name(found[1])
+            except ConfigError as error:
+                sys.exit(f"error: {error}")
+
+
 if __name__ == "__main__":
+    check_overrides(sys.argv[1:])
     app.run(main)

@@ -230,14 +230,27 @@ def choose(table: Mapping[str, Any], section: Mapping[str, Any], name: str) -> t
     return table[found], rest
 
 
+def check_section_name(key: str) -> None:
+    """Raise `ConfigError` unless a configuration can have a section `key`, with the closest that exists."""
+    if key not in SECTIONS:
+        raise ConfigError(
+            f"config.{key} is no section; sections are {', '.join(SECTIONS)}"
+            + _suggestion(key, list(SECTIONS))
+        )
+
+
 def check_sections(config: ConfigDict | FrozenConfigDict) -> None:
-    """Raise `ConfigError` for a section that does not exist, with the closest one that does."""
+    """Raise `ConfigError` for a section that does not exist or is missing."""
     for key in config:
-        if key not in SECTIONS:
-            raise ConfigError(
-                f"config.{key} is no section; sections are {', '.join(SECTIONS)}"
-                + _suggestion(key, list(SECTIONS))
-            )
+        check_section_name(key)
+    optional = {"proposals"}
+    if config.get("method", {}).get("name") == "classifier":
+        optional |= {"network", "neck"}
+    missing = [key for key in SECTIONS if key not in config and key not in optional]
+    if missing:
+        raise ConfigError(
+            f"config lacks {', '.join(missing)}; configs/debug_tiny.py shows every section"
+        )
 
 
 def backbone(config: ConfigDict) -> Backbone:

@@ -54,20 +54,23 @@ def params(name: str) -> dict:
     """Random parameters, the heads' large enough that scores are far from equal."""
     drawn, extras = build(name).init(jax.random.key(1), make_batch(0))
     assert extras == {}
-    return {
-        key: jax.tree.map(lambda x, factor=HEADS.get(key, 1.0): factor * x, value)
-        for key, value in drawn.items()
-    }
+    factors = {key: HEADS.get(key, 1.0) for key in drawn}
+    return jax.tree.map(
+        lambda factor, tree: jax.tree.map(lambda x: factor * x, tree), factors, drawn
+    )
 
 
 def distinct_boxes(rng, count: int, height: int, width: int) -> np.ndarray:
-    """Boxes that no two pool the same cells of a stride-8 map, and so get scores of their own."""
+    """Boxes that no two pool the same cells of a stride-8 map, and so get scores of their own.
+
+    Two to three cells long, so that some overlap much and others do not at all.
+    """
     cells = set()
     while len(cells) < count:
-        x1, y1 = rng.integers(0, width // 8 - 1), rng.integers(0, height // 8 - 1)
-        x2, y2 = rng.integers(x1 + 1, width // 8), rng.integers(y1 + 1, height // 8)
-        cells.add((int(x1), int(y1), int(x2), int(y2)))
-    corners = 8.0 * np.array(sorted(cells)) + rng.uniform(-3, 3, (count, 4))
+        w, h = rng.integers(2, 4, 2)
+        x, y = rng.integers(0, width // 8 - w + 1), rng.integers(0, height // 8 - h + 1)
+        cells.add((int(x), int(y), int(x + w), int(y + h)))
+    corners = 8.0 * np.array(sorted(cells)) + rng.uniform(-2, 2, (count, 4))
     return np.clip(rng.permutation(corners), 0, [width, height] * 2).astype(np.float32)
 
 

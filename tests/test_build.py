@@ -1,0 +1,254 @@
+"""From configuration to objects: what is wrong is named, with what is allowed and the likely intention."""
+
+import jax
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from configs.debug_tiny import get_config
+from wsod_jax import build
+from wsod_jax.errors import ConfigError, DataError
+from wsod_jax.methods.refinement import RefinedDetector
+from wsod_jax.methods.wsddn import Wsddn
+from wsod_jax.nn.tiny import TinyNet
+from wsod_jax.weights.npz import save_weights
+
+
+def make_method(config):
+    return build.method(config, num_classes=3, max_classes=2)
+
+
+BUILDERS = {
+    "method": make_method,
+    "network": make_method,
+    "neck": make_method,
+    "backbone": build.backbone,
+    "data": lambda config: build.images(config, "trainval"),
+    "proposals": build.proposal_rules,
+    "train": build.train_settings,
+    "optim": build.optimizer,
+    "log": build.log_settings,
+    "eval": build.eval_settings,
+}
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "meant"),
+    [
+        ("method", "betta", "beta"),
+        ("network", "num_stage", "num_stages"),
+        ("neck", "dropout", "dropout_rate"),
+        ("backbone", "strides", "stride"),
+        ("data", "rot", "root"),
+        ("proposals", "max_proposal", "max_proposals"),
+        ("train", "num_step", "num_steps"),
+        ("optim", "learning_rat", "learning_rate"),
+        ("optim", "moment", "momentum"),
+        ("log", "evry", "every"),
+        ("eval", "nms_threshold", "nms_thr"),
+    ],
+)
+def test_unknown_key_suggests_the_closest(section, key, meant):
+    config = get_config()
+    config[section] = {**config[section], key: 1}
+    with pytest.raises(ConfigError, match=rf"config\.{section}\.{key} does not exist") as error:
+        BUILDERS[section](config)
+    assert f"Did you mean {meant!r}?" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("section", "key"),
+    [("network", "num_classes"), ("network", "name"), ("method", "network"), ("neck", "parent")],
+)
+def test_what_the_code_itself_decides_cannot_be_configured(section, key):
+    config = get_config()
+    config[section] = {**config[section], key: 3}
+    with pytest.raises(ConfigError, match=f"config.{section}.{key} does not exist"):
+        BUILDERS[section](config)
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value", "meant"),
+    [
+        ("method", "reweight", "papr", "paper"),
+        ("method", "mining_feature", "fc7_drop", "fc7_dropout"),
+        ("network", "pooling", "mx", "max"),
+        ("backbone", "stride", 16, None),
+        ("data", "difficult", "dropp", "drop"),
+        ("train", "loader", "thread", "threads"),
+        ("train", "resize", "shorter", "short"),
+        ("optim", "update_rule", "torch", "pytorch"),
+        ("optim", "shape", "step", "steps"),
+        ("eval", "ap", "11points", "11point"),
+    ],
+)
+def test_value_outside_its_choices(section, key, value, meant):
+    config = get_config()
+    config[section] = {**config[section], key: value}
+    with pytest.raises(ConfigError, match=rf"config\.{section}\.{key} is {value!r}; allowed") as e:
+        BUILDERS[section](config)
+    if meant:
+        assert f"Did you mean {meant!r}?" in str(e.value)
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value", "meant"),
+    [
+        ("method", "name", "oirc", "oicr"),
+        ("method", "name", None, None),
+        ("backbone", "name", "vgg", "vgg16"),
+        ("data", "reader", "vok", "voc"),
+        ("backbone", "dtype", "float16", None),
+        ("neck", "dtype", "half", None),
+    ],
+)
+def test_unknown_names(section, key, value, meant):
+    config = get_config()
+    config[section] = {k: v for k, v in config[section].items() if k != key} | {key: value}
+    with pytest.raises(ConfigError, match=f"config.{section}.{key}.*{value!r}; allowed are") as e:
+        BUILDERS[section](config)
+    if meant:
+        assert f"Did you mean {meant!r}?" in str(e.value)
+
+
+def test_unknown_section():
+    config = get_config()
+    config.evals = ConfigDict()
+    with pytest.raises(ConfigError, match=r"config\.evals is no section.*Did you mean 'eval'"):
+        make_method(config)
+    with pytest.raises(ConfigError, match=r"config\.evals is no section"):
+        build.from_dict(config.to_dict())
+
+
+@pytest.mark.parametrize("section", ["seed", "method", "backbone", "neck", "network", "optim"])
+def test_missing_section(section):
+    config = get_config()
+    del config[section]
+    with pytest.raises(ConfigError, match=f"config lacks .*{section}"):
+        build.check_sections(config)
+
+
+@pytest.mark.parametrize(
+    ("section", "key"),
+    [("proposals", "max_proposals"), ("train", "num_steps"), ("optim", "learning_rate")],
+)
+def test_missing_key(section, key):
+    config = get_config()
+    del config[section][key]
+    with pytest.raises(ConfigError, match=f"config.{section} lacks {key}"):
+        BUILDERS[section](config)
+
+
+@pytest.mark.parametrize(("variant", "num_stages"), [("wsddn", 3), ("oicr", 0), ("oim", 0)])
+def test_number_of_stages_must_fit_the_method(variant, num_stages):
+    config = get_config(variant)
+    config.network.num_stages = num_stages
+    with pytest.raises(ConfigError, match=f"num_stages is {num_stages} for method {variant!r}"):
+        make_method(config)
+
+
+@pytest.mark.parametrize(
+    ("variant", "kind", "stages"), [("wsddn", Wsddn, 0), ("oim_ir", RefinedDetector, 3)]
+)
+def test_method_is_what_its_sections_say(variant, kind, stages):
+    config = get_config(variant)
+    config.network.roi_size, config.neck.dims = 5, [6, 7]
+    method = make_method(config)
+    assert isinstance(method, kind)
+    assert (method.network.num_stages, method.network.roi_size) == (stages, 5)
+    assert method.network.neck.dims == (6, 7)  # lists in a stored configuration become tuples
+    assert isinstance(method.network.backbone, TinyNet)
+    assert method.network.backbone.frozen == ("conv1",)
+
+
+def test_stored_configuration_builds_the_same_method(tmp_path):
+    config = get_config("oim_ir")
+    path = tmp_path / "config.json"
+    path.write_text(config.to_json(), encoding="utf-8")
+    assert make_method(build.load_config(path)).network == make_method(config).network
+    assert build.eval_settings(build.load_config(path)) == build.eval_settings(config)
+    assert build.train_settings(build.load_config(path)) == build.train_settings(config)
+
+
+def test_missing_weights_say_how_to_get_them(tmp_path):
+    config = get_config()
+    config.backbone.weights = str(tmp_path / "vgg16.npz")
+    with pytest.raises(DataError, match=r"No weights at .*vgg16.npz.*scripts/convert_weights.py"):
+        build.warm_start(config)
+    config.backbone.weights = None
+    assert build.warm_start(config) is None
+
+
+def test_weights_reach_backbone_and_neck_and_those_of_another_network_do_not(tmp_path, capsys):
+    config = get_config()
+    path = tmp_path / "tiny.npz"
+    config.backbone.weights = str(path)
+    kernel = np.full((3, 3, 3, 16), 0.25, np.float32)
+    fc6 = np.full((4, 32), 0.5, np.float32)
+    loaded = {"conv1_1": {"kernel": kernel}, "fc6": {"kernel": fc6}, "cls": {"kernel": fc6}}
+    meta = {**build.backbone(config).description, "source": "a test"}
+    save_weights(path, loaded, meta)
+    drawn = {
+        "backbone": {"conv1_1": {"kernel": np.zeros_like(kernel), "bias": np.ones(16, np.float32)}},
+        "neck": {"fc6": {"kernel": np.zeros_like(fc6)}},
+        "midn": {"cls": {"kernel": np.zeros_like(fc6)}},
+    }
+    merged = build.warm_start(config)(drawn)
+    assert (merged["backbone"]["conv1_1"]["kernel"] == 0.25).all()
+    assert (merged["backbone"]["conv1_1"]["bias"] == 1).all()
+    assert (merged["neck"]["fc6"]["kernel"] == 0.5).all()
+    assert not merged["midn"]["cls"]["kernel"].any()
+    assert str(path) in capsys.readouterr().out
+
+    config.backbone.name = "vgg16"
+    del config.backbone["stride"]
+    with pytest.raises(DataError, match="architecture is 'tiny' in the file and 'vgg16'"):
+        build.warm_start(config)
+
+
+def test_data_without_boxes_cannot_be_measured(tmp_path):
+    config = get_config()
+    config.data = {"reader": "folder", "folder": str(tmp_path), "labels_csv": "labels.csv"}
+    assert not build.has_boxes(config)
+    with pytest.raises(ConfigError, match=r"'folder' has no boxes.*scripts/predict.py"):
+        build.ground_truth(config, "trainval")
+    assert build.has_boxes(get_config())
+
+
+def test_proposals_need_a_path_and_a_file(tmp_path):
+    config = get_config()
+    config.proposals.path = str(tmp_path / "none.npz")
+    with pytest.raises(DataError, match="none.npz"):
+        build.proposals(config)
+    del config.proposals["path"]
+    with pytest.raises(
+        ConfigError, match=r"config.proposals lacks path; scripts/make_proposals.py"
+    ):
+        build.proposals(config)
+    del config["proposals"]
+    assert build.proposals(config) is None and build.proposal_rules(config) is None
+
+
+def test_frozen_layers_get_no_update_whatever_the_decay():
+    config = get_config("oicr")
+    config.backbone.frozen = ("conv1",)
+    config.optim.weight_decay, config.optim.warmup_steps = 0.5, 0
+    config.optim.learning_rate, config.optim.decay_steps = 1e-4, (4,)
+    tx, schedule = build.optimizer(config)
+    params = {"backbone": {"conv1_1": np.ones(2), "conv2_1": np.ones(2)}, "midn": np.ones(2)}
+    params = jax.tree.map(lambda x: np.asarray(x, np.float32), params)
+    updates, _ = tx.update(params, tx.init(params), params)
+    assert not np.any(updates["backbone"]["conv1_1"])
+    assert np.all(updates["backbone"]["conv2_1"]) and np.all(updates["midn"])
+    rates = [float(schedule(step)) for step in (0, 3, 4)]
+    np.testing.assert_allclose(rates, [1e-4, 1e-4, 1e-5], rtol=1e-6)
+
+
+def test_cosine_with_warm_up():
+    config = get_config()
+    config.optim = {"learning_rate": 0.2, "shape": "cosine", "warmup_steps": 2, "warmup_factor": 0}
+    config.train.num_steps = 8
+    _, schedule = build.optimizer(config)
+    rates = [float(schedule(step)) for step in (0, 2, 4, 8)]
+    halfway = 0.2 * 0.5 * (1 + np.cos(np.pi / 4))
+    np.testing.assert_allclose(rates, [0, halfway, 0.1, 0], atol=1e-6)

@@ -1,0 +1,377 @@
+"""Whole runs of the scripts on a tiny synthetic set: stop and go on, measure, refuse what does not belong."""
+
+import csv
+import errno
+import functools
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from absl import logging
+
+import wsod_jax.train.checkpoint
+from scripts import evaluate
+from scripts import train as script
+from wsod_jax.data.proposals import ProposalSet
+from wsod_jax.data.voc import read_image_set
+from wsod_jax.errors import ConfigError, DataError
+from wsod_jax.train.checkpoint import checkpoint_steps, load_checkpoint
+from wsod_jax.train.logging import JsonlWriter, read_jsonl
+from wsod_jax.train.loop import Interrupted, NonFiniteError
+from wsod_jax.train.sharding import make_mesh
+
+ROOT = Path(__file__).resolve().parents[1]
+TIMES = {"images_per_s", "input_wait", "step_s"}  # differ from run to run
+
+
+@pytest.fixture(autouse=True)
+def quiet():
+    logging.set_verbosity(logging.WARNING)
+
+
+@pytest.fixture
+def config(trained_run):
+    """The configuration of the shared run, to change."""
+    return trained_run.config.copy_and_resolve_references()
+
+
+def losses(workdir) -> dict[int, dict]:
+    """Return step -> everything logged that depends on the computation alone."""
+    entries = read_jsonl(workdir / "metrics.jsonl")
+    return {e["step"]: {k: v for k, v in e.items() if k not in TIMES} for e in entries}
+
+
+def weights(workdir, step=None):
+    return load_checkpoint(workdir, step=step).params
+
+
+def assert_same_bits(a, b):
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+# -- training
+
+
+def test_run_learns_something_and_logs_it(trained_run):
+    assert checkpoint_steps(trained_run.workdir) == [0, 2, 4]
+    logged = losses(trained_run.workdir)
+    assert list(logged) == [1, 2, 3, 4]
+    stages = {"loss/mil", "loss/refine_1", "loss/refine_2", "loss/refine_3"}
+    for values in logged.values():
+        assert stages | {"loss", "lr", "pseudo_boxes", "positives", "nodes"} <= set(values)
+        assert values["loss"] == pytest.approx(sum(values[name] for name in stages), rel=1e-5)
+        assert values["pseudo_boxes"] >= 1 and values["proposals"] > 1
+    first, last = weights(trained_run.workdir, 0), weights(trained_run.workdir, 4)
+    for path, moved in jax.tree_util.tree_leaves_with_path(
+        jax.tree.map(lambda a, b: bool(np.any(a != b)), first, last)
+    ):
+        assert moved == ("conv1_" not in jax.tree_util.keystr(path)), path
+
+
+class StopsAt(JsonlWriter):
+    """Asks its own process to stop while the second update is under way."""
+
+    def write(self, step, scalars):
+        super().write(step, scalars)
+        if step == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_stopped_twice_and_resumed_equals_straight(trained_run, config, tmp_path, monkeypatch):
+    """A full disk at the first checkpoint, then SIGTERM, then a last resumption: the same bits."""
+    config.log.checkpoint_every = 100  # so that the one of step 2 is due to the signal
+    with monkeypatch.context() as patch:
+        patch.setattr(script, "JsonlWriter", StopsAt)
+        patch.setattr(wsod_jax.train.checkpoint, "write_manifest", manifest_but_for_step(2))
+        with pytest.raises(OSError, match="step 2 .*disk is full.*step 0, is intact.*resumes"):
+            script.run(config, tmp_path)
+    assert checkpoint_steps(tmp_path) == [0]
+    with monkeypatch.context() as patch:
+        patch.setattr(script, "JsonlWriter", StopsAt)
+        with pytest.raises(Interrupted, match="0") as stopped:
+            script.run(config, tmp_path)
+    assert "stopped by SIGTERM after update 2 of 4; to go on: " in stopped.value.message
+    assert checkpoint_steps(tmp_path) == [0, 2]
+    script.run(config, tmp_path)
+    assert checkpoint_steps(tmp_path) == [0, 2, 4]
+    for step in (0, 2, 4):
+        assert_same_bits(weights(tmp_path, step), weights(trained_run.workdir, step))
+    assert losses(tmp_path) == losses(trained_run.workdir)
+    script.run(config, tmp_path)  # finished: nothing happens
+    assert losses(tmp_path) == losses(trained_run.workdir)
+
+
+def manifest_but_for_step(number):
+    """Return `write_manifest` for a disk that is full when this step's checkpoint is finished."""
+    write_manifest = wsod_jax.train.checkpoint.write_manifest
+
+    def write(folder):
+        if folder.name == str(number):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
+        write_manifest(folder)
+
+    return write
+
+
+def garbled_boxes(trained_run, config, folder):
+    """The same set with nonsense in every <bndbox>."""
+    shutil.copytree(trained_run.data, folder / "data")
+    for path in (folder / "data" / "Annotations").glob("*.xml"):
+        text, count = re.subn(r"(<[xy]m(?:in|ax)>)\d+(<)", r"\g<1>rubbish\g<2>", path.read_text())
+        assert count >= 4
+        path.write_text(text)
+    config.data.root = str(folder / "data")
+
+
+def labels_only(trained_run, config, folder):
+    """The same pictures in a plain folder, with a CSV of labels; no box exists anywhere."""
+    images = read_image_set(trained_run.data, "trainval")
+    (folder / "data").mkdir()
+    with (folder / "labels.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["image", "labels"])
+        for record in images.records:
+            shutil.copy(record.path, folder / "data")
+            present = np.flatnonzero(record.labels)
+            writer.writerow([record.image_id, ";".join(images.class_names[c] for c in present)])
+    config.data = {
+        "reader": "folder",
+        "folder": str(folder / "data"),
+        "labels_csv": str(folder / "labels.csv"),
+        "class_names": images.class_names,
+        "train_split": "all",
+        "test_split": "all",
+    }
+
+
+@pytest.mark.parametrize("data", [garbled_boxes, labels_only])
+def test_boxes_never_reach_training(trained_run, config, tmp_path, data):
+    data(trained_run, config, tmp_path)
+    script.run(config, tmp_path / "run")
+    assert losses(tmp_path / "run") == losses(trained_run.workdir)
+    assert_same_bits(weights(tmp_path / "run"), weights(trained_run.workdir))
+    if data is labels_only:
+        evaluate.main(["--workdir", str(tmp_path / "run"), *FAST])
+        report = read_report(tmp_path / "run" / "evaluation" / "4")
+        assert "mAP" not in str(report["summary"].keys())
+        assert (tmp_path / "run" / "evaluation" / "4" / "predictions.json").exists()
+
+
+def test_one_device_gives_the_result_of_four(trained_run, config, tmp_path, monkeypatch):
+    assert jax.local_device_count() == 4
+    monkeypatch.setattr(script, "make_mesh", functools.partial(make_mesh, 1))
+    script.run(config, tmp_path)
+    four, one = losses(trained_run.workdir), losses(tmp_path)
+    for step, values in four.items():
+        assert set(one[step]) == set(values)
+        for name, value in values.items():
+            assert one[step][name] == pytest.approx(value, rel=1e-3, abs=1e-5), (step, name)
+    jax.tree.map(
+        functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-4),
+        weights(tmp_path),
+        weights(trained_run.workdir),
+    )
+
+
+@pytest.mark.slow
+def test_cached_features_give_the_same_run(config, tmp_path):
+    config.backbone.frozen = ("conv",)
+    config.train.flip = False  # few enough images for the cache to be used from step 3 on
+    script.run(config, tmp_path / "plain")
+    config.train.cache_features = True
+    script.run(config, tmp_path / "cached")
+    plain, cached = losses(tmp_path / "plain"), losses(tmp_path / "cached")
+    for step, values in plain.items():
+        for name, value in values.items():
+            assert cached[step][name] == pytest.approx(value, rel=1e-3, abs=1e-5), (step, name)
+
+
+@pytest.mark.slow
+def test_all_of_it_from_the_command_line(trained_run, tmp_path):
+    """SIGTERM from outside ends with status 0 and says how to go on; Ctrl-C is the same; then it goes on."""
+    settings = {"data.root": trained_run.data, "proposals.path": trained_run.proposals}
+    settings |= {"train.scales": "(64,)", "eval.scales": "(64,)", "train.num_steps": 40}
+    settings |= {"log.pictures_every": 5, "log.tensorboard": True, "log.milestones_every": 20}
+    command = [sys.executable, "scripts/train.py", "--config", "configs/debug_tiny.py:oicr"]
+    command += ["--workdir", str(tmp_path / "run")]
+    command += [f"--config.{key}={value}" for key, value in settings.items()]
+    for number in (signal.SIGTERM, signal.SIGINT):
+        process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+        for line in process.stderr:
+            if line.startswith("step "):
+                process.send_signal(number)
+                break
+        rest = process.stderr.read()
+        assert process.wait() == 0, rest
+        assert f"{number.name}: finishing this update and saving" in rest
+        assert "to go on: " in rest and "scripts/train.py" in rest
+    done = subprocess.run(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 0 and "resuming at step" in done.stderr, done.stderr
+    assert "compilations of the training step: " in done.stderr
+    assert list(losses(tmp_path / "run")) == list(range(1, 41))
+    assert {0, 20, 40} <= set(checkpoint_steps(tmp_path / "run"))
+    assert len(list((tmp_path / "run" / "pictures").glob("000040_*.png"))) == 2
+    assert list((tmp_path / "run" / "tensorboard").iterdir())
+
+
+# -- evaluation
+
+FAST = ["--set", "flips=(False,)", "--pictures", "2"]
+
+
+def read_report(folder: Path) -> dict:
+    return json.loads((folder / "report.json").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def evaluated(trained_run, tmp_path_factory):
+    """Every checkpoint of the shared run, measured; and what was printed."""
+    out = tmp_path_factory.mktemp("evaluation")
+    arguments = ["--workdir", str(trained_run.workdir), "--out", str(out), "--all_steps"]
+    evaluate.main([*arguments, *FAST])
+    return out
+
+
+def test_every_checkpoint_is_measured(evaluated, trained_run):
+    history = json.loads((evaluated / "history.json").read_text())
+    assert list(history) == ["0", "2", "4"]
+    assert (evaluated / "curves.png").stat().st_size > 1000
+    for step, summary in history.items():
+        report = read_report(evaluated / step)
+        assert summary.items() <= report["summary"].items()
+        assert {"map", "corloc"} <= {re.sub(r"\W.*", "", k.lower()) for k in summary}, summary
+        assert report["settings"]["test"]["flips"] == [False]
+        assert report["settings"]["set"].endswith("test")
+        for name in ("report.md", "predictions.json", "precision_recall.png", "detections.png"):
+            assert (evaluated / step / name).stat().st_size > 0
+        assert len(list((evaluated / step / "detections").glob("*.png"))) == 2
+    before, after = (read_report(evaluated / step)["summary"] for step in ("0", "4"))
+    assert before != after
+
+
+def test_saved_predictions_score_as_the_model_did(evaluated, trained_run, tmp_path):
+    predictions = evaluated / "4" / "predictions.json"
+    arguments = ["--workdir", str(trained_run.workdir), "--out", str(tmp_path), *FAST]
+    evaluate.main([*arguments, "--predictions", str(predictions)])
+    again, first = read_report(tmp_path / "4")["summary"], read_report(evaluated / "4")["summary"]
+    scores = {name for name in again if "map" in name.lower()}
+    assert scores and {n: again[n] for n in scores} == {n: first[n] for n in scores}
+
+
+def test_watching_a_finished_run_ends(trained_run, tmp_path, monkeypatch):
+    monkeypatch.setattr(time, "sleep", lambda seconds: pytest.fail("waited for a finished run"))
+    arguments = ["--workdir", str(trained_run.workdir), "--out", str(tmp_path), *FAST]
+    evaluate.main([*arguments, "--watch", "--corloc_split", "none"])
+    assert {path.name for path in tmp_path.iterdir() if path.is_dir()} == {"0", "2", "4"}
+
+
+def test_one_checkpoint_by_its_folder(trained_run, tmp_path):
+    checkpoint = trained_run.workdir / "checkpoints" / "2"
+    evaluate.main(
+        ["--checkpoint", str(checkpoint), "--out", str(tmp_path), "--corloc_split", "none", *FAST]
+    )
+    assert read_report(tmp_path / "2")["settings"]["step"] == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--set", "nms=0.3"], "config.eval.nms does not exist.*Did you mean 'nms_thr'"),
+        (["--split", "tset"], "tset"),
+        (["--predictions", "nowhere.json"], "nowhere.json"),
+    ],
+)
+def test_evaluation_names_what_is_wrong(trained_run, tmp_path, arguments, message):
+    with pytest.raises(SystemExit, match=f"error: .*{message}"):
+        evaluate.main(["--workdir", str(trained_run.workdir), "--out", str(tmp_path), *arguments])
+
+
+def test_evaluation_of_nothing(tmp_path):
+    with pytest.raises(SystemExit, match=r"error: no checkpoints in .*scripts/train.py"):
+        evaluate.main(["--workdir", str(tmp_path)])
+
+
+# -- what does not belong
+
+
+def test_workdir_of_another_run_is_refused_and_left_alone(trained_run, config):
+    before = (trained_run.workdir / "config.json").read_text()
+    config.optim.learning_rate = 0.5
+    config.method.beta = 0.7
+    with pytest.raises(ConfigError, match="checkpoints of another run") as error:
+        script.run(config, trained_run.workdir)
+    rate = trained_run.config.optim.learning_rate
+    assert f"config.optim.learning_rate: {rate} there, 0.5 now" in str(error.value)
+    assert "config.method.beta: 0.2 there, 0.7 now" in str(error.value)
+    assert (trained_run.workdir / "config.json").read_text() == before
+    assert len(losses(trained_run.workdir)) == 4
+
+
+def test_workdir_of_another_method_is_refused(trained_run, config):
+    config.method = {"name": "oicr"}
+    with pytest.raises(ConfigError, match="method: 'oim' there, 'oicr' now"):
+        script.run(config, trained_run.workdir)
+
+
+def test_checkpoint_of_other_classes_is_refused(trained_run, config, tmp_path):
+    shutil.copytree(trained_run.data, tmp_path / "data")
+    config.data.root = str(tmp_path / "data")
+    config.train.num_steps = 0
+    script.run(config, tmp_path / "run")
+    with (tmp_path / "data" / "classes.txt").open("a") as file:
+        file.write("unicorn\n")
+    with pytest.raises(ConfigError, match="class_names: .* now"):
+        script.run(config, tmp_path / "run")
+    with pytest.raises(SystemExit, match=r"error: .*unicorn, but the checkpoint was trained for"):
+        evaluate.main(["--workdir", str(tmp_path / "run"), *FAST])
+
+
+def test_image_without_proposals_stops_before_training(trained_run, config, tmp_path):
+    proposals = ProposalSet.load(trained_run.proposals)
+    proposals.select(proposals.ids[1:]).save(tmp_path / "fewer.npz")
+    config.proposals.path = str(tmp_path / "fewer.npz")
+    with pytest.raises(DataError, match=f"fewer.npz.*{proposals.ids[0]!r}.*make_proposals.py"):
+        script.run(config, tmp_path / "run")
+
+
+def test_diverged_run_stops_and_names_the_term(config, tmp_path):
+    config.optim.learning_rate, config.optim.warmup_steps = 1e30, 0
+    with pytest.raises(NonFiniteError, match=r"update \d: loss/\w+ = nan.*last good checkpoint is"):
+        script.run(config, tmp_path)
+    assert checkpoint_steps(tmp_path) == [0]
+
+
+def test_cached_features_need_a_frozen_backbone(config, tmp_path):
+    config.train.cache_features = True
+    with pytest.raises(ConfigError, match="needs a wholly frozen backbone.*conv4_2"):
+        script.run(config, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("--config.metod.name=oicr", "config.metod is no section.*Did you mean 'method'"),
+        ("--config.train.num_step=3", "config.train.num_step does not.*Did you mean 'num_steps'"),
+        ("--config.method.bet=3", "config.method.bet does not exist.*Did you mean 'beta'"),
+        ("--config.train.num_steps=many", "num_steps"),
+        ("train.num_steps=3", "settings look like --config.train.num_steps=100"),
+    ],
+)
+def test_command_line_names_what_is_wrong(tmp_path, argument, message):
+    command = [sys.executable, "scripts/train.py", "--config", "configs/debug_tiny.py", argument]
+    done = subprocess.run(
+        [*command, "--workdir", str(tmp_path)], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode != 0
+    assert re.search(message, done.stdout + done.stderr), done.stderr[-2000:]
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.iterdir())
