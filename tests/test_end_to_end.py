@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -71,10 +72,14 @@ def test_run_learns_something_and_logs_it(trained_run):
         assert values["loss"] == pytest.approx(sum(values[name] for name in stages), rel=1e-5)
         assert values["pseudo_boxes"] >= 1 and values["proposals"] > 1
     first, last = weights(trained_run.workdir, 0), weights(trained_run.workdir, 4)
-    for path, moved in jax.tree_util.tree_leaves_with_path(
-        jax.tree.map(lambda a, b: bool(np.any(a != b)), first, last)
-    ):
-        assert moved == ("conv1_" not in jax.tree_util.keystr(path)), path
+    frozen = trained_run.config.backbone.frozen
+    for layer, before in first.pop("backbone").items():
+        moved = np.any(before["kernel"] != last["backbone"][layer]["kernel"])
+        assert moved == (not layer.startswith(frozen)), layer
+    for part, before in first.items():
+        assert any(
+            np.any(a != b) for a, b in zip(*map(jax.tree.leaves, (before, last[part])), strict=True)
+        )
 
 
 class StopsAt(JsonlWriter):
@@ -161,8 +166,8 @@ def test_boxes_never_reach_training(trained_run, config, tmp_path, data):
     assert_same_bits(weights(tmp_path / "run"), weights(trained_run.workdir))
     if data is labels_only:
         evaluate.main(["--workdir", str(tmp_path / "run"), *FAST])
-        report = read_report(tmp_path / "run" / "evaluation" / "4")
-        assert "mAP" not in str(report["summary"].keys())
+        summary = read_report(tmp_path / "run" / "evaluation" / "4")["summary"]
+        assert "image mAP" in summary and not {"mAP50", "CorLoc"} & set(summary)
         assert (tmp_path / "run" / "evaluation" / "4" / "predictions.json").exists()
 
 
@@ -200,7 +205,8 @@ def test_all_of_it_from_the_command_line(trained_run, tmp_path):
     """SIGTERM from outside ends with status 0 and says how to go on; Ctrl-C is the same; then it goes on."""
     settings = {"data.root": trained_run.data, "proposals.path": trained_run.proposals}
     settings |= {"train.scales": "(64,)", "eval.scales": "(64,)", "train.num_steps": 40}
-    settings |= {"log.pictures_every": 5, "log.tensorboard": True, "log.milestones_every": 20}
+    settings |= {"log.pictures_every": 5, "log.tensorboard": True}
+    settings |= {"log.checkpoint_every": 10, "log.milestones_every": 20}
     command = [sys.executable, "scripts/train.py", "--config", "configs/debug_tiny.py:oicr"]
     command += ["--workdir", str(tmp_path / "run")]
     command += [f"--config.{key}={value}" for key, value in settings.items()]
@@ -248,14 +254,14 @@ def test_every_checkpoint_is_measured(evaluated, trained_run):
     for step, summary in history.items():
         report = read_report(evaluated / step)
         assert summary.items() <= report["summary"].items()
-        assert {"map", "corloc"} <= {re.sub(r"\W.*", "", k.lower()) for k in summary}, summary
+        assert {"mAP50", "CorLoc", "image mAP"} <= set(summary)
         assert report["settings"]["test"]["flips"] == [False]
         assert report["settings"]["set"].endswith("test")
         for name in ("report.md", "predictions.json", "precision_recall.png", "detections.png"):
             assert (evaluated / step / name).stat().st_size > 0
         assert len(list((evaluated / step / "detections").glob("*.png"))) == 2
-    before, after = (read_report(evaluated / step)["summary"] for step in ("0", "4"))
-    assert before != after
+    first, last = ((evaluated / step / "predictions.json").read_text() for step in ("0", "4"))
+    assert first != last
 
 
 def test_saved_predictions_score_as_the_model_did(evaluated, trained_run, tmp_path):
@@ -263,12 +269,12 @@ def test_saved_predictions_score_as_the_model_did(evaluated, trained_run, tmp_pa
     arguments = ["--workdir", str(trained_run.workdir), "--out", str(tmp_path), *FAST]
     evaluate.main([*arguments, "--predictions", str(predictions)])
     again, first = read_report(tmp_path / "4")["summary"], read_report(evaluated / "4")["summary"]
-    scores = {name for name in again if "map" in name.lower()}
-    assert scores and {n: again[n] for n in scores} == {n: first[n] for n in scores}
+    assert again["mAP50"] == first["mAP50"] is not None
 
 
 def test_watching_a_finished_run_ends(trained_run, tmp_path, monkeypatch):
-    monkeypatch.setattr(time, "sleep", lambda seconds: pytest.fail("waited for a finished run"))
+    clock = SimpleNamespace(perf_counter=time.perf_counter)  # nothing here can sleep
+    monkeypatch.setattr(evaluate, "time", clock)
     arguments = ["--workdir", str(trained_run.workdir), "--out", str(tmp_path), *FAST]
     evaluate.main([*arguments, "--watch", "--corloc_split", "none"])
     assert {path.name for path in tmp_path.iterdir() if path.is_dir()} == {"0", "2", "4"}
@@ -344,8 +350,9 @@ def test_image_without_proposals_stops_before_training(trained_run, config, tmp_
 
 
 def test_diverged_run_stops_and_names_the_term(config, tmp_path):
-    config.optim.learning_rate, config.optim.warmup_steps = 1e30, 0
-    with pytest.raises(NonFiniteError, match=r"update \d: loss/\w+ = nan.*last good checkpoint is"):
+    config.optim.learning_rate, config.optim.warmup_steps = 1e15, 0
+    message = r"update \d: loss/\w+ = (nan|inf).*the last good checkpoint is step 0"
+    with pytest.raises(NonFiniteError, match=message):
         script.run(config, tmp_path)
     assert checkpoint_steps(tmp_path) == [0]
 
@@ -361,9 +368,7 @@ def test_cached_features_need_a_frozen_backbone(config, tmp_path):
     [
         ("--config.metod.name=oicr", "config.metod is no section.*Did you mean 'method'"),
         ("--config.train.num_step=3", "config.train.num_step does not.*Did you mean 'num_steps'"),
-        ("--config.method.bet=3", "config.method.bet does not exist.*Did you mean 'beta'"),
         ("--config.train.num_steps=many", "num_steps"),
-        ("train.num_steps=3", "settings look like --config.train.num_steps=100"),
     ],
 )
 def test_command_line_names_what_is_wrong(tmp_path, argument, message):
