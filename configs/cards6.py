@@ -26,7 +26,9 @@ def get_config(variant: str = "oim_ir"):
     config.data.class_names = ("nine", "ten", "jack", "queen", "king", "ace")
     config.proposals.path = "data/proposals/cards6_selective_search.npz"
     config.proposals.max_proposals = 256
-    config.proposals.min_side = 0.18  # of the image's shorter side: below the smallest card of the training images
+    config.proposals.min_side = (
+        0.18  # of the image's shorter side: below the smallest card of the training images
+    )
     config.proposals.dedup_stride = 16
 
     config.train.micro_batch = 2

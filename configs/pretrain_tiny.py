@@ -13,14 +13,14 @@ def get_config():
     config = ConfigDict()
     config.seed = 0
     config.method = dict(name="classifier", activation="softmax")
-    config.backbone = dict(name="tiny", weights=None, pixels="torchvision", stride=8)
+    config.backbone = dict(name="tiny", weights=None, pixels="torchvision", stride=4)
     config.data = dict(
         reader="voc", root="demo/data/objects", train_split="trainval", test_split="test"
     )
     config.train = dict(
-        num_steps=1200,
+        num_steps=800,
         micro_batch=16,
-        scales=(160,),
+        scales=(96,),
         aspect=1.0,
         flip=True,
         loader="tf",
@@ -29,5 +29,5 @@ def get_config():
         name="adamw", learning_rate=2e-3, shape="cosine", warmup_steps=50, weight_decay=1e-4
     )
     config.log = dict(every=50, checkpoint_every=600)
-    config.eval = dict(scales=(160,), aspect=1.0, flips=(False,), micro_batch=16, corloc_split=None)
+    config.eval = dict(scales=(96,), aspect=1.0, flips=(False,), micro_batch=16, corloc_split=None)
     return config

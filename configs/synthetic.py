@@ -11,20 +11,19 @@ from configs.small_sets import small_set
 
 def get_config(variant: str = "oim_ir"):
     """Return the configuration of one method: wsddn, oicr, pcl, mist, oim or oim_ir."""
-    config = small_set(variant, num_steps=2000)
+    config = small_set(variant, num_steps=600)
     config.backbone = dict(
         name="tiny",
         weights="demo/weights/tiny.npz",
         pixels="torchvision",
-        stride=8,
-        frozen=("conv1",),
-        dtype="float32",
+        stride=4,
+        frozen=("conv",),
     )
     config.data.root = "demo/data/synthetic"
     config.proposals.path = "demo/data/synthetic_proposals.npz"
-    config.proposals.max_proposals = 512
-    config.proposals.min_side = 0.1
-    config.proposals.dedup_stride = 8
+    config.proposals.max_proposals = 256
+    config.proposals.min_side = 0.2
+    config.proposals.dedup_stride = 4
 
     config.train.micro_batch = 4
     config.train.scales = (160,)

@@ -3,7 +3,7 @@
 The set is small, pretty and hard where weakly supervised detection is hard: several objects of a class per
 image, objects whose small patterned head alone tells the class, clutter, things of no class, telling backgrounds.
 
-  python scripts/make_synthetic.py --out data/synthetic                # 400 images to train on, 150 to test on
+  python scripts/make_synthetic.py --out data/synthetic                # 300 images to train on, 150 to test on
   python scripts/make_synthetic.py --out data/objects --pretraining    # one object per image, to pretrain a backbone
 
 The same options always give the same set; running again on a finished set does nothing.
@@ -32,7 +32,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--out", type=Path, required=True, help="the folder to write the set into")
     parser.add_argument("--seed", type=int, default=DEFAULT.seed, help="another seed, another set")
-    parser.add_argument("--num_trainval", type=int, help="images to train and validate on (400)")
+    parser.add_argument("--num_trainval", type=int, help="images to train and validate on (300)")
     parser.add_argument("--num_test", type=int, help="images to test on (150)")
     parser.add_argument("--size", type=int, default=DEFAULT.size, help="longer side, pixels (160)")
     parser.add_argument(

@@ -50,6 +50,7 @@ class SyntheticSpec:
       deformation: largest relative stretch, shear and bend.
       max_overlap: how much of an object's mask, as a share, another thing may share with it.
       distractors: (fewest, most) things of no class in an image.
+      decoys: probability that a distractor wears the part of a random class: a part alone is then no proof.
       clutter: strength of the background's texture and blotches, 0 is flat colour.
       context: probability that the background's colours go with a class in the image; else with a random one.
       part_contrast: 1 shows parts in their own colours, 0 in the body's: lower makes parts less dominant.
@@ -61,7 +62,7 @@ class SyntheticSpec:
     """
 
     seed: int = 0
-    num_trainval: int = 400
+    num_trainval: int = 300
     num_test: int = 150
     val_fraction: float = 0.2
     size: int = 160
@@ -75,11 +76,12 @@ class SyntheticSpec:
     deformation: float = 0.1
     max_overlap: float = 0.1
     distractors: tuple[int, int] = (0, 3)
+    decoys: float = 0.5
     clutter: float = 0.8
     context: float = 0.7
     part_contrast: float = 1.0
     part_probability: float = 1.0
-    body_contrast: float = 0.45
+    body_contrast: float = 0.2
     noise: float = 4.0
     void: bool = False
 
@@ -111,6 +113,7 @@ class SyntheticSpec:
             raise ConfigError(f"distractors must be (fewest, most), found {self.distractors}.")
         shares = (
             "two_classes",
+            "decoys",
             "context",
             "part_contrast",
             "part_probability",
@@ -126,7 +129,8 @@ class SyntheticSpec:
 def pretraining_spec(spec: SyntheticSpec, *, num_trainval: int = 1200, num_test: int = 200):
     """Return the specification of one-object images for pretraining a classifier for `spec`'s classes.
 
-    Another seed, larger objects, and one object per image; no image or object of `spec` recurs.
+    Another seed, larger objects, one per image, half of them without their part, and no decoys; no image or object of
+    `spec` recurs.
     """
     return dataclasses.replace(
         spec,
@@ -136,6 +140,7 @@ def pretraining_spec(spec: SyntheticSpec, *, num_trainval: int = 1200, num_test:
         objects_per_image=1,
         object_side=(0.35, 0.8),
         part_probability=0.5,
+        decoys=0.0,
     )
 
 
@@ -248,7 +253,7 @@ def render_scene(spec: SyntheticSpec, index: int) -> Scene:
 
     num_distractors = rng.integers(spec.distractors[0], spec.distractors[1] + 1)
     things = [(i, CATALOGUE[name]) for i, name in zip(class_indices, names, strict=True)]
-    things += [(-1, draw_distractor(rng)) for _ in range(num_distractors)]
+    things += [(-1, _draw_distractor(spec, rng)) for _ in range(num_distractors)]
     taken, painted = [], []
     for class_index, looks in things:
         placed = _place(looks, spec, taken, (height, width), rng)
@@ -269,6 +274,20 @@ def render_scene(spec: SyntheticSpec, index: int) -> Scene:
         ]
         taken.append(whole)
     return _finish(spec, canvas, painted, rng)
+
+
+def _draw_distractor(spec: SyntheticSpec, rng: np.random.Generator) -> ObjectClass:
+    """Draw a thing of no class; some wear a class's part."""
+    looks = draw_distractor(rng)
+    if rng.random() >= spec.decoys:
+        return looks
+    model = CATALOGUE[str(rng.choice(spec.classes))]
+    return dataclasses.replace(
+        looks,
+        part=looks.part or looks.body,
+        part_pattern=model.part_pattern,
+        part_colours=model.part_colours,
+    )
 
 
 def _finish(spec: SyntheticSpec, canvas: np.ndarray, painted: list, rng) -> Scene:
