@@ -356,7 +356,8 @@ def show_objectness(options: argparse.Namespace) -> None:
         name = images.class_names[shown]
         rows = []
         for run, steps in zip(runs, scored, strict=True):
-            found = {f"{run.workdir.name} {step}: {name}": steps[step][index] for step in steps}
+            of_run = f"{run.workdir.name}, " if len(runs) > 1 else ""
+            found = {f"{of_run}step {step}: {name}": steps[step][index] for step in steps}
             rows.append(
                 draw_score_evolution(
                     image, run.predictor, found, class_index=shown, max_boxes=options.max_boxes

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
@@ -135,18 +135,24 @@ class MiningRun:
           Position -> what was mined; images that cannot be read or have no proposals are left out.
         """
         subset = dataclasses.replace(self.data, image_set=self.data.image_set.select(positions))
-        mine = jax.jit(self._mine)
         found = {}
         for batch in subset.fixed_batches(len(positions)):
             if not batch.image_mask[0]:
                 continue
             position = positions[int(batch.image_index[0])]
             batch = batch.replace(image_index=np.array([position], np.int32))  # seeds its dropout
-            mined, features = jax.tree.map(lambda x: np.asarray(x[0]), mine(self.params, batch))
+            mined, features = jax.tree.map(
+                lambda x: np.asarray(x[0]), self.mine_step(self.params, batch)
+            )
             found[position] = MinedImage(
                 batch.proposals[0], batch.proposal_mask[0], features, mined, batch.scale[0]
             )
         return found
+
+    @functools.cached_property
+    def mine_step(self) -> Callable[[Params, Batch], tuple[Mined, jax.Array]]:
+        """The jitted mining, with the features it compares; one compilation per canvas."""
+        return jax.jit(self._mine)
 
     def _mine(self, params: Params, batch: Batch) -> tuple[Mined, jax.Array]:
         key = jax.random.fold_in(jax.random.key(self.config.seed), self.step)
@@ -220,7 +226,7 @@ class MiningRun:
         return configured.get(name, inspect.signature(oim).parameters[name].default)
 
 
-@partial(jax.jit, static_argnames="num_slots")
+@functools.partial(jax.jit, static_argnames="num_slots")
 def _search(
     features: jax.Array,
     boxes: jax.Array,
