@@ -18,6 +18,7 @@ import time
 from pathlib import Path
 
 from wsod_jax.evals.report import summarise_seeds
+from wsod_jax.train.checkpoint import checkpoint_steps
 
 ROOT = Path(__file__).resolve().parents[1]
 METHODS = {
@@ -95,10 +96,18 @@ def run_one(data_set: str, method: str, seed: int, runs: Path, overrides: list[s
         *overrides,
     ]
     subprocess.run(python + train, check=True)
+    num_steps = json.loads((workdir / "config.json").read_text(encoding="utf-8"))["train"][
+        "num_steps"
+    ]
+    if num_steps not in checkpoint_steps(
+        workdir
+    ):  # an interrupted run saves and ends without error
+        sys.exit(f"{workdir} stopped before step {num_steps}; the same command goes on with it")
     trained = time.time()
     evaluate = [str(ROOT / "scripts/evaluate.py"), "--workdir", str(workdir)]
     subprocess.run(python + evaluate, check=True)
-    report = newest_report(workdir)
+    path = workdir / "evaluation" / str(num_steps) / "report.json"
+    report = json.loads(path.read_text(encoding="utf-8"))
     content = {
         "set": data_set,
         "method": method,
@@ -113,13 +122,6 @@ def run_one(data_set: str, method: str, seed: int, runs: Path, overrides: list[s
     row.parent.mkdir(parents=True, exist_ok=True)
     row.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     print(f"row: {row}")
-
-
-def newest_report(workdir: Path) -> dict:
-    """Read the report of the last evaluated step."""
-    folders = [p for p in (workdir / "evaluation").iterdir() if p.name.isdigit()]
-    newest = max(folders, key=lambda path: int(path.name))
-    return json.loads((newest / "report.json").read_text(encoding="utf-8"))
 
 
 def write_tables() -> None:
@@ -154,9 +156,9 @@ def cells(rows: list[dict], wanted: int) -> list[str]:
     """Return the cells of one method."""
     if not rows:
         return ["not run"] * len(COLUMNS) + [f"0 of {wanted}", ""]
-    summary = summarise_seeds([row["summary"] for row in rows])
     minutes = sum(row["train_seconds"] + row["evaluate_seconds"] for row in rows) / len(rows) / 60
-    values = [summary[name].as_percent() if name in summary else "" for name in COLUMNS]
+    summary = summarise_seeds([row["summary"] for row in rows])
+    values = [summary[name].as_percent() for name in COLUMNS]
     return [*values, f"{len(rows)} of {wanted}", f"{minutes:.1f}"]
 
 

@@ -39,9 +39,9 @@ class SeedSummary:
     count: int
 
     def as_percent(self) -> str:
-        """Return like "50.1 ± 0.4 (3 seeds)"."""
+        """Return like "50.1 ± 0.4", or "50.1" for one run."""
         spread = "" if math.isnan(self.std) else f" ± {100 * self.std:.1f}"
-        return f"{100 * self.mean:.1f}{spread} ({self.count} seed{'s' * (self.count != 1)})"
+        return f"{100 * self.mean:.1f}{spread}"
 
 
 def summarise_seeds(runs: Sequence[Mapping[str, float]]) -> dict[str, SeedSummary]:
