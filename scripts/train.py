@@ -191,7 +191,7 @@ def pseudo_pictures(step: TrainStep, data: TrainingData, log: build.LogSettings,
         del micro_batches, metrics
         if number % log.pictures_every:
             return
-        for index, batch in enumerate(batches):
+        for batch in batches:
             pseudo = step.examine(state, put(batch, step.mesh)).pseudo
             if pseudo is None:
                 return
@@ -206,7 +206,7 @@ def pseudo_pictures(step: TrainStep, data: TrainingData, log: build.LogSettings,
                 mask=last.mask,
                 class_names=data.image_set.class_names,
             )
-            name = data.image_set.records[index].image_id
+            name = data.image_set.records[int(batch.image_index[0])].image_id
             save_image(folder / f"{number:06d}_{name}.png", picture)
 
     return draw
