@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 from configs.debug_tiny import get_config
 from wsod_jax import build
 from wsod_jax.errors import ConfigError, DataError
+from wsod_jax.experiment import change_settings
 from wsod_jax.methods.refinement import RefinedDetector
 from wsod_jax.methods.wsddn import Wsddn
 from wsod_jax.nn.tiny import TinyNet
@@ -54,6 +55,21 @@ def test_unknown_key_suggests_the_closest(section, key, meant):
     with pytest.raises(ConfigError, match=rf"config\.{section}\.{key} does not exist") as error:
         BUILDERS[section](config)
     assert f"Did you mean {meant!r}?" in str(error.value)
+
+
+def test_sweep_of_iou_thresholds():
+    config = get_config()
+    config.eval.iou_thrs = "sweep"
+    settings = build.eval_settings(config)
+    assert settings.iou_thrs == (0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
+    assert change_settings(build.EvalSettings(), ["iou_thrs=sweep"]).iou_thrs == settings.iou_thrs
+    for section, value in (("eval", "swep"), ("log", "mAP")):
+        key = {"eval": "iou_thrs", "log": "best"}[section]
+        config[section] = {key: value}
+        with pytest.raises(ConfigError, match=f"config.{section}.{key} is '{value}'; allowed are"):
+            BUILDERS[section](config)
+    with pytest.raises(ConfigError, match="eval.scales is a tuple such as"):
+        change_settings(settings, ["scales=large"])
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ constructor, so a misspelt key is an error with a suggestion, and a config goes 
     network    `ProposalNetwork` (absent for the classifier)
     backbone   name, weights (file or None), and the fields of the module in `nn/`
     neck       `FcNeck` (absent for the classifier)
-    data       reader, splits, and the arguments of the reader
+    data       reader, splits (train, test, and val if wanted), and the arguments of the reader
     proposals  path, and the fields of `ProposalRules` (absent for methods without proposals)
     train      `TrainSettings`
     optim      schedule and `make_optimizer`
@@ -21,7 +21,9 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import inspect
+import itertools
 import json
+import types
 import typing
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -37,6 +39,7 @@ from wsod_jax.data.proposals import ProposalSet
 from wsod_jax.data.records import GroundTruth, ImageSet
 from wsod_jax.data.transforms import Canvases, ProposalRules
 from wsod_jax.errors import ConfigError
+from wsod_jax.evals.voc import IOU_SWEEP
 from wsod_jax.methods.classifier import Classifier, ClassifierNetwork
 from wsod_jax.methods.contract import Method
 from wsod_jax.methods.mist import mist
@@ -55,7 +58,14 @@ from wsod_jax.train.schedules import Schedule, cosine, piecewise_constant, warm_
 from wsod_jax.types import Params
 from wsod_jax.weights.npz import check_meta, load_weights, merge_weights
 
-METHODS = {"wsddn": Wsddn, "oicr": oicr, "pcl": pcl, "mist": mist, "oim": oim}
+METHODS = {
+    "classifier": Classifier,
+    "wsddn": Wsddn,
+    "oicr": oicr,
+    "pcl": pcl,
+    "mist": mist,
+    "oim": oim,
+}
 BACKBONES = {"vgg16": Vgg16, "squeezenet": SqueezeNet, "tiny": TinyNet}
 READERS = {"voc": voc, "folder": folder, "tfds": tfds}
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
@@ -117,6 +127,8 @@ class LogSettings:
       milestones_every: checkpoints kept for good (step 0 always is), for figures over training.
       pictures_every: pictures of fixed training images with their pseudo boxes.
       num_pictures: how many images.
+      best: also keep the checkpoint where this score of `data.val_split` is best; it is measured as
+        `eval` says at every checkpoint but the first. `None` measures nothing while training.
       tensorboard: write TensorBoard event files too.
       profile_steps: (first, last) update to profile into the workdir, or ().
     """
@@ -126,6 +138,7 @@ class LogSettings:
     milestones_every: int = 0
     pictures_every: int = 0
     num_pictures: int = 8
+    best: Literal["mAP50"] | None = None
     tensorboard: bool = True
     profile_steps: tuple[int, ...] = ()
 
@@ -149,7 +162,8 @@ class EvalSettings:
       score_thr: lowest score kept, or `None`.
       nms_thr: boxes with IoU > this to a better one are removed.
       ap: "11point" (exact recall thresholds), "11point_devkit" (its rounding too) or "area".
-      iou_thrs: a detection needs IoU > this; the first one is the headline.
+      iou_thrs: a detection needs IoU > this; the first one is the headline. "sweep" stands for
+        0.50, 0.55 ... 0.95.
       loader: "threads" or "tf".
     """
 
@@ -168,8 +182,17 @@ class EvalSettings:
     score_thr: float | None = None
     nms_thr: float = 0.3
     ap: Literal["11point", "11point_devkit", "area"] = "11point"
-    iou_thrs: tuple[float, ...] = (0.5,)
+    iou_thrs: tuple[float, ...] | Literal["sweep"] = (0.5,)
     loader: Literal["tf", "threads"] = "threads"
+
+    def __post_init__(self):
+        if isinstance(self.iou_thrs, str):
+            if self.iou_thrs != "sweep":
+                raise ConfigError(
+                    f"config.eval.iou_thrs is {self.iou_thrs!r}; allowed are thresholds such as "
+                    "(0.5, 0.75), and 'sweep' for 0.50, 0.55 ... 0.95"
+                )
+            object.__setattr__(self, "iou_thrs", IOU_SWEEP)
 
     def canvases(self, purpose: Literal["map", "corloc"]) -> Canvases:
         """The static shapes of test images, for mAP or for CorLoc."""
@@ -202,7 +225,7 @@ def construct(function: Callable, section: Mapping[str, Any], name: str, **given
     values = {key: _plain(value) for key, value in section.items()}
     for key, value in values.items():
         _check_known(key, allowed, name)
-        choices = typing.get_args(hints.get(key)) if _is_literal(hints.get(key)) else ()
+        choices = _choices(hints.get(key))
         if choices and value not in choices:
             raise ConfigError(
                 f"config.{name}.{key} is {value!r}; allowed are {', '.join(map(repr, choices))}"
@@ -270,11 +293,10 @@ def method(config: ConfigDict, *, num_classes: int, max_classes: int) -> Method:
       max_classes: the most positive classes that an image of the training set has.
     """
     check_sections(config)
-    if config.method.name == "classifier":
+    function, options = choose(METHODS, config.method, "method")
+    if function is Classifier:
         network = ClassifierNetwork(backbone(config), num_classes)
-        options = {key: value for key, value in config.method.items() if key != "name"}
-        return construct(Classifier, options, "method", network=network)
-    function, options = choose(METHODS | {"classifier": Classifier}, config.method, "method")
+        return construct(function, options, "method", network=network)
     neck_options = dict(config.neck.items())
     dtype = _dtype(neck_options.pop("dtype", "float32"), "neck")
     network = construct(
@@ -432,7 +454,9 @@ def _reader(config: ConfigDict) -> tuple[Any, dict]:
 
 def _without_splits(options: dict) -> dict:
     return {
-        key: value for key, value in options.items() if key not in ("train_split", "test_split")
+        key: value
+        for key, value in options.items()
+        if key not in ("train_split", "test_split", "val_split")
     }
 
 
@@ -455,8 +479,15 @@ def _suggestion(word: str, choices: list[str]) -> str:
     return f". Did you mean {close[0]!r}?" if close else ""
 
 
-def _is_literal(hint: Any) -> bool:
-    return typing.get_origin(hint) is Literal
+def _choices(hint: Any) -> tuple:
+    """Return the values that an annotation of literals, or of literals and `None`, allows."""
+    if typing.get_origin(hint) is Literal:
+        return typing.get_args(hint)
+    if typing.get_origin(hint) not in (typing.Union, types.UnionType):
+        return ()
+    parts = [(None,) if part is type(None) else _choices(part) for part in typing.get_args(hint)]
+    known = all(parts) and set(parts) != {(None,)}
+    return tuple(itertools.chain.from_iterable(parts)) if known else ()
 
 
 def _is_module(function: Callable) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import dataclasses
-import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
@@ -29,6 +28,7 @@ from wsod_jax.train.checkpoint import load_checkpoint
 from wsod_jax.types import Batch, Detections, Params
 
 Purpose = Literal["map", "corloc"]
+SWEEP = ("iou_thrs", "sweep")  # the one tuple that a word stands for
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,6 +121,7 @@ class Predictor:
       class_names: c names.
       settings: views, NMS and metrics.
       rules: which proposals are used, `None` for methods without.
+      predict_step: the method's predict function, jitted; one compilation per canvas.
     """
 
     method: Method
@@ -129,11 +130,21 @@ class Predictor:
     class_names: tuple[str, ...]
     settings: build.EvalSettings
     rules: ProposalRules | None
+    predict_step: Callable[[Params, dict, Batch], Detections]
 
-    @functools.cached_property
-    def predict_step(self) -> Callable[[Params, dict, Batch], Detections]:
-        """The jitted predict function; one compilation per canvas."""
-        return jax.jit(self.method.predict)
+    @classmethod
+    def configured(
+        cls,
+        config: ConfigDict,
+        method: Method,
+        params: Params,
+        extras: dict,
+        class_names: tuple[str, ...],
+    ) -> Predictor:
+        """Return a predictor that tests as a configuration says."""
+        settings, rules = build.eval_settings(config), build.proposal_rules(config)
+        step = jax.jit(method.predict)
+        return cls(method, params, extras, class_names, settings, rules, step)
 
     def num_compilations(self) -> int:
         """Return how often the predict step has been compiled."""
@@ -155,9 +166,7 @@ class Predictor:
 
     def with_weights(self, params: Params, extras: dict) -> Predictor:
         """Return the same detector with the weights of another checkpoint; nothing is compiled anew."""
-        other = dataclasses.replace(self, params=params, extras=extras)
-        other.__dict__["predict_step"] = self.predict_step
-        return other
+        return dataclasses.replace(self, params=params, extras=extras)
 
     def candidates(
         self,
@@ -208,9 +217,7 @@ class Predictor:
 
     def score(self, detections: DetectionTable, truth: TruthTable) -> DetectionMetrics:
         """Return average precision as the settings define it."""
-        return evaluate_detections(
-            detections, truth, iou_thrs=self.settings.iou_thrs, ap_mode=self.settings.ap
-        )
+        return score_detections(detections, truth, self.settings)
 
     def localise(self, results: Results, truth: TruthTable) -> CorLocMetrics:
         """Return CorLoc as the settings define it."""
@@ -223,27 +230,34 @@ class Predictor:
 
 
 def open_checkpoint(
-    path: str | Path, step: int | None = None
+    path: str | Path, step: int | None = None, *, weights: Literal["params", "ema"] = "params"
 ) -> tuple[Predictor, ConfigDict, dict]:
     """Load a checkpoint ready to predict: its method, weights, and the configuration stored beside them.
 
     Args:
       path: a workdir, its `checkpoints` folder, or the folder of one step.
       step: which step; `None` takes the newest, or the one that `path` names.
+      weights: the trained parameters, or their running average.
 
     Returns:
       The predictor, the configuration of its run, and the checkpoint's metadata (with "step").
 
     Raises:
-      DataError: if there is no such checkpoint, or it is damaged.
+      DataError: if there is no such checkpoint, it is damaged, or it has no running average.
     """
-    params, extras, metadata = load_checkpoint(path, step=step)
+    params, extras, metadata = load_checkpoint(path, step=step, weights=weights)
     config = build.from_dict(metadata["config"])
     class_names = tuple(metadata["class_names"])
-    method = build.method(config, num_classes=len(class_names), max_classes=1)
-    settings = build.eval_settings(config)
-    rules = build.proposal_rules(config)
-    return Predictor(method, params, extras, class_names, settings, rules), config, metadata
+    method = build.method(config, num_classes=len(class_names), max_classes=len(class_names))
+    predictor = Predictor.configured(config, method, params, extras, class_names)
+    return predictor, config, metadata
+
+
+def score_detections(
+    detections: DetectionTable, truth: TruthTable, settings: build.EvalSettings
+) -> DetectionMetrics:
+    """Return average precision as the settings define it."""
+    return evaluate_detections(detections, truth, iou_thrs=settings.iou_thrs, ap_mode=settings.ap)
 
 
 def truth_table(images: ImageSet, truth: GroundTruth) -> TruthTable:
@@ -272,7 +286,9 @@ def change_settings(settings: build.EvalSettings, changes: Sequence[str]) -> bui
         except (ValueError, SyntaxError):
             value = text
         old = values.get(key)
-        if isinstance(old, tuple) and not isinstance(value, tuple | list):
+        if isinstance(old, tuple) and isinstance(value, str) and (key, value) != SWEEP:
+            raise ConfigError(f"eval.{key} is a tuple such as {old}; found {change!r}")
+        if isinstance(old, tuple) and not isinstance(value, tuple | list | str):
             value = (value,)
         if isinstance(old, int | float) and not isinstance(value, int | float):
             raise ConfigError(f"eval.{key} is a number such as {old}; found {change!r}")

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from wsod_jax import build, viz
+from wsod_jax import viz
 from wsod_jax.errors import DataError
 from wsod_jax.evals.inference import original_boxes
 from wsod_jax.experiment import TrainingData, check_classes, open_checkpoint
@@ -120,10 +120,7 @@ class MiningRun:
             )
         data = TrainingData.read(config)
         check_classes(data.image_set, predictor.class_names)
-        method = build.method(
-            config, num_classes=len(predictor.class_names), max_classes=data.max_classes
-        )
-        return cls(method, predictor.params, data, config, metadata["step"])
+        return cls(predictor.method, predictor.params, data, config, metadata["step"])
 
     def mine(self, positions: Sequence[int]) -> dict[int, MinedImage]:
         """Mine in some images as the training step after this checkpoint would, at the first scale, unmirrored.
