@@ -1,6 +1,7 @@
 """The VOC layout: labels with each rule for difficult objects, boxes, and every kind of fault."""
 
 import logging
+import shutil
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 
 from tests.data.voc_tree import write_voc, write_xml
 from wsod_jax.data import voc
+from wsod_jax.data.records import training_images
 from wsod_jax.errors import DataError
 
 BOX = (2, 3, 10, 12)
@@ -210,10 +212,22 @@ def test_bad_xml_in_ground_truth(root):
 
 
 def test_nothing_left_is_an_error(root):
-    for path in (root / "Annotations").iterdir():
+    for path in (root / "JPEGImages").iterdir():
         path.unlink()
     with pytest.raises(DataError, match="no image is left"):
         voc.read_image_set(root, "trainval")
+
+
+def test_split_without_any_annotation_has_no_labels(root, caplog):
+    shutil.rmtree(root / "Annotations")
+    with caplog.at_level(logging.WARNING):
+        images = voc.read_image_set(root, "trainval", on_bad="error")
+    assert images.image_ids == ("a", "b", "c")
+    assert (images.labels == -1).all()
+    assert images.counts["no_annotation"] == 3 and images.counts["no_object"] == 0
+    assert caplog.text.count("without labels") == 1
+    with pytest.raises(DataError, match="none of its 3 images has a positive label"):
+        training_images(images)
     with pytest.raises(DataError, match="no annotation"):
         voc.read_ground_truth(root, "trainval")
 

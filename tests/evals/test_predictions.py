@@ -12,6 +12,7 @@ from wsod_jax.evals.predictions import (
     read_index,
     read_predictions,
     write_predictions,
+    write_voc_server,
 )
 from wsod_jax.evals.tables import DetectionTable
 
@@ -60,6 +61,27 @@ def test_classes_join_by_name_whatever_their_order(tmp_path):
     read = read_predictions(path, image_ids=ids[::-1], class_names=("dog", "cat"))
     np.testing.assert_array_equal(read.classes, 1 - table.classes)
     np.testing.assert_array_equal(read.image_index, 2 - table.image_index)
+
+
+def test_files_of_the_voc_server_count_pixels_from_one(tmp_path):
+    detections = DetectionTable(
+        image_index=[1, 0, 1],
+        classes=[0, 2, 0],
+        scores=[0.25, 1e-8, 0.1],
+        boxes=[[0, 0, 10, 20], [4.5, 5, 30.25, 40], [1, 2, 3, 4]],
+        num_images=2,
+        num_classes=3,
+    )
+    folder = write_voc_server(
+        tmp_path / "server", detections, image_ids=["000012", "x"], class_names=["a", "b", "c"]
+    )
+    assert {path.name: path.read_text() for path in folder.iterdir()} == {
+        "comp4_det_test_a.txt": (
+            "x 0.25 1.000 1.000 10.000 20.000\nx 0.100000001 2.000 3.000 3.000 4.000\n"
+        ),
+        "comp4_det_test_b.txt": "",
+        "comp4_det_test_c.txt": "000012 9.99999994e-09 5.500 6.000 30.250 40.000\n",
+    }
 
 
 def test_empty_predictions(tmp_path):

@@ -62,6 +62,9 @@ def read_image_set(
         logged and counted as `bad_image`; "error" raises. A missing split, an unknown class, an unsafe
         id and XML that declares entities always raise.
 
+    A split of which no image at all has an XML is read without labels, as the test splits of the VOC
+    challenges come: every label is -1, unknown; such images are counted as `no_annotation`.
+
     Returns:
       The images in the order of the split files, sizes from the image headers. `counts["no_object"]`
       images have no object, which is legal: all their labels are 0.
@@ -74,21 +77,33 @@ def read_image_set(
     _check_on_bad(on_bad)
     folders = _folders(Path(root), year)
     class_names = _class_names(folders[0], class_names)
-    counts, records = Counter(bad_image=0, no_object=0), []
+    counts, records = Counter(bad_image=0, no_object=0, no_annotation=0), []
     for folder in folders:
         files = _image_files(folder)
-        for image_id in _split_ids(folder, split):
+        image_ids = list(_split_ids(folder, split))
+        annotated = any(_xml_path(folder, image_id).exists() for image_id in image_ids)
+        if image_ids and not annotated:
+            logger.warning(
+                "%s: no image of split %r has an annotation; it is read without labels",
+                folder,
+                split,
+            )
+        for image_id in image_ids:
             try:
                 path = _find_image(folder, files, image_id)
                 height, width = image_size(path)
-                objects = _read_objects(folder, image_id)
+                objects = _read_objects(folder, image_id) if annotated else None
             except _HostileFile:
                 raise
             except DataError as error:
                 _skip(error, on_bad, counts)
                 continue
-            counts["no_object"] += not objects
-            labels = _image_labels(objects, class_names, difficult, _xml_path(folder, image_id))
+            if objects is None:
+                counts["no_annotation"] += 1
+                labels = (-1,) * len(class_names)
+            else:
+                counts["no_object"] += not objects
+                labels = _image_labels(objects, class_names, difficult, _xml_path(folder, image_id))
             records.append(ImageRecord(image_id, path, height, width, labels))
     name = " ".join(["voc", *(folder.name.removeprefix("VOC") for folder in folders), split])
     _log_counts(name, counts)

@@ -114,6 +114,38 @@ def write_predictions(
     return path
 
 
+def write_voc_server(
+    folder: str | Path,
+    detections: DetectionTable,
+    *,
+    image_ids: Sequence[str],
+    class_names: Sequence[str],
+) -> Path:
+    """Write the text files that the VOC evaluation server takes, `comp4_det_test_<class>.txt`.
+
+    A line is `image score x1 y1 x2 y2`. The server's corners name pixels, the first being 1, so x1 and y1
+    are one more than in `detections`. A class without a detection has an empty file.
+
+    Args:
+      folder: made if it does not exist.
+      detections: rows over the images of `image_ids`.
+      image_ids: n ids.
+      class_names: c names.
+    Returns:
+      `folder`.
+    """
+    folder = Path(folder)
+    for position, name in enumerate(class_names):
+        table = detections.take(np.flatnonzero(detections.classes == position))
+        corners = table.boxes.astype(np.float64) + (1, 1, 0, 0)
+        lines = [
+            f"{image_ids[image]} {score:.9g} {' '.join(f'{corner:.3f}' for corner in box)}\n"
+            for image, score, box in zip(table.image_index, table.scores, corners, strict=True)
+        ]
+        _write_atomically(folder / f"comp4_det_test_{name}.txt", lines)
+    return folder
+
+
 def _load_json(path: Path):
     """Return the parsed file, or raise `DataError` that says what to do."""
     try:
