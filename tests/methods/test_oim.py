@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jaxtyping import TypeCheckError
 
 from tests.methods.cases import KEY, assert_close, build, changed, make_batch, means, only, params
 from wsod_jax.errors import ConfigError
@@ -25,6 +26,23 @@ def test_alpha_follows_its_schedule(step, alpha):
 def test_wrong_schedules_are_refused(alpha):
     with pytest.raises(ConfigError, match="ascending steps from 0"):
         build("oim", options={"alpha": alpha})
+
+
+@pytest.mark.parametrize("name", ["oicr", "oim"])
+def test_the_sign_of_the_released_core_factor_is_an_option(name):
+    with pytest.raises((ConfigError, TypeCheckError), match="release_core_sign"):
+        build(name, options={"reweight": "release", "release_core_sign": 0})
+
+
+def test_oim_passes_the_sign_on():
+    batch = make_batch(31)
+    terms = [
+        build("oim", options={"reweight": "release", "release_core_sign": sign})
+        .loss(params("oim"), {}, batch, KEY, jnp.asarray(0))
+        .terms
+        for sign in (-1, 1)
+    ]
+    assert means(terms[0])["refine_1"] < means(terms[1])["refine_1"]
 
 
 def test_alpha_zero_is_oicr_and_the_step_ends_it():
