@@ -14,9 +14,9 @@ from scripts import make_proposals
 from wsod_jax.data.proposal_import import import_proposals
 from wsod_jax.data.proposals import ProposalSet
 from wsod_jax.data.records import ImageRecord, ImageSet
-from wsod_jax.data.restricted_pickle import load_arrays
 from wsod_jax.data.synthetic import SyntheticSpec, write_synthetic
 from wsod_jax.errors import DataError
+from wsod_jax.restricted_pickle import load_arrays
 
 IDS = ("000005", "000007", "2008_000002")
 HEIGHT, WIDTH = 20, 30

@@ -21,8 +21,8 @@ import numpy as np
 
 from wsod_jax.data.proposals import ProposalSet
 from wsod_jax.data.records import ImageRecord, ImageSet
-from wsod_jax.data.restricted_pickle import load_arrays
 from wsod_jax.errors import DataError
+from wsod_jax.restricted_pickle import load_arrays
 
 BEYOND_PX = (
     1.0  # how far a box may leave its image and still be clipped; some tools count one pixel more

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from wsod_jax.errors import DataError
+from wsod_jax.restricted_pickle import load_pickle
 from wsod_jax.types import Params
 from wsod_jax.weights.architectures import VGG16_CONVS, VGG16_DENSE, vgg16_shapes
 from wsod_jax.weights.conversion import (
@@ -28,7 +29,6 @@ from wsod_jax.weights.conversion import (
     dense_kernel_from_map,
     open_source,
 )
-from wsod_jax.weights.restricted_pickle import NUMPY_NAMES, load_pickle
 from wsod_jax.weights.torch_file import read_torch_file
 from wsod_jax.weights.torchvision import vgg16_from_torch_names
 
@@ -89,9 +89,9 @@ def _read_blobs(path: Path) -> dict[str, np.ndarray]:
     with path.open("rb") as file:
         if path.suffix == ".npy":
             _skip_npy_header(file, path)
-        content = load_pickle(file, names=NUMPY_NAMES, path=path)
-    if isinstance(content, np.ndarray) and content.shape == () and content.dtype == object:
-        content = content.item()
+        content = load_pickle(file, path=path)
+    if path.suffix == ".npy" and isinstance(content, list) and len(content) == 1:
+        content = content[0]  # the dict within an array of objects
     if not isinstance(content, dict):
         raise DataError(f"{path} holds {type(content).__name__}; expected a dict of arrays")
     if isinstance(content.get("blobs"), dict):

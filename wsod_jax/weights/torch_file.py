@@ -18,7 +18,7 @@ import ml_dtypes
 import numpy as np
 
 from wsod_jax.errors import DataError
-from wsod_jax.weights.restricted_pickle import load_pickle
+from wsod_jax.restricted_pickle import load_pickle
 
 STORAGE_TYPES = {
     "DoubleStorage": np.dtype("float64"),
@@ -147,7 +147,7 @@ def _read_zip(path: Path) -> Any:
                 )
             for key, storage in known.items():
                 _fill(storage, archive.read(f"{root}data/{key}"), path, order)
-    except (zipfile.BadZipFile, zlib.error, EOFError, KeyError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, RuntimeError) as error:
         raise DataError(f"{path} is damaged ({error}); download it again") from error
     return content
 

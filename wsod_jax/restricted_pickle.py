@@ -1,4 +1,4 @@
-"""Read NumPy arrays out of a pickle without running anything in it.
+"""Read arrays out of a pickle without running anything in it.
 
 A pickle is a program: it may name any function and call it. Here the only names it can reach are small
 stand-ins for the ones that NumPy's own pickles use; everything else is refused before it is imported. NumPy's
@@ -10,11 +10,15 @@ from __future__ import annotations
 import collections
 import pickle
 import struct
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
 from wsod_jax.errors import DataError
+
+Names = Mapping[tuple[str, str], object]
 
 _NUMBER_KINDS = "?biuf"
 
@@ -108,7 +112,7 @@ class _Encode:
         return text.encode("latin1")
 
 
-_ALLOWED = {
+NUMPY_NAMES: Names = {
     ("numpy", "ndarray"): _ArrayType(),
     ("numpy", "dtype"): _Dtype,
     ("numpy.core.multiarray", "_reconstruct"): _Reconstruct(),
@@ -123,36 +127,56 @@ _ALLOWED = {
 
 
 class _RestrictedUnpickler(pickle.Unpickler):
+    def __init__(
+        self, file: BinaryIO, names: Names, persistent_load: Callable[[object], object] | None
+    ):
+        super().__init__(file, encoding="latin1")
+        self._names = names
+        self._persistent_load = persistent_load
+
     def find_class(self, module: str, name: str) -> object:
-        if (module, name) not in _ALLOWED:
-            raise pickle.UnpicklingError(f"it names {module}.{name}, which arrays do not need")
-        return _ALLOWED[module, name]
+        if (module, name) not in self._names:
+            raise pickle.UnpicklingError(
+                f"it names {module}.{name}, which arrays do not need; nothing of it was run. "
+                "Save a dict of arrays (in PyTorch: model.state_dict())"
+            )
+        return self._names[module, name]
 
     def persistent_load(self, pid: object) -> object:
-        raise pickle.UnpicklingError("it refers to another file")
+        if self._persistent_load is None:
+            raise pickle.UnpicklingError("it refers to another file")
+        return self._persistent_load(pid)
 
 
-def load_arrays(path: str | Path) -> dict:
-    """Read a pickled dict of arrays, numbers, texts, lists and tuples.
+def load_pickle(
+    file: BinaryIO,
+    *,
+    path: Path,
+    names: Names = NUMPY_NAMES,
+    persistent_load: Callable[[object], object] | None = None,
+) -> object:
+    """Read one pickle with nothing but the given names.
 
-    Nothing the file names is imported or called, so a malicious file can at worst waste memory. Python 2
-    pickles are read, too.
+    Nothing the pickle names is imported, and only what `names` gives is called, so that a malicious file can at worst
+    waste memory. Python 2 pickles are read, too.
 
     Args:
-      path: the file.
+      file: open binary file; read up to the pickle's end.
+      path: for messages.
+      names: (module, name) -> what the pickle gets for it.
+      persistent_load: resolves persistent ids, as in `pickle.Unpickler`.
 
     Returns:
-      The dict; arrays of numbers as `numpy.ndarray` (read-only), arrays of objects as lists of their items.
+      The object; arrays of numbers as `numpy.ndarray` (read-only), arrays of objects as lists of their items. Lists
+      and dicts hold no stand-ins, up to 8 levels deep.
 
     Raises:
-      DataError: if the file is missing, broken, names anything else, or holds no dict.
+      DataError: the pickle is broken, names anything else, or is nested deeper.
     """
-    path = Path(path)
     try:
-        with open(path, "rb") as file:
-            content = _RestrictedUnpickler(file, encoding="latin1").load()
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error}).") from error
+        return _plain(_RestrictedUnpickler(file, names, persistent_load).load())
+    except DataError:
+        raise
     except (
         pickle.UnpicklingError,
         ArithmeticError,
@@ -167,17 +191,33 @@ def load_arrays(path: str | Path) -> dict:
         struct.error,
     ) as error:
         raise DataError(f"{path}: refused to unpickle, {error or type(error).__name__}.") from error
+
+
+def load_arrays(path: str | Path) -> dict:
+    """Read a file that holds one pickled dict of arrays, numbers, texts, lists and tuples; see `load_pickle`.
+
+    Raises:
+      DataError: if the file is missing, broken, names anything else, or holds no dict.
+    """
+    path = Path(path)
+    try:
+        with path.open("rb") as file:
+            content = load_pickle(file, path=path)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error}).") from error
     if not isinstance(content, dict):
         raise DataError(f"{path}: holds a {type(content).__name__}, must hold a dict of arrays.")
-    return {key: _plain(value) for key, value in content.items()}
+    return content
 
 
 def _plain(value: object, depth: int = 0) -> object:
-    """Replace stand-ins by what they stand for, within lists and tuples."""
+    """Replace stand-ins by what they stand for, within lists, tuples and dicts."""
     if depth > 8:
-        raise DataError("A pickled list is nested more than 8 deep; proposal files are not.")
+        raise pickle.UnpicklingError("it is nested more than 8 deep")
     if isinstance(value, _Array):
         value = value.value
     if isinstance(value, list | tuple):
         return [_plain(item, depth + 1) for item in value]
+    if isinstance(value, dict):
+        return {key: _plain(item, depth + 1) for key, item in value.items()}
     return value
