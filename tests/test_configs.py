@@ -142,20 +142,24 @@ def test_nothing_in_a_config_is_ignored(config, tmp_path):
         build.warm_start(config)
 
 
+def predicted_shapes(tests: build.EvalSettings) -> set[tuple[int, int]]:
+    """Return the canvases of all that an evaluation predicts, for mAP and for CorLoc."""
+    return {shape for use in ("map", "corloc") for shape in tests.canvases(use).shapes()}
+
+
 def test_number_of_programs_is_bounded(config):
-    """One per scale and orientation, of the training step and of the prediction."""
+    """One per scale and orientation, of the training step and of the prediction for mAP and CorLoc."""
     settings, tests = build.train_settings(config), build.eval_settings(config)
-    programs = len(settings.canvases.shapes()) + len(tests.canvases("map").shapes())
+    programs = len(settings.canvases.shapes()) + len(predicted_shapes(tests))
     assert programs <= 2 * (len(settings.scales) + len(tests.scales)) <= MAX_PROGRAMS
-    corloc = set(tests.canvases("corloc").shapes()) - set(tests.canvases("map").shapes())
-    assert len(corloc) <= len(tests.scales)  # squares: the long side is the scale
 
 
 def test_five_scales_and_ten_views_take_twenty_programs():
     config = CONFIGS["oim_ir_vgg16_voc07"]
     settings, tests = build.train_settings(config), build.eval_settings(config)
     assert len(settings.scales) == 5 and tests.num_views == 10
-    assert len(settings.canvases.shapes()) == len(tests.canvases("map").shapes()) == 10
+    assert (tests.resize, tests.corloc_resize) == ("short", "long")
+    assert len(settings.canvases.shapes()) == len(predicted_shapes(tests)) == 10
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

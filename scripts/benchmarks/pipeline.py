@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 import time
@@ -19,7 +20,7 @@ from wsod_jax.data.pipeline import train_batches, view_batches
 from wsod_jax.data.proposals import ProposalSet
 from wsod_jax.data.records import ImageRecord, ImageSet
 from wsod_jax.data.transforms import Canvases
-from wsod_jax.evals.inference import count_compilations, infer
+from wsod_jax.evals.inference import infer
 from wsod_jax.methods.oim import oim
 from wsod_jax.nn.neck import FcNeck
 from wsod_jax.nn.proposal_network import ProposalNetwork
@@ -121,17 +122,21 @@ def compilations(*, small: bool, repeats: int) -> list[Measure]:
     stream.close()
 
     predict = jax.jit(lambda params, batch: method.predict(params, {}, batch))
-    views = view_batches(image_set, proposals, canvases=canvases, loader="threads")
-    images = list(infer(functools.partial(predict, state.params), views, num_views=10))
+    # mAP by the shorter side, CorLoc by the longer one, as OIM is evaluated
+    for resize in ("short", "long"):
+        sides = dataclasses.replace(canvases, resize=resize)
+        views = view_batches(image_set, proposals, canvases=sides, loader="threads")
+        images = list(infer(functools.partial(predict, state.params), views, num_views=10))
     bound = 2 * len(canvases.shapes())
-    counted = train_step.num_compilations() + count_compilations(predict)
+    predicting = predict._cache_size()
+    counted = train_step.num_compilations() + predicting
     return [
         Measure("programs of the training step", train_step.num_compilations(), "", "five scales"),
         Measure(
             "programs of the predict step",
-            count_compilations(predict),
+            predicting,
             "",
-            f"ten views of {len(images)} images",
+            f"ten views of {len(images)} images for mAP, ten for CorLoc",
         ),
         Measure(
             "all of them", counted, "", f"2 x canvases x orientations = {bound}; at most 24 allowed"

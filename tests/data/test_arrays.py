@@ -8,7 +8,7 @@ import pytest
 
 from tests.data.voc_tree import write_voc
 from wsod_jax.data import voc
-from wsod_jax.data.arrays import FeatureCache, play_batches, play_updates, save_batches
+from wsod_jax.data.arrays import FeatureCache, play_batches, save_batches
 from wsod_jax.data.pipeline import train_batches, view_batches
 from wsod_jax.data.transforms import Canvases
 from wsod_jax.errors import ConfigError, DataError
@@ -75,18 +75,6 @@ def test_failed_saving_leaves_nothing_new(images, tmp_path):
     assert not list(tmp_path.glob("*.partial"))
 
 
-def test_updates_go_in_a_circle_from_any_step(images, tmp_path):
-    path = tmp_path / "batches.npz"
-    batches = list(views(images))
-    save_batches(batches, path)
-    whole = list(itertools.islice(play_updates(path, accumulate=3), 6))
-    circle = list(itertools.islice(itertools.cycle(batches), 18))
-    assert_same(sum(whole, []), circle)
-    for start in (1, 4):
-        part = list(itertools.islice(play_updates(path, accumulate=3, start_step=start), 2))
-        assert_same(part, whole[start : start + 2])
-
-
 def test_bad_files_are_named(tmp_path):
     for name, content in (("text.npz", b"hello"), ("zip.npz", b"PK\x03\x04 broken")):
         (tmp_path / name).write_bytes(content)
@@ -97,11 +85,6 @@ def test_bad_files_are_named(tmp_path):
         list(play_batches(tmp_path / "other.npz"))
     with pytest.raises(DataError, match="no such file"):
         list(play_batches(tmp_path / "none.npz"))
-    save_batches([], tmp_path / "empty.npz")
-    with pytest.raises(DataError, match="no batch"):
-        next(play_updates(tmp_path / "empty.npz"))
-    with pytest.raises(ConfigError):
-        next(play_updates(tmp_path / "empty.npz", accumulate=0))
 
 
 class Backbone:

@@ -38,9 +38,10 @@ def test_canvas_shapes_short():
     assert Canvases((1200,), max_long=1000, multiple=1).shape(1200, False) == (1000, 1000)
 
 
-def test_canvas_shapes_long_are_square_and_shared():
-    canvases = Canvases((480, 640), resize="long")
-    assert canvases.shapes() == ((480, 480), (640, 640))
+def test_views_of_the_long_side_share_the_canvases_of_the_short_side():
+    scales = (480, 640, 1200)
+    assert Canvases(scales, "long").shapes() == Canvases(scales, "short").shapes()
+    assert Canvases((480, 640), "long", aspect=1.0).shapes() == ((480, 480), (640, 640))
 
 
 @pytest.mark.parametrize(("height", "width"), [(375, 500), (500, 375), (400, 400), (333, 500)])
@@ -53,7 +54,14 @@ def test_short_side_equals_the_scale(height, width):
 
 def test_long_side_equals_the_scale():
     view = Canvases((640,), resize="long").view(300, 400, 640)
-    assert view.size == (480, 640) and view.canvas == (640, 640) and not view.shrunk
+    assert view.size == (480, 640) and view.canvas == (640, 960) and not view.shrunk
+
+
+@pytest.mark.parametrize("size", [(10, 5000), (5000, 10), (333, 500), (500, 500), (500, 499)])
+def test_no_view_of_the_long_side_is_shrunk(size):
+    for scale in (480, 1200):
+        view = Canvases((480, 1200), resize="long").view(*size, scale)
+        assert max(view.size) == scale and not view.shrunk
 
 
 def test_longer_images_shrink_to_fit():

@@ -6,7 +6,6 @@ A file of batches is an .npz with one array per field, named "<number>/<field>".
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import os
 import zipfile
 import zlib
@@ -78,30 +77,6 @@ def play_batches(path: str | Path) -> Iterator[Batch]:
         raise
     except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(f"{path}: not a readable file of batches ({error}).") from error
-
-
-def play_updates(
-    path: str | Path, *, accumulate: int = 1, start_step: int = 0
-) -> Iterator[list[Batch]]:
-    """Yield updates of `accumulate` stored batches for ever, in a circle, as `train_batches` does.
-
-    Args:
-      path: a file by `save_batches`.
-      accumulate: micro-batches per update.
-      start_step: number of the first update, 0-based.
-
-    Raises:
-      DataError: if the file is missing, empty, or does not hold batches.
-    """
-    if accumulate < 1 or start_step < 0:
-        raise ConfigError("accumulate must be at least 1 and start_step at least 0.")
-    count = sum(1 for _ in play_batches(path))
-    if not count:
-        raise DataError(f"{path}: holds no batch.")
-    circle = itertools.chain.from_iterable(play_batches(path) for _ in itertools.count())
-    batches = itertools.islice(circle, start_step * accumulate % count, None)
-    while True:
-        yield list(itertools.islice(batches, accumulate))
 
 
 class FeatureCache:

@@ -44,8 +44,9 @@ class Canvases:
       scales: the side lengths in pixels, at most 6.
       resize: "short" makes the shorter side equal the scale (as OICR trains), "long" the longer one.
       max_long: no longer side exceeds this, in pixels.
-      aspect: with "short", images up to this long/short ratio fit a canvas; longer ones shrink to fit.
-        With "long" a canvas is square and everything fits.
+      aspect: a canvas is so many times as long as the scale. With "short", images up to this long/short
+        ratio fit; longer ones shrink to fit. With "long" everything fits: views of both kinds share
+        canvases, so that evaluating both ways compiles nothing more.
       multiple: canvas sides are rounded up to a multiple of this.
     """
 
@@ -69,9 +70,8 @@ class Canvases:
 
     def shape(self, scale: int, portrait: bool) -> tuple[int, int]:
         """Return the canvas (H, W) of a scale and orientation; square images count as landscape."""
-        short = min(scale, self.max_long)
-        long = short if self.resize == "long" else min(scale * self.aspect, self.max_long)
-        short, long = (math.ceil(side / self.multiple) * self.multiple for side in (short, long))
+        sides = (min(scale * factor, self.max_long) for factor in (1.0, self.aspect))
+        short, long = (math.ceil(side / self.multiple) * self.multiple for side in sides)
         return (long, short) if portrait else (short, long)
 
     def shapes(self) -> tuple[tuple[int, int], ...]:

@@ -169,8 +169,3 @@ def infer(
             f"{len(pending)} images are incomplete, e.g. image {index} has {views.count} of {num_views} views; "
             "the batches must hold every view of every image exactly once"
         )
-
-
-def count_compilations(jitted: Callable) -> int:
-    """Return how many programs a `jax.jit` function has compiled so far: one per distinct set of shapes."""
-    return jitted._cache_size()

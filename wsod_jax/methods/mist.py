@@ -23,6 +23,7 @@ def mist(
     max_boxes: int = 64,
     fg_iou_thr: float = 0.5,
     ignore_iou_thr: float = 0.0,
+    normaliser: Literal["weighted", "real"] = "weighted",
     first_stage_scale: float = 3.0,
     mil_reduction: Literal["mean", "sum"] = "mean",
     mil_scale: float = 1.0,
@@ -36,6 +37,7 @@ def mist(
       overlap_thr: a candidate is kept if its IoU with every better-ranked one is < this.
       max_boxes: static cap of pseudo boxes per class; the metric `mining_overflow` counts the rest.
       fg_iou_thr, ignore_iou_thr, first_stage_scale: see `oicr`.
+      normaliser: see `oicr`.
       mil_reduction, mil_scale: see `Wsddn`.
 
     Returns:
@@ -60,7 +62,7 @@ def mist(
     return RefinedDetector(
         network,
         mine,
-        reweighted_loss("off", beta=0.0),
+        reweighted_loss("off", beta=0.0, normaliser=normaliser),
         first_stage_scale=first_stage_scale,
         mil_reduction=mil_reduction,
         mil_scale=mil_scale,

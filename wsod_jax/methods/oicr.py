@@ -27,6 +27,8 @@ def oicr(
     ignore_iou_thr: float = 0.0,
     reweight: Literal["off", "paper", "release"] = "off",
     beta: float = 0.2,
+    release_core_sign: Literal[-1, 1] = -1,
+    normaliser: Literal["weighted", "real"] = "weighted",
     first_stage_scale: float = 1.0,
     mil_reduction: Literal["mean", "sum"] = "mean",
     mil_scale: float = 1.0,
@@ -41,7 +43,10 @@ def oicr(
         "small trick" of the authors' later releases; 0 is the paper).
       reweight: instance-reweighted loss, "off" | "paper" | "release".
       beta: its β.
+      release_core_sign: see `oim`.
       first_stage_scale: factor on the loss of the first head (3 in the authors' PyTorch release).
+      normaliser: |P| counts the proposals with weight ("weighted", as released) or all ("real", as
+        PyTorch ports do).
       mil_reduction, mil_scale: see `Wsddn`.
 
     Returns:
@@ -63,7 +68,7 @@ def oicr(
     return RefinedDetector(
         network,
         mine,
-        reweighted_loss(reweight, beta),
+        reweighted_loss(reweight, beta, release_core_sign, normaliser),
         first_stage_scale=first_stage_scale,
         mil_reduction=mil_reduction,
         mil_scale=mil_scale,

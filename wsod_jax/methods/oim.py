@@ -32,13 +32,15 @@ def oim(
     alpha: tuple[tuple[int, float], ...] = ((0, 5.0), (70_000, 2.0)),
     reweight: Literal["off", "paper", "release"] = "paper",
     beta: float = 0.2,
+    release_core_sign: Literal[-1, 1] = -1,
     graphs: Literal["both", "spatial", "appearance"] = "both",
     node_neighbours: Literal["paper", "release"] = "paper",
     mining_feature: Literal["fc7_dropout", "fc7_clean"] = "fc7_dropout",
     davg_includes_core: bool = True,
-    max_nodes: int = 32,
+    max_nodes: int = 256,
     fg_iou_thr: float = 0.5,
     ignore_iou_thr: float = 0.0,
+    normaliser: Literal["weighted", "real"] = "weighted",
     first_stage_scale: float = 1.0,
     mil_reduction: Literal["mean", "sum"] = "mean",
     mil_scale: float = 1.0,
@@ -52,6 +54,7 @@ def oim(
       reweight: instance-reweighted loss: "off" is plain OIM, "paper" is Eq. 5, "release" what the
         released code does (its core factor is -β: gradient ascent, kept only for comparison).
       beta: β of Eq. 5.
+      release_core_sign: 1 gives "release" +β for the core, as its author says was meant.
       graphs: "both"; "spatial" (core and neighbours, no nodes) and "appearance" (core and nodes
         themselves, no neighbours) are rows SG and AG of the paper's Table 6.
       node_neighbours: neighbours of nodes are positive ("paper") or background ("release").
@@ -60,6 +63,7 @@ def oim(
       max_nodes: static cap of nodes per class; the metric `mining_overflow` counts the rest.
       fg_iou_thr: the threshold T; IoU >= T.
       ignore_iou_thr, first_stage_scale: see `oicr`.
+      normaliser: see `oicr`.
       mil_reduction, mil_scale: see `Wsddn`.
 
     Returns:
@@ -87,7 +91,7 @@ def oim(
     return RefinedDetector(
         network,
         mine,
-        reweighted_loss(reweight, beta),
+        reweighted_loss(reweight, beta, release_core_sign, normaliser),
         mining_feature=mining_feature,
         first_stage_scale=first_stage_scale,
         mil_reduction=mil_reduction,

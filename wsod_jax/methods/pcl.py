@@ -41,8 +41,8 @@ def pcl(
       max_classes: static maximum of positive classes in an image.
       num_kmeans_clusters: k of the k-means on scores.
       graph_iou_thr: proposals with IoU > this are joined by an edge.
-      max_centres: at most this many clusters per class, and the greedy search stops when so few
-        proposals remain.
+      max_centres: at most this many clusters per class, those of the highest scores. (The greedy
+        search itself stops when at most 5 candidates are left, as released.)
       fg_iou_thr, ignore_iou_thr, first_stage_scale: see `oicr`.
       mil_reduction, mil_scale: see `Wsddn`.
 

@@ -13,6 +13,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
+from wsod_jax.errors import ConfigError
 from wsod_jax.losses.refine import refinement_loss
 from wsod_jax.losses.reweight import instance_multiplier
 from wsod_jax.methods.contract import Method, counted_term, image_keys, image_term
@@ -109,12 +110,28 @@ class RefinedDetector(Method):
         return Detections(batch.proposals, scores, outputs.mask, outputs.image_scores())
 
 
-def reweighted_loss(mode: Literal["off", "paper", "release"], beta: float) -> StageLoss:
-    """Return the weighted cross-entropy of one stage, with OIM's instance reweighting in `mode`."""
+def reweighted_loss(
+    mode: Literal["off", "paper", "release"],
+    beta: float,
+    release_core_sign: Literal[-1, 1] = -1,
+    normaliser: Literal["weighted", "real"] = "weighted",
+) -> StageLoss:
+    """Return the weighted cross-entropy of one stage, with OIM's instance reweighting in `mode`.
+
+    Args:
+      mode, beta, release_core_sign: see `losses.reweight.instance_multiplier`.
+      normaliser: |P|, see `losses.refine.refinement_loss`.
+    """
+    if release_core_sign not in (-1, 1):
+        raise ConfigError(
+            f"release_core_sign={release_core_sign!r}; allowed are -1 (as released) and 1 (mended)"
+        )
 
     def stage_loss(logits: jax.Array, mined: Mined, mask: jax.Array) -> jax.Array:
-        multiplier = instance_multiplier(mined.targets, mode=mode, beta=beta)
-        return refinement_loss(logits, mined.targets, multiplier, mask)
+        multiplier = instance_multiplier(
+            mined.targets, mode=mode, beta=beta, release_core_sign=release_core_sign
+        )
+        return refinement_loss(logits, mined.targets, multiplier, mask, normaliser=normaliser)
 
     return stage_loss
 

@@ -78,11 +78,11 @@ def mil_term(
     reduction: Literal["mean", "sum"],
     scale: float,
 ) -> Term:
-    """Return L_mil = -Σ_c [y_c log φ_c + (1 - y_c) log(1 - φ_c)], per image, reduced over classes."""
-    values = jax.vmap(lambda phi, labels: mil_loss(phi, labels, reduction=reduction))(
+    """Return L_mil = -Σ_c [y_c log φ_c + (1 - y_c) log(1 - φ_c)], reduced over classes."""
+    values = jax.vmap(lambda phi, labels: mil_loss(phi, labels, reduction=reduction, scale=scale))(
         outputs.image_scores(), batch.labels
     )
-    return image_term(scale * values, batch)
+    return image_term(values, batch)
 
 
 def mil_metrics(outputs: ProposalOutputs, batch: Batch) -> dict[str, Term]:
