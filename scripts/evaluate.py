@@ -4,16 +4,20 @@
     python scripts/evaluate.py --workdir runs/oim_ir --all_steps     # every checkpoint, with curves
     python scripts/evaluate.py --workdir runs/oim_ir --watch         # each new one as training writes it
     python scripts/evaluate.py --checkpoint runs/oim_ir/checkpoints/90000
-    python scripts/evaluate.py --workdir runs/oim_ir --predictions results.json   # scores a file, runs no model
+    python scripts/evaluate.py --config configs/oim_ir_vgg16_voc07.py --predictions results.json   # runs no model
 
-Writes report.md, report.json, predictions.json and pictures into <workdir>/evaluation/<step>/.
+Writes predictions.json, then report.md, report.json and pictures into <workdir>/evaluation/<step>/; for a file
+of predictions, into --out or <file>_scored/ beside it. A split without boxes, such as VOC 2012 test, is predicted
+and not measured; --voc_server writes what its server takes.
 """
 
 import argparse
 import dataclasses
 import json
+import runpy
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -25,71 +29,157 @@ from wsod_jax.data.proposals import ProposalSet
 from wsod_jax.data.records import ImageSet
 from wsod_jax.errors import ConfigError, DataError
 from wsod_jax.evals.classification import classification_ap
-from wsod_jax.evals.localization import BoxQuality, CorLocMetrics, box_quality
-from wsod_jax.evals.pictures import draw_image_detections, draw_precision_recall
-from wsod_jax.evals.predictions import read_predictions, write_predictions
+from wsod_jax.evals.coco import coco_box_ap
+from wsod_jax.evals.localization import box_quality
+from wsod_jax.evals.pictures import picture_detections
+from wsod_jax.evals.predictions import read_predictions, write_predictions, write_voc_server
 from wsod_jax.evals.report import Picture, write_report
 from wsod_jax.evals.selection import Results
-from wsod_jax.evals.tables import DetectionTable, TruthTable
-from wsod_jax.evals.voc import DetectionMetrics
+from wsod_jax.evals.tables import DetectionTable
 from wsod_jax.experiment import (
     Predictor,
     change_settings,
     check_classes,
     open_checkpoint,
+    score_detections,
     truth_table,
 )
 from wsod_jax.train.checkpoint import checkpoint_steps
-from wsod_jax.viz import contact_sheet, plot_training, save_image
+from wsod_jax.viz import plot_training, save_image
+
+# A config may import its base, configs.*
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 
 def main(arguments: list[str] | None = None) -> None:
     args = parse_arguments(arguments)
     try:
-        run(args)
-    except (ConfigError, DataError) as error:
+        if args.predictions:
+            rescore(args)
+        else:
+            evaluate_run(args)
+    except (ConfigError, DataError, OSError) as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    add = parser.add_argument
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--workdir", help="folder of a training run")
     source.add_argument("--checkpoint", help="folder of one checkpoint")
+    source.add_argument(
+        "--config", metavar="FILE[:VARIANT]", help="with --predictions: whose data and settings"
+    )
     steps = parser.add_mutually_exclusive_group()
     steps.add_argument("--all_steps", action="store_true", help="every checkpoint of the workdir")
     steps.add_argument(
         "--watch", action="store_true", help="wait for new checkpoints until training ends"
     )
-    parser.add_argument(
-        "--split", help="measure mAP on this split (default: config.data.test_split)"
-    )
-    parser.add_argument(
-        "--corloc_split", help="measure CorLoc on this split, 'none' for not at all"
-    )
-    parser.add_argument(
-        "--predictions", help="score this COCO results file instead of running the model"
-    )
-    parser.add_argument("--out", help="folder of the report (default: <workdir>/evaluation)")
-    parser.add_argument("--pictures", type=int, default=12, help="images to draw (default 12)")
-    parser.add_argument(
+    add("--ema", action="store_true", help="the running average of the weights (ema_decay)")
+    add("--split", help="measure mAP on this split (default: config.data.test_split)")
+    add("--corloc_split", help="measure CorLoc on this split, 'none' for not at all")
+    add("--predictions", help="score this COCO results file; no model or checkpoint is needed")
+    add("--coco", action="store_true", help="also COCO's box AP and AR")
+    add("--voc_server", action="store_true", help="also the files the VOC server takes")
+    add("--out", help="folder of the report (default: <workdir>/evaluation)")
+    add("--pictures", type=int, default=12, help="images to draw (default 12)")
+    add(
         "--set",
         action="append",
         default=[],
         metavar="KEY=VALUE",
         help="change a test setting, e.g. --set nms_thr=0.4 (repeatable)",
     )
-    return parser.parse_args(arguments)
+    args = parser.parse_args(arguments)
+    if args.config and not args.predictions:
+        parser.error("--config goes with --predictions; a model needs --workdir or --checkpoint")
+    if args.predictions and (args.all_steps or args.watch or args.ema):
+        parser.error("--predictions scores one file: no --all_steps, --watch or --ema")
+    return args
 
 
-def run(args: argparse.Namespace) -> None:
+@dataclasses.dataclass
+class Findings:
+    """What a report holds beside its settings: metrics, numbers, pictures, sentences."""
+
+    parts: dict = dataclasses.field(default_factory=dict)
+    scalars: dict[str, float] = dataclasses.field(default_factory=dict)
+    pictures: list[Picture] = dataclasses.field(default_factory=list)
+    notes: list[str] = dataclasses.field(default_factory=list)
+
+    def note(self, sentence: str) -> None:
+        """Print a sentence, and keep it for the report."""
+        print(sentence)
+        self.notes.append(sentence)
+
+
+# -- a file of predictions
+
+
+def rescore(args: argparse.Namespace) -> None:
+    """Score a predictions file; only the configuration and the data are read."""
+    config, path, findings = stored_config(args), Path(args.predictions), Findings()
+    settings = change_settings(build.eval_settings(config), args.set)
+    images = build.images(config, test_split(config, args))
+    detections = read_predictions(path, image_ids=images.image_ids, class_names=images.class_names)
+    folder = Path(args.out) if args.out else path.parent / f"{path.stem}_scored"
+    measure_detections(findings, config, settings, images, detections, args, folder)
+    if args.voc_server:
+        write_server_files(folder, images, detections)
+    used = ("ap", "iou_thrs")  # the others were settled when the file was made
+    facts = {
+        "set": images.name,
+        "method": config.method.to_dict(),
+        "test": {name: getattr(settings, name) for name in used},
+        "predictions": str(path),
+    }
+    finish(folder, f"{path.name}, {images.name}", images, facts, findings)
+
+
+def stored_config(args: argparse.Namespace) -> ConfigDict:
+    """Return the configuration: of a Python file, or as a run has stored it."""
+    if not args.config:
+        path = workdir_of(Path(args.workdir or args.checkpoint)) / "config.json"
+        if not path.is_file():
+            raise DataError(f"{path} does not exist; give the workdir of a run, or --config")
+        return build.load_config(path)
+    path, _, variant = args.config.partition(":")
+    if not Path(path).is_file():
+        raise DataError(f"{path}: no such configuration file")
+    get_config = runpy.run_path(path).get("get_config")
+    if get_config is None:
+        raise ConfigError(f"{path} has no function get_config; configs/debug_tiny.py shows one")
+    config = get_config(variant) if variant else get_config()
+    build.check_sections(config)
+    return config
+
+
+# -- checkpoints
+
+
+def evaluate_run(args: argparse.Namespace) -> None:
+    """Evaluate the checkpoints asked for, one report each, and draw curves over them."""
     source = Path(args.workdir or args.checkpoint)
-    out = Path(args.out) if args.out else default_folder(source)
+    out = Path(args.out) if args.out else workdir_of(source) / "evaluation"
     history, predictor = {}, None
     for step in steps_of(source, args):
-        opened, config, metadata = open_checkpoint(source, None if source.name.isdigit() else step)
+        try:
+            opened, config, metadata = open_checkpoint(
+                source,
+                None if source.name.isdigit() else step,
+                weights="ema" if args.ema else "params",
+            )
+        except (ValueError, OSError):
+            if source.name.isdigit() or step in checkpoint_steps(source):
+                raise
+            print(f"step {step}: left out, training has deleted this checkpoint")
+            continue
         if predictor is None:
             settings = change_settings(opened.settings, args.set)
             predictor = dataclasses.replace(opened, settings=settings)
@@ -97,40 +187,54 @@ def run(args: argparse.Namespace) -> None:
             predictor = predictor.with_weights(opened.params, opened.extras)
         history[step] = evaluate_step(predictor, config, metadata, args, out / str(step))
     if len(history) > 1:
-        series = {
-            name: (
-                np.array(list(history)),
-                np.array([s.get(name, np.nan) for s in history.values()]),
-            )
-            for name in next(iter(history.values()))
-        }
-        path = save_image(out / "curves.png", plot_training({source.name: series}))
-        (out / "history.json").write_text(json.dumps(history, indent=1) + "\n", encoding="utf-8")
-        print(f"curves over {len(history)} checkpoints: {path}")
+        write_history(out, source.name, history)
 
 
-def default_folder(source: Path) -> Path:
-    """Return <workdir>/evaluation for a workdir and for a checkpoint inside one."""
-    return (source.parent.parent if source.name.isdigit() else source) / "evaluation"
+def write_history(out: Path, name: str, history: dict[int, dict[str, float]]) -> None:
+    """Write the numbers of all checkpoints, and draw them over steps."""
+    series = {
+        key: (np.array(list(history)), np.array([s.get(key, np.nan) for s in history.values()]))
+        for key in next(iter(history.values()))
+    }
+    (out / "history.json").write_text(json.dumps(history, indent=1) + "\n", encoding="utf-8")
+    path = save_image(out / "curves.png", plot_training({name: series}))
+    print(f"curves over {len(history)} checkpoints: {path}")
 
 
-def steps_of(source: Path, args: argparse.Namespace):
-    """Yield the steps to evaluate; with --watch, as they appear, until the run's last one."""
+def workdir_of(source: Path) -> Path:
+    """Return the workdir of a run, of its folder of checkpoints, or of one checkpoint."""
+    if source.name.isdigit():
+        return source.parent.parent
+    return source.parent if source.name == "checkpoints" else source
+
+
+def steps_of(source: Path, args: argparse.Namespace) -> Iterator[int]:
+    """Yield the steps to evaluate; with --watch, as they appear, until the run's last one.
+
+    Training deletes old checkpoints meanwhile, so they are listed anew before each.
+    """
     if args.checkpoint and source.name.isdigit():
         yield int(source.name)
         return
-    seen = set()
+    seen, expected = set(), set()
     while True:
-        found = [step for step in checkpoint_steps(source) if step not in seen]
-        if not found and not args.watch:
+        present = checkpoint_steps(source)
+        for step in sorted(expected - set(present)):
+            print(f"step {step}: left out, training has deleted this checkpoint")
+        waiting = [step for step in present if step not in seen]
+        if waiting:
+            step = waiting[0] if args.all_steps or args.watch else waiting[-1]
+            seen.add(step)
+            expected = set(waiting) - {step}
+            yield step
+            if not args.all_steps and not args.watch:
+                return
+            continue
+        expected = set()
+        if not seen and not args.watch:
             raise DataError(
                 f"no checkpoints in {source}; train with scripts/train.py --workdir {source}"
             )
-        if not args.all_steps and not args.watch:
-            found = found[-1:]
-        for step in found:
-            seen.add(step)
-            yield step
         if not args.watch or (seen and max(seen) >= last_step(source)):
             return
         time.sleep(10)
@@ -138,68 +242,123 @@ def steps_of(source: Path, args: argparse.Namespace):
 
 def last_step(source: Path) -> int:
     """Return the step at which the run will end."""
-    return build.load_config(source / "config.json").train.num_steps
+    return build.load_config(workdir_of(source) / "config.json").train.num_steps
 
 
 def evaluate_step(
     predictor: Predictor, config: ConfigDict, metadata: dict, args: argparse.Namespace, folder: Path
 ) -> dict[str, float]:
-    """Evaluate one checkpoint, write its report, and return the report's summary."""
-    step, settings = metadata["step"], predictor.settings
-    images = build.images(config, args.split or config.data.test_split)
+    """Evaluate one checkpoint, write its predictions and its report, and return the report's summary."""
+    step, settings, findings = metadata["step"], predictor.settings, Findings()
+    images = build.images(config, test_split(config, args))
     check_classes(images, predictor.class_names)
     print(f"step {step}: {len(images)} images of {images.name}, {settings.num_views} views each")
-    parts, pictures, notes, scalars = {}, [], [], {}
-    if args.predictions:
-        detections = read_predictions(
-            args.predictions, image_ids=images.image_ids, class_names=images.class_names
+    proposals = build.proposals(config)
+    started = time.perf_counter()
+    results = predictor.detect(images, proposals, "map", bar)
+    findings.scalars["seconds_per_image"] = (time.perf_counter() - started) / max(len(images), 1)
+    if results.image_scores is not None and (images.labels >= 0).any():
+        findings.parts["classification"] = classification_ap(
+            results.image_scores, images.labels, ap_mode=settings.ap
         )
-    else:
-        proposals = build.proposals(config)
-        started = time.perf_counter()
-        results = predictor.detect(images, proposals, "map", bar)
-        scalars["seconds_per_image"] = (time.perf_counter() - started) / max(len(images), 1)
-        detections = results.detections if proposals is not None else None
-        if results.image_scores is not None:
-            parts["classification"] = classification_ap(
-                results.image_scores, images.labels, ap_mode=settings.ap
-            )
-        split = corloc_split(args, settings) if build.has_boxes(config) else None
-        if split is not None and detections is not None:
-            parts["corloc"], quality = measure_corloc(predictor, config, split, proposals)
-            scalars["top box size ratio"] = quality.size_ratio
-        notes.append(compilation_note(predictor, split))
-    if detections is not None and build.has_boxes(config):
-        truth = truth_table(
-            images, build.ground_truth(config, args.split or config.data.test_split)
-        )
-        parts["detection"] = predictor.score(detections, truth)
-        pictures = draw(images, detections, truth, parts["detection"], folder, args.pictures)
-    if detections is not None and not args.predictions:
+    split = corloc_split(args, settings) if build.has_boxes(config) else None
+    if proposals is not None:
         path = write_predictions(
             folder / "predictions.json",
-            detections,
+            results.detections,
             image_ids=images.image_ids,
             class_names=images.class_names,
         )
         print(f"predictions: {path}")
+        if args.voc_server:
+            write_server_files(folder, images, results.detections)
+        measure_detections(findings, config, settings, images, results.detections, args, folder)
+        if split is not None:
+            measure_corloc(findings, predictor, config, split, proposals)
+    findings.note(compilation_note(predictor, split))
+    facts = {
+        "set": images.name,
+        "corloc_split": split,
+        "step": step,
+        "weights": "ema" if args.ema else "params",
+        "seed": metadata["seed"],
+        "method": config.method.to_dict(),
+        "test": dataclasses.asdict(settings),
+    }
+    title = f"{metadata['method']}, step {step}, {images.name}"
+    return finish(folder, title, images, facts, findings)
+
+
+# -- what both measure and write
+
+
+def test_split(config: ConfigDict, args: argparse.Namespace) -> str:
+    """Return the split to measure mAP on."""
+    return args.split or config.data.test_split
+
+
+def annotated(config: ConfigDict, images: ImageSet) -> bool:
+    """Return whether every image of a set has its boxes, so that detections can be measured."""
+    return build.has_boxes(config) and not images.counts.get("no_annotation")
+
+
+def measure_detections(
+    findings: Findings,
+    config: ConfigDict,
+    settings: build.EvalSettings,
+    images: ImageSet,
+    detections: DetectionTable,
+    args: argparse.Namespace,
+    folder: Path,
+) -> None:
+    """Add average precision to the findings, or a note that there is no ground truth; and pictures."""
+    truth = metrics = None
+    if annotated(config, images):
+        truth = truth_table(images, build.ground_truth(config, test_split(config, args)))
+        metrics = score_detections(detections, truth, settings)
+        findings.parts["detection"] = metrics
+        if args.coco:
+            summary = coco_box_ap(detections, truth).summary
+            findings.scalars |= {f"COCO {name}": value for name, value in summary.items()}
+    else:
+        findings.note(f"{images.name} has no boxes to compare with: average precision not measured")
+    findings.pictures += picture_detections(
+        folder,
+        [record.load for record in images.records[: args.pictures]],
+        detections,
+        truth,
+        metrics,
+        image_ids=images.image_ids[: args.pictures],
+        class_names=images.class_names,
+    )
+    if args.pictures:
+        print(f"pictures: {folder / 'detections.png'}")
+
+
+def write_server_files(folder: Path, images: ImageSet, detections: DetectionTable) -> None:
+    """Write the files of the VOC server."""
+    path = write_voc_server(
+        folder / "voc_server",
+        detections,
+        image_ids=images.image_ids,
+        class_names=images.class_names,
+    )
+    print(f"files for the VOC server: {path}")
+
+
+def finish(
+    folder: Path, title: str, images: ImageSet, facts: dict, findings: Findings
+) -> dict[str, float]:
+    """Write the report, print its summary and return it."""
     report = write_report(
         folder,
-        title=f"{metadata['method']}, step {step}, {images.name}",
+        title=title,
         class_names=images.class_names,
-        settings={
-            "set": images.name,
-            "corloc_split": corloc_split(args, settings),
-            "step": step,
-            "seed": metadata["seed"],
-            "method": config.method.to_dict(),
-            "test": dataclasses.asdict(settings),
-            "predictions": args.predictions,
-        },
-        scalars=scalars,
-        pictures=pictures,
-        notes=notes,
-        **parts,
+        settings=facts,
+        scalars=findings.scalars,
+        pictures=findings.pictures,
+        notes=findings.notes,
+        **findings.parts,
     )
     content = json.loads((folder / "report.json").read_text(encoding="utf-8"))
     summary = {name: value for name, value in content["summary"].items() if value is not None}
@@ -215,13 +374,18 @@ def corloc_split(args: argparse.Namespace, settings: build.EvalSettings) -> str 
 
 
 def measure_corloc(
-    predictor: Predictor, config: ConfigDict, split: str, proposals: ProposalSet
-) -> tuple[CorLocMetrics, BoxQuality]:
-    """Measure the top boxes of every image's own classes."""
+    findings: Findings, predictor: Predictor, config: ConfigDict, split: str, proposals: ProposalSet
+) -> None:
+    """Add the quality of the top boxes of every image's own classes to the findings."""
     images = build.images(config, split)
+    if not annotated(config, images):
+        findings.note(f"{images.name} has no boxes to compare with: CorLoc not measured")
+        return
     results = predictor.detect(images, proposals, "corloc", bar)
     truth = truth_table(images, build.ground_truth(config, split))
-    return predictor.localise(results, truth), box_quality(top_boxes(results, images), truth)
+    findings.parts["corloc"] = predictor.localise(results, truth)
+    quality = box_quality(top_boxes(results, images), truth)
+    findings.scalars["top box size ratio"] = quality.size_ratio
 
 
 def top_boxes(results: Results, images: ImageSet) -> DetectionTable:
@@ -243,52 +407,10 @@ def compilation_note(predictor: Predictor, split: str | None) -> str:
     shapes = set(settings.canvases("map").shapes())
     if split is not None:
         shapes |= set(settings.canvases("corloc").shapes())
-    note = (
+    return (
         f"compilations of the predict step: {predictor.num_compilations()}, at most {len(shapes)} "
         "(one per canvas and orientation)"
     )
-    print(note)
-    return note
-
-
-def draw(
-    images: ImageSet,
-    detections: DetectionTable,
-    truth: TruthTable,
-    metrics: DetectionMetrics,
-    folder: Path,
-    count: int,
-) -> list[Picture]:
-    """Draw precision-recall curves and the first images' hits, misses and ground truth."""
-    curves = save_image(
-        folder / "precision_recall.png", draw_precision_recall(metrics, images.class_names)
-    )
-    pictures = [Picture(curves, "Precision and recall of every class")]
-    drawn, names = [], []
-    for index in range(min(count, len(images))):
-        record = images.records[index]
-        # Scores of different methods have different ranges: show the best box of each class present.
-        own = detections.of_image(index)
-        shown = float(np.sort(own.scores)[::-1][: 2 * count][-1]) if len(own) else 0.0
-        threshold = max(shown, 0.3 * float(own.scores.max())) if len(own) else 0.0
-        drawn.append(
-            draw_image_detections(
-                record.load(),
-                index,
-                detections,
-                truth,
-                class_names=images.class_names,
-                score_thr=threshold,
-                max_boxes=6,
-            )
-        )
-        names.append(record.image_id)
-        save_image(folder / "detections" / f"{record.image_id}.png", drawn[-1])
-    if drawn:
-        sheet = save_image(folder / "detections.png", contact_sheet(drawn, captions=names))
-        pictures.append(Picture(sheet, "Hits red, false detections yellow, ground truth green"))
-    print(f"pictures: {folder / 'detections.png'}")
-    return pictures
 
 
 def bar(batches):

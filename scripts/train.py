@@ -13,23 +13,26 @@ import json
 import re
 import shlex
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
 import numpy as np
 from absl import app, flags, logging
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from wsod_jax import build
 from wsod_jax.data.arrays import FeatureCache
 from wsod_jax.errors import ConfigError, DataError
-from wsod_jax.experiment import TrainingData
+from wsod_jax.evals.voc import evaluate_detections
+from wsod_jax.experiment import Predictor, TrainingData, check_classes, truth_table
+from wsod_jax.methods.contract import Method
 from wsod_jax.train.checkpoint import Checkpoints
 from wsod_jax.train.identity import run_metadata
 from wsod_jax.train.logging import ConsoleWriter, JsonlWriter, TensorBoardWriter
 from wsod_jax.train.loop import NonFiniteError, train
 from wsod_jax.train.sharding import make_mesh, put
-from wsod_jax.train.state import init_state
+from wsod_jax.train.state import TrainState, init_state
 from wsod_jax.train.step import TrainStep, make_train_step
 from wsod_jax.viz.canvas import save_image
 from wsod_jax.viz.pictures import draw_pseudo_labels
@@ -48,7 +51,13 @@ flags.DEFINE_string("workdir", None, "Folder of this run; an existing one is res
 flags.mark_flags_as_required(["config", "workdir"])
 
 # What a resumed run may change without becoming another run.
-MAY_DIFFER = ("config.log", "config.eval", "config.train.num_steps", "config.train.loader")
+MAY_DIFFER = (
+    "config.log",
+    "config.eval",
+    "config.data.val_split",
+    "config.train.num_steps",
+    "config.train.loader",
+)
 
 
 def main(argv):
@@ -72,6 +81,7 @@ def run(config, workdir: Path) -> None:
     class_names = data.image_set.class_names
     method = build.method(config, num_classes=len(class_names), max_classes=data.max_classes)
     tx, schedule = build.optimizer(config)
+    validate = validation(config, method, class_names) if log.best else None
 
     # -- state: resumed, or drawn and warm-started
     mesh = make_mesh()
@@ -86,6 +96,7 @@ def run(config, workdir: Path) -> None:
         workdir / "checkpoints",
         metadata,
         keep_every=log.milestones_every or None,
+        best=log.best,
         may_differ=MAY_DIFFER,
     )
     workdir.mkdir(parents=True, exist_ok=True)
@@ -135,6 +146,7 @@ def run(config, workdir: Path) -> None:
             checkpoints=checkpoints,
             writers=writers,
             hooks=hooks,
+            validate=validate,
             profile_steps=log.profile_steps or None,
             profile_folder=workdir / "profile",
             resume_command=shlex.join([sys.executable, *sys.argv]),
@@ -181,6 +193,42 @@ def open_stream(method, settings: build.TrainSettings, data: TrainingData, state
     cache = FeatureCache(features)
     stream = data.batches(start, skip_pixels=cache.has)
     return stream, map(cache, itertools.chain.from_iterable(stream))
+
+
+def validation(
+    config: ConfigDict, method: Method, class_names: tuple[str, ...]
+) -> Callable[[int, TrainState], dict[str, float]]:
+    """Return a function that measures a state's mAP50 on the validation split.
+
+    Raises:
+      ConfigError: if the configuration has no such split, or its detections cannot be measured.
+    """
+    split = config.data.get("val_split")
+    if split is None:
+        raise ConfigError(
+            f"config.log.best is {config.log.best!r}, but nothing says on which images; set "
+            "config.data.val_split to a split that is neither trained on nor tested on"
+        )
+    if "proposals" not in config:
+        raise ConfigError(
+            f"config.log.best is {config.log.best!r}, but a {config.method.name} detects nothing"
+        )
+    images, proposals = build.images(config, split), build.proposals(config)
+    truth = truth_table(images, build.ground_truth(config, split))
+    if truth.difficult.all():
+        raise ConfigError(f"config.data.val_split: {images.name} has no object that counts")
+    predictor = Predictor.configured(config, method, {}, {}, class_names)
+    check_classes(images, class_names)
+
+    def measure(number: int, state: TrainState) -> dict[str, float]:
+        del number
+        # A copy on one device: evaluation is not spread over the mesh.
+        params, extras = jax.device_put(jax.device_get((state.params, state.extras)))
+        detections = predictor.with_weights(params, extras).detect(images, proposals).detections
+        metrics = evaluate_detections(detections, truth, ap_mode=predictor.settings.ap)
+        return {"mAP50": float(metrics.mean_ap[0])}
+
+    return measure
 
 
 def pseudo_pictures(step: TrainStep, data: TrainingData, log: build.LogSettings, folder: Path):

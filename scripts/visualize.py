@@ -381,9 +381,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parse_arguments(arguments)
     try:
         options.run(options)
-    except (ConfigError, DataError) as error:
-        print(f"visualize: {error}", file=sys.stderr)
-        return 2
+    except (ConfigError, DataError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
     return 0
 
 

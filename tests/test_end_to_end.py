@@ -28,6 +28,7 @@ from wsod_jax.errors import ConfigError, DataError
 from wsod_jax.train.checkpoint import checkpoint_steps, load_checkpoint
 from wsod_jax.train.logging import JsonlWriter, read_jsonl
 from wsod_jax.train.loop import Interrupted, NonFiniteError
+from wsod_jax.train.manifest import write_manifest
 from wsod_jax.train.sharding import make_mesh
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -91,7 +92,9 @@ class StopsAt(JsonlWriter):
             os.kill(os.getpid(), signal.SIGTERM)
 
 
-def test_stopped_twice_and_resumed_equals_straight(trained_run, config, tmp_path, monkeypatch):
+def test_stopped_twice_and_resumed_equals_straight(
+    trained_run, config, tmp_path, monkeypatch, capsys
+):
     """A full disk at the first checkpoint, then SIGTERM, then a last resumption: the same bits."""
     config.log.checkpoint_every = 100  # so that the one of step 2 is due to the signal
     with monkeypatch.context() as patch:
@@ -105,8 +108,10 @@ def test_stopped_twice_and_resumed_equals_straight(trained_run, config, tmp_path
         with pytest.raises(Interrupted, match="0") as stopped:
             script.run(config, tmp_path)
     assert "stopped by SIGTERM after update 2 of 4; to go on: " in stopped.value.message
+    assert "done: " not in "".join(capsys.readouterr())
     assert checkpoint_steps(tmp_path) == [0, 2]
     script.run(config, tmp_path)
+    assert "done: " in "".join(capsys.readouterr())
     assert checkpoint_steps(tmp_path) == [0, 2, 4]
     for step in (0, 2, 4):
         assert_same_bits(weights(tmp_path, step), weights(trained_run.workdir, step))
@@ -229,6 +234,30 @@ def test_all_of_it_from_the_command_line(trained_run, tmp_path):
     assert list((tmp_path / "run" / "tensorboard").iterdir())
 
 
+def test_best_checkpoint_on_a_validation_split_is_kept(config, tmp_path):
+    config.log.checkpoint_every, config.log.milestones_every = 1, 0
+    config.eval.flips = (False,)
+    config.log.best = "mAP50"
+    with pytest.raises(ConfigError, match=r"config\.log\.best .* set config\.data\.val_split"):
+        script.run(config, tmp_path / "run")
+    config.data.val_split = "test"
+    script.run(config, tmp_path / "run")
+    scores = {
+        entry["step"]: entry["mAP50"]
+        for entry in read_jsonl(tmp_path / "run" / "metrics.jsonl")
+        if "mAP50" in entry
+    }
+    assert list(scores) == [1, 2, 3, 4]
+    kept = checkpoint_steps(tmp_path / "run")
+    assert set(kept) >= {0, 3, 4} and len(kept) <= 4  # the first, the latest two, and the best
+    assert max(scores[step] for step in kept if step) == max(scores.values())
+    stored = load_checkpoint(tmp_path / "run").metadata["scores"]
+    assert stored == {"mAP50": scores[4]}
+    config.data.val_split = None  # may change in a resumed run
+    config.log.best = None
+    script.run(config, tmp_path / "run")
+
+
 # -- evaluation
 
 FAST = ["--set", "flips=(False,)", "--pictures", "2"]
@@ -264,12 +293,94 @@ def test_every_checkpoint_is_measured(evaluated, trained_run):
     assert first != last
 
 
-def test_saved_predictions_score_as_the_model_did(evaluated, trained_run, tmp_path):
+def test_saved_predictions_score_as_the_model_did(evaluated, trained_run, tmp_path, monkeypatch):
     predictions = evaluated / "4" / "predictions.json"
-    arguments = ["--workdir", str(trained_run.workdir), "--out", str(tmp_path), *FAST]
-    evaluate.main([*arguments, "--predictions", str(predictions)])
-    again, first = read_report(tmp_path / "4")["summary"], read_report(evaluated / "4")["summary"]
-    assert again["mAP50"] == first["mAP50"] is not None
+    monkeypatch.setattr(evaluate, "open_checkpoint", None)  # no model
+    arguments = ["--predictions", str(predictions), "--out", str(tmp_path / "o"), "--pictures", "0"]
+    evaluate.main(["--workdir", str(trained_run.workdir), *arguments])
+    again, first = read_report(tmp_path / "o"), read_report(evaluated / "4")
+    assert again["summary"] == {"mAP50": first["summary"]["mAP50"]}
+    assert again["summary"]["mAP50"] is not None
+    assert "corloc_split" not in again["settings"]
+    plain = "from configs.debug_tiny import get_config as base\n\n\ndef get_config(name):\n"
+    lines = ("    config = base(name)", f"    config.data.root = {str(trained_run.data)!r}")
+    (tmp_path / "c.py").write_text(plain + "\n".join((*lines, "    return config", "")))
+    evaluate.main(
+        ["--config", f"{tmp_path / 'c.py'}:oicr", *arguments, "--set", "iou_thrs=sweep", "--coco"]
+    )
+    swept = read_report(tmp_path / "o")
+    assert swept["summary"]["mAP50"] == again["summary"]["mAP50"]
+    assert len(swept["iou_sweep"]) == 10 and "COCO AP75" in swept["summary"]
+    assert swept["settings"]["method"]["name"] == "oicr"
+
+
+@pytest.fixture
+def copied_run(trained_run, tmp_path):
+    """Configuration, checkpoints and data of the shared run, to damage."""
+    shutil.copytree(trained_run.workdir, tmp_path / "run")
+    return tmp_path / "run"
+
+
+def test_checkpoints_that_training_deletes_are_left_out(copied_run, tmp_path, monkeypatch, capsys):
+    seen = []
+
+    def step_of(predictor, config, metadata, args, folder):
+        seen.append(metadata["step"])
+        shutil.rmtree(copied_run / "checkpoints" / "2", ignore_errors=True)
+        return {"mAP50": metadata["step"] / 10}
+
+    monkeypatch.setattr(evaluate, "evaluate_step", step_of)
+    (tmp_path / "o").mkdir()
+    evaluate.main(["--workdir", str(copied_run), "--out", str(tmp_path / "o"), "--all_steps"])
+    assert seen == [0, 4]
+    assert capsys.readouterr().out.count("step 2: left out") == 1
+
+    def vanish(path, step, **options):
+        shutil.rmtree(copied_run / "checkpoints" / "4")
+        raise DataError("gone")
+
+    monkeypatch.setattr(evaluate, "open_checkpoint", vanish)
+    evaluate.main(["--workdir", str(copied_run)])
+    assert "step 4: left out" in capsys.readouterr().out
+
+
+def test_split_without_boxes_is_predicted_and_not_measured(trained_run, copied_run, tmp_path):
+    shutil.copytree(trained_run.data, tmp_path / "data")
+    shutil.rmtree(tmp_path / "data" / "Annotations")
+    metadata = copied_run / "checkpoints" / "4" / "metadata" / "metadata"
+    content = metadata.read_text()
+    assert json.dumps(str(trained_run.data)) in content
+    metadata.write_text(content.replace(str(trained_run.data), str(tmp_path / "data")))
+    write_manifest(metadata.parents[1])
+    out = tmp_path / "o"
+    evaluate.main(["--workdir", str(copied_run), "--out", str(out), "--voc_server", *FAST])
+    report = read_report(out / "4")
+    assert set(report["summary"]) == {"seconds_per_image"}
+    assert sum("no boxes to compare with" in note for note in report["notes"]) == 2  # mAP, CorLoc
+    found = json.loads((out / "4" / "predictions.json").read_text())
+    files = list((out / "4" / "voc_server").glob("comp4_det_test_*.txt"))
+    assert len(found) == sum(len(path.read_text().splitlines()) for path in files) > 0
+
+
+def test_ends_of_evaluation(trained_run, tmp_path, monkeypatch):
+    arguments = ["--workdir", str(trained_run.workdir), "--out", str(tmp_path)]
+    with pytest.raises(SystemExit, match="error: .*no 'ema'"):
+        evaluate.main([*arguments, "--ema"])
+
+    def fail(error):
+        def write(*args):
+            raise error
+
+        return write
+
+    for error, code in ((OSError("disk full"), "error: disk full"), (KeyboardInterrupt(), 130)):
+        monkeypatch.setattr(evaluate, "evaluate_run", fail(error))
+        with pytest.raises(SystemExit) as stopped:
+            evaluate.main(arguments)
+        assert stopped.value.code == code
+    for wrong in (["--config", "c.py"], [*arguments, "--predictions", "p.json", "--ema"]):
+        with pytest.raises(SystemExit, match="2"):
+            evaluate.main(wrong)
 
 
 def test_watching_a_finished_run_ends(trained_run, tmp_path, monkeypatch):

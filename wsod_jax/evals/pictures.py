@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 
 from wsod_jax import viz
+from wsod_jax.evals.report import Picture
 from wsod_jax.evals.tables import DetectionTable, TruthTable
 from wsod_jax.evals.voc import DetectionMetrics, best_overlaps, match_detections
 
@@ -74,3 +76,61 @@ def draw_precision_recall(
         f"IoU > {metrics.iou_thrs[0]:.2f}, mAP {100 * metrics.mean_ap[0]:.1f} ({metrics.ap_mode})"
     )
     return viz.plot_precision_recall(curves, ap=ap, title=f"{title}: {note}" if title else note)
+
+
+def picture_detections(
+    folder: str | Path,
+    images: Sequence[Callable[[], np.ndarray]],
+    detections: DetectionTable,
+    truth: TruthTable | None,
+    metrics: DetectionMetrics | None,
+    *,
+    image_ids: Sequence[str],
+    class_names: Sequence[str],
+) -> list[Picture]:
+    """Draw precision-recall curves and the first images' hits, misses and ground truth into a folder.
+
+    Args:
+      folder: gets precision_recall.png, detections.png and detections/<image id>.png.
+      images: functions that load the first images of the set, [H, W, 3] uint8 RGB.
+      detections: of the whole set.
+      truth: of the whole set; `None` where there is none: boxes in their classes' colours.
+      metrics: of these detections, `None` likewise.
+      image_ids: of `images`.
+      class_names: c names.
+    Returns:
+      The pictures that a report shows.
+    """
+    folder, pictures, drawn = Path(folder), [], []
+    if metrics is not None:
+        curves = viz.save_image(
+            folder / "precision_recall.png", draw_precision_recall(metrics, class_names)
+        )
+        pictures.append(Picture(curves, "Precision and recall of every class"))
+    for index, (load, image_id) in enumerate(zip(images, image_ids, strict=True)):
+        # Scores of different methods have different ranges: show the best box of each class present.
+        own = detections.of_image(index)
+        shown = float(np.sort(own.scores)[::-1][: 2 * len(images)][-1]) if len(own) else 0.0
+        threshold = max(shown, 0.3 * float(own.scores.max())) if len(own) else 0.0
+        drawn.append(
+            draw_image_detections(
+                load(),
+                index,
+                detections,
+                truth,
+                class_names=class_names,
+                score_thr=threshold,
+                max_boxes=6,
+            )
+        )
+        viz.save_image(folder / "detections" / f"{image_id}.png", drawn[-1])
+    if drawn:
+        sheet = viz.contact_sheet(drawn, captions=list(image_ids))
+        caption = "Hits red, false detections yellow, ground truth green"
+        pictures.append(
+            Picture(
+                viz.save_image(folder / "detections.png", sheet),
+                caption if truth is not None else "Detections in the colours of their classes",
+            )
+        )
+    return pictures
