@@ -225,7 +225,7 @@ def view_batches(
     portrait = tuple(record.is_portrait for record in image_set.records)
     plan = ViewPlan(portrait, batch_size, canvases.scales, tuple(flips))
     workers = workers or num_cores()
-    groups_in_work = (workers + prefetch) // plan.views_per_image + 2  
+    groups_in_work = (workers + prefetch) // plan.views_per_image + 2
     assemble = Assembler(
         image_set,
         proposals,
