@@ -238,6 +238,22 @@ def test_documents_name_files_and_targets_that_exist():
             assert (path.parent / link).exists(), f"{path.name} links to {link}"
 
 
+def test_commands_in_texts_use_flags_that_exist():
+    texts = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "configs").glob("*.py")]
+    checked = 0
+    for path in [*texts, *SCRIPTS]:
+        text = re.sub(r"\\+\n\s*", " ", path.read_text(encoding="utf-8"))
+        for script, rest in re.findall(r"python scripts/(\w+)\.py([^\n#`]*)", text):
+            source = (ROOT / "scripts" / f"{script}.py").read_text(encoding="utf-8")
+            for flag in re.findall(r"(?<![\w-])--(\w[\w-]*)", rest.split("&&")[0]):
+                # argparse names it with dashes, absl without
+                assert re.search(rf"""["'](--)?{flag}["']""", source), (
+                    f"{path.name}: scripts/{script}.py has no --{flag}"
+                )
+                checked += 1
+    assert checked > 40
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("script", SCRIPTS, ids=[path.stem for path in SCRIPTS])
 def test_script_helps(script):
