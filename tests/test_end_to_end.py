@@ -185,11 +185,11 @@ def test_one_device_gives_the_result_of_four(trained_run, config, tmp_path, monk
         assert set(one[step]) == set(values)
         for name, value in values.items():
             assert one[step][name] == pytest.approx(value, rel=1e-3, abs=1e-5), (step, name)
-    jax.tree.map(
-        functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-4),
-        weights(tmp_path),
-        weights(trained_run.workdir),
-    )
+    trained = [weights(tmp_path), weights(trained_run.workdir)]
+    for params in trained:
+        # The softmax over proposals cannot feel it, so AdamW follows the rounding errors.
+        del params["midn"]["det"]["bias"]
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-4), *trained)
 
 
 @pytest.mark.slow
