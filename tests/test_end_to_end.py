@@ -469,7 +469,7 @@ def test_diverged_run_stops_and_names_the_term(config, tmp_path):
 
 
 def test_cached_features_need_a_frozen_backbone(config, tmp_path):
-    config.train.cache_features = True
+    config.train.cache_features, config.backbone.frozen = True, ("conv1",)
     with pytest.raises(ConfigError, match="needs a wholly frozen backbone.*conv4_2"):
         script.run(config, tmp_path)
 
