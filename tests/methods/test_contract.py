@@ -128,7 +128,7 @@ def test_predictions_do_not_depend_on_canvas_or_padding(name):
     assert not np.any(long.scores[:, NUM_PROPOSALS:]) and not np.any(long.mask[:, NUM_PROPOSALS:])
     assert not np.any(np.asarray(short.scores)[~np.asarray(short.mask)])
     np.testing.assert_array_equal(short.mask, batch.proposal_mask)
-    assert np.ptp(np.asarray(short.scores)[short.mask]) > 0.1
+    assert np.ptp(np.asarray(short.scores)[short.mask]) > 0.05  # X sums to at most 1 over proposals
 
 
 def test_order_of_proposals_does_not_matter(name, loss):
