@@ -8,7 +8,6 @@ import pytest
 
 from scripts import demo
 
-
 ROWS = Path(__file__).parents[1] / "results" / "synthetic"
 
 
