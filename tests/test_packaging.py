@@ -23,6 +23,7 @@ FLOORS = {
     **dict.fromkeys(["nn", "mining", "losses", "weights"], 2),
     **dict.fromkeys(["methods", "data", "evals"], 3),
     "train": 4,
+    "settings": 4,
     "build": 5,
     "experiment": 6,
     "inspection": 7,
