@@ -6,6 +6,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs.debug_tiny import get_config
+from tests.data.voc_tree import write_voc
 from wsod_jax import build
 from wsod_jax.errors import ConfigError, DataError
 from wsod_jax.experiment import change_settings
@@ -220,6 +221,34 @@ def test_weights_reach_backbone_and_neck_and_those_of_another_network_do_not(tmp
     del config.backbone["stride"]
     with pytest.raises(DataError, match="architecture is 'tiny' in the file and 'vgg16'"):
         build.warm_start(config)
+
+
+def test_test_split_may_be_of_another_year(tmp_path):
+    cat = [("cat", (1, 1, 9, 9), False)]
+    for year, split, names in (
+        ("2007", "trainval", "ab"),
+        ("2012", "trainval", "cd"),
+        ("2007", "test", "e"),
+    ):
+        write_voc(tmp_path / f"VOC{year}", {name: ((16, 16), cat) for name in names}, split=split)
+    config = get_config()
+    config.data = ConfigDict(
+        dict(
+            reader="voc",
+            root=str(tmp_path),
+            class_names=("cat",),
+            year="07+12",
+            train_split="trainval",
+            test_split="test",
+            test_year="2007",
+        )
+    )
+    assert build.images(config, "trainval").image_ids == tuple("abcd")
+    assert build.images(config, "test").image_ids == ("e",)
+    assert set(build.ground_truth(config, "test").boxes) == {"e"}
+    del config.data.test_year
+    with pytest.raises(DataError, match="VOC2012"):
+        build.images(config, "test")
 
 
 def test_data_without_boxes_cannot_be_measured(tmp_path):

@@ -256,8 +256,7 @@ def warm_start(config: ConfigDict) -> Callable[[Params], Params] | None:
 
 def images(config: ConfigDict, split: str) -> ImageSet:
     """Read a split's images and labels. No box is read."""
-    reader, options = _reader(config)
-    options = _without_splits(options)
+    reader, options = _reader(config, split)
     if "split" in inspect.signature(reader.read_image_set).parameters:
         return construct(reader.read_image_set, options, "data", split=split)
     return construct(reader.read_image_set, options, "data")
@@ -265,18 +264,18 @@ def images(config: ConfigDict, split: str) -> ImageSet:
 
 def has_boxes(config: ConfigDict) -> bool:
     """Return whether the data's reader knows boxes, so that detections can be measured."""
-    return hasattr(_reader(config)[0], "read_ground_truth")
+    return hasattr(_reader(config, "")[0], "read_ground_truth")
 
 
 def ground_truth(config: ConfigDict, split: str) -> GroundTruth:
     """Read a split's boxes, for evaluation."""
-    reader, options = _reader(config)
+    reader, options = _reader(config, split)
     if not hasattr(reader, "read_ground_truth"):
         raise ConfigError(
             f"data read by {config.data.reader!r} has no boxes, so nothing can be measured; "
             "scripts/predict.py draws detections without"
         )
-    options = {key: value for key, value in _without_splits(options).items() if key != "difficult"}
+    options.pop("difficult", None)
     return construct(reader.read_ground_truth, options, "data", split=split)
 
 
@@ -324,18 +323,14 @@ def from_dict(values: Mapping[str, Any]) -> ConfigDict:
     return config
 
 
-def _reader(config: ConfigDict) -> tuple[Any, dict]:
+def _reader(config: ConfigDict, split: str) -> tuple[Any, dict]:
+    """Return the data's reader and its arguments for a split, which may be of a year of its own."""
     options = dict(config.data.items())
-    name = options.pop("reader", None)
+    name, test_year = options.pop("reader", None), options.pop("test_year", None)
+    splits = {key: options.pop(key, None) for key in ("train_split", "val_split", "test_split")}
+    if test_year is not None and split == splits["test_split"]:
+        options["year"] = test_year
     return choose(READERS, {"name": name}, "data.reader")[0], options
-
-
-def _without_splits(options: dict) -> dict:
-    return {
-        key: value
-        for key, value in options.items()
-        if key not in ("train_split", "test_split", "val_split")
-    }
 
 
 def _dtype(name: str, section: str) -> jnp.dtype:

@@ -33,7 +33,7 @@ VERSION = 1
 EDGE_TOLERANCE = 1e-3  # pixels that float32 rounding may put a box beyond its image
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ProposalSet:
     """Boxes per image id. Validated when made; see the module's text for the fields.
 
@@ -196,6 +196,9 @@ class ProposalSet:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def __repr__(self) -> str:
+        return f"ProposalSet({len(self)} images, {len(self.boxes)} boxes, by {self.generator!r}, {self.origin!r})"
 
     def __contains__(self, image_id: object) -> bool:
         return image_id in self._rows
