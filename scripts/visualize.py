@@ -25,6 +25,10 @@ What a run mines in its training images: cores blue, further instances red, the 
 
   python scripts/visualize.py pseudo --checkpoint runs/oim --truth --out pictures
 
+How good those boxes were over training, as a table (needs annotated objects):
+
+  python scripts/visualize.py quality --workdir runs/oicr runs/oim --steps 200 400 600 --num 60
+
 How OIM found those instances, along its spatial and appearance graphs:
 
   python scripts/visualize.py graphs --checkpoint runs/oim --step 4000 --images 000012 --out pictures
@@ -55,8 +59,10 @@ from wsod_jax.evals.tables import TruthTable
 from wsod_jax.evals.voc import evaluate_detections
 from wsod_jax.experiment import truth_table
 from wsod_jax.inspection.mining import MiningRun, draw_class_graphs, draw_mined_stages
+from wsod_jax.inspection.quality import pseudo_quality, quality_table
 from wsod_jax.inspection.scores import MAX_STEPS, ScoredRun, draw_score_evolution
 from wsod_jax.ops.boxes import pairwise_iou
+from wsod_jax.train.checkpoint import checkpoint_steps
 from wsod_jax.train.logging import read_jsonl
 
 
@@ -131,6 +137,14 @@ def add_run_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
         )
         mining.add_argument("--step", type=int, help="which checkpoint of the run")
         add_choice_arguments(mining)
+
+    quality = command("quality", show_quality, "precision, recall and size of the boxes mined")
+    quality.add_argument(
+        "--workdir", nargs="+", type=Path, required=True, help="folders of runs that mine"
+    )
+    quality.add_argument("--steps", nargs="+", type=int, help="checkpoints (all but the first)")
+    quality.add_argument("--num", type=int, default=60, help="training images, evenly spread (60)")
+    quality.add_argument("--images", nargs="+", metavar="ID", help="these training images instead")
 
     objectness = command("objectness", show_objectness, "where scores pile up during training")
     objectness.add_argument(
@@ -313,6 +327,20 @@ def show_pseudo(options: argparse.Namespace) -> None:
         )
 
     write_pictures(images, options, draw, rows=True)
+
+
+def show_quality(options: argparse.Namespace) -> None:
+    found = {}
+    for workdir in options.workdir:
+        steps = options.steps or [step for step in checkpoint_steps(workdir) if step > 0]
+        if not steps:
+            raise DataError(f"{workdir} has no checkpoint after step 0; train it with train.py.")
+        for step in steps:
+            run = MiningRun.open(workdir, step)
+            positions = choose(run.data.image_set, options)
+            found[str(workdir), step] = pseudo_quality(run, positions)
+            print(f"{workdir}, step {step}: {len(positions)} images mined", file=sys.stderr)
+    print(quality_table(found))
 
 
 def show_graphs(options: argparse.Namespace) -> None:

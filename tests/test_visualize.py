@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from wsod_jax import build
 from wsod_jax.data.proposals import ProposalSet
 from wsod_jax.evals.predictions import write_predictions
 from wsod_jax.evals.tables import DetectionTable
 from wsod_jax.inspection.mining import MiningRun
+from wsod_jax.inspection.quality import pseudo_quality
 from wsod_jax.inspection.scores import ScoredRun
 from wsod_jax.ops.boxes import pairwise_iou
 from wsod_jax.train.manifest import write_manifest
@@ -216,6 +218,30 @@ def test_pseudo_and_graphs(visualize, trained_run, tmp_path, capsys):
         assert has_colour(tmp_path / folder / "000001.png", core)
     assert not has_colour(tmp_path / "a" / "000001.png", truth)
     assert has_colour(tmp_path / "b" / "000001.png", truth)
+
+
+def test_quality_of_what_was_mined(visualize, mining_run, trained_run, capsys):
+    positions = [5, 0, 3]
+    images = mining_run.data.image_set
+    truth = build.ground_truth(mining_run.config, "trainval")
+    hits = mined_boxes = 0
+    for position, image in mining_run.mine(positions).items():
+        objects = truth.boxes[images.image_ids[position]]
+        pseudo = jax.tree.map(lambda x: x[-1], image.mined.pseudo)
+        for row in np.flatnonzero(pseudo.mask & pseudo.is_core):
+            own = objects.boxes[objects.classes == pseudo.classes[row]]
+            hits += pairwise_iou(own, image.original(pseudo.boxes[row][None])).max() > 0.5
+            mined_boxes += 1
+    quality = pseudo_quality(mining_run, positions)["cores"]
+    assert quality.precision == pytest.approx(hits / mined_boxes)
+    assert quality.boxes_per_image == pytest.approx(mined_boxes / 3)
+
+    workdir = str(trained_run.workdir)
+    assert visualize(["quality", "--workdir", workdir, "--steps", "2", "4", "--num", "3"]) == 0
+    head, _, *rows = capsys.readouterr().out.splitlines()
+    assert head.count("precision") == 2 and [row.split(" | ")[0] for row in rows] == [
+        f"| {workdir}, {step}" for step in (2, 4)
+    ]
 
 
 def test_objectness(visualize, trained_run, tmp_path, capsys):

@@ -1,0 +1,73 @@
+"""How good a run's pseudo boxes were over training, measured against boxes that training never saw."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import jax
+import numpy as np
+
+from wsod_jax import build
+from wsod_jax.evals.localization import BoxQuality, box_quality
+from wsod_jax.evals.tables import DetectionTable
+from wsod_jax.experiment import truth_table
+from wsod_jax.inspection.mining import MinedImage, MiningRun
+
+KINDS = ("cores", "nodes")
+
+
+def pseudo_quality(
+    run: MiningRun, positions: Sequence[int], *, stage: int = -1
+) -> dict[str, BoxQuality]:
+    """Compare what a checkpoint mines in some training images with the annotated objects.
+
+    Args:
+      run: of a training set with annotated boxes.
+      positions: of the images in the training set.
+      stage: whose pseudo boxes, the last refinement head's unless told otherwise.
+
+    Returns:
+      "cores" and "nodes" (all further instances) -> their quality; without the kinds that were not mined.
+    """
+    mined = run.mine(positions)
+    images = run.data.image_set.select(list(mined))
+    truth = truth_table(images, build.ground_truth(run.config, run.config.data.train_split))
+    found = {}
+    for kind in KINDS:
+        boxes = _boxes(list(mined.values()), stage, kind, len(images.class_names))
+        if len(boxes):
+            found[kind] = box_quality(boxes, truth)
+    return found
+
+
+def quality_table(found: Mapping[tuple[str, int], Mapping[str, BoxQuality]]) -> str:
+    """Return (run, step) -> `pseudo_quality` as a Markdown table; shares in percent."""
+    columns = ("per image", "precision", "recall", "size")
+    head = ["run, step"] + [f"{kind}: {column}" for kind in KINDS for column in columns]
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    for (run, step), kinds in found.items():
+        cells = [cell for kind in KINDS for cell in _cells(kinds.get(kind))]
+        lines.append(f"| {run}, {step} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _cells(quality: BoxQuality | None) -> list[str]:
+    if quality is None:
+        return [""] * 4
+    shares = (quality.precision, quality.recall, quality.size_ratio)
+    return [f"{quality.boxes_per_image:.1f}", *(f"{100 * share:.0f} %" for share in shares)]
+
+
+def _boxes(images: Sequence[MinedImage], stage: int, kind: str, num_classes: int) -> DetectionTable:
+    """Return the pseudo boxes of one kind, in pixels of the original images."""
+    index, classes, scores, boxes = [], [], [], [np.zeros((0, 4), np.float32)]
+    for number, image in enumerate(images):
+        pseudo = jax.tree.map(lambda x: x[stage], image.mined.pseudo)
+        rows = np.flatnonzero(pseudo.mask & (pseudo.is_core == (kind == "cores")))
+        index += [number] * len(rows)
+        classes += pseudo.classes[rows].tolist()
+        scores += pseudo.scores[rows].tolist()
+        boxes.append(image.original(pseudo.boxes[rows]))
+    return DetectionTable(
+        index, classes, scores, np.concatenate(boxes), len(images), num_classes=num_classes
+    )
