@@ -31,7 +31,7 @@ from wsod_jax.train.checkpoint import Checkpoints
 from wsod_jax.train.identity import run_metadata
 from wsod_jax.train.logging import ConsoleWriter, JsonlWriter, TensorBoardWriter
 from wsod_jax.train.loop import NonFiniteError, train
-from wsod_jax.train.sharding import make_mesh, put
+from wsod_jax.train.sharding import make_mesh
 from wsod_jax.train.state import TrainState, init_state
 from wsod_jax.train.step import TrainStep, make_train_step
 from wsod_jax.viz.canvas import save_image
@@ -233,14 +233,17 @@ def validation(
 
 def pseudo_pictures(step: TrainStep, data: TrainingData, log: build.LogSettings, folder: Path):
     """Return a hook that draws the pseudo boxes of the last stage on fixed training images."""
+    device = step.mesh.devices.flat[0]
     batches = data.fixed_batches(log.num_pictures)
 
     def draw(number: int, state, micro_batches, metrics) -> None:
         del micro_batches, metrics
         if number % log.pictures_every:
             return
+        # A copy on one device: the batches have one image each.
+        copy = jax.device_put(state.replace(opt_state=()), device)
         for batch in batches:
-            pseudo = step.examine(state, put(batch, step.mesh)).pseudo
+            pseudo = step.examine(copy, jax.device_put(batch, device)).pseudo
             if pseudo is None:
                 return
             last = jax.tree.map(lambda x: np.asarray(x)[0, -1], pseudo)  # first image, last stage

@@ -76,7 +76,7 @@ def trained_run(tmp_path_factory) -> TrainedRun:
     config.train.loader = "threads"
     config.train.cache_features = False
     config.log.checkpoint_every = config.log.milestones_every = 2
-    config.log.pictures_every = 0
+    config.log.pictures_every, config.log.num_pictures = 2, 1
     config.log.tensorboard = False
     run(config, workdir)
     return TrainedRun(workdir, data, proposals, config)

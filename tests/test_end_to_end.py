@@ -22,6 +22,7 @@ from absl import logging
 import wsod_jax.train.checkpoint
 from scripts import evaluate
 from scripts import train as script
+from wsod_jax.data.images import read_image
 from wsod_jax.data.proposals import ProposalSet
 from wsod_jax.data.voc import read_image_set
 from wsod_jax.errors import ConfigError, DataError
@@ -81,6 +82,15 @@ def test_run_learns_something_and_logs_it(trained_run):
         assert any(
             np.any(a != b) for a, b in zip(*map(jax.tree.leaves, (before, last[part])), strict=True)
         )
+
+
+def test_pictures_of_training_on_several_devices(trained_run):
+    """One image at a time cannot be split over the devices that the run trains on."""
+    names = sorted(path.name for path in (trained_run.workdir / "pictures").iterdir())
+    assert [name[:6] for name in names] == ["000002", "000004"]
+    assert len({name[6:] for name in names}) == 1
+    picture = read_image(trained_run.workdir / "pictures" / names[-1])
+    assert picture.std() > 10  # not a blank sheet
 
 
 class StopsAt(JsonlWriter):

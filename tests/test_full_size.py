@@ -106,7 +106,9 @@ def test_two_updates_and_a_prediction(name):
     position, rows = SIZES[name]
     config = importlib.import_module(f"configs.{name}").get_config()
     config.proposals.max_proposals = rows
-    config.optim.learning_rate = 1e-7  # at the published rate random weights are not finite for long
+    config.optim.learning_rate = (
+        1e-7  # at the published rate random weights are not finite for long
+    )
     scale = sorted(config.train.scales)[position]
     method, state = check_training(config, scale, rows)
     if name == "oim_ir_vgg16_voc07":

@@ -105,8 +105,9 @@ class TrainStep:
         """Return the loss's whole output, pseudo boxes included, without an update (for pictures).
 
         Args:
-          state: kept, not donated.
-          batch: one micro-batch on the mesh; each new layout costs a compilation of the forward pass.
+          state: kept, not donated; no need of `opt_state`.
+          batch: one micro-batch, on the devices of the state; each new layout costs a compilation of the
+            forward pass.
         """
 
         def forward(state: TrainState, batch: Any) -> LossOutput:
