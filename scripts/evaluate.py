@@ -38,7 +38,7 @@ from wsod_jax.evals.selection import Results
 from wsod_jax.evals.tables import DetectionTable
 from wsod_jax.experiment import (
     Predictor,
-    change_settings,
+    change_config,
     check_classes,
     open_checkpoint,
     score_detections,
@@ -94,7 +94,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="change a test setting, e.g. --set nms_thr=0.4 (repeatable)",
+        help="change a test setting, e.g. --set nms_thr=0.4, or where the data lie now, "
+        "e.g. --set data.root=/data/VOCdevkit --set proposals.path=/data/voc07.npz (repeatable)",
     )
     args = parser.parse_args(arguments)
     if args.config and not args.predictions:
@@ -125,7 +126,8 @@ class Findings:
 def rescore(args: argparse.Namespace) -> None:
     """Score a predictions file; only the configuration and the data are read."""
     config, path, findings = stored_config(args), Path(args.predictions), Findings()
-    settings = change_settings(build.eval_settings(config), args.set)
+    config = change_config(config, args.set)
+    settings = build.eval_settings(config)
     images = build.images(config, test_split(config, args))
     detections = read_predictions(path, image_ids=images.image_ids, class_names=images.class_names)
     folder = Path(args.out) if args.out else path.parent / f"{path.stem}_scored"
@@ -174,6 +176,7 @@ def evaluate_run(args: argparse.Namespace) -> None:
                 source,
                 None if source.name.isdigit() else step,
                 weights="ema" if args.ema else "params",
+                changes=args.set,
             )
         except (ValueError, OSError):
             if source.name.isdigit() or step in checkpoint_steps(source):
@@ -181,8 +184,7 @@ def evaluate_run(args: argparse.Namespace) -> None:
             print(f"step {step}: left out, training has deleted this checkpoint")
             continue
         if predictor is None:
-            settings = change_settings(opened.settings, args.set)
-            predictor = dataclasses.replace(opened, settings=settings)
+            predictor = opened
         else:  # compiled once for all checkpoints
             predictor = predictor.with_weights(opened.params, opened.extras)
         history[step] = evaluate_step(predictor, config, metadata, args, out / str(step))
@@ -257,12 +259,9 @@ def evaluate_step(
     started = time.perf_counter()
     results = predictor.detect(images, proposals, "map", bar)
     findings.scalars["seconds_per_image"] = (time.perf_counter() - started) / max(len(images), 1)
-    if results.image_scores is not None and (images.labels >= 0).any():
-        findings.parts["classification"] = classification_ap(
-            results.image_scores, images.labels, ap_mode=settings.ap
-        )
-    split = corloc_split(args, settings) if build.has_boxes(config) else None
-    if proposals is not None:
+    if (
+        proposals is not None
+    ):  # before anything is measured: what follows may fail, and this took long
         path = write_predictions(
             folder / "predictions.json",
             results.detections,
@@ -272,6 +271,15 @@ def evaluate_step(
         print(f"predictions: {path}")
         if args.voc_server:
             write_server_files(folder, images, results.detections)
+    note_input(findings, images, results)
+    if results.image_scores is not None:
+        scores, labels = results.image_scores[results.predicted], images.labels[results.predicted]
+        if (labels >= 0).any():
+            findings.parts["classification"] = classification_ap(
+                scores, labels, ap_mode=settings.ap
+            )
+    split = corloc_split(args, settings) if build.has_boxes(config) else None
+    if proposals is not None:
         measure_detections(findings, config, settings, images, results.detections, args, folder)
         if split is not None:
             measure_corloc(findings, predictor, config, split, proposals)
@@ -382,10 +390,25 @@ def measure_corloc(
         findings.note(f"{images.name} has no boxes to compare with: CorLoc not measured")
         return
     results = predictor.detect(images, proposals, "corloc", bar)
+    note_input(findings, images, results)
     truth = truth_table(images, build.ground_truth(config, split))
     findings.parts["corloc"] = predictor.localise(results, truth)
     quality = box_quality(top_boxes(results, images), truth)
     findings.scalars["top box size ratio"] = quality.size_ratio
+
+
+def note_input(findings: Findings, images: ImageSet, results: Results) -> None:
+    """Note what the input met in a set: images left out, shrunk or unreadable, proposals merged or dropped."""
+    met = {**images.counts, **results.counts}
+    met = ", ".join(f"{name} {count}" for name, count in met.items() if count)
+    findings.note(f"input of {images.name}, each image counted once per view: {met}")
+    missing = np.flatnonzero(~results.predicted)
+    if len(missing):
+        names = ", ".join(images.image_ids[index] for index in missing[:5])
+        findings.note(
+            f"{len(missing)} of {len(images)} images of {images.name} could not be read ({names}"
+            f"{' ...' if len(missing) > 5 else ''}): their objects count as missed, and image mAP leaves them out"
+        )
 
 
 def top_boxes(results: Results, images: ImageSet) -> DetectionTable:

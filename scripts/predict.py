@@ -39,7 +39,7 @@ from wsod_jax.errors import ConfigError, DataError
 from wsod_jax.evals.pictures import draw_image_detections
 from wsod_jax.evals.predictions import write_predictions
 from wsod_jax.evals.tables import DetectionTable
-from wsod_jax.experiment import change_settings, open_checkpoint
+from wsod_jax.experiment import open_checkpoint
 from wsod_jax.viz import contact_sheet, save_image
 
 SHEET_PICTURES = 48
@@ -97,10 +97,9 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
 
 def run(args: argparse.Namespace) -> None:
     """Predict as the arguments say."""
-    predictor, config, metadata = open_checkpoint(args.checkpoint)
-    settings = change_settings(predictor.settings, args.set)
+    predictor, config, metadata = open_checkpoint(args.checkpoint, changes=args.set)
     # Threads, whatever the run was tested with: this script does without TensorFlow.
-    settings = dataclasses.replace(settings, loader="threads")
+    settings = dataclasses.replace(predictor.settings, loader="threads")
     predictor = dataclasses.replace(predictor, settings=settings)
     images = read_images(args.images)
     print(

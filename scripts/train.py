@@ -25,7 +25,7 @@ from wsod_jax import build
 from wsod_jax.data.arrays import FeatureCache
 from wsod_jax.errors import ConfigError, DataError
 from wsod_jax.evals.voc import evaluate_detections
-from wsod_jax.experiment import Predictor, TrainingData, check_classes, truth_table
+from wsod_jax.experiment import LOCATIONS, Predictor, TrainingData, check_classes, truth_table
 from wsod_jax.methods.contract import Method
 from wsod_jax.train.checkpoint import Checkpoints
 from wsod_jax.train.identity import run_metadata
@@ -57,6 +57,7 @@ MAY_DIFFER = (
     "config.data.val_split",
     "config.train.num_steps",
     "config.train.loader",
+    *(f"config.{name}" for name in LOCATIONS),
 )
 
 

@@ -57,7 +57,7 @@ from wsod_jax.evals.pictures import draw_image_detections, draw_precision_recall
 from wsod_jax.evals.predictions import read_index, read_predictions
 from wsod_jax.evals.tables import TruthTable
 from wsod_jax.evals.voc import evaluate_detections
-from wsod_jax.experiment import truth_table
+from wsod_jax.experiment import LOCATIONS, truth_table
 from wsod_jax.inspection.mining import MiningRun, draw_class_graphs, draw_mined_stages
 from wsod_jax.inspection.quality import pseudo_quality, quality_table
 from wsod_jax.inspection.scores import MAX_STEPS, ScoredRun, draw_score_evolution
@@ -136,6 +136,7 @@ def add_run_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
             help="folder of a run (its newest checkpoint), or of one checkpoint",
         )
         mining.add_argument("--step", type=int, help="which checkpoint of the run")
+        add_location_argument(mining)
         add_choice_arguments(mining)
 
     quality = command("quality", show_quality, "precision, recall and size of the boxes mined")
@@ -145,6 +146,7 @@ def add_run_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
     quality.add_argument("--steps", nargs="+", type=int, help="checkpoints (all but the first)")
     quality.add_argument("--num", type=int, default=60, help="training images, evenly spread (60)")
     quality.add_argument("--images", nargs="+", metavar="ID", help="these training images instead")
+    add_location_argument(quality)
 
     objectness = command("objectness", show_objectness, "where scores pile up during training")
     objectness.add_argument(
@@ -163,9 +165,27 @@ def add_run_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help='change a test setting, e.g. --set "scales=(480,)" (repeatable)',
+        help='change a test setting, e.g. --set "scales=(480,)", or where the data lie now (repeatable)',
     )
     add_choice_arguments(objectness)
+
+
+def add_location_argument(parser: argparse.ArgumentParser) -> None:
+    """Add `--set` for commands that look at training: nothing but where its files lie can change."""
+
+    def location(text: str) -> str:
+        if text.partition("=")[0] not in LOCATIONS:
+            raise argparse.ArgumentTypeError(f"{text!r}; allowed are {', '.join(LOCATIONS)}")
+        return text
+
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        type=location,
+        metavar="KEY=VALUE",
+        help="where the data lie now, e.g. --set data.root=/data/VOCdevkit (repeatable)",
+    )
 
 
 def add_choice_arguments(parser: argparse.ArgumentParser) -> None:
@@ -311,7 +331,7 @@ def show_instances(options: argparse.Namespace) -> None:
 
 
 def show_pseudo(options: argparse.Namespace) -> None:
-    run = MiningRun.open(options.checkpoint, options.step)
+    run = MiningRun.open(options.checkpoint, options.step, options.set)
     images = run.data.image_set
     mined = run.mine(choose(images, options))
     truth = None
@@ -336,7 +356,7 @@ def show_quality(options: argparse.Namespace) -> None:
         if not steps:
             raise DataError(f"{workdir} has no checkpoint after step 0; train it with train.py.")
         for step in steps:
-            run = MiningRun.open(workdir, step)
+            run = MiningRun.open(workdir, step, options.set)
             positions = choose(run.data.image_set, options)
             found[str(workdir), step] = pseudo_quality(run, positions)
             print(f"{workdir}, step {step}: {len(positions)} images mined", file=sys.stderr)
@@ -344,7 +364,7 @@ def show_quality(options: argparse.Namespace) -> None:
 
 
 def show_graphs(options: argparse.Namespace) -> None:
-    run = MiningRun.open(options.checkpoint, options.step)
+    run = MiningRun.open(options.checkpoint, options.step, options.set)
     images = run.data.image_set
     print(f"step {run.step}, alpha {run.alpha():g}")
     mined = run.mine(choose(images, options))

@@ -372,6 +372,34 @@ def test_split_without_boxes_is_predicted_and_not_measured(trained_run, copied_r
     assert len(found) == sum(len(path.read_text().splitlines()) for path in files) > 0
 
 
+def test_image_that_cannot_be_read_is_left_out_and_told(copied_run, trained_run, tmp_path):
+    """Its file breaks off after the header, so that only decoding finds out."""
+    shutil.copytree(trained_run.data, tmp_path / "data")
+    broken = read_image_set(tmp_path / "data", "test").records[0]
+    broken.path.write_bytes(broken.path.read_bytes()[: broken.path.stat().st_size // 2])
+    out = tmp_path / "o"
+    arguments = ["--workdir", str(copied_run), "--out", str(out), *FAST]
+    evaluate.main([*arguments, "--set", f"data.root={tmp_path / 'data'}"])
+    report = read_report(out / "4")
+    assert {"mAP50", "CorLoc", "image mAP"} <= set(report["summary"])
+    told = [note for note in report["notes"] if broken.image_id in note]
+    assert len(told) == 1 and "1 of 4 images of" in told[0] and "could not be read" in told[0]
+    assert sum("bad_images 1" in note for note in report["notes"]) == 1  # of one view
+    found = json.loads((out / "4" / "predictions.json").read_text())
+    assert found and broken.image_id not in {entry["image_id"] for entry in found}
+    assert len(list((out / "4" / "detections").glob("*.png"))) == 1  # of two asked for
+
+
+def test_predictions_outlive_a_measurement_that_fails(trained_run, tmp_path, monkeypatch):
+    def fail(*args, **options):
+        raise DataError("no measure")
+
+    monkeypatch.setattr(evaluate, "classification_ap", fail)
+    with pytest.raises(SystemExit, match="no measure"):
+        evaluate.main(["--workdir", str(trained_run.workdir), "--out", str(tmp_path), *FAST])
+    assert (tmp_path / "4" / "predictions.json").exists()
+
+
 def test_ends_of_evaluation(trained_run, tmp_path, monkeypatch):
     arguments = ["--workdir", str(trained_run.workdir), "--out", str(tmp_path)]
     with pytest.raises(SystemExit, match="error: .*no 'ema'"):
@@ -413,6 +441,8 @@ def test_one_checkpoint_by_its_folder(trained_run, tmp_path):
     ("arguments", "message"),
     [
         (["--set", "nms=0.3"], "config.eval.nms does not exist.*Did you mean 'nms_thr'"),
+        (["--set", "train.flip=False"], "train.flip cannot be set for a trained run.*data.root"),
+        (["--set", "proposals.path=gone.npz"], "gone.npz"),
         (["--split", "tset"], "tset"),
         (["--predictions", "nowhere.json"], "nowhere.json"),
     ],
@@ -460,6 +490,14 @@ def test_checkpoint_of_other_classes_is_refused(trained_run, config, tmp_path):
         script.run(config, tmp_path / "run")
     with pytest.raises(SystemExit, match=r"error: .*unicorn, but the checkpoint was trained for"):
         evaluate.main(["--workdir", str(tmp_path / "run"), *FAST])
+
+
+def test_run_goes_on_where_its_data_have_moved(trained_run, config, copied_run, tmp_path):
+    config.data.root = str(shutil.copytree(trained_run.data, tmp_path / "data"))
+    config.proposals.path = str(shutil.copy(trained_run.proposals, tmp_path / "proposals.npz"))
+    config.train.num_steps = 5
+    script.run(config, copied_run)
+    assert checkpoint_steps(copied_run)[-1] == 5
 
 
 def test_image_without_proposals_stops_before_training(trained_run, config, tmp_path):

@@ -158,6 +158,17 @@ def changed_run(trained_run, folder, change):
     return folder
 
 
+def test_mining_can_be_told_where_files_lie_and_nothing_else(
+    visualize, trained_run, tmp_path, capsys
+):
+    run = ["pseudo", "--checkpoint", str(trained_run.workdir), "--out", str(tmp_path)]
+    assert visualize([*run, "--set", "proposals.path=moved.npz"]) == 1
+    assert "moved.npz" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        visualize([*run, "--set", "nms_thr=0.4"])
+    assert "'nms_thr=0.4'; allowed are data.root" in capsys.readouterr().err
+
+
 def has_colour(path, colour):
     return bool((np.abs(np.asarray(Image.open(path)).astype(int) - colour).max(axis=-1) < 8).any())
 

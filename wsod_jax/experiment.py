@@ -29,6 +29,15 @@ from wsod_jax.types import Batch, Detections, Params
 
 Purpose = Literal["map", "corloc"]
 SWEEP = ("iou_thrs", "sweep")  # the one tuple that a word stands for
+# Where things lie, not what they are: a run stays the same when its data move.
+LOCATIONS = (
+    "data.root",
+    "data.folder",
+    "data.labels_csv",
+    "data.data_dir",
+    "proposals.path",
+    "backbone.weights",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,17 +177,11 @@ class Predictor:
         """Return the same detector with the weights of another checkpoint; nothing is compiled anew."""
         return dataclasses.replace(self, params=params, extras=extras)
 
-    def candidates(
-        self,
-        images: ImageSet,
-        proposals: ProposalSet | None,
-        purpose: Purpose = "map",
-        progress: Callable[[Iterable[Batch]], Iterable[Batch]] = iter,
-    ) -> Iterator[MergedImage]:
-        """Yield every image's candidate boxes with their scores, all views merged; see `detect`."""
+    def candidates(self, batches: Iterable[Batch]) -> Iterator[MergedImage]:
+        """Predict batches of `views`; yield every image's candidate boxes with scores, all views merged."""
         return infer(
             lambda batch: self.predict_step(self.params, self.extras, batch),
-            progress(self.views(images, proposals, purpose)),
+            batches,
             num_views=self.settings.num_views,
             merge=self.settings.merge,
         )
@@ -211,9 +214,11 @@ class Predictor:
           progress: wraps the iterable of batches, to show how far it is.
 
         Returns:
-          Detections, top boxes per class, and image-level scores.
+          Detections, top boxes per class, image-level scores, and what the input met.
         """
-        return self.select(self.candidates(images, proposals, purpose, progress), len(images))
+        views = self.views(images, proposals, purpose)
+        results = self.select(self.candidates(progress(views)), len(images))
+        return dataclasses.replace(results, counts=views.counts)
 
     def score(self, detections: DetectionTable, truth: TruthTable) -> DetectionMetrics:
         """Return average precision as the settings define it."""
@@ -230,7 +235,11 @@ class Predictor:
 
 
 def open_checkpoint(
-    path: str | Path, step: int | None = None, *, weights: Literal["params", "ema"] = "params"
+    path: str | Path,
+    step: int | None = None,
+    *,
+    weights: Literal["params", "ema"] = "params",
+    changes: Sequence[str] = (),
 ) -> tuple[Predictor, ConfigDict, dict]:
     """Load a checkpoint ready to predict: its method, weights, and the configuration stored beside them.
 
@@ -238,15 +247,17 @@ def open_checkpoint(
       path: a workdir, its `checkpoints` folder, or the folder of one step.
       step: which step; `None` takes the newest, or the one that `path` names.
       weights: the trained parameters, or their running average.
+      changes: to `LOCATIONS` and to the test settings, such as "data.root=/data/VOCdevkit" and "nms_thr=0.4".
 
     Returns:
-      The predictor, the configuration of its run, and the checkpoint's metadata (with "step").
+      The predictor, the configuration of its run with the changes, and the checkpoint's metadata (with "step").
 
     Raises:
       DataError: if there is no such checkpoint, it is damaged, or it has no running average.
+      ConfigError: for a change that is not possible.
     """
     params, extras, metadata = load_checkpoint(path, step=step, weights=weights)
-    config = build.from_dict(metadata["config"])
+    config = change_config(build.from_dict(metadata["config"]), changes)
     class_names = tuple(metadata["class_names"])
     method = build.method(config, num_classes=len(class_names), max_classes=len(class_names))
     predictor = Predictor.configured(config, method, params, extras, class_names)
@@ -269,6 +280,34 @@ def truth_table(images: ImageSet, truth: GroundTruth) -> TruthTable:
 def rule_arguments(rules: ProposalRules | None) -> dict:
     """Return proposal rules as arguments of the batch functions."""
     return {} if rules is None else dataclasses.asdict(rules)
+
+
+def change_config(config: ConfigDict, changes: Sequence[str]) -> ConfigDict:
+    """Return a configuration with changes to `LOCATIONS` and to its test settings applied.
+
+    Args:
+      config: as a run has stored it; left alone.
+      changes: such as "data.root=/data/VOCdevkit" or "nms_thr=0.4".
+
+    Raises:
+      ConfigError: for any other setting of the run, and as `change_settings`.
+    """
+    config, tests = config.copy_and_resolve_references(), []
+    for change in changes:
+        key, equals, value = change.partition("=")
+        section, _, name = key.rpartition(".")
+        if section in ("", "eval"):
+            tests.append(f"{name}{equals}{value}")
+        elif key not in LOCATIONS or section not in config:
+            raise ConfigError(
+                f"{key} cannot be set for a trained run; what can are the test settings, such as nms_thr=0.4, "
+                f"and where its files lie: {', '.join(LOCATIONS)}"
+            )
+        else:
+            config[section][name] = value
+    settings = change_settings(build.eval_settings(config), tests)
+    config.eval = dataclasses.asdict(settings)
+    return config
 
 
 def change_settings(settings: build.EvalSettings, changes: Sequence[str]) -> build.EvalSettings:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from wsod_jax import viz
+from wsod_jax.errors import DataError
 from wsod_jax.evals.report import Picture
 from wsod_jax.evals.tables import DetectionTable, TruthTable
 from wsod_jax.evals.voc import DetectionMetrics, best_overlaps, match_detections
@@ -92,7 +93,8 @@ def picture_detections(
 
     Args:
       folder: gets precision_recall.png, detections.png and detections/<image id>.png.
-      images: functions that load the first images of the set, [H, W, 3] uint8 RGB.
+      images: functions that load the first images of the set, [H, W, 3] uint8 RGB; those that raise DataError are
+        left out.
       detections: of the whole set.
       truth: of the whole set; `None` where there is none: boxes in their classes' colours.
       metrics: of these detections, `None` likewise.
@@ -101,20 +103,24 @@ def picture_detections(
     Returns:
       The pictures that a report shows.
     """
-    folder, pictures, drawn = Path(folder), [], []
+    folder, pictures, drawn, captions = Path(folder), [], [], []
     if metrics is not None:
         curves = viz.save_image(
             folder / "precision_recall.png", draw_precision_recall(metrics, class_names)
         )
         pictures.append(Picture(curves, "Precision and recall of every class"))
     for index, (load, image_id) in enumerate(zip(images, image_ids, strict=True)):
+        try:
+            image = load()
+        except DataError:
+            continue
         # Scores of different methods have different ranges: show the best box of each class present.
         own = detections.of_image(index)
         shown = float(np.sort(own.scores)[::-1][: 2 * len(images)][-1]) if len(own) else 0.0
         threshold = max(shown, 0.3 * float(own.scores.max())) if len(own) else 0.0
         drawn.append(
             draw_image_detections(
-                load(),
+                image,
                 index,
                 detections,
                 truth,
@@ -123,9 +129,10 @@ def picture_detections(
                 max_boxes=6,
             )
         )
+        captions.append(image_id)
         viz.save_image(folder / "detections" / f"{image_id}.png", drawn[-1])
     if drawn:
-        sheet = viz.contact_sheet(drawn, captions=list(image_ids))
+        sheet = viz.contact_sheet(drawn, captions=captions)
         caption = "Hits red, false detections yellow, ground truth green"
         pictures.append(
             Picture(

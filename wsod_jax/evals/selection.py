@@ -24,8 +24,10 @@ class Results:
       top_boxes: [n, c, 4] float32 the best box of every image and class, for CorLoc.
       top_scores: [n, c] float32 its score.
       top_valid: [n, c] bool, False for images without a candidate.
-      image_scores: [n, c] float32 image-level scores, or `None`.
+      image_scores: [n, c] float32 image-level scores, NaN for images that were not predicted; or `None`.
       score_thrs: [c] float32 the adaptive thresholds, -inf where none was applied.
+      predicted: [n] bool, False for images that never came, such as files that cannot be read.
+      counts: what the input met on the way, by name, see `data.assembling.COUNTS`; empty if nobody counted.
     """
 
     detections: DetectionTable
@@ -34,6 +36,8 @@ class Results:
     top_valid: np.ndarray
     image_scores: np.ndarray | None
     score_thrs: np.ndarray
+    predicted: np.ndarray
+    counts: dict[str, int] = field(default_factory=dict)
 
 
 @partial(jax.jit, static_argnames="top_k")
@@ -166,6 +170,7 @@ def select(
         top_valid=top_valid,
         image_scores=_image_score_table(image_scores, num_images, num_classes),
         score_thrs=thrs,
+        predicted=np.isin(np.arange(num_images), list(image_scores)),
     )
 
 

@@ -101,18 +101,21 @@ class MiningRun:
     step: int
 
     @classmethod
-    def open(cls, path: str | Path, step: int | None = None) -> MiningRun:
+    def open(
+        cls, path: str | Path, step: int | None = None, changes: Sequence[str] = ()
+    ) -> MiningRun:
         """Load a checkpoint and the training set named in its configuration.
 
         Args:
           path: a workdir, or the folder of one checkpoint.
           step: which step; `None` takes the newest, or the one that `path` names.
+          changes: to where its files lie, see `experiment.change_config`.
 
         Raises:
           DataError: if there is no such checkpoint, its method mines nothing, or the training set is
             gone or has other classes.
         """
-        predictor, config, metadata = open_checkpoint(path, step)
+        predictor, config, metadata = open_checkpoint(path, step, changes=changes)
         if not isinstance(predictor.method, RefinedDetector):
             raise DataError(
                 f"{path} is a checkpoint of {metadata['method']!r}, which mines no pseudo boxes; "

@@ -13,7 +13,7 @@ from wsod_jax import build, viz
 from wsod_jax.data.records import ImageSet
 from wsod_jax.errors import DataError
 from wsod_jax.evals.inference import MergedImage
-from wsod_jax.experiment import Predictor, change_settings, check_classes, open_checkpoint
+from wsod_jax.experiment import Predictor, check_classes, open_checkpoint
 from wsod_jax.train.checkpoint import checkpoint_steps, load_checkpoint
 
 MAX_STEPS = 5
@@ -39,7 +39,7 @@ class ScoredRun:
 
         Args:
           workdir: of the run.
-          changes: to the test settings, see `change_settings`.
+          changes: to test settings and locations, see `experiment.change_config`.
 
         Raises:
           DataError: if it has no checkpoint, or the method is a classifier.
@@ -48,11 +48,10 @@ class ScoredRun:
             raise DataError(
                 f"there are no checkpoints in {workdir}; give the --workdir of a scripts/train.py run"
             )
-        predictor, config, _ = open_checkpoint(workdir)
+        predictor, config, _ = open_checkpoint(workdir, changes=changes)
         if predictor.rules is None:
             raise DataError(f"{workdir} is a run of a classifier, which scores no boxes")
-        settings = change_settings(predictor.settings, changes)
-        settings = dataclasses.replace(settings, loader="threads")
+        settings = dataclasses.replace(predictor.settings, loader="threads")
         return cls(Path(workdir), dataclasses.replace(predictor, settings=settings), config)
 
     def steps(self) -> list[int]:
@@ -83,7 +82,7 @@ class ScoredRun:
         for step in steps:
             params, extras, _ = load_checkpoint(self.workdir, step=step)
             predictor = self.predictor.with_weights(params, extras)
-            candidates = predictor.candidates(images.select(positions), proposals)
+            candidates = predictor.candidates(predictor.views(images.select(positions), proposals))
             scored[step] = {positions[found.image_index]: found for found in candidates}
         return scored
 
