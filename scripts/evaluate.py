@@ -137,7 +137,7 @@ def rescore(args: argparse.Namespace) -> None:
     used = ("ap", "iou_thrs")  # the others were settled when the file was made
     facts = {
         "set": images.name,
-        "method": config.method.to_dict(),
+        **build.settings_used(config),
         "test": {name: getattr(settings, name) for name in used},
         "predictions": str(path),
     }
@@ -290,7 +290,7 @@ def evaluate_step(
         "step": step,
         "weights": "ema" if args.ema else "params",
         "seed": metadata["seed"],
-        "method": config.method.to_dict(),
+        **build.settings_used(config),
         "test": dataclasses.asdict(settings),
     }
     title = f"{metadata['method']}, step {step}, {images.name}"

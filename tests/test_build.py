@@ -69,8 +69,86 @@ def test_sweep_of_iou_thresholds():
         config[section] = {key: value}
         with pytest.raises(ConfigError, match=f"config.{section}.{key} is '{value}'; allowed are"):
             BUILDERS[section](config)
-    with pytest.raises(ConfigError, match="eval.scales is a tuple such as"):
-        change_settings(settings, ["scales=large"])
+
+
+def test_changed_test_settings():
+    settings = build.EvalSettings()
+    assert change_settings(settings, ["scales=480"]).scales == (480,)
+    assert change_settings(settings, ["average_per_image=40"]).average_per_image == 40
+    settings = change_settings(settings, ["average_per_image=40"])
+    assert change_settings(settings, ["average_per_image=None"]).average_per_image is None
+    for change, message in (
+        ("scales=large", "eval.scales is 'large'; allowed are tuples of whole numbers"),
+        ("micro_batch=2.5", r"eval.micro_batch is 2.5; allowed are whole numbers"),
+        ("top_k=True", "eval.top_k is True; allowed are whole numbers"),
+        ("iou_thrs=()", r"eval.iou_thrs is empty; it needs at least one, as in \(0.5,\)"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            change_settings(settings, [change])
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value", "allowed"),
+    [
+        ("method", "fg_iou_thr", "abc", "numbers"),
+        ("method", "fg_iou_thr", 1.5, "numbers from 0 to 1"),
+        ("method", "max_nodes", -3, "numbers from 0 up"),
+        ("method", "alpha", ((0, "5"),), r"tuples of tuples \(whole numbers; numbers\)"),
+        ("method", "davg_includes_core", 1, "True, False"),
+        ("method", "release_core_sign", True, "-1, 1"),
+        ("network", "det_temperature", 0.0, "numbers from 1e-12 up"),
+        ("neck", "dims", (64, 0), "numbers from 1 up"),
+        ("neck", "dropout_rate", 1, "numbers from 0 to 0.999"),
+        ("backbone", "mean", (1.0, 2.0), r"tuples \(numbers; numbers; numbers\)"),
+        ("data", "root", 7, "text"),
+        ("proposals", "max_proposals", "64", "whole numbers"),
+        ("train", "num_steps", -5, "numbers from 0 up"),
+        ("train", "micro_batch", 2.5, "whole numbers"),
+        ("train", "flip", "no", "True, False"),
+        ("train", "ema_decay", "abc", "numbers, None"),
+        ("train", "ema_decay", 1.0, "numbers from 0 to"),
+        ("optim", "learning_rate", float("nan"), "numbers from 0 up"),
+        ("optim", "groups", (("bias", 2.0),), "tuples of tuples"),
+        ("log", "num_pictures", -1, "numbers from 0 up"),
+        ("eval", "top_k", 0, "numbers from 1 up"),
+        ("eval", "iou_thrs", (0.5, 75), "numbers from 0 to 1"),
+    ],
+)
+def test_value_of_another_kind_or_out_of_range(section, key, value, allowed):
+    config = get_config("oim_ir")
+    config[section] = {**config[section], key: value}
+    with pytest.raises(
+        ConfigError, match=rf"config\.{section}\.{key} is .*; allowed are {allowed}"
+    ):
+        BUILDERS[section](config)
+
+
+def test_scales_are_checked_before_the_first_image():
+    config = get_config()
+    config.train.scales = config.eval.scales = (96, 96)
+    for builder in (build.train_settings, build.eval_settings):
+        with pytest.raises(ConfigError, match="distinct side lengths"):
+            builder(config)
+
+
+def test_whole_numbers_are_numbers():
+    config = get_config("oim_ir")
+    config.method.beta, config.train.ema_decay, config.optim.momentum = 1, 0, 0
+    make_method(config), build.optimizer(config)
+    assert build.train_settings(config).ema_decay == 0
+
+
+def test_settings_used_tell_defaults_too():
+    used = build.settings_used(get_config("oim_ir"))
+    assert used["method"]["mil_reduction"] == "mean" and used["method"]["beta"] == 0.2
+    assert used["network"]["det_temperature"] == 1.0 and used["data"]["difficult"] == "drop"
+    assert used["train"]["resize"] == "short" and used["train"]["micro_batch"] == 2
+    assert used["optim"]["momentum"] == 0.9 and used["optim"]["groups"]
+    assert used["backbone"]["dtype"] == "float32"
+    config = get_config()
+    config.method = {"name": "classifier"}
+    del config["network"], config["neck"], config["proposals"]
+    assert build.settings_used(config)["method"] == {"name": "classifier", "activation": "softmax"}
 
 
 @pytest.mark.parametrize(

@@ -296,6 +296,8 @@ def test_every_checkpoint_is_measured(evaluated, trained_run):
         assert {"mAP50", "CorLoc", "image mAP"} <= set(summary)
         assert report["settings"]["test"]["flips"] == [False]
         assert report["settings"]["set"].endswith("test")
+        assert report["settings"]["method"]["node_neighbours"] == "paper"  # a default
+        assert report["settings"]["network"]["det_temperature"] == 1.0
         for name in ("report.md", "predictions.json", "precision_recall.png", "detections.png"):
             assert (evaluated / step / name).stat().st_size > 0
         assert len(list((evaluated / step / "detections").glob("*.png"))) == 2

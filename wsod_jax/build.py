@@ -18,11 +18,8 @@ constructor, so a misspelt key is an error with a suggestion, and a config goes 
 
 from __future__ import annotations
 
-import difflib
 import inspect
-import itertools
 import json
-import types
 import typing
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -33,6 +30,7 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict, FrozenConfigDict
 
+from wsod_jax.config_values import check_value, suggestion
 from wsod_jax.data import folder, tfds, voc
 from wsod_jax.data.proposals import ProposalSet
 from wsod_jax.data.records import GroundTruth, ImageSet
@@ -94,21 +92,15 @@ def construct(function: Callable, section: Mapping[str, Any], name: str, **given
 
     Raises:
       ConfigError: for a key that the function does not take (with the closest one it does), one that
-        is missing, or a value outside a `Literal`.
+        is missing, or a value that `check_value` refuses.
     """
     parameters = inspect.signature(function).parameters
     hints = typing.get_type_hints(function)
-    hidden = ("self", "parent", "name") if _is_module(function) else ("self",)
-    allowed = [key for key in parameters if key not in given and key not in hidden]
+    allowed = [key for key in parameters if key not in given and key not in _hidden(function)]
     values = {key: _plain(value) for key, value in section.items()}
     for key, value in values.items():
         _check_known(key, allowed, name)
-        choices = _choices(hints.get(key))
-        if choices and value not in choices:
-            raise ConfigError(
-                f"config.{name}.{key} is {value!r}; allowed are {', '.join(map(repr, choices))}"
-                + _suggestion(str(value), [str(choice) for choice in choices])
-            )
+        check_value(f"{name}.{key}", value, hints.get(key))
     missing = [
         key
         for key in allowed
@@ -126,7 +118,7 @@ def choose(table: Mapping[str, Any], section: Mapping[str, Any], name: str) -> t
     if found not in table:
         raise ConfigError(
             f"config.{name}.name is {found!r}; allowed are {', '.join(table)}"
-            + _suggestion(str(found), list(table))
+            + suggestion(str(found), list(table))
         )
     return table[found], rest
 
@@ -136,7 +128,7 @@ def check_section_name(key: str) -> None:
     if key not in SECTIONS:
         raise ConfigError(
             f"config.{key} is no section; sections are {', '.join(SECTIONS)}"
-            + _suggestion(key, list(SECTIONS))
+            + suggestion(key, list(SECTIONS))
         )
 
 
@@ -311,6 +303,33 @@ def eval_settings(config: ConfigDict) -> EvalSettings:
     return construct(EvalSettings, config.eval, "eval")
 
 
+def settings_used(config: ConfigDict) -> dict[str, dict[str, Any]]:
+    """Return all that a trained detector was made with, by section: what is set, and the defaults of the rest."""
+    functions = {
+        "method": [METHODS[config.method.name]],
+        "network": [ProposalNetwork],
+        "backbone": [BACKBONES[config.backbone.name]],
+        "neck": [FcNeck],
+        "data": [READERS[config.data.reader].read_image_set],
+        "proposals": [ProposalRules],
+        "train": [TrainSettings],
+        "optim": [learning_rate, make_optimizer],
+    }
+    used = {}
+    for section in functions.keys() & config.keys():
+        defaults = {
+            key: parameter.default
+            for function in functions[section]
+            for key, parameter in inspect.signature(function).parameters.items()
+            if parameter.default is not inspect.Parameter.empty and key not in _hidden(function)
+        }
+        if "dtype" in defaults:
+            defaults["dtype"] = jnp.dtype(defaults["dtype"]).name
+        used[section] = defaults | config[section].to_dict()
+    used["optim"].pop("frozen")  # the backbone's
+    return {section: used[section] for section in functions if section in used}
+
+
 def load_config(path: str | Path) -> ConfigDict:
     """Read a configuration that a run has stored as JSON."""
     return from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
@@ -343,28 +362,14 @@ def _check_known(key: str, allowed: list[str], name: str) -> None:
     if key not in allowed:
         raise ConfigError(
             f"config.{name}.{key} does not exist; config.{name} takes {', '.join(allowed)}"
-            + _suggestion(key, allowed)
+            + suggestion(key, allowed)
         )
 
 
-def _suggestion(word: str, choices: list[str]) -> str:
-    close = difflib.get_close_matches(word, choices, n=1)
-    return f". Did you mean {close[0]!r}?" if close else ""
-
-
-def _choices(hint: Any) -> tuple:
-    """Return the values that an annotation of literals, or of literals and `None`, allows."""
-    if typing.get_origin(hint) is Literal:
-        return typing.get_args(hint)
-    if typing.get_origin(hint) not in (typing.Union, types.UnionType):
-        return ()
-    parts = [(None,) if part is type(None) else _choices(part) for part in typing.get_args(hint)]
-    known = all(parts) and set(parts) != {(None,)}
-    return tuple(itertools.chain.from_iterable(parts)) if known else ()
-
-
-def _is_module(function: Callable) -> bool:
-    return inspect.isclass(function) and issubclass(function, nn.Module)
+def _hidden(function: Callable) -> tuple[str, ...]:
+    """Return the arguments of a constructor that are no settings."""
+    is_module = inspect.isclass(function) and issubclass(function, nn.Module)
+    return ("self", "parent", "name") if is_module else ("self",)
 
 
 def _plain(value: Any) -> Any:

@@ -37,6 +37,9 @@ class TrainSettings:
     ema_decay: float | None = None
     cache_features: bool = False
 
+    def __post_init__(self):
+        self.canvases  # noqa: B018  (impossible scales are an error here, not when the first image comes)
+
     @property
     def canvases(self) -> Canvases:
         """The static shapes of training images."""
@@ -119,6 +122,12 @@ class EvalSettings:
                     "(0.5, 0.75), and 'sweep' for 0.50, 0.55 ... 0.95"
                 )
             object.__setattr__(self, "iou_thrs", IOU_SWEEP)
+        for name, example in (("iou_thrs", (0.5,)), ("flips", (False, True))):
+            if not getattr(self, name):
+                raise ConfigError(
+                    f"config.eval.{name} is empty; it needs at least one, as in {example}"
+                )
+        self.canvases("map"), self.canvases("corloc")  # impossible scales are an error here
 
     def canvases(self, purpose: Literal["map", "corloc"]) -> Canvases:
         """The static shapes of test images, for mAP or for CorLoc."""
