@@ -21,8 +21,7 @@ from wsod_jax.methods.contract import image_keys
 from wsod_jax.methods.oim import alpha_at, oim
 from wsod_jax.methods.refinement import RefinedDetector
 from wsod_jax.mining.assign import Mined
-from wsod_jax.mining.oim import MIN_OVERLAP, appearance_distances, search_nodes
-from wsod_jax.ops.boxes import pairwise_iou
+from wsod_jax.mining.oim import appearance_distances, search_nodes, spatial_graph
 from wsod_jax.ops.masked import masked_mean
 from wsod_jax.types import Batch, Params
 
@@ -242,9 +241,7 @@ def _search(
     The search that finds the nodes visits, going on past its limit, the rejected proposals next.
     """
     distances = appearance_distances(features, jnp.sum(features**2, axis=1), core)
-    overlap = pairwise_iou(boxes, boxes[core][None])[:, 0]
-    near = (mask & (overlap >= fg_iou_thr)).at[core].set(davg_includes_core)
-    free = (mask & (overlap < MIN_OVERLAP)).at[core].set(False)
+    near, free = spatial_graph(boxes, mask, core, fg_iou_thr, davg_includes_core)
     visited, _ = search_nodes(distances, jnp.float32(jnp.inf), boxes, free, num_slots)
     return distances, near, masked_mean(distances, near), visited
 

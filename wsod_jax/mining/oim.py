@@ -97,10 +97,8 @@ def mine(
         chosen = core[None]
         if graphs != "spatial":
             distances = appearance_distances(features, squared_norms, core)
-            overlap = pairwise_iou(boxes, boxes[core][None])[:, 0]
-            near = (mask & (overlap >= fg_iou_thr)).at[core].set(davg_includes_core)
+            near, free = spatial_graph(boxes, mask, core, fg_iou_thr, davg_includes_core)
             limit = alpha * masked_mean(distances, near)
-            free = (mask & (overlap < MIN_OVERLAP)).at[core].set(False)
             nodes, found = search_nodes(distances, limit, boxes, free, num_nodes)
             chosen = jnp.concatenate([chosen, nodes])
             lost = lost + jnp.maximum(found - num_nodes, 0)
@@ -152,6 +150,31 @@ def appearance_distances(
     product = jnp.matmul(features, features[core], precision=jax.lax.Precision.HIGHEST)
     squared = squared_norms + squared_norms[core] - 2.0 * product
     return jnp.sqrt(jnp.maximum(squared, 0.0)).at[core].set(0.0)
+
+
+def spatial_graph(
+    boxes: Float[Array, "r 4"],
+    mask: Bool[Array, " r"],
+    core: Int[Array, ""],
+    fg_iou_thr: ArrayLike,
+    includes_core: ArrayLike,
+) -> tuple[Bool[Array, " r"], Bool[Array, " r"]]:
+    """Return the core's spatial graph, over which D_avg is the mean distance, and who is free to be a node.
+
+    Args:
+      boxes: [r, 4] xyxy in pixels.
+      mask: [r] True = real proposal.
+      core: [] its index.
+      fg_iou_thr: [] T, inclusive.
+      includes_core: [] whether the core belongs to its graph.
+
+    Returns:
+      near: [r] proposals with IoU >= T to the core.
+      free: [r] proposals that do not overlap the core.
+    """
+    overlap = pairwise_iou(boxes, boxes[core][None])[:, 0]
+    near = (mask & (overlap >= fg_iou_thr)).at[core].set(includes_core)
+    return near, (mask & (overlap < MIN_OVERLAP)).at[core].set(False)
 
 
 def search_nodes(
