@@ -71,6 +71,14 @@ def main(argv):
         run(flags.FLAGS.config, Path(flags.FLAGS.workdir))
     except (ConfigError, DataError, NonFiniteError, OSError) as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:  # outside the loop over updates, or a second one
+        again = resume_command()
+        print(f"\ninterrupted; to go on from the last checkpoint: {again}", file=sys.stderr)
+        sys.exit(130)
+
+
+def resume_command() -> str:
+    return shlex.join([sys.executable, *sys.argv])
 
 
 def run(config, workdir: Path) -> None:
@@ -98,7 +106,7 @@ def run(config, workdir: Path) -> None:
         metadata,
         keep_every=log.milestones_every or None,
         best=log.best,
-        may_differ=MAY_DIFFER,
+        may_differ=may_differ(config),
     )
     workdir.mkdir(parents=True, exist_ok=True)
     text = json.dumps(config.to_dict(), indent=1) + "\n"
@@ -127,12 +135,16 @@ def run(config, workdir: Path) -> None:
     )
     console = ConsoleWriter(settings.num_steps)
     writers = [console, JsonlWriter(workdir / "metrics.jsonl", resume_step=start)]
+    board = None
     if log.tensorboard:
-        writers.append(TensorBoardWriter(workdir / "tensorboard", resume_step=start))
+        board = TensorBoardWriter(workdir / "tensorboard", resume_step=start)
+        writers.append(board)
     describe(console.say, config, data, mesh, start, state)
 
     stream, batches = open_stream(method, settings, data, state, start)
-    hooks = [pseudo_pictures(step, data, log, workdir / "pictures")] if log.pictures_every else []
+    hooks = []
+    if log.pictures_every:
+        hooks.append(pseudo_pictures(step, data, log, workdir / "pictures", board))
 
     # -- loop
     try:
@@ -150,18 +162,24 @@ def run(config, workdir: Path) -> None:
             validate=validate,
             profile_steps=log.profile_steps or None,
             profile_folder=workdir / "profile",
-            resume_command=shlex.join([sys.executable, *sys.argv]),
+            resume_command=resume_command(),
             say=console.say,
         )
     finally:
+        met = {name: count for name, count in stream.counts.items() if count}
+        console.say(f"input: {met}")
         stream.close()
         checkpoints.close()
         for writer in writers:
             writer.close()
-    met = {name: count for name, count in stream.counts.items() if count}
-    console.say(f"input: {met}")
     console.say(f"compilations of the training step: {step.num_compilations()}")
     console.say(f"done: {workdir}; next: python scripts/evaluate.py --workdir {workdir}")
+
+
+def may_differ(config: ConfigDict) -> tuple[str, ...]:
+    """Return what a resumed run may change; a cosine is stretched over `num_steps`, which then has to stay."""
+    fixed = {"config.train.num_steps"} if config.optim.get("shape") == "cosine" else set()
+    return tuple(name for name in MAY_DIFFER if name not in fixed)
 
 
 def describe(say, config, data: TrainingData, mesh, start: int, state) -> None:
@@ -174,8 +192,30 @@ def describe(say, config, data: TrainingData, mesh, start: int, state) -> None:
         f"{mesh.size} x {mesh.devices.flat[0].device_kind}"
     )
     say(f"canvases (training compiles once for each): {', '.join(f'{h}x{w}' for h, w in canvases)}")
+    describe_schedule(say, config)
     if start:
         say(f"resuming at step {start}")
+
+
+def describe_schedule(say, config: ConfigDict) -> None:
+    """Say at which updates the run changes, and warn of those that it never reaches."""
+    num_steps, optim = config.train.num_steps, config.optim
+    changes = {
+        "optim.warmup_steps": (optim.get("warmup_steps", 0),),
+        "optim.decay_steps": optim.get("decay_steps", ()),
+        "optim.momentum_reset_steps": optim.get("momentum_reset_steps", ()),
+        "method.alpha": [first for first, _ in config.method.get("alpha", ())],
+    }
+    changes = {name: [n for n in steps if n > 0] for name, steps in changes.items()}
+    known = [f"{name} {', '.join(map(str, steps))}" for name, steps in changes.items() if steps]
+    say("; ".join([f"schedule: {num_steps} updates", *known]))
+    for name, steps in changes.items():
+        late = [str(n) for n in steps if n >= num_steps]
+        if late:
+            say(
+                f"warning: config.{name} has update {', '.join(late)}, which a run of {num_steps} updates "
+                "never reaches; it does not follow config.train.num_steps, so set both"
+            )
 
 
 def open_stream(method, settings: build.TrainSettings, data: TrainingData, state, start: int):
@@ -232,7 +272,13 @@ def validation(
     return measure
 
 
-def pseudo_pictures(step: TrainStep, data: TrainingData, log: build.LogSettings, folder: Path):
+def pseudo_pictures(
+    step: TrainStep,
+    data: TrainingData,
+    log: build.LogSettings,
+    folder: Path,
+    board: TensorBoardWriter | None,
+):
     """Return a hook that draws the pseudo boxes of the last stage on fixed training images."""
     device = step.mesh.devices.flat[0]
     batches = data.fixed_batches(log.num_pictures)
@@ -259,7 +305,13 @@ def pseudo_pictures(step: TrainStep, data: TrainingData, log: build.LogSettings,
                 class_names=data.image_set.class_names,
             )
             name = data.image_set.records[int(batch.image_index[0])].image_id
-            save_image(folder / f"{number:06d}_{name}.png", picture)
+            path = folder / f"{number:06d}_{name}.png"
+            save_image(path, picture)
+            if board is not None:
+                height, width = picture.shape[:2]
+                board.write_png(
+                    number, f"pictures/{name}", path.read_bytes(), height=height, width=width
+                )
 
     return draw
 

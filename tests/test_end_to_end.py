@@ -112,6 +112,7 @@ def test_stopped_twice_and_resumed_equals_straight(
         patch.setattr(wsod_jax.train.checkpoint, "write_manifest", manifest_but_for_step(2))
         with pytest.raises(OSError, match="step 2 .*disk is full.*step 0, is intact.*resumes"):
             script.run(config, tmp_path)
+    assert "input: {'images': " in "".join(capsys.readouterr())
     assert checkpoint_steps(tmp_path) == [0]
     with monkeypatch.context() as patch:
         patch.setattr(script, "JsonlWriter", StopsAt)
@@ -189,7 +190,11 @@ def test_boxes_never_reach_training(trained_run, config, tmp_path, data):
 def test_one_device_gives_the_result_of_four(trained_run, config, tmp_path, monkeypatch):
     assert jax.local_device_count() == 4
     monkeypatch.setattr(script, "make_mesh", functools.partial(make_mesh, 1))
+    config.log.tensorboard = True
     script.run(config, tmp_path)
+    (events,) = (tmp_path / "tensorboard").iterdir()
+    pictures = [path.read_bytes() for path in (tmp_path / "pictures").iterdir()]
+    assert pictures and all(picture in events.read_bytes() for picture in pictures)
     four, one = losses(trained_run.workdir), losses(tmp_path)
     for step, values in four.items():
         assert set(one[step]) == set(values)
@@ -473,6 +478,41 @@ def test_workdir_of_another_run_is_refused_and_left_alone(trained_run, config):
     assert "config.method.beta: 0.2 there, 0.7 now" in str(error.value)
     assert (trained_run.workdir / "config.json").read_text() == before
     assert len(losses(trained_run.workdir)) == 4
+
+
+def test_cosine_does_not_resume_with_another_length(trained_run, config):
+    config.optim.shape, config.train.num_steps = "cosine", 6
+    with pytest.raises(ConfigError, match=r"config\.train\.num_steps: 4 there, 6 now"):
+        script.run(config, trained_run.workdir)
+
+
+def test_steps_that_a_run_never_reaches_are_named(config, capsys):
+    config.train.num_steps = 100
+    config.optim.decay_steps, config.optim.warmup_steps = (70, 100), 10
+    config.method.alpha = ((0, 5.0), (700, 2.0))
+    script.describe_schedule(print, config)
+    schedule, *warnings = capsys.readouterr().out.splitlines()
+    assert schedule == (
+        "schedule: 100 updates; optim.warmup_steps 10; optim.decay_steps 70, 100; method.alpha 700"
+    )
+    assert [line.split(", which")[0] for line in warnings] == [
+        "warning: config.optim.decay_steps has update 100",
+        "warning: config.method.alpha has update 700",
+    ]
+
+
+def test_ctrl_c_outside_the_loop_says_how_to_go_on(monkeypatch, capsys):
+    def interrupted(config, workdir):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(script, "run", interrupted)
+    given = SimpleNamespace(config=None, workdir="runs/one")
+    monkeypatch.setattr(script, "flags", SimpleNamespace(FLAGS=given))
+    monkeypatch.setattr(sys, "argv", ["train.py", "--workdir", "runs/one"])
+    with pytest.raises(SystemExit) as stopped:
+        script.main(["train.py"])
+    assert stopped.value.code == 130
+    assert "train.py --workdir runs/one" in capsys.readouterr().err
 
 
 def test_workdir_of_another_method_is_refused(trained_run, config):
