@@ -88,8 +88,6 @@ class TrainingData:
             flip=self.settings.flip,
             seed=self.seed,
             start_step=start_step,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
             loader=self.settings.loader,
             skip_pixels=skip_pixels,
             **rule_arguments(self.rules),

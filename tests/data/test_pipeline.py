@@ -160,17 +160,6 @@ def test_annotated_boxes_change_no_training_batch(tmp_path, images):
     assert_same(take(train(garbled, proposals), 6), expected)
 
 
-def test_processes_split_the_global_batch(images):
-    proposals = make_proposals(images)
-    whole = take(train(images, proposals, batch_size=4), 4)
-    parts = [
-        take(train(images, proposals, batch_size=4, process_index=i, process_count=2), 4)
-        for i in (0, 1)
-    ]
-    joined = jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
-    assert_same(joined, whole)
-
-
 def test_without_proposals(images):
     [[batch, _]] = take(train(images, None), 1)
     assert (

@@ -81,23 +81,11 @@ def test_scales_and_flips_are_drawn_evenly():
     assert 240 < sum(b.flipped[0] for b in batches) < 360
 
 
-def test_processes_share_the_global_batch():
-    whole = epoch(plan(), 0)
-    parts = [epoch(plan(process_index=i, process_count=2), 0) for i in range(2)]
-    for batch, first, second in zip(whole, *parts, strict=True):
-        assert first.rows + second.rows == batch.rows
-        assert first.flipped + second.flipped == batch.flipped
-        assert first.scale == second.scale == batch.scale
-        assert first.portrait == second.portrait == batch.portrait
-
-
 def test_wrong_plans():
     for wrong in (
         {"batch_size": 0},
         {"accumulate": 0},
         {"seed": -1},
-        {"process_count": 3},
-        {"process_index": 2, "process_count": 2},
     ):
         with pytest.raises(ConfigError):
             plan(**wrong)

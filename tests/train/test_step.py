@@ -232,6 +232,12 @@ def test_impossible_requests_name_the_fix(change, message):
         change(step, toy_batches(1)[0])
 
 
+def test_several_processes_are_refused(monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(ConfigError, match="2 processes.*start a single process"):
+        make_mesh()
+
+
 def test_extras_that_change_shape_are_refused():
     class Growing(Toy):
         def loss(self, params, extras, batch, key, step):

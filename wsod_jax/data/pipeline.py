@@ -104,8 +104,6 @@ def train_batches(
     flip: bool = True,
     seed: int,
     start_step: int = 0,
-    process_index: int = 0,
-    process_count: int = 1,
     loader: Loader = "tf",
     workers: int | None = None,
     prefetch: int = 2,
@@ -122,7 +120,7 @@ def train_batches(
       image_set: the images; use `records.training_images` first.
       proposals: their proposals, or `None` for methods without.
       canvases: scales and static shapes.
-      batch_size: global rows per micro-batch, over all processes.
+      batch_size: rows per micro-batch, over all devices.
       accumulate: micro-batches per update.
       max_proposals: R; by default the largest number any image of the proposals has.
       dedup_stride: merge proposals that agree on a grid of this many pixels; `None` merges nothing.
@@ -131,8 +129,6 @@ def train_batches(
       flip: mirror images at random, with probability 1/2.
       seed: of order, scales and mirroring.
       start_step: number of the first update, 0-based.
-      process_index: of this process; it gets its share of the rows.
-      process_count: number of processes.
       loader: "tf" (tf.data) or "threads" (needs no TensorFlow); the batches are the same.
       workers: threads; by default one per core.
       prefetch: finished micro-batches held ready.
@@ -154,8 +150,6 @@ def train_batches(
         scales=canvases.scales,
         flip=flip,
         seed=seed,
-        process_index=process_index,
-        process_count=process_count,
     )
     assemble = Assembler(
         image_set,

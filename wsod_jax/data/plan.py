@@ -1,7 +1,7 @@
 """Which images make up which micro-batch, at which scale, mirrored or not: pure functions of seed and number.
 
 A plan is random access: micro-batch m is known without reading, or even planning, the ones before it, so a
-run restarts anywhere, and any number of processes agree on the global order.
+run restarts anywhere.
 """
 
 from __future__ import annotations
@@ -69,19 +69,17 @@ def group_by_orientation(
 class TrainPlan:
     """The endless sequence of training micro-batches.
 
-    The order of epoch e is a permutation drawn from (seed, e), the scale of global micro-batch m from
+    The order of epoch e is a permutation drawn from (seed, e), the scale of micro-batch m from
     (seed, m), the mirroring of an image from (seed, e, image). Epochs follow each other without a gap: an
     update may take its last micro-batches from the next epoch.
 
     Attributes:
       portrait: per image, higher than wide.
-      batch_size: global rows per micro-batch, over all processes.
+      batch_size: rows per micro-batch.
       accumulate: micro-batches per update.
       scales: to draw from.
-      flip: mirror every other image, at random.
+      flip: mirror an image with probability 1/2, drawn anew in every epoch.
       seed: non-negative.
-      process_index: which rows this process reads.
-      process_count: number of processes; divides batch_size.
     """
 
     portrait: tuple[bool, ...]
@@ -90,8 +88,6 @@ class TrainPlan:
     scales: tuple[int, ...]
     flip: bool
     seed: int
-    process_index: int = 0
-    process_count: int = 1
 
     def __post_init__(self):
         if not self.portrait:
@@ -100,11 +96,6 @@ class TrainPlan:
             raise ConfigError("batch_size and accumulate must be at least 1.")
         if self.seed < 0:
             raise ConfigError(f"seed={self.seed}; it must not be negative.")
-        if self.batch_size % self.process_count or not 0 <= self.process_index < self.process_count:
-            raise ConfigError(
-                f"a micro-batch of {self.batch_size} images cannot be split evenly over "
-                f"{self.process_count} processes (this is number {self.process_index})."
-            )
 
     @functools.cached_property
     def batches_per_epoch(self) -> int:
@@ -123,16 +114,13 @@ class TrainPlan:
         return math.ceil(epochs * self.batches_per_epoch / self.accumulate)
 
     def __getitem__(self, number: int) -> PlannedBatch:
-        """Return this process's rows of global micro-batch `number` (>= 0)."""
+        """Return micro-batch `number` (>= 0)."""
         epoch, position = divmod(number, self.batches_per_epoch)
         groups, flips = _epoch(self, epoch)
-        share = self.batch_size // self.process_count
-        start = self.process_index * share
-        group = groups[position]
-        rows = group[start : start + share]
+        rows = groups[position]
         scale = self.scales[_random(self.seed, _SCALE, number).integers(len(self.scales))]
         flipped = tuple(bool(self.flip and row != FILLER and flips[row]) for row in rows)
-        return PlannedBatch(rows, flipped, scale, self.portrait[group[0]])
+        return PlannedBatch(rows, flipped, scale, self.portrait[rows[0]])
 
 
 @functools.lru_cache(maxsize=4)

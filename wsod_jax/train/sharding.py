@@ -14,7 +14,7 @@ DATA_AXIS = "data"
 
 
 def make_mesh(num_devices: int | None = None) -> Mesh:
-    """Make the mesh over the local devices, with the one axis `data`.
+    """Make the mesh over the devices of this machine, with the one axis `data`.
 
     Args:
       num_devices: use only the first so many; `None` uses all.
@@ -23,8 +23,13 @@ def make_mesh(num_devices: int | None = None) -> Mesh:
       A mesh with automatic axes (explicit ones reject batched indexing).
 
     Raises:
-      ConfigError: if there are not so many devices.
+      ConfigError: if there are not so many devices, or several processes share the run.
     """
+    if jax.process_count() > 1:
+        raise ConfigError(
+            f"the run is spread over {jax.process_count()} processes, but training uses the devices of one; "
+            "start a single process, without jax.distributed"
+        )
     devices = jax.local_devices()
     count = len(devices) if num_devices is None else num_devices
     if not 1 <= count <= len(devices):
@@ -66,7 +71,7 @@ def put(batch: Any, mesh: Mesh) -> Any:
                 f"batch{jax.tree_util.keystr(path)} is a scalar; every array of a batch leads with the "
                 "image axis: repeat the value for each image"
             )
-        images = array.shape[0] * jax.process_count()
+        images = array.shape[0]
         if images % devices:
             fits = [n for n in range(1, images + 1) if images % n == 0 and n <= devices]
             raise ConfigError(
@@ -74,6 +79,6 @@ def put(batch: Any, mesh: Mesh) -> Any:
                 f"share evenly; make the micro-batch a multiple of {devices} (the next is "
                 f"{-(-images // devices) * devices}), or use {fits[-1]} device(s)"
             )
-        return jax.make_array_from_process_local_data(layout, array)
+        return jax.device_put(array, layout)
 
     return jax.tree_util.tree_map_with_path(place, batch)
