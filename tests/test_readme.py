@@ -9,6 +9,8 @@ from ml_collections import ConfigDict
 
 from wsod_jax import build
 from wsod_jax.data.images import read_image
+from wsod_jax.weights import torchvision
+from wsod_jax.weights.npz import check_meta
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -45,6 +47,9 @@ def test_config_for_own_images_builds():
     assert isinstance(config, ConfigDict)
     method = build.method(config, num_classes=3, max_classes=2)
     assert method.network.num_stages == 3
+    backbone = build.backbone(config)
+    assert "--from torchvision_squeezenet1_1" in README
+    check_meta(torchvision.SQUEEZENET_META, backbone.description, path=config.backbone.weights)
     build.optimizer(config)
     settings = build.train_settings(config), build.eval_settings(config), build.log_settings(config)
     assert settings[0].scales == settings[1].scales == (448,)

@@ -28,6 +28,7 @@ VGG16_FEATURES = dict(
     zip(VGG16_CONVS, (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28), strict=True)
 )
 SQUEEZENET_FEATURES = dict(zip(SQUEEZENET_FIRES, (3, 4, 6, 7, 9, 10, 11, 12), strict=True))
+SQUEEZENET_META = {"architecture": "squeezenet1_1", "pixels": "torchvision", "ceil_mode": True}
 
 
 def convert_vgg16(path: str | Path, *, with_fc: bool = True) -> tuple[Params, dict[str, Any]]:
@@ -77,13 +78,7 @@ def convert_squeezenet(path: str | Path) -> tuple[Params, dict[str, Any]]:
         if f"{place}.bias" in state:
             arrays[f"{name}/bias"] = state[f"{place}.bias"]
     params = as_params(arrays, squeezenet_shapes(), source)
-    meta = {
-        "architecture": "squeezenet1_1",
-        "pixels": "torchvision",
-        "ceil_mode": True,
-        "source": str(source),
-    }
-    return params, meta
+    return params, {**SQUEEZENET_META, "source": str(source)}
 
 
 def vgg16_from_torch_names(state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
