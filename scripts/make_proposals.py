@@ -27,10 +27,10 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from wsod_jax.data.images import SUFFIXES, image_size
+from wsod_jax.data.folder import list_images
 from wsod_jax.data.proposal_import import import_proposals
 from wsod_jax.data.proposals import ProposalSet
-from wsod_jax.data.records import ImageRecord, ImageSet
+from wsod_jax.data.records import ImageSet
 from wsod_jax.data.selective_search import SearchOptions, run_selective_search
 from wsod_jax.data.voc import read_ground_truth, read_image_set
 from wsod_jax.errors import ConfigError, DataError
@@ -92,6 +92,10 @@ def is_voc_layout(folder: Path) -> bool:
 
 def read_images(data: Path, splits: list[str] | None) -> ImageSet:
     """Return the images to work on, each once."""
+    if not data.is_dir():
+        raise DataError(
+            f"--data {data}: no such folder; give one in VOC layout or one of pictures."
+        )
     if is_voc_layout(data):
         if not splits:
             found = sorted(p.stem for p in (data / "ImageSets" / "Main").glob("*.txt"))
@@ -104,25 +108,7 @@ def read_images(data: Path, splits: list[str] | None) -> ImageSet:
         return ImageSet(name, sets[0].class_names, tuple(records.values()))
     if splits:
         raise DataError(f"--split needs VOC layout, but {data} has no ImageSets folder.")
-    return read_pictures(data)
-
-
-def read_pictures(folder: Path) -> ImageSet:
-    """Return all pictures below a folder; an image's id is its path in the folder without the suffix."""
-    if not folder.is_dir():
-        raise DataError(f"{folder}: no such folder.")
-    records = []
-    for path in sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES):
-        try:
-            size = image_size(path)
-        except DataError as error:
-            print(f"left out: {error}", file=sys.stderr)
-            continue
-        image_id = path.relative_to(folder).with_suffix("").as_posix()
-        records.append(ImageRecord(image_id, path, *size))
-    if not records:
-        raise DataError(f"{folder}: no readable picture ({', '.join(SUFFIXES)}) in it.")
-    return ImageSet(str(folder), (), tuple(records))
+    return list_images(data)
 
 
 class Progress:

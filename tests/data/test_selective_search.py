@@ -194,7 +194,7 @@ def test_script_searches_voc_splits_and_reports_recall(tmp_path, capsys):
     assert "choose --split out of" in capsys.readouterr().err
 
 
-def test_script_searches_a_folder_of_pictures(tmp_path, capsys):
+def test_script_searches_a_folder_of_pictures(tmp_path, capsys, caplog):
     (tmp_path / "in" / "deep").mkdir(parents=True)
     write_images(tmp_path / "in", 2)
     write_images(tmp_path / "in" / "deep", 1)
@@ -202,8 +202,13 @@ def test_script_searches_a_folder_of_pictures(tmp_path, capsys):
     arguments = ["--data", str(tmp_path / "in"), "--workers", "1", "--out"]
     assert make_proposals.main([*arguments, str(tmp_path / "p.npz")]) == 0
     assert ProposalSet.load(tmp_path / "p.npz").ids == ("000", "001", "deep/000")
-    assert "broken.jpg" in capsys.readouterr().err
+    assert "broken.jpg" in caplog.text
     assert make_proposals.main([*arguments, str(tmp_path / "p.npy")]) == 2
+    (tmp_path / "in" / "000.bmp").write_bytes(b"")
+    assert make_proposals.main([*arguments, str(tmp_path / "q.npz")]) == 2
+    assert "differ only in the suffix; rename one" in capsys.readouterr().err
+    assert make_proposals.main(["--data", "nowhere", "--out", "p.npz"]) == 2
+    assert "nowhere: no such folder; give one" in capsys.readouterr().err
 
 
 def living_processes(group: int) -> list[str]:

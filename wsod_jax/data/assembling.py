@@ -37,7 +37,7 @@ COUNTS = (
     "proposals",  # rows left after merging
     "merged",  # proposals merged into another one
     "clipped",  # proposals that reached outside their image
-    "dropped",  # proposals with NaN, without area, or too small
+    "dropped",  # proposals that are too small, or without area inside their image
     "capped",  # proposals beyond max_proposals
 )
 SkipPixels = Callable[[int, View], bool]

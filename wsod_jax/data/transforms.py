@@ -177,7 +177,7 @@ class CleanProposals:
       boxes: [n, 4] float32, n <= max_proposals, inside the image, with area.
       scores: [n] float32, or `None`.
       clipped: number of boxes that reached outside the image.
-      dropped: number left out for NaN, no area inside the image, or a side below the minimum.
+      dropped: number left out for no area inside the image, or a side below the minimum.
       capped: number left out for exceeding max_proposals.
     """
 
@@ -199,8 +199,8 @@ def clean_proposals(
     The outcome depends on the original image alone, so row m is the same proposal in every view.
 
     Args:
-      boxes: [n, 4] float32 xyxy in pixels of the original image; may hold NaN.
-      scores: [n] objectness, or `None`. A NaN drops its box.
+      boxes: [n, 4] float32 xyxy in pixels of the original image.
+      scores: [n] objectness, or `None`.
       image_size: (height, width) of the original image.
       rules: what to keep.
 
@@ -211,15 +211,11 @@ def clean_proposals(
     """
     height, width = image_size
     boxes = np.asarray(boxes, np.float32).reshape(-1, 4)
-    finite = np.isfinite(boxes).all(axis=1)
-    if scores is not None:
-        scores = np.asarray(scores, np.float32)
-        finite &= ~np.isnan(scores)
+    scores = None if scores is None else np.asarray(scores, np.float32)
     inside = clip_boxes(boxes, height, width)
     least = max(rules.min_side_px, rules.min_side * min(image_size))
-    with np.errstate(invalid="ignore"):
-        sides = inside[:, 2:] - inside[:, :2]
-        usable = finite & (box_area(inside) > 0) & (sides >= least).all(axis=1)
+    sides = inside[:, 2:] - inside[:, :2]
+    usable = (box_area(inside) > 0) & (sides >= least).all(axis=1)
     keep = np.flatnonzero(usable)
     clipped = int((inside[keep] != boxes[keep]).any(axis=1).sum())
     capped = max(len(keep) - rules.max_proposals, 0)
