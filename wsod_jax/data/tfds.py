@@ -10,20 +10,20 @@ import functools
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from wsod_jax.data.images import image_size
 from wsod_jax.data.loading import import_tensorflow
 from wsod_jax.data.records import BoxAnnotations, GroundTruth, ImageRecord, ImageSet
+from wsod_jax.data.voc import DifficultRule, difficult_label
 from wsod_jax.errors import ConfigError, DataError
 from wsod_jax.ops.boxes import box_area, clip_boxes
 
 if TYPE_CHECKING:
     import tensorflow_datasets
 
-_DIFFICULT_ONLY = {"drop": 0, "ignore": -1, "keep": 1}
 _SPLITS = {"trainval": "train+validation", "val": "validation"}  # VOC's names for them
 
 
@@ -32,7 +32,7 @@ def read_image_set(
     split: str,
     *,
     data_dir: str | Path | None = None,
-    difficult: Literal["drop", "ignore", "keep"] = "drop",
+    difficult: DifficultRule = "drop",
 ) -> ImageSet:
     """Read a prepared data set's images and their image-level labels; boxes are not decoded.
 
@@ -49,15 +49,14 @@ def read_image_set(
       DataError: if the data set is not there or is not like VOC, or the split is unknown.
       ConfigError: if tensorflow-datasets is not installed.
     """
-    if difficult not in _DIFFICULT_ONLY:
-        raise DataError(f"difficult={difficult!r}; allowed are {', '.join(_DIFFICULT_ONLY)}.")
+    if_difficult = difficult_label(difficult)
     builder = _prepared(name, data_dir)
     class_names = _class_names(builder)
     records = []
     for example in _examples(builder, split, ("labels", "labels_no_difficult")):
         image_id, encoded = _image(example)
         labels = np.zeros(len(class_names), int)
-        labels[example["labels"]] = _DIFFICULT_ONLY[difficult]
+        labels[example["labels"]] = if_difficult
         labels[example["labels_no_difficult"]] = 1
         size = image_size(encoded, name=image_id)
         source = functools.partial(bytes, encoded)

@@ -32,7 +32,6 @@ CLASS_NAMES = (
 
 DifficultRule = Literal["drop", "ignore", "keep"]
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
-_DIFFICULT_ONLY = {"drop": 0, "ignore": -1, "keep": 1}
 
 
 class _HostileFile(DataError):
@@ -72,8 +71,7 @@ def read_image_set(
     Raises:
       DataError: see `on_bad`; also if no image is left.
     """
-    if difficult not in _DIFFICULT_ONLY:
-        raise DataError(f"difficult={difficult!r}; allowed are {', '.join(_DIFFICULT_ONLY)}.")
+    if_difficult = difficult_label(difficult)
     _check_on_bad(on_bad)
     folders = _folders(Path(root), year)
     class_names = _class_names(folders[0], class_names)
@@ -103,13 +101,22 @@ def read_image_set(
                 labels = (-1,) * len(class_names)
             else:
                 counts["no_object"] += not objects
-                labels = _image_labels(objects, class_names, difficult, _xml_path(folder, image_id))
+                xml = _xml_path(folder, image_id)
+                labels = _image_labels(objects, class_names, if_difficult, xml)
             records.append(ImageRecord(image_id, path, height, width, labels))
     name = " ".join(["voc", *(folder.name.removeprefix("VOC") for folder in folders), split])
     _log_counts(name, counts)
     if not records:
         raise DataError(f"{name}: no image is left of split {split!r} in {root}.")
     return ImageSet(name, class_names, tuple(records), dict(counts))
+
+
+def difficult_label(rule: DifficultRule) -> int:
+    """Return the label of a class whose objects in an image are all marked difficult; see `read_image_set`."""
+    labels = {"drop": 0, "ignore": -1, "keep": 1}
+    if rule not in labels:
+        raise DataError(f"difficult={rule!r}; allowed are {', '.join(labels)}.")
+    return labels[rule]
 
 
 def read_ground_truth(
@@ -284,7 +291,7 @@ def _is_difficult(item: Element) -> bool:
 def _image_labels(
     objects: list[tuple[str, bool]],
     class_names: tuple[str, ...],
-    difficult: DifficultRule,
+    if_difficult: int,
     path: Path,
 ) -> tuple[int, ...]:
     labels = [0] * len(class_names)
@@ -293,7 +300,7 @@ def _image_labels(
         if not is_difficult:
             labels[index] = 1
         elif labels[index] != 1:
-            labels[index] = _DIFFICULT_ONLY[difficult]
+            labels[index] = if_difficult
     return tuple(labels)
 
 
