@@ -64,6 +64,20 @@ def test_refinement_heads_are_independent_linear_layers(rng):
         np.testing.assert_allclose(logits[:, s], expected, atol=1e-6)
 
 
+@pytest.mark.parametrize("head", [MidnHead(3), RefinementHeads(3)])
+def test_products_are_float32_on_accelerators_too(head):
+    features = jnp.zeros((1, 4, 5))
+    given = (features, jnp.ones((1, 4), bool)) if isinstance(head, MidnHead) else (features,)
+    params = head.init(jax.random.key(0), *given)
+    products = [
+        equation.params["precision"]
+        for equation in jax.make_jaxpr(head.apply)(params, *given).eqns
+        if equation.primitive.name == "dot_general"
+    ]
+    highest = jax.lax.Precision.HIGHEST
+    assert products and all(found == (highest, highest) for found in products)
+
+
 def test_head_kernels_start_small():
     params = RefinementHeads(20).init(jax.random.key(0), jnp.zeros((1, 1, 512)))["params"]
     assert np.isclose(np.std(params["kernel"]), 0.01, rtol=0.05)

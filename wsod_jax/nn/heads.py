@@ -1,4 +1,4 @@
-"""Linear heads. Logits are float32 whatever the type of the features."""
+"""Linear heads. Logits are float32, and so are their products, whatever the type of the features."""
 
 from __future__ import annotations
 
@@ -14,6 +14,11 @@ from wsod_jax.ops.masked import masked_mean, masked_softmax
 from wsod_jax.types import FeatureMap
 
 HEAD_INIT = nn.initializers.normal(0.01)
+EXACT = jax.lax.Precision.HIGHEST  # by default accelerators round the factors to fewer bits
+
+
+def _linear(num_outputs: int, name: str) -> nn.Dense:
+    return nn.Dense(num_outputs, kernel_init=HEAD_INIT, precision=EXACT, name=name)
 
 
 class MidnOutput(NamedTuple):
@@ -54,8 +59,8 @@ class MidnHead(nn.Module):
           proposals.
         """
         features = features.astype(jnp.float32)
-        det_logits = nn.Dense(self.num_classes, kernel_init=HEAD_INIT, name="det")(features)
-        cls_logits = nn.Dense(self.num_classes, kernel_init=HEAD_INIT, name="cls")(features)
+        det_logits = _linear(self.num_classes, "det")(features)
+        cls_logits = _linear(self.num_classes, "cls")(features)
         among_proposals = masked_softmax(
             det_logits / self.det_temperature, mask[:, :, None], axis=1
         )
@@ -86,7 +91,8 @@ class RefinementHeads(nn.Module):
         shape = (self.num_stages, features.shape[-1], k)
         kernel = self.param("kernel", HEAD_INIT, shape, jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (self.num_stages, k), jnp.float32)
-        logits = jnp.einsum("brf,sfk->bsrk", features.astype(jnp.float32), kernel)
+        features = features.astype(jnp.float32)
+        logits = jnp.einsum("brf,sfk->bsrk", features, kernel, precision=EXACT)
         return logits + bias[None, :, None, :]
 
 
@@ -104,4 +110,4 @@ class GapClassifier(nn.Module):
         """Map features [b, h, w, d] to class logits [b, c], float32; an empty map averages to 0."""
         mask = valid_mask(maps.size, maps.features.shape[1], maps.features.shape[2])
         mean = masked_mean(maps.features, mask, axis=(1, 2))  # [b, d]
-        return nn.Dense(self.num_classes, kernel_init=HEAD_INIT, name="cls")(mean)
+        return _linear(self.num_classes, "cls")(mean)
