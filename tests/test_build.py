@@ -133,7 +133,8 @@ def test_scales_are_checked_before_the_first_image():
 
 def test_whole_numbers_are_numbers():
     config = get_config("oim_ir")
-    config.method.beta, config.train.ema_decay, config.optim.momentum = 1, 0, 0
+    config.method.beta, config.train.ema_decay = 1, 0
+    config.optim.name, config.optim.momentum = "sgd", 0
     make_method(config), build.optimizer(config)
     assert build.train_settings(config).ema_decay == 0
 
@@ -375,3 +376,20 @@ def test_cosine_with_warm_up():
     rates = [float(schedule(step)) for step in (0, 2, 4, 8)]
     halfway = 0.2 * 0.5 * (1 + np.cos(np.pi / 4))
     np.testing.assert_allclose(rates, [0, halfway, 0.1, 0], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"every": 0}, r"config\.log\.every is 0; .* from 1 up"),
+        ({"checkpoint_every": 0}, r"config\.log\.checkpoint_every is 0; .* from 1 up"),
+        ({"milestones_every": 4}, r"milestones_every is 4, .* every 3 updates; .* a multiple"),
+    ],
+)
+def test_intervals_that_cannot_be_kept_are_refused(changes, message):
+    config = get_config()
+    config.log.update(changes)
+    with pytest.raises(ConfigError, match=message):
+        build.log_settings(config)
+    config.log.update(every=1, checkpoint_every=3, milestones_every=0)
+    build.log_settings(config)

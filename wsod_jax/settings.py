@@ -19,7 +19,7 @@ class TrainSettings:
       micro_batch: images per forward pass, over all devices.
       accumulate: forward passes per update; micro_batch * accumulate is the batch size.
       scales, resize, max_long, aspect: see `Canvases`; a scale is drawn per micro-batch.
-      flip: mirror every other image.
+      flip: mirror an image with probability 1/2, drawn anew in every epoch.
       loader: "tf" (tf.data) or "threads" (no TensorFlow needed).
       ema_decay: keep a running average of the parameters; `None` keeps none.
       cache_features: keep the feature maps of a wholly frozen backbone in memory.
@@ -48,13 +48,15 @@ class TrainSettings:
 
 @dataclasses.dataclass(frozen=True)
 class LogSettings:
-    """What a run writes, and how often, in updates; 0 switches a part off.
+    """What a run writes, and how often, in updates.
 
     Attributes:
-      every: a line on the console and in metrics.jsonl.
-      checkpoint_every: a checkpoint; the latest two are kept.
-      milestones_every: checkpoints kept for good (step 0 always is), for figures over training.
-      pictures_every: pictures of fixed training images with their pseudo boxes.
+      every: a line on the console and in metrics.jsonl; at least 1.
+      checkpoint_every: a checkpoint; the latest two are kept. At least 1.
+      milestones_every: checkpoints kept for good (step 0 always is), for figures over training; a multiple
+        of `checkpoint_every`, or 0 for none.
+      pictures_every: pictures of fixed training images with their pseudo boxes, also in TensorBoard; 0 for
+        none.
       num_pictures: how many images.
       best: also keep the checkpoint where this score of `data.val_split` is best; it is measured as
         `eval` says at every checkpoint but the first. `None` measures nothing while training.
@@ -70,6 +72,14 @@ class LogSettings:
     best: Literal["mAP50"] | None = None
     tensorboard: bool = True
     profile_steps: tuple[int, ...] = ()
+
+    def __post_init__(self):
+        if self.milestones_every % self.checkpoint_every:
+            raise ConfigError(
+                f"config.log.milestones_every is {self.milestones_every}, but only checkpoints can be kept, and "
+                f"those are made every {self.checkpoint_every} updates; set it to a multiple of "
+                "config.log.checkpoint_every, or to 0"
+            )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -147,6 +147,10 @@ def test_rules_that_decide_nothing_are_refused(options, message):
         ({"name": "adam"}, "'adam'.*'sgd' and 'adamw'"),
         ({"update_rule": "torch"}, "'torch'.*'caffe' and 'pytorch'"),
         ({"name": "adamw", "momentum_reset_steps": (3,)}, "momentum_reset_steps"),
+        ({"name": "adamw", "momentum": 0.5}, "momentum belongs to 'sgd'.*drop it"),
+        ({"name": "adamw", "update_rule": "pytorch"}, "update_rule belongs to 'sgd'"),
+        ({"betas": [0.9, 0.99]}, "betas belongs to 'adamw'"),
+        ({"eps": 1e-6}, "eps belongs to 'adamw'"),
         ({"frozen": ["("]}, "regular expression"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
@@ -56,22 +57,23 @@ def make_optimizer(
     Args:
       schedule: update count -> η.
       name: "sgd" or "adamw".
-      momentum: μ (SGD only).
+      momentum: μ (SGD only; so are `momentum_reset_steps` and `update_rule`).
       weight_decay: λ.
       groups: ordered rules (expression, a, d), searched anywhere in the path; the first that matches
         wins, a parameter without a match has a = d = 1.
       frozen: expressions of the parameters that never change; these take precedence over groups.
       clip_norm: largest global norm of the trained parameters' gradient, or `None`.
-      momentum_reset_steps: updates that start from zero momentum, as a fresh solver would (SGD only).
+      momentum_reset_steps: updates that start from zero momentum, as a fresh solver would.
       update_rule: which of the two SGD rules.
-      betas: AdamW's decay rates of the two moments.
-      eps: AdamW's ε.
+      betas: decay rates of the two moments (AdamW only).
+      eps: ε (AdamW only).
 
     Returns:
       An optax transformation. Its `init` raises ConfigError for a rule that decides no parameter.
 
     Raises:
-      ConfigError: for an unknown name or rule, or an option that the named optimiser does not have.
+      ConfigError: for an unknown name or rule, or an option that the named optimiser does not have, unless
+        at its default.
     Source: Caffe's SGDSolver; torch.optim.SGD; Loshchilov and Hutter 2019, alg. 2.
     """
     if name not in ("sgd", "adamw") or update_rule not in ("caffe", "pytorch"):
@@ -79,10 +81,9 @@ def make_optimizer(
             f"optimiser {name!r} with update rule {update_rule!r} is unknown; "
             "names are 'sgd' and 'adamw', rules 'caffe' and 'pytorch'"
         )
-    if name == "adamw" and momentum_reset_steps:
-        raise ConfigError(
-            "momentum_reset_steps belongs to 'sgd'; drop it or change the optimiser's name"
-        )
+    _check_owner("sgd", name, momentum=momentum, update_rule=update_rule)
+    _check_owner("sgd", name, momentum_reset_steps=tuple(momentum_reset_steps))
+    _check_owner("adamw", name, betas=tuple(betas), eps=eps)
     _check_expressions([*frozen, *(rule[0] for rule in groups)])
     parts = [] if clip_norm is None else [optax.clip_by_global_norm(clip_norm)]
     if name == "sgd":
@@ -194,6 +195,17 @@ def _trained_only(
         return split.init(params)
 
     return optax.GradientTransformation(init, split.update)
+
+
+def _check_owner(owner: str, name: str, **options: Any) -> None:
+    """Raise `ConfigError` for options of the optimiser `owner` that are changed while `name` runs."""
+    defaults = inspect.signature(make_optimizer).parameters
+    changed = [key for key, value in options.items() if value != defaults[key].default]
+    if changed and name != owner:
+        raise ConfigError(
+            f"{', '.join(changed)} belongs to {owner!r}, but the optimiser is {name!r}; drop it or change "
+            "the optimiser's name"
+        )
 
 
 def _check_expressions(patterns: Sequence[str]) -> None:
