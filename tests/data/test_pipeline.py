@@ -172,6 +172,18 @@ def test_without_proposals(images):
     assert batch.image_mask.any()
 
 
+def test_scores_of_proposals_reach_the_batch_in_the_rows_of_their_boxes(images):
+    proposals = make_proposals(images, scores=True)
+    stream = view_batches(
+        images, proposals, canvases=Canvases((48,)), flips=(True,), max_proposals=20, dedup_stride=None,
+        loader="threads",
+    )  # fmt: skip
+    for batch in stream:
+        expected = proposals.get_scores(images.image_ids[batch.image_index[0]])
+        padded = np.pad(np.float32(expected), (0, 20 - len(expected)))
+        np.testing.assert_array_equal(batch.proposal_scores[0], padded)
+
+
 def test_max_proposals_by_default_is_the_largest_count(images):
     [[batch, _]] = take(train(images, make_proposals(images), max_proposals=None), 1)
     assert batch.proposals.shape[1] == 12 + 6

@@ -104,7 +104,7 @@ class ProposalNetwork(nn.Module):
             spatial_scale=1.0 / self.backbone.stride,
         )
         if self.score_gate and batch.proposal_scores is not None:
-            gate = 1.0 + self.score_gate * batch.proposal_scores
+            gate = 1.0 + self.score_gate * jnp.where(mask, batch.proposal_scores, 0.0)
             pooled = pooled * gate[:, :, None, None, None].astype(pooled.dtype)
         return pooled
 
