@@ -1,6 +1,7 @@
 """Every file in configs/ loads, uses all it says, and is traced at its full size; none of it is run."""
 
 import ast
+import contextlib
 import dataclasses
 import importlib
 import inspect
@@ -169,6 +170,30 @@ def test_published_number_and_its_source_are_cited(name):
     assert re.search(r"mAP \d\d\.\d\b", text)
     assert re.search(r"\b(et al\.|and [A-Z]\w+) 20\d\d\b", text)
     assert len(path.read_text(encoding="utf-8").splitlines()) <= 120
+
+
+OVERRIDE = re.compile(r'--config\.(\w+)\.(\w+)=("[^"]*"|[^\s,;()]*[^\s,;().])')
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_overrides_in_a_docstring_build(name):
+    text = ast.get_docstring(ast.parse((FOLDER / f"{name}.py").read_text(encoding="utf-8")))
+    for section, key, value in OVERRIDE.findall(text):
+        config = CONFIGS[name].copy_and_resolve_references()
+        value = value.strip('"')
+        with contextlib.suppress(ValueError, SyntaxError):
+            value = ast.literal_eval(value)
+        config[section].update({key: value})
+        build.method(config, num_classes=20, max_classes=6)
+        build.proposal_rules(config), build.train_settings(config), build.eval_settings(config)
+        assert key in build.settings_used(config).get(section, {}) or section == "eval"
+
+
+def test_wsddn_as_released_merges_no_more_than_its_map_does():
+    text = ast.get_docstring(ast.parse((FOLDER / "wsddn_vgg16_voc07.py").read_text("utf-8")))
+    found = {f"{section}.{key}": value for section, key, value in OVERRIDE.findall(text)}
+    assert found["backbone.dilated"] == "False" and found["proposals.dedup_stride"] == "1"
+    assert len(found) == 16
 
 
 PUBLISHED_SCHEDULES = {  # updates, learning rate, first drop, batch
