@@ -106,7 +106,8 @@ def test_stopped_twice_and_resumed_equals_straight(
     trained_run, config, tmp_path, monkeypatch, capsys
 ):
     """A full disk at the first checkpoint, then SIGTERM, then a last resumption: the same bits."""
-    config.log.checkpoint_every = 100  # so that the one of step 2 is due to the signal
+    # So that the checkpoint of step 2 is due to the signal:
+    config.log.checkpoint_every = config.log.milestones_every = 100
     with monkeypatch.context() as patch:
         patch.setattr(script, "JsonlWriter", StopsAt)
         patch.setattr(wsod_jax.train.checkpoint, "write_manifest", manifest_but_for_step(2))
