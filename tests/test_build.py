@@ -109,7 +109,6 @@ def test_changed_test_settings():
         ("train", "ema_decay", 1.0, "numbers from 0 to"),
         ("optim", "learning_rate", float("nan"), "numbers from 0 up"),
         ("optim", "groups", (("bias", 2.0),), "tuples of tuples"),
-        ("log", "checkpoint_every", 0, "numbers from 1 up"),
         ("log", "num_pictures", -1, "numbers from 0 up"),
         ("eval", "top_k", 0, "numbers from 1 up"),
         ("eval", "iou_thrs", (0.5, 75), "numbers from 0 to 1"),

@@ -49,8 +49,6 @@ RANGES: Mapping[str, tuple[float, float]] = {
     "optim.eps": _NOT_NEGATIVE,
     "log.every": _COUNT,
     "log.checkpoint_every": _COUNT,
-    "log.every": _COUNT,
-    "log.checkpoint_every": _COUNT,
     "log.milestones_every": _NOT_NEGATIVE,
     "log.pictures_every": _NOT_NEGATIVE,
     "log.num_pictures": _NOT_NEGATIVE,
