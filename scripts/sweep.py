@@ -18,6 +18,7 @@ import time
 from pathlib import Path
 
 from wsod_jax.evals.report import summarise_seeds
+from wsod_jax.experiment import LOCATIONS
 from wsod_jax.train.checkpoint import checkpoint_steps
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -113,7 +114,7 @@ def run_one(data_set: str, method: str, seed: int, runs: Path, overrides: list[s
         "method": method,
         "seed": seed,
         "summary": report["summary"],
-        "settings": report["settings"],
+        "settings": without_locations(report["settings"]),
         "per_class": report["per_class"],
         "train_seconds": round(trained - started),
         "evaluate_seconds": round(time.time() - trained),
@@ -122,6 +123,16 @@ def run_one(data_set: str, method: str, seed: int, runs: Path, overrides: list[s
     row.parent.mkdir(parents=True, exist_ok=True)
     row.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     print(f"row: {row}")
+
+
+def without_locations(settings: dict) -> dict:
+    """Return a report's settings without the files and folders of the machine that it was made on."""
+    kept = dict(settings)
+    for name in LOCATIONS:
+        section, key = name.split(".")
+        if isinstance(kept.get(section), dict):
+            kept[section] = {k: v for k, v in kept[section].items() if k != key}
+    return kept
 
 
 def write_tables() -> None:

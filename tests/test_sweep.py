@@ -1,0 +1,71 @@
+"""scripts/sweep.py: rows tell no places, tables follow from rows, and the texts show today's tables."""
+
+import json
+
+import pytest
+
+from scripts import sweep
+from wsod_jax.experiment import LOCATIONS
+
+ROWS = sorted((sweep.ROOT / "results").glob("*/*.json"))
+
+
+def write_row(root, method, seed, value):
+    summary = dict.fromkeys(sweep.COLUMNS, value)
+    row = {"summary": summary, "train_seconds": 100, "evaluate_seconds": 20}
+    path = root / "results" / "cards6" / f"{method}-seed{seed}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(row))
+
+
+def test_table_of_some_rows(tmp_path, monkeypatch):
+    monkeypatch.setattr(sweep, "ROOT", tmp_path)
+    write_row(tmp_path, "oicr", 0, 0.4)
+    write_row(tmp_path, "oicr", 2, 0.6)
+    write_row(tmp_path, "oim", 1, 0.25)
+    lines = {line.split(" | ")[0]: line for line in sweep.table("cards6").splitlines()}
+    assert lines["| OICR"].count("50.0 ± 14.1") == len(sweep.COLUMNS)
+    assert "| 2 of 3 | 2.0 |" in lines["| OICR"]
+    assert lines["| OIM"].count("25.0") == len(sweep.COLUMNS) and "±" not in lines["| OIM"]
+    assert lines["| PCL"].count("not run") == len(sweep.COLUMNS) and "0 of 3" in lines["| PCL"]
+
+
+def test_finished_runs_are_skipped(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sweep, "ROOT", tmp_path)
+    write_row(tmp_path, "oicr", 0, 0.4)
+    sweep.run_one("cards6", "oicr", 0, tmp_path / "runs", [])
+    assert "oicr-seed0.json: done" in capsys.readouterr().out
+    assert not (tmp_path / "runs").exists()
+
+
+def test_rows_keep_settings_but_not_places():
+    settings = {"seed": 1, "proposals": {"path": "p.npz", "min_side": 0.2}}
+    settings |= {
+        "data": {"root": "/a", "reader": "voc"},
+        "backbone": {"weights": "/w", "name": "tiny"},
+    }
+    assert sweep.without_locations(settings) == {
+        "seed": 1,
+        "proposals": {"min_side": 0.2},
+        "data": {"reader": "voc"},
+        "backbone": {"name": "tiny"},
+    }
+    assert settings["data"]["root"] == "/a"
+
+
+@pytest.mark.parametrize("path", ROWS, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_committed_rows(path):
+    row = json.loads(path.read_text(encoding="utf-8"))
+    assert path.stem == f"{row['method']}-seed{row['seed']}" and path.parent.name == row["set"]
+    assert row["settings"]["seed"] == row["seed"]
+    assert set(sweep.COLUMNS) <= set(row["summary"])
+    for name in LOCATIONS:
+        section, key = name.split(".")
+        assert key not in row["settings"].get(section, {})
+
+
+@pytest.mark.parametrize("text", ["README.md", "docs/results.md"])
+def test_texts_show_the_tables_of_the_committed_rows(text):
+    content = (sweep.ROOT / text).read_text(encoding="utf-8")
+    for data_set in sweep.SETS:
+        assert sweep.table(data_set) in content
