@@ -429,6 +429,19 @@ def test_ends_of_evaluation(trained_run, tmp_path, monkeypatch):
             evaluate.main(wrong)
 
 
+def test_running_average_of_the_weights_is_scored(config, tmp_path):
+    config.train.ema_decay, config.log.pictures_every = 0.5, 0
+    script.run(config, tmp_path / "run")
+    arguments = ["--workdir", str(tmp_path / "run"), "--corloc_split", "none", *FAST]
+    scores = {}
+    for name, flags in (("params", []), ("ema", ["--ema"])):
+        evaluate.main([*arguments, *flags, "--out", str(tmp_path / name)])
+        assert read_report(tmp_path / name / "4")["settings"]["weights"] == name
+        entries = json.loads((tmp_path / name / "4" / "predictions.json").read_text())
+        scores[name] = sorted(entry["score"] for entry in entries)
+    assert scores["ema"] != scores["params"]
+
+
 def test_watching_a_finished_run_ends(trained_run, tmp_path, monkeypatch):
     clock = SimpleNamespace(perf_counter=time.perf_counter)  # nothing here can sleep
     monkeypatch.setattr(evaluate, "time", clock)
