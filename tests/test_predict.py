@@ -115,7 +115,7 @@ def test_messages(trained_run, pictures, tmp_path):
         call(trained_run, [pictures / "dot.png"], out, "--proposals", trained_run.proposals)
     with pytest.raises(SystemExit, match="Did you mean 'nms_thr'"):
         call(trained_run, [pictures / "000001.jpg"], out, "--set", "nms_th=0.4")
-    with pytest.raises(SystemExit, match="eval.nms_thr is a number"):
+    with pytest.raises(SystemExit, match="eval.nms_thr is 'high'; allowed are numbers"):
         call(trained_run, [pictures / "000001.jpg"], out, "--set", "nms_thr=high")
     assert not out.exists() or not (out / "predictions.json").exists()
 
