@@ -3,17 +3,13 @@
 The length after the step is not published; 20k updates follow it here.
 """
 
-from configs.voc_vgg16 import voc_vgg16
+from configs import pcl_vgg16_voc07
+from configs.voc_vgg16 import on_voc12
 
 
 def get_config():
     """Return the configuration."""
-    config = voc_vgg16()
-    config.method.name = "pcl"
+    config = on_voc12(pcl_vgg16_voc07.get_config())
     config.train.num_steps = 80_000
     config.optim.decay_steps = (60_000,)
-    config.eval.resize = "long"
-    config.data.year = "2012"
-    config.proposals.path = "data/proposals/voc2012_selective_search.npz"
-    config.eval.ap = "area"  # the 2010-and-later metric
     return config

@@ -86,3 +86,11 @@ def voc_vgg16() -> ConfigDict:
     config.eval.nms_thr = 0.3
     config.eval.ap = "11point"
     return config
+
+
+def on_voc12(config: ConfigDict) -> ConfigDict:
+    """Turn a VOC 2007 configuration, in place, into one that trains and tests on VOC 2012."""
+    config.data.year = "2012"
+    config.proposals.path = "data/proposals/voc2012_selective_search.npz"
+    config.eval.ap = "area"  # the 2010-and-later metric
+    return config
