@@ -220,12 +220,16 @@ def living_processes(group: int) -> list[str]:
     return [pid for pid, pgid, state in rows if int(pgid) == group and state[0] != "Z"]
 
 
-def listen_to_ctrl_c():
+@pytest.fixture
+def listening_to_ctrl_c():
     """Undo what a shell does to commands it starts with `&`: they, and so the tests' children, ignore Ctrl-C."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("listening_to_ctrl_c")
 def test_ctrl_c_keeps_finished_images_and_leaves_no_process(tmp_path):
     write_synthetic(tmp_path / "set", SyntheticSpec(num_trainval=120, num_test=0))
     out = tmp_path / "p.npz"
@@ -233,12 +237,7 @@ def test_ctrl_c_keeps_finished_images_and_leaves_no_process(tmp_path):
     command += ["--split", "trainval", "--out", str(out), "--workers", "2"]
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     process = subprocess.Popen(
-        command,
-        cwd=REPOSITORY,
-        env=environment,
-        stderr=subprocess.PIPE,
-        start_new_session=True,
-        preexec_fn=listen_to_ctrl_c,
+        command, cwd=REPOSITORY, env=environment, stderr=subprocess.PIPE, start_new_session=True
     )
     deadline = time.monotonic() + 120
     while not list(tmp_path.glob("p.npz.parts/part-*.npz")) and time.monotonic() < deadline:
