@@ -1,5 +1,7 @@
 """From configuration to objects: what is wrong is named, with what is allowed and the likely intention."""
 
+import inspect
+
 import jax
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ from ml_collections import ConfigDict
 from configs.debug_tiny import get_config
 from tests.data.voc_tree import write_voc
 from wsod_jax import build
+from wsod_jax.config_values import RANGES
 from wsod_jax.errors import ConfigError, DataError
 from wsod_jax.experiment import change_settings
 from wsod_jax.methods.refinement import RefinedDetector
@@ -393,3 +396,23 @@ def test_intervals_that_cannot_be_kept_are_refused(changes, message):
         build.log_settings(config)
     config.log.update(every=1, checkpoint_every=3, milestones_every=0)
     build.log_settings(config)
+
+
+def test_every_range_is_of_a_setting_that_exists():
+    takers = {
+        "method": list(build.METHODS.values()),
+        "network": [build.ProposalNetwork],
+        "backbone": list(build.BACKBONES.values()),
+        "neck": [build.FcNeck],
+        "train": [build.TrainSettings],
+        "optim": [build.learning_rate, build.make_optimizer],
+        "log": [build.LogSettings],
+        "eval": [build.EvalSettings],
+    }
+    known = {
+        f"{section}.{key}"
+        for section, functions in takers.items()
+        for function in functions
+        for key in inspect.signature(function).parameters
+    }
+    assert set(RANGES) <= known
