@@ -96,7 +96,8 @@ def test_bad_boxes_are_refused_by_image(box, message):
 
 
 def test_a_box_may_end_at_the_edge():
-    ProposalSet.from_images({"a": (20, 30)}, {"a": [[0, 0, 30, 20]]}, generator="g")
+    proposals = ProposalSet.from_images({"a": (20, 30)}, {"a": [[0, 0, 30, 20]]}, generator="g")
+    assert proposals.get("a").tolist() == [[0, 0, 30, 20]]
 
 
 def test_lost_boxes_and_scores_are_refused():

@@ -28,6 +28,9 @@ def pseudo_quality(
 
     Returns:
       "cores" and "nodes" (all further instances) -> their quality; without the kinds that were not mined.
+
+    Raises:
+      ConfigError: if the training set has no boxes.
     """
     mined = run.mine(positions)
     images = run.data.image_set.select(list(mined))
