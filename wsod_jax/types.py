@@ -148,10 +148,29 @@ class Detections:
       scores: [b, m, c] float32.
       mask: [b, m] bool.
       image_scores: [b, c] float32 image-level class scores, where the method has them.
-      Boxes, scores and mask are `None` for a pure classifier.
+      maps: where a method without proposals sees its classes and objects.
+      Boxes, scores and mask are `None` for methods without proposals.
     """
 
     boxes: jax.Array | None
     scores: jax.Array | None
     mask: jax.Array | None
     image_scores: jax.Array | None = None
+    maps: ResponseMaps | None = None
+
+
+@struct.dataclass
+class ResponseMaps:
+    """Where a method that localises without proposals sees its classes and objects.
+
+    Attributes:
+      responses: [b, h, w, c] float32, the evidence R_c for every class, of any sign; 0 in the margin.
+      size: [b, 2] int32, valid (rows, columns) of `responses`; 0 for an image smaller than one cell.
+      proposal_map: [b, h', w'] float32 objectness M >= 0; sums to 1 over the valid cells of an image.
+      proposal_size: [b, 2] int32, valid (rows, columns) of `proposal_map`.
+    """
+
+    responses: jax.Array
+    size: jax.Array
+    proposal_map: jax.Array
+    proposal_size: jax.Array
