@@ -1,0 +1,242 @@
+"""From response maps to points and boxes, for methods that localise without proposals.
+
+A response map says how strongly every cell of the feature map speaks for a class. It is first resized to the pixels of
+the original image; points and boxes are read from that. Everything is defined on a constant map, on one pixel, and on a
+map without cells (an image smaller than a cell): the image's centre, the whole image, score 0 for want of cells.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import cv2
+import numpy as np
+
+from wsod_jax.errors import DataError
+
+Resizing = Literal["align_corners", "half_pixel"]
+BoxMode = Literal["tightest", "components"]
+EVEN_TOLERANCE = 1e-9  # of the map's largest magnitude: differences below are rounding
+
+
+def _positions(cells: int, pixels: int, how: Resizing) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return per pixel the cells before and after it, [pixels] int, and how far it is towards the latter, in [0, 1)."""
+    pixel = np.arange(pixels)
+    if how == "align_corners":
+        numerator, denominator = pixel * (cells - 1), max(pixels - 1, 1)
+    elif how == "half_pixel":
+        numerator, denominator = (2 * pixel + 1) * cells - pixels, 2 * pixels
+    else:
+        raise ValueError(f"unknown resizing {how!r}; allowed: 'align_corners', 'half_pixel'")
+    numerator = np.clip(numerator, 0, (cells - 1) * denominator)
+    low = numerator // denominator
+    return low, np.minimum(low + 1, cells - 1), (numerator % denominator) / denominator
+
+
+def _interpolate(values: np.ndarray, pixels: int, how: Resizing) -> np.ndarray:
+    """Return `values` with axis 0 resized to `pixels`."""
+    low, high, share = _positions(values.shape[0], pixels, how)
+    share = share.reshape(-1, *[1] * (values.ndim - 1))
+    return values[low] + share * (values[high] - values[low])
+
+
+def resize_map(
+    values: np.ndarray, height: int, width: int, how: Resizing = "align_corners"
+) -> np.ndarray:
+    """Resize a map to an image by bilinear interpolation.
+
+    `align_corners`: the centres of the corner cells lie on the centres of the corner pixels, so pixel i of n is at
+    cell i (m - 1) / (n - 1) of m. `half_pixel`: cells tile the image, so pixel i is at (i + 1/2) m / n - 1/2, and
+    beyond the centres of the border cells the map goes on unchanged.
+
+    Args:
+      values: [h, w] or [h, w, c] finite.
+      height, width: of the image in pixels, at least 1.
+      how: see above; `align_corners` is what the released code's PyTorch 0.2 did.
+    Returns:
+      [height, width] or [height, width, c] float64, between the map's minimum and maximum. A map of one cell gives
+      a constant, equal cells give exactly equal pixels, a map without cells gives zeros.
+    Raises:
+      DataError: the map is not of that shape or not finite, or the image has no pixel.
+      ValueError: unknown `how`.
+    Cost: O(height * width * c).
+
+    Source: Zhu et al. 2017 (SPN), section 3.3 and its released code.
+    """
+    values = np.asarray(values, np.float64)
+    if values.ndim not in (2, 3) or height < 1 or width < 1:
+        raise DataError(
+            f"cannot resize a map of shape {values.shape} to {height} x {width} pixels; "
+            "needed: [h, w] or [h, w, c], and an image of at least one pixel"
+        )
+    _check_finite(values)
+    if 0 in values.shape[:2]:
+        return np.zeros((height, width, *values.shape[2:]))
+    rows = _interpolate(values, height, how)
+    return np.swapaxes(_interpolate(np.swapaxes(rows, 0, 1), width, how), 0, 1)
+
+
+def _check_finite(values: np.ndarray) -> None:
+    """Raise `DataError` for NaN or infinity."""
+    if not np.isfinite(values).all():
+        raise DataError(
+            "a response map holds values that are not finite; the checkpoint may have diverged: look at its "
+            "loss, or evaluate an earlier step"
+        )
+
+
+def _image_response(response: np.ndarray) -> np.ndarray:
+    """Return a response at image size as float64 [H, W], raising `DataError` where it is none."""
+    response = np.asarray(response, np.float64)
+    if response.ndim != 2 or response.size == 0:
+        raise DataError(
+            f"response has shape {response.shape}, needed [H, W] of at least one pixel: the map of one "
+            "class, resized to the image with `resize_map`"
+        )
+    _check_finite(response)
+    return response
+
+
+def response_point(response: np.ndarray) -> tuple[float, float]:
+    """Return the centre (x, y) of the pixel of the highest response.
+
+    Args:
+      response: [H, W] finite, at the size of the image.
+    Returns:
+      (column + 1/2, row + 1/2) in pixels. A response without a peak, whose values all agree to within
+      `EVEN_TOLERANCE` of the largest magnitude, says nothing: (W / 2, H / 2), the centre of the image.
+    Raises:
+      DataError: not an [H, W] map, or not finite.
+    Ties: the first pixel in row order.
+    """
+    response = _image_response(response)
+    height, width = response.shape
+    if np.ptp(response) <= EVEN_TOLERANCE * np.abs(response).max():
+        return width / 2, height / 2
+    row, column = divmod(int(np.argmax(response)), width)
+    return column + 0.5, row + 0.5
+
+
+def foreground(response: np.ndarray, factor: float = 1.0) -> np.ndarray:
+    """Return the pixels whose response is at least `factor` times the map's mean.
+
+    R >= min(factor * mean(R), max(R)) - `EVEN_TOLERANCE` * max|R|. Rounding can put the mean of equal values above
+    them, hence the tolerance: a constant map is all foreground. The highest pixels are always foreground, so no factor
+    leaves the map empty. Of a map whose mean is negative, a larger factor takes more.
+
+    Args:
+      response: [H, W] finite, at the size of the image, of any sign.
+      factor: of the mean; 1 is the published rule.
+    Returns:
+      [H, W] bool with at least one True.
+    Raises:
+      DataError: not an [H, W] map, or not finite.
+
+    Source: Zhu et al. 2017 (SPN), section 4.3. The text thresholds the map and then resizes; the released code resizes
+    first, as is done here.
+    """
+    response = _image_response(response)
+    thr = min(factor * response.mean(), response.max())
+    return response >= thr - EVEN_TOLERANCE * np.abs(response).max()
+
+
+def tightest_box(mask: np.ndarray) -> np.ndarray:
+    """Return the smallest box around all True pixels.
+
+    Args:
+      mask: [H, W] bool.
+    Returns:
+      [4] float32 `xyxy`, continuous edges: one pixel (row i, column j) gives (j, i, j + 1, i + 1). All 0 for a mask
+      without a True pixel.
+    """
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    if rows.size == 0:
+        return np.zeros(4, np.float32)
+    return np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1], np.float32)
+
+
+def label_components(mask: np.ndarray, connectivity: Literal[4, 8] = 4) -> np.ndarray:
+    """Name the connected components of a mask; the host's twin of `ops.components.connected_components`.
+
+    Args:
+      mask: [H, W] bool.
+      connectivity: 4: pixels connect along their sides, 8: along corners too.
+    Returns:
+      [H, W] int32: the smallest flat index (row * W + column) in the pixel's component; -1 where False.
+    Raises:
+      ValueError: another connectivity.
+    """
+    if connectivity not in (4, 8):
+        raise ValueError(f"connectivity is {connectivity!r}; allowed: 4, 8")
+    mask = np.asarray(mask, bool)
+    if mask.size == 0:
+        return np.full(mask.shape, -1, np.int32)
+    count, labels = cv2.connectedComponents(mask.astype(np.uint8), connectivity=connectivity)
+    first = np.zeros(count, np.int32)
+    flat = np.arange(mask.size, dtype=np.int32)[::-1]
+    first[labels.ravel()[::-1]] = flat  # the lowest index is written last
+    return np.where(mask, first[labels], np.int32(-1))
+
+
+def component_boxes(
+    mask: np.ndarray, response: np.ndarray, connectivity: Literal[4, 8] = 4
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the tightest box of every connected component and the mean response inside the component.
+
+    Args:
+      mask: [H, W] bool.
+      response: [H, W] finite.
+      connectivity: see `label_components`.
+    Returns:
+      boxes: [n, 4] float32 `xyxy`, continuous edges, ordered by the components' first pixels in row order.
+      scores: [n] float32, the mean over the component's pixels, not over its box.
+    Raises:
+      DataError: not an [H, W] map, not finite, or of another shape than `mask`.
+    """
+    response, mask = _image_response(response), np.asarray(mask, bool)
+    if mask.shape != response.shape:
+        raise DataError(f"mask has shape {mask.shape}, response {response.shape}; they must agree")
+    rows, columns = np.nonzero(mask)
+    names = label_components(mask, connectivity)[rows, columns]
+    roots, component = np.unique(names, return_inverse=True)
+    low = np.full((len(roots), 2), max(mask.shape))
+    high = np.zeros((len(roots), 2), np.int64)
+    pixels = np.stack([columns, rows], axis=1)
+    np.minimum.at(low, component, pixels)
+    np.maximum.at(high, component, pixels + 1)
+    total = np.bincount(component, weights=response[rows, columns], minlength=len(roots))
+    scores = total / np.bincount(component, minlength=len(roots))
+    return np.concatenate([low, high], axis=1).astype(np.float32), scores.astype(np.float32)
+
+
+def map_boxes(
+    response: np.ndarray,
+    mode: BoxMode = "tightest",
+    *,
+    factor: float = 1.0,
+    connectivity: Literal[4, 8] = 4,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the boxes that a response map of one class makes, with scores.
+
+    Args:
+      response: [H, W] finite, at the size of the image.
+      mode: `tightest`: one box around all foreground, as the text has it and the released code for ImageNet.
+        `components`: one per connected component, as the released code has it for VOC.
+      factor: see `foreground`.
+      connectivity: see `label_components`; `components` only.
+    Returns:
+      boxes: [n, 4] float32 `xyxy` in pixels, continuous edges; n >= 1.
+      scores: [n] float32, the mean response over the foreground pixels that the box was made of; of any sign.
+    Raises:
+      DataError: not an [H, W] map, or not finite.
+      ValueError: unknown mode or connectivity.
+
+    Source: Zhu et al. 2017 (SPN), section 4.3 and its released code.
+    """
+    mask = foreground(response, factor)
+    if mode == "components":
+        return component_boxes(mask, response, connectivity)
+    if mode != "tightest":
+        raise ValueError(f"unknown mode {mode!r}; allowed: 'tightest', 'components'")
+    score = np.asarray(response, np.float64)[mask].mean()
+    return tightest_box(mask)[None], np.array([score], np.float32)
