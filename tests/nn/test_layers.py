@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from tests.oracles.pooling import max_pool as oracle_pool
+from wsod_jax.errors import ConfigError
 from wsod_jax.nn.layers import ConvRelu, clear_margin, max_pool, valid_mask
 from wsod_jax.nn.pixels import normalise_pixels
 from wsod_jax.types import FeatureMap
@@ -41,14 +42,16 @@ def test_max_pool_gradient_goes_to_the_first_of_equals():
 
 
 @pytest.mark.parametrize(
-    "stride, dilation, pad", [(1, 1, None), (1, 2, None), (2, 1, 0), (2, 1, 1)]
+    "stride, dilation, pad, groups",
+    [(1, 1, None, 1), (1, 2, None, 1), (2, 1, 0, 1), (2, 1, 1, 1), (1, 1, None, 2), (2, 2, 1, 3)],
 )
-def test_conv_equals_a_loop_over_the_kernel(stride, dilation, pad):
+def test_conv_equals_a_loop_over_the_kernel(stride, dilation, pad, groups):
     rng = np.random.default_rng(1)
-    x = rng.standard_normal((2, 9, 8, 3), np.float32)
+    x = rng.standard_normal((2, 9, 8, 6), np.float32)
     size = np.array([[9, 8], [6, 5]], np.int32)
-    layer = ConvRelu(4, stride=stride, dilation=dilation, pad=pad)
-    kernel, bias = rng.standard_normal((3, 3, 3, 4), np.float32), rng.standard_normal(4, np.float32)
+    layer = ConvRelu(12, stride=stride, dilation=dilation, pad=pad, groups=groups)
+    kernel = rng.standard_normal((3, 3, 6 // groups, 12), np.float32)
+    bias = rng.standard_normal(12, np.float32)
     maps = FeatureMap(clear_margin(jnp.asarray(x), jnp.asarray(size)), jnp.asarray(size))
     out = layer.apply({"params": {"kernel": kernel, "bias": bias}}, maps)
     p = dilation if pad is None else pad
@@ -56,16 +59,52 @@ def test_conv_equals_a_loop_over_the_kernel(stride, dilation, pad):
         padded = np.pad(x[i, :h, :w], ((p, p), (p, p), (0, 0)))
         rows = (h + 2 * p - 2 * dilation - 1) // stride + 1
         columns = (w + 2 * p - 2 * dilation - 1) // stride + 1
-        expected = np.zeros((rows, columns, 4)) + bias
-        for a in range(3):
-            for b in range(3):
-                cells = padded[a * dilation :: stride, b * dilation :: stride][:rows, :columns]
-                expected += cells @ kernel[a, b]
+        expected = np.zeros((rows, columns, 12)) + bias
+        for a, b, out_channel in np.ndindex(3, 3, 12):
+            cells = padded[a * dilation :: stride, b * dilation :: stride][:rows, :columns]
+            first = out_channel // (12 // groups) * (6 // groups)  # of the input group
+            weights = kernel[a, b, :, out_channel]
+            expected[..., out_channel] += cells[..., first : first + 6 // groups] @ weights
         np.testing.assert_array_equal(out.size[i], (rows, columns))
         np.testing.assert_allclose(
             out.features[i, :rows, :columns], np.maximum(expected, 0), atol=1e-4
         )
         assert not np.any(out.features[i, rows:]) and not np.any(out.features[i, :, columns:])
+
+
+def init_conv(depth=8, **options):
+    maps = FeatureMap(jnp.zeros((1, 4, 4, depth)), jnp.array([[4, 4]]))
+    return ConvRelu(64, **options).init(jax.random.key(0), maps)["params"]
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_uniform_initializer_draws_kernel_and_bias_within_the_same_bound(groups):
+    params = init_conv(groups=groups, initializer="uniform")
+    bound = (3 * 3 * 8 / groups) ** -0.5
+    assert params["kernel"].shape == (3, 3, 8 // groups, 64)
+    for leaf, closeness in ((params["kernel"], 0.02), (params["bias"], 0.1)):
+        assert np.abs(leaf).max() == pytest.approx(bound, rel=closeness)
+        assert np.abs(leaf).max() <= bound
+        assert np.std(leaf) == pytest.approx(bound / 3**0.5, rel=3 * closeness)
+
+
+def test_he_initializer_is_normal_with_zero_bias():
+    params = init_conv()
+    assert not np.any(params["bias"])
+    assert np.std(params["kernel"]) == pytest.approx((2 / 72) ** 0.5, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"groups": 3}, "8 to 64 channels in 3 groups"),
+        ({"groups": 5, "depth": 5}, "5 to 64 channels in 5 groups"),
+        ({"groups": 0}, "in 0 groups"),
+    ],
+)
+def test_groups_must_divide_the_channels(options, message):
+    with pytest.raises(ConfigError, match=message):
+        init_conv(**options)
 
 
 def test_valid_mask():

@@ -8,16 +8,21 @@ then looks like zero padding, and an image gives the same features on any canvas
 from __future__ import annotations
 
 import functools
-from typing import TypeVar
+import math
+from typing import Literal, TypeVar, get_args
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
+from wsod_jax.errors import ConfigError
 from wsod_jax.types import FeatureMap
 
 Size = TypeVar("Size", int, Array)
+Initializer = Literal["he", "uniform"]
 
 
 def valid_mask(size: Int[Array, "b 2"], height: int, width: int) -> Bool[Array, "b h w 1"]:
@@ -95,6 +100,24 @@ def max_pool(maps: FeatureMap, *, window: int, stride: int, ceil_mode: bool) -> 
     return FeatureMap(clear_margin(best, size), size)
 
 
+def framework_uniform(fan_in: int) -> nn.initializers.Initializer:
+    """Return an initializer that draws from U(−1/√fan_in, 1/√fan_in).
+
+    What PyTorch gives the kernels and, unlike other frameworks, the biases of linear and convolutional layers that
+    a release does not initialise itself.
+
+    Args:
+      fan_in: inputs of one output value: rows · columns · input channels / groups of a kernel. A bias takes that of
+        its layer's kernel.
+    """
+    bound = fan_in**-0.5
+
+    def draw(key: Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> Array:
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return draw
+
+
 class ConvRelu(nn.Module):
     """Convolve, add the bias, rectify, and clear the margin.
 
@@ -104,6 +127,10 @@ class ConvRelu(nn.Module):
       stride: step.
       dilation: spacing of the kernel's cells.
       pad: zeros on each side; `None` keeps the size at stride 1.
+      groups: split input and output channels into as many groups, in order; each output group sees its own input
+        group only.
+      initializer: "he" draws the kernel from He's normal distribution, with zero bias; "uniform" draws both with
+        `framework_uniform`.
       frozen: stop the gradient at kernel and bias; it still reaches the input.
       dtype: type of the computation; parameters stay float32.
     """
@@ -113,16 +140,19 @@ class ConvRelu(nn.Module):
     stride: int = 1
     dilation: int = 1
     pad: int | None = None
+    groups: int = 1
+    initializer: Initializer = "he"
     frozen: bool = False
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, maps: FeatureMap) -> FeatureMap:
-        """Map features [b, h, w, d] to [b, h', w', channels]."""
-        depth = maps.features.shape[-1]
-        shape = (self.kernel, self.kernel, depth, self.channels)
-        kernel = self.param("kernel", nn.initializers.he_normal(), shape, jnp.float32)
-        bias = self.param("bias", nn.initializers.zeros, (self.channels,), jnp.float32)
+        """Map features [b, h, w, d] to [b, h', w', channels].
+
+        Raises:
+          ConfigError: d or `channels` is no multiple of `groups`, or `initializer` is unknown.
+        """
+        kernel, bias = self.parameters(maps.features.shape[-1])
         if self.frozen:
             kernel, bias = jax.lax.stop_gradient((kernel, bias))
         pad = self.dilation * (self.kernel - 1) // 2 if self.pad is None else self.pad
@@ -133,9 +163,30 @@ class ConvRelu(nn.Module):
             padding=((pad, pad), (pad, pad)),
             rhs_dilation=(self.dilation, self.dilation),
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            feature_group_count=self.groups,
         )
         features = nn.relu(features + bias.astype(self.dtype)[None, None, None, :])
         size = conv_size(
             maps.size, kernel=self.kernel, stride=self.stride, dilation=self.dilation, pad=pad
         )
         return FeatureMap(clear_margin(features, size), size)
+
+    def parameters(self, depth: int) -> tuple[Array | np.ndarray, Array | np.ndarray]:
+        """Make the kernel [rows, columns, depth / groups, channels] and the bias [channels]."""
+        if self.groups < 1 or depth % self.groups or self.channels % self.groups:
+            raise ConfigError(
+                f"layer {self.name} maps {depth} to {self.channels} channels in {self.groups} groups; both must be "
+                "multiples of the number of groups"
+            )
+        shape = (self.kernel, self.kernel, depth // self.groups, self.channels)
+        if self.initializer == "he":
+            draw_kernel, draw_bias = nn.initializers.he_normal(), nn.initializers.zeros
+        elif self.initializer == "uniform":
+            draw_kernel = draw_bias = framework_uniform(math.prod(shape[:-1]))
+        else:
+            raise ConfigError(
+                f"layer {self.name} has initializer {self.initializer!r}; allowed: {', '.join(get_args(Initializer))}"
+            )
+        kernel = self.param("kernel", draw_kernel, shape, jnp.float32)
+        bias = self.param("bias", draw_bias, shape[-1:], jnp.float32)
+        return kernel, bias
