@@ -108,6 +108,7 @@ def test_changed_test_settings():
         ("train", "num_steps", -5, "numbers from 0 up"),
         ("train", "micro_batch", 2.5, "whole numbers"),
         ("train", "flip", "no", "True, False"),
+        ("train", "crop_margin", -1, "numbers from 0 up"),
         ("train", "ema_decay", "abc", "numbers, None"),
         ("train", "ema_decay", 1.0, "numbers from 0 to"),
         ("optim", "learning_rate", float("nan"), "numbers from 0 up"),
@@ -132,6 +133,15 @@ def test_scales_are_checked_before_the_first_image():
     for builder in (build.train_settings, build.eval_settings):
         with pytest.raises(ConfigError, match="distinct side lengths"):
             builder(config)
+
+
+def test_windows_of_images_and_cached_features_exclude_each_other():
+    config = get_config()
+    config.train.resize, config.train.crop_margin, config.train.cache_features = "warp", 8, False
+    assert build.train_settings(config).canvases.crop_margin == 8
+    config.train.cache_features = True
+    with pytest.raises(ConfigError, match=r"crop_margin is 8.*cache_features"):
+        build.train_settings(config)
 
 
 def test_whole_numbers_are_numbers():

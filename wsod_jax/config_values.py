@@ -39,6 +39,7 @@ RANGES: Mapping[str, tuple[float, float]] = {
     "train.num_steps": _NOT_NEGATIVE,
     "train.micro_batch": _COUNT,
     "train.accumulate": _COUNT,
+    "train.crop_margin": _NOT_NEGATIVE,
     "train.ema_decay": (0, 0.999999999),
     "optim.learning_rate": _NOT_NEGATIVE,
     "optim.decay_factor": _NOT_NEGATIVE,

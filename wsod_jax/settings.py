@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
-from wsod_jax.data.transforms import Canvases
+from wsod_jax.data.transforms import Canvases, Resize
 from wsod_jax.errors import ConfigError
 from wsod_jax.evals.voc import IOU_SWEEP
 
@@ -19,6 +19,8 @@ class TrainSettings:
       micro_batch: images per forward pass, over all devices.
       accumulate: forward passes per update; micro_batch * accumulate is the batch size.
       scales, resize, max_long, aspect: see `Canvases`; a scale is drawn per micro-batch.
+      crop_margin: resize to scale + crop_margin, and cut out a random window of the scale, drawn anew in
+        every epoch; see `Canvases`. For methods without proposals; 0 shows whole images.
       flip: mirror an image with probability 1/2, drawn anew in every epoch.
       loader: "tf" (tf.data) or "threads" (no TensorFlow needed).
       ema_decay: keep a running average of the parameters; `None` keeps none.
@@ -29,9 +31,10 @@ class TrainSettings:
     micro_batch: int = 1
     accumulate: int = 1
     scales: tuple[int, ...] = (480, 576, 688, 864, 1200)
-    resize: Literal["short", "long"] = "short"
+    resize: Resize = "short"
     max_long: int = 2000
     aspect: float = 1.5
+    crop_margin: int = 0
     flip: bool = True
     loader: Literal["tf", "threads"] = "tf"
     ema_decay: float | None = None
@@ -39,11 +42,18 @@ class TrainSettings:
 
     def __post_init__(self):
         self.canvases  # noqa: B018  (impossible scales are an error here, not when the first image comes)
+        if self.crop_margin and self.cache_features:
+            raise ConfigError(
+                f"config.train.crop_margin is {self.crop_margin}, and every random window has another feature "
+                "map, so config.train.cache_features saves nothing; set it to False, or crop_margin to 0"
+            )
 
     @property
     def canvases(self) -> Canvases:
         """The static shapes of training images."""
-        return Canvases(self.scales, self.resize, self.max_long, self.aspect)
+        return Canvases(
+            self.scales, self.resize, self.max_long, self.aspect, crop_margin=self.crop_margin
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +98,8 @@ class EvalSettings:
 
     Attributes:
       scales, flips: the views; each image is seen len(scales) * len(flips) times.
-      resize: which side a scale means when mAP is measured.
+      resize: which side a scale means when mAP is measured: the "short" or the "long" one, or both sides,
+        with "warp".
       corloc_resize: the same for CorLoc.
       corloc_split: split whose images CorLoc is measured on; `None` skips it.
       corloc_difficult: difficult objects count as hits and in the denominator.
@@ -108,8 +119,8 @@ class EvalSettings:
 
     scales: tuple[int, ...] = (480, 576, 688, 864, 1200)
     flips: tuple[bool, ...] = (False, True)
-    resize: Literal["short", "long"] = "short"
-    corloc_resize: Literal["short", "long"] = "long"
+    resize: Resize = "short"
+    corloc_resize: Resize = "long"
     corloc_split: str | None = "trainval"
     corloc_difficult: bool = True
     max_long: int = 2000

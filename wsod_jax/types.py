@@ -36,6 +36,8 @@ class Batch:
       representative: [b, r] int32, the row whose scores a merged proposal shares (its own index if kept).
       scale: [b, 2] float32, network pixels per pixel of the original image, (x, y).
       flipped: [b] bool, True if mirrored left-right.
+      offset: [b, 2] int32 network pixels, (x, y), where the window shown lies in the resized image; `None` for
+        batches that show whole images. Original pixel = (network pixel, mirrored back, + offset) / scale.
       features: [b, h, w, d] cached feature map of a frozen backbone, in place of `image`.
     """
 
@@ -50,6 +52,7 @@ class Batch:
     representative: jax.Array | None = None
     scale: jax.Array | None = None
     flipped: jax.Array | None = None
+    offset: jax.Array | None = None
     features: jax.Array | None = None
 
 

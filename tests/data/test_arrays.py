@@ -166,3 +166,22 @@ def test_too_large_features_and_wrong_dtype(images):
         FeatureCache(huge)(next(iter(views(images))))
     with pytest.raises(ConfigError, match="bfloat16"):
         FeatureCache(huge, dtype="bfloat16")
+
+
+def test_windows_are_not_cached(images):
+    canvases = Canvases((16,), "warp", crop_margin=8)
+    stream = train_batches(
+        images, None, canvases=canvases, batch_size=1, seed=0, loader="threads", flip=False
+    )
+    [batch] = next(stream)
+    stream.close()
+    cache = FeatureCache(Backbone())
+    with pytest.raises(ConfigError, match="another feature map"):
+        cache(batch)
+    # The map of the whole image does not stand in for those of its windows.
+    index, record = int(batch.image_index[0]), images.records[int(batch.image_index[0])]
+    cache(batch.replace(offset=None))
+    whole, window = (
+        canvases.view(record.height, record.width, 16, crop=crop) for crop in (None, (0.0, 0.0))
+    )
+    assert cache.has(index, whole) and not cache.has(index, window)

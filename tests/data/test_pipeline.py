@@ -1,10 +1,12 @@
 """Batches: the same from both loaders and after a restart, free of boxes, and whole whatever the input."""
 
+import dataclasses
 import itertools
 import logging
 import subprocess
 import sys
 
+import cv2
 import jax
 import numpy as np
 import pytest
@@ -158,6 +160,82 @@ def test_annotated_boxes_change_no_training_batch(tmp_path, images):
         path.write_text(text)
     garbled = voc.read_image_set(tmp_path / "VOC2007", "trainval")
     assert_same(take(train(garbled, proposals), 6), expected)
+
+
+WARPED = Canvases((32, 48), "warp", crop_margin=12)
+
+
+def test_warped_micro_batches_mix_orientations(images):
+    stream = train(images, None, canvases=WARPED, batch_size=7, accumulate=1)
+    assert stream.plan.batches_per_epoch == 1 and stream.num_canvases == 2
+    for [batch] in take(stream, 4):
+        assert batch.image_mask.all() and sorted(batch.image_index) == list(range(7))
+        height, width = batch.image.shape[1:3]
+        assert height == width and (batch.image_size == height).all()
+    proposals = make_proposals(images)
+    options = dict(canvases=Canvases((48,), "warp"), batch_size=3, flips=(False,), loader="threads")
+    batches = list(view_batches(images, proposals, max_proposals=20, dedup_stride=None, **options))
+    assert [batch.image_index.tolist() for batch in batches] == [[0, 1, 2], [3, 4, 5], [6, -1, -1]]
+    for batch in batches:
+        assert batch.offset is None
+        for index, boxes, scale in zip(
+            batch.image_index, batch.proposals, batch.scale, strict=True
+        ):
+            if index >= 0:
+                record = images.records[index]
+                np.testing.assert_array_equal(
+                    scale, np.float32([48 / record.width, 48 / record.height])
+                )
+                file = proposals.get(record.image_id)
+                np.testing.assert_allclose(boxes[: len(file)] / np.tile(scale, 2), file, atol=1e-3)
+
+
+@pytest.mark.parametrize("resize", ["short", "warp"])
+def test_windows_show_the_image_that_their_offset_says(images, resize):
+    canvases = Canvases((32, 48), resize, multiple=8, crop_margin=12)
+    seen = {}
+    for batch in itertools.chain.from_iterable(take(train(images, None, canvases=canvases), 12)):
+        scale = {32: 44 / 32, 48: 60 / 48}[min(batch.image.shape[1:3])]
+        for i in np.flatnonzero(batch.image_mask):
+            record = images.records[batch.image_index[i]]
+            height, width = batch.image_size[i]
+            resized = [int(np.floor(side * scale + 0.5)) for side in (width, height)]
+            np.testing.assert_array_equal(
+                batch.scale[i], np.float32(resized) / np.float32([record.width, record.height])
+            )
+            left, top = batch.offset[i]
+            whole = cv2.resize(record.load(), resized, interpolation=cv2.INTER_LINEAR)
+            expected = whole[top : top + height, left : left + width]
+            assert expected.shape == (height, width, 3)  # the window lies inside
+            expected = expected[:, ::-1] if batch.flipped[i] else expected
+            np.testing.assert_array_equal(batch.image[i, :height, :width], expected)
+            seen.setdefault(record.image_id, set()).add((left, top))
+    assert all(len(offsets) > 1 for offsets in seen.values()) and len(seen) == 7
+
+
+@pytest.mark.parametrize("loader", ["threads", "tf"])
+def test_windows_are_the_same_after_a_restart_and_from_both_loaders(images, loader):
+    if loader == "tf":
+        pytest.importorskip("tensorflow")
+    options = dict(canvases=WARPED, batch_size=3, accumulate=1)
+    whole = take(train(images, None, **options), 9)
+    for start in (0, 4, 8):
+        part = take(train(images, None, start_step=start, loader=loader, **options), 9 - start)
+        assert_same(part, whole[start:])
+
+
+def test_windows_and_proposals_exclude_each_other(images):
+    with pytest.raises(ConfigError, match=r"crop_margin=12.*outside"):
+        train(images, make_proposals(images), canvases=WARPED)
+
+
+def test_views_are_whole_whatever_the_margin(images):
+    options = dict(batch_size=2, loader="threads")
+    bare = dataclasses.replace(WARPED, crop_margin=0)
+    assert_same(
+        list(view_batches(images, None, canvases=WARPED, **options)),
+        list(view_batches(images, None, canvases=bare, **options)),
+    )
 
 
 def test_without_proposals(images):

@@ -74,6 +74,33 @@ def test_seed_changes_everything_else_changes_its_own():
     assert other == by_image  # mirroring belongs to (seed, epoch, image), whatever the batch
 
 
+def test_windows_belong_to_seed_epoch_and_image():
+    def by_image(batches):
+        return {
+            row: crop
+            for batch in batches
+            for row, crop in zip(batch.rows, batch.crops, strict=True)
+            if row != FILLER
+        }
+
+    base = epoch(plan(crop=True), 0)
+    assert {plan()[m].crops for m in range(6)} == {None}
+    windows = by_image(base)
+    assert len(set(windows.values())) == 23 == len({y for y, _ in windows.values()})
+    assert all(0 <= part < 1 for window in windows.values() for part in window)
+    assert by_image(epoch(plan(crop=True, batch_size=1, accumulate=1), 0)) == windows
+    assert by_image(epoch(plan(crop=True, flip=False, scales=(5,)), 0)) == windows
+    for other in (epoch(plan(crop=True), 1), epoch(plan(crop=True, seed=8), 0)):
+        assert not set(by_image(other).values()) & set(windows.values())
+    # A draw of its own: the rest stays as it is without windows.
+    for cropped, whole in zip(base, epoch(plan(), 0), strict=True):
+        assert (cropped.rows, cropped.flipped, cropped.scale) == (
+            whole.rows,
+            whole.flipped,
+            whole.scale,
+        )
+
+
 def test_scales_and_flips_are_drawn_evenly():
     batches = [plan(batch_size=1)[m] for m in range(600)]
     counts = np.bincount([b.scale for b in batches], minlength=4)[1:]

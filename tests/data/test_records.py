@@ -61,11 +61,6 @@ def test_load_checks_the_size(tmp_path):
         ImageRecord("a", path, 4, 7).load()
 
 
-def test_square_is_landscape():
-    assert record("a", (), 5, 4).is_portrait
-    assert not record("a", (), 4, 4).is_portrait
-
-
 def test_training_drops_images_without_positive_and_warns(caplog):
     images = image_set((1, 0, 0), (0, 0, 0), (1, 1, -1), (0, -1, 0), classes=("cat", "dog", "cow"))
     with caplog.at_level(logging.WARNING):

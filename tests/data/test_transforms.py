@@ -18,6 +18,7 @@ from wsod_jax.data.transforms import (
     view_factors,
 )
 from wsod_jax.errors import ConfigError
+from wsod_jax.evals.inference import original_boxes
 
 
 def random_boxes(seed, count, height, width):
@@ -87,6 +88,17 @@ def test_any_image_fits_its_canvas(resize, size):
         assert max(view.size) <= 120
 
 
+def test_warped_views_fill_one_square_canvas_per_scale():
+    canvases = Canvases((112, 225), "warp", max_long=100)
+    assert canvases.shapes() == ((112, 112), (225, 225))
+    for height, width in ((375, 500), (500, 375), (40, 40), (1, 3000)):
+        for scale in canvases.scales:
+            view = canvases.view(height, width, scale, True)
+            assert view == View((scale, scale), (scale, scale), flipped=True)
+        assert not canvases.is_portrait(height, width)
+    assert Canvases((8,)).is_portrait(5, 4) and not Canvases((8,)).is_portrait(4, 4)
+
+
 def test_wrong_canvases():
     for wrong in (
         {"scales": ()},
@@ -96,9 +108,52 @@ def test_wrong_canvases():
         {"scales": (8,), "aspect": 0.9},
         {"scales": (8,), "resize": "wide"},
         {"scales": (8,), "multiple": 0},
+        {"scales": (8,), "crop_margin": -1},
     ):
         with pytest.raises(ConfigError):
             Canvases(**wrong)
+
+
+# Windows
+
+
+@pytest.mark.parametrize("size", [(375, 500), (500, 375), (300, 300)])
+def test_warped_windows_lie_in_the_enlarged_square(size):
+    canvases = Canvases((224,), "warp", crop_margin=30)
+    for crop, offset in (
+        ((0.0, 0.0), (0, 0)),
+        ((0.999999, 0.5), (30, 15)),
+        ((1 / 31, 0.0), (1, 0)),
+    ):
+        view = canvases.view(*size, 224, crop=crop)
+        assert (view.canvas, view.size, view.resized) == ((224, 224), (224, 224), (254, 254))
+        assert view.offset == offset and view.cropped
+    assert canvases.view(*size, 224) == Canvases((224,), "warp").view(*size, 224)
+
+
+def test_every_offset_is_as_likely():
+    canvases = Canvases((8,), "warp", crop_margin=3)
+    offsets = [canvases.view(5, 5, 8, crop=(0.0, part / 100)).offset[1] for part in range(100)]
+    np.testing.assert_array_equal(np.bincount(offsets), [25, 25, 25, 25])
+
+
+@pytest.mark.parametrize("resize", ["short", "long", "warp"])
+@pytest.mark.parametrize("size", [(1, 1), (1, 9000), (9000, 1), (333, 500), (500, 333), (60, 60)])
+@pytest.mark.parametrize("margin", [1, 13, 200])
+def test_a_window_has_the_size_of_the_whole_without_margin(resize, size, margin):
+    canvases = Canvases((64,), resize, max_long=90, crop_margin=margin)
+    whole = Canvases((64,), resize, max_long=90).view(*size, 64)
+    last = np.nextafter(1.0, 0.0)
+    for crop in ((0.0, 0.0), (0.3, 0.8), (last, last)):
+        view = canvases.view(*size, 64, crop=crop)
+        assert (view.canvas, view.size, view.shrunk) == (whole.canvas, whole.size, whole.shrunk)
+        for i in range(2):
+            expected = whole.size[i] * (64 + margin) / 64
+            assert abs(view.resized[i] - expected) <= 0.5
+            assert 0 <= view.offset[i] <= view.resized[i] - view.size[i]
+        if crop == (last, last):
+            assert view.offset == tuple(view.resized[i] - view.size[i] for i in range(2))
+    assert canvases.view(*size, 64, crop=(0.0, 0.0)).offset == (0, 0)
 
 
 # Placing
@@ -152,6 +207,45 @@ def test_boxes_follow_their_pixels():
         assert (x1, y1, x2, y2) == ((20, 20, 60, 40) if flipped else (60, 20, 100, 40))
         ys, xs = np.nonzero(place_image(image, view)[..., 0] > 127)
         assert (xs.min(), ys.min(), xs.max() + 1, ys.max() + 1) == (x1, y1, x2, y2)
+
+
+@pytest.mark.parametrize("flipped", [False, True])
+def test_a_window_holds_the_pixels_of_the_whole(flipped):
+    image = pixels(3, 20, 31)
+    whole = place_image(image, View((50, 40), (50, 40), False))
+    view = View((32, 48), (30, 25), flipped, resized=(50, 40), offset=(20, 7))
+    window = whole[20:50, 7:32]
+    placed = place_image(image, view)
+    np.testing.assert_array_equal(placed[:30, :25], window[:, ::-1] if flipped else window)
+    assert not placed[30:].any() and not placed[:, 25:].any()
+
+
+@pytest.mark.parametrize("flipped", [False, True])
+def test_boxes_follow_their_pixels_through_warp_and_window(flipped):
+    image = np.zeros((40, 60, 3), np.uint8)
+    image[10:20, 30:50] = 255
+    boxes = np.array([[30, 10, 50, 20], [0, 0, 60, 40], [0, 0, 4, 4]], np.float32)
+    # The whole becomes 120 x 120: factors (2, 3); the window begins at x = 16, y = 24.
+    view = Canvases((96,), "warp", crop_margin=24).view(40, 60, 96, flipped, crop=(0.98, 0.65))
+    assert view.resized == (120, 120) and view.offset == (24, 16)
+    placed = place_boxes(boxes, (40, 60), view)
+    assert tuple(placed[0]) == ((12, 6, 52, 36) if flipped else (44, 6, 84, 36))
+    assert tuple(placed[1]) == (0, 0, 96, 96)
+    assert placed[2, 0] == placed[2, 2]  # outside the window: no area
+    ys, xs = np.nonzero(place_image(image, view)[..., 0] > 127)
+    assert (xs.min(), ys.min(), xs.max() + 1, ys.max() + 1) == tuple(placed[0])
+    assert view_factors((40, 60), view) == (np.float32(2), np.float32(3))
+
+
+def test_boxes_of_warped_views_map_back():
+    boxes = random_boxes(9, 50, 333, 500)
+    for flipped in (False, True):
+        view = Canvases((224,), "warp").view(333, 500, 224, flipped)
+        placed = place_boxes(boxes, (333, 500), view)
+        back = original_boxes(
+            placed, scale=np.array(view_factors((333, 500), view)), flipped=flipped, width_px=224
+        )
+        np.testing.assert_allclose(back, boxes, atol=1e-3)
 
 
 def test_factors_are_exact_per_axis():

@@ -114,15 +114,20 @@ class FeatureCache:
         return len(self._maps)
 
     def has(self, index: int, view: View) -> bool:
-        """Return whether the map of this image and view is kept; once kept it stays."""
-        return _key(index, view.canvas, view.size, view.flipped) in self._maps
+        """Return whether the map of this image and view is kept; once kept it stays. Crops never are."""
+        return not view.cropped and _key(index, view.canvas, view.size, view.flipped) in self._maps
 
     def __call__(self, batch: Batch) -> Batch:
         """Return the batch with `features` [b, h, w, d] float32 in place of `image`; padding is 0.
 
         Raises:
-          ConfigError: if a value does not fit float16.
+          ConfigError: if a value does not fit float16, or the batch shows random windows of its images.
         """
+        if batch.offset is not None:
+            raise ConfigError(
+                "the batch shows windows of images, and every window has another feature map: caching them "
+                "saves nothing. Set crop_margin=0, or do without the cache."
+            )
         canvas = tuple(batch.image.shape[1:3])
         keys = [
             _key(int(index), canvas, size, bool(flipped)) if real else None

@@ -93,16 +93,22 @@ class Assembler:
     def __call__(self, planned: PlannedBatch) -> dict[str, np.ndarray]:
         """Return the fields of a `Batch` that are not `None`, and under "counts" [len(COUNTS)] int64."""
         counts = Counter()
+        crops = planned.crops or [None] * len(planned.rows)
         rows = [
-            self._row(index, flipped, planned, counts)
-            for index, flipped in zip(planned.rows, planned.flipped, strict=True)
+            self._row(index, flipped, crop, planned, counts)
+            for index, flipped, crop in zip(planned.rows, planned.flipped, crops, strict=True)
         ]
         arrays = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
         arrays["counts"] = np.array([counts[name] for name in COUNTS], np.int64)
         return arrays
 
     def _row(
-        self, index: int, flipped: bool, planned: PlannedBatch, counts: Counter
+        self,
+        index: int,
+        flipped: bool,
+        crop: tuple[float, float] | None,
+        planned: PlannedBatch,
+        counts: Counter,
     ) -> dict[str, np.ndarray]:
         """Return one image's share of the batch."""
         row = self._filler(index, planned)
@@ -111,7 +117,7 @@ class Assembler:
         counts["images"] += 1
         record = self._image_set.records[index]
         image_size = (record.height, record.width)
-        view = self._canvases.view(*image_size, planned.scale, flipped)
+        view = self._canvases.view(*image_size, planned.scale, flipped, crop)
         if self._skip_pixels is None or not self._skip_pixels(index, view):
             image = self._pixels(index)
             if image is None:
@@ -125,6 +131,8 @@ class Assembler:
         row["labels"] = np.array(record.labels, np.int32)
         row["scale"] = np.array(view_factors(image_size, view), np.float32)
         row["flipped"] = np.array(flipped)
+        if crop is not None:
+            row["offset"] = np.array(view.offset[::-1], np.int32)
         return row
 
     def _filler(self, index: int, planned: PlannedBatch) -> dict[str, np.ndarray]:
@@ -139,6 +147,8 @@ class Assembler:
             "scale": np.ones(2, np.float32),
             "flipped": np.array(False),
         }
+        if planned.crops is not None:
+            row["offset"] = np.zeros(2, np.int32)
         if self._proposals is not None:
             count = self._rules.max_proposals
             row["proposals"] = np.zeros((count, 4), np.float32)

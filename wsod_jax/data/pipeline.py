@@ -18,6 +18,7 @@ from wsod_jax.data.plan import TrainPlan, ViewPlan
 from wsod_jax.data.proposals import ProposalSet
 from wsod_jax.data.records import ImageSet
 from wsod_jax.data.transforms import Canvases, ProposalRules
+from wsod_jax.errors import ConfigError
 from wsod_jax.types import Batch
 
 
@@ -119,7 +120,7 @@ def train_batches(
     Args:
       image_set: the images; use `records.training_images` first.
       proposals: their proposals, or `None` for methods without.
-      canvases: scales and static shapes.
+      canvases: scales and static shapes. With a `crop_margin`, a random window of every image is shown.
       batch_size: rows per micro-batch, over all devices.
       accumulate: micro-batches per update.
       max_proposals: R; by default the largest number any image of the proposals has.
@@ -127,7 +128,7 @@ def train_batches(
       min_side_px: drop proposals with a side below this, in pixels of the original image.
       min_side: the same as a fraction of the original image's shorter side.
       flip: mirror images at random, with probability 1/2.
-      seed: of order, scales and mirroring.
+      seed: of order, scales, mirroring and windows.
       start_step: number of the first update, 0-based.
       loader: "tf" (tf.data) or "threads" (needs no TensorFlow); the batches are the same.
       workers: threads; by default one per core.
@@ -141,15 +142,21 @@ def train_batches(
 
     Raises:
       DataError: if an image lacks its entry in the proposals, or that is of another image size.
-      ConfigError: for impossible numbers.
+      ConfigError: for impossible numbers, and for windows together with proposals.
     """
+    if canvases.crop_margin and proposals is not None:
+        raise ConfigError(
+            f"crop_margin={canvases.crop_margin}, but there are proposals: those outside an image's random "
+            "window would have to be left out, and no longer cover its labels. Set crop_margin=0."
+        )
     plan = TrainPlan(
-        portrait=tuple(record.is_portrait for record in image_set.records),
+        portrait=_portrait(image_set, canvases),
         batch_size=batch_size,
         accumulate=accumulate,
         scales=canvases.scales,
         flip=flip,
         seed=seed,
+        crop=canvases.crop_margin > 0,
     )
     assemble = Assembler(
         image_set,
@@ -187,7 +194,7 @@ def view_batches(
     on_bad_image: Literal["skip", "error"] = "skip",
     skip_pixels: SkipPixels | None = None,
 ) -> ViewStream:
-    """Return every image at every scale, mirrored or not, image-major.
+    """Return every image at every scale, whole, mirrored or not, image-major.
 
     Images go in groups of `batch_size` of one orientation; all views of a group follow each other,
     scales in the outer and flips in the inner loop. Row m of an image's proposals is the same proposal
@@ -216,8 +223,7 @@ def view_batches(
       DataError: as in `train_batches`.
       ConfigError: for impossible numbers.
     """
-    portrait = tuple(record.is_portrait for record in image_set.records)
-    plan = ViewPlan(portrait, batch_size, canvases.scales, tuple(flips))
+    plan = ViewPlan(_portrait(image_set, canvases), batch_size, canvases.scales, tuple(flips))
     workers = workers or num_cores()
     groups_in_work = (workers + prefetch) // plan.views_per_image + 2
     assemble = Assembler(
@@ -238,6 +244,10 @@ def view_batches(
         prefetch=prefetch,
     )
     return ViewStream(loaded, canvases, plan)
+
+
+def _portrait(image_set: ImageSet, canvases: Canvases) -> tuple[bool, ...]:
+    return tuple(canvases.is_portrait(r.height, r.width) for r in image_set.records)
 
 
 def _rules(

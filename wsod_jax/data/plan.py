@@ -1,4 +1,4 @@
-"""Which images make up which micro-batch, at which scale, mirrored or not: pure functions of seed and number.
+"""Which images make up which micro-batch, at which scale, mirrored and cropped how: pure functions of seed and number.
 
 A plan is random access: micro-batch m is known without reading, or even planning, the ones before it, so a
 run restarts anywhere.
@@ -16,7 +16,7 @@ from wsod_jax.errors import ConfigError, DataError
 
 FILLER = -1  # the record index of rows that only fill a micro-batch
 
-_ORDER, _FLIP, _SCALE = 1, 2, 3  # what a random draw is for
+_ORDER, _FLIP, _SCALE, _CROP = 1, 2, 3, 4  # what a random draw is for
 
 
 @dataclass(frozen=True)
@@ -28,12 +28,15 @@ class PlannedBatch:
       flipped: per row, mirrored or not.
       scale: side length in pixels, one of the canvases' scales.
       portrait: orientation shared by all rows.
+      crops: per row, which window of the image is shown, (y, x) in [0, 1) as in `Canvases.view`; `None`
+        shows whole images.
     """
 
     rows: tuple[int, ...]
     flipped: tuple[bool, ...]
     scale: int
     portrait: bool
+    crops: tuple[tuple[float, float], ...] | None = None
 
 
 def group_by_orientation(
@@ -70,16 +73,17 @@ class TrainPlan:
     """The endless sequence of training micro-batches.
 
     The order of epoch e is a permutation drawn from (seed, e), the scale of micro-batch m from
-    (seed, m), the mirroring of an image from (seed, e, image). Epochs follow each other without a gap: an
-    update may take its last micro-batches from the next epoch.
+    (seed, m), the mirroring and the window of an image from (seed, e, image). Epochs follow each other
+    without a gap: an update may take its last micro-batches from the next epoch.
 
     Attributes:
-      portrait: per image, higher than wide.
+      portrait: per image, whether it goes on an upright canvas; micro-batches do not mix the two.
       batch_size: rows per micro-batch.
       accumulate: micro-batches per update.
       scales: to draw from.
       flip: mirror an image with probability 1/2, drawn anew in every epoch.
       seed: non-negative.
+      crop: draw a window of every image, anew in every epoch.
     """
 
     portrait: tuple[bool, ...]
@@ -88,6 +92,7 @@ class TrainPlan:
     scales: tuple[int, ...]
     flip: bool
     seed: int
+    crop: bool = False
 
     def __post_init__(self):
         if not self.portrait:
@@ -116,19 +121,26 @@ class TrainPlan:
     def __getitem__(self, number: int) -> PlannedBatch:
         """Return micro-batch `number` (>= 0)."""
         epoch, position = divmod(number, self.batches_per_epoch)
-        groups, flips = _epoch(self, epoch)
+        groups, flips, crops = _epoch(self, epoch)
         rows = groups[position]
         scale = self.scales[_random(self.seed, _SCALE, number).integers(len(self.scales))]
         flipped = tuple(bool(self.flip and row != FILLER and flips[row]) for row in rows)
-        return PlannedBatch(rows, flipped, scale, self.portrait[rows[0]])
+        windows = None
+        if crops is not None:
+            windows = tuple((0.0, 0.0) if r == FILLER else tuple(crops[r].tolist()) for r in rows)
+        return PlannedBatch(rows, flipped, scale, self.portrait[rows[0]], windows)
 
 
 @functools.lru_cache(maxsize=4)
-def _epoch(plan: TrainPlan, epoch: int) -> tuple[list[tuple[int, ...]], np.ndarray]:
+def _epoch(
+    plan: TrainPlan, epoch: int
+) -> tuple[list[tuple[int, ...]], np.ndarray, np.ndarray | None]:
+    """Return an epoch's groups, and per image whether it is mirrored and which window is shown."""
     count = len(plan.portrait)
     order = _random(plan.seed, _ORDER, epoch).permutation(count)
     flips = _random(plan.seed, _FLIP, epoch).random(count) < 0.5
-    return group_by_orientation(order, np.array(plan.portrait), plan.batch_size), flips
+    crops = _random(plan.seed, _CROP, epoch).random((count, 2)) if plan.crop else None
+    return group_by_orientation(order, np.array(plan.portrait), plan.batch_size), flips, crops
 
 
 def _random(*key: int) -> np.random.Generator:
@@ -140,7 +152,7 @@ class ViewPlan:
     """The finite sequence of evaluation micro-batches, image-major: all views of a group, then the next.
 
     Attributes:
-      portrait: per image, higher than wide.
+      portrait: per image, whether it goes on an upright canvas; micro-batches do not mix the two.
       batch_size: rows per micro-batch.
       scales: every group is seen at each.
       flips: and at each scale with each of these.

@@ -44,11 +44,6 @@ class ImageRecord:
         """The image file, or `None` where the image lies inside another file."""
         return self.source if isinstance(self.source, Path) else None
 
-    @property
-    def is_portrait(self) -> bool:
-        """Whether the image is higher than wide; a square one counts as landscape."""
-        return self.height > self.width
-
     def load(self) -> np.ndarray:
         """Return the pixels, [height, width, 3] uint8 RGB.
 
