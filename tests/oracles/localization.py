@@ -3,6 +3,8 @@
 import math
 from collections import deque
 
+from tests.oracles.evals import average_precision
+
 
 def resize(values, height, width, how):
     """Return a bilinearly resized map, pixel by pixel; `values`: list of rows."""
@@ -65,3 +67,82 @@ def component_boxes(mask, response, connectivity):
         mean = math.fsum(response[i][j] for i, j in pixels[label]) / len(ys)
         found.append(([min(xs), min(ys), max(xs) + 1, max(ys) + 1], mean))
     return found
+
+
+def pixel_inside(i, j, box):
+    """Return whether the centre of pixel (row i, column j) lies in a box."""
+    return box[0] <= j + 0.5 < box[2] and box[1] <= i + 0.5 < box[3]
+
+
+def union_area(boxes, height, width):
+    """Return how many pixels of the image lie in some box; exact for boxes of whole pixels."""
+    return sum(
+        any(pixel_inside(i, j, box) for box in boxes) for i in range(height) for j in range(width)
+    )
+
+
+def on_object(point, image, c, objects, tolerance):
+    """Return whether a point lies in an enlarged box of its image and class.
+
+    `objects`: list of (image, class, box, difficult).
+    """
+    return any(
+        i == image
+        and k == c
+        and box[0] - tolerance <= point[0] <= box[2] + tolerance
+        and box[1] - tolerance <= point[1] <= box[3] + tolerance
+        for i, k, box, _ in objects
+    )
+
+
+def pointing_accuracy(points, objects, num_images, num_classes, tolerance, counted=None):
+    """Return accuracy, hits and images per class. `points[image][class]`: (x, y)."""
+    accuracy, all_hits, all_images = [], [], []
+    for c in range(num_classes):
+        hits = images = 0
+        for image in range(num_images):
+            if not any(i == image and k == c for i, k, _, _ in objects):
+                continue
+            if counted is not None and not counted[image][c]:
+                continue
+            images += 1
+            hits += on_object(points[image][c], image, c, objects, tolerance)
+        accuracy.append(hits / images if images else math.nan)
+        all_hits.append(hits)
+        all_images.append(images)
+    return accuracy, all_hits, all_images
+
+
+def difficult_subset(objects, sizes, num_classes):
+    """Return per image and class whether its objects are small and not alone."""
+    table = []
+    for image, (height, width) in enumerate(sizes):
+        row = []
+        for c in range(num_classes):
+            boxes = [box for i, k, box, _ in objects if i == image and k == c]
+            others = [k for i, k, _, _ in objects if i == image and k != c]
+            small = union_area(boxes, height, width) < height * width / 4
+            row.append(bool(boxes) and bool(others) and small)
+        table.append(row)
+    return table
+
+
+def pointing_with_prediction(points, scores, objects, shape, tolerance, mode, include_difficult):
+    """Return AP per class, walking down the images by score."""
+    num_images, num_classes = shape
+    values = []
+    for c in range(num_classes):
+        ranked, positives = [], 0
+        for image in range(num_images):
+            kinds = [difficult for i, k, _, difficult in objects if i == image and k == c]
+            if kinds and all(kinds) and not include_difficult:
+                continue
+            positives += bool(kinds)
+            ranked.append((-scores[image][c], image))
+        hits, recall, precision = 0, [], []
+        for rank, (_, image) in enumerate(sorted(ranked), 1):
+            hits += on_object(points[image][c], image, c, objects, tolerance)
+            recall.append(hits / positives if positives else 0.0)
+            precision.append(hits / rank)
+        values.append(average_precision(recall, precision, mode) if positives else math.nan)
+    return values

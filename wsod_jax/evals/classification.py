@@ -36,8 +36,27 @@ def classification_ap(
     ap = np.full(labels.shape[1], np.nan)
     for c in range(labels.shape[1]):
         counted = labels[:, c] >= 0
-        order = np.argsort(-image_scores[counted, c], kind="stable")
-        hits = np.cumsum(labels[counted, c][order] == 1)
-        if hits.size and hits[-1]:
-            ap[c] = average_precision(hits / hits[-1], hits / np.arange(1, len(hits) + 1), ap_mode)
+        positive = labels[counted, c] == 1
+        if positive.any():
+            scores, num_positives = image_scores[counted, c], int(positive.sum())
+            ap[c] = ranking_ap(scores, positive, num_positives, ap_mode=ap_mode)
     return ap
+
+
+def ranking_ap(
+    scores: np.ndarray, correct: np.ndarray, num_positives: int, *, ap_mode: ApMode = "11point"
+) -> float:
+    """Return the average precision of images ranked by score.
+
+    Args:
+      scores: [m] finite, higher is more confident.
+      correct: [m] bool, the image is found.
+      num_positives: images that could be found, at least 1 and no fewer than are correct.
+      ap_mode: see `voc.average_precision`.
+    Returns:
+      float in [0, 1].
+    Ties: the first row ranks first.
+    """
+    order = np.argsort(-scores, kind="stable")
+    hits = np.cumsum(correct[order])
+    return average_precision(hits / num_positives, hits / np.arange(1, len(hits) + 1), ap_mode)
