@@ -154,6 +154,8 @@ def test_objectness_sums_the_scores_of_covering_boxes():
     np.testing.assert_allclose(found, expected, atol=1e-5)
     half = viz.objectness_map(np.array([[0.5, 0, 2.5, 1]]), np.ones(1), height=1, width=4)
     assert half.tolist() == [[1, 1, 0, 0]]  # centres 0.5 inside, 2.5 outside
+    for scores in (np.zeros(0), np.zeros((0, 3))):
+        assert not viz.objectness_map(np.zeros((0, 4)), scores, height=2, width=3).any()
 
 
 def test_objectness_pictures_are_finite_without_any_score():

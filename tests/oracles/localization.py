@@ -146,3 +146,24 @@ def pointing_with_prediction(points, scores, objects, shape, tolerance, mode, in
             precision.append(hits / rank)
         values.append(average_precision(recall, precision, mode) if positives else math.nan)
     return values
+
+
+def object_energy(energy_map, boxes):
+    """Return the share of the map on pixels whose centre lies in some box."""
+    inside = total = 0.0
+    for i, row in enumerate(energy_map):
+        for j, value in enumerate(row):
+            total += value
+            inside += value if any(pixel_inside(i, j, box) for box in boxes) else 0.0
+    return inside / total if total and boxes else math.nan
+
+
+def boxes_energy_map(boxes, scores, height, width):
+    """Return per pixel the sum of the scores of the boxes that contain its centre."""
+    return [
+        [
+            sum(s for box, s in zip(boxes, scores, strict=True) if pixel_inside(i, j, box))
+            for j in range(width)
+        ]
+        for i in range(height)
+    ]

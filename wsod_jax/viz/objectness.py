@@ -33,7 +33,8 @@ def objectness_map(
 
     Source: Lin et al. 2020 (OIM), figures 1 and 6.
     """
-    weights = np.asarray(scores, np.float64).reshape(len(scores), -1).sum(axis=1)
+    scores = np.asarray(scores, np.float64)
+    weights = scores.sum(axis=tuple(range(1, scores.ndim)))
     if mask is not None:
         weights = np.where(mask, weights, 0.0)
     edges = np.ceil(np.reshape(boxes, (-1, 4)).astype(np.float64) - 0.5)
