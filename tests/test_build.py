@@ -11,6 +11,7 @@ from configs.debug_tiny import get_config
 from tests.data.voc_tree import write_voc
 from wsod_jax import build
 from wsod_jax.config_values import RANGES
+from wsod_jax.data.records import ImageRecord, ImageSet
 from wsod_jax.errors import ConfigError, DataError
 from wsod_jax.experiment import change_settings
 from wsod_jax.methods.refinement import RefinedDetector
@@ -142,6 +143,36 @@ def test_windows_of_images_and_cached_features_exclude_each_other():
     config.train.cache_features = True
     with pytest.raises(ConfigError, match=r"crop_margin is 8.*cache_features"):
         build.train_settings(config)
+
+
+def labelled(*rows):
+    records = (ImageRecord(f"i{n}", bytes, 4, 4, row) for n, row in enumerate(rows))
+    return ImageSet("set", ("cat", "dog"), tuple(records))
+
+
+@pytest.mark.parametrize("options", [{}, {"activation": "softmax"}])
+def test_softmax_is_refused_where_an_image_shows_two_classes(options, caplog):
+    config = get_config()
+    config.method = {"name": "classifier", **options}
+    build.check_labels(config, labelled((1, 0), (0, 1)))
+    with pytest.raises(DataError, match="'i1', with cat, dog"):
+        build.check_labels(config, labelled((1, 0), (1, 1)))
+    assert not caplog.records
+
+
+def test_sigmoid_where_every_image_shows_one_class_is_logged(caplog):
+    config = get_config()
+    config.method = {"name": "classifier", "activation": "sigmoid"}
+    build.check_labels(config, labelled((1, 0), (1, 1)))
+    assert not caplog.records
+    build.check_labels(config, labelled((1, 0), (0, 1)))
+    assert "activation='softmax'" in caplog.text
+
+
+def test_labels_of_methods_without_an_activation_are_free(caplog):
+    build.check_labels(get_config("oim_ir"), labelled((1, 0), (1, 1)))
+    build.check_labels(get_config("oim_ir"), labelled((1, 0), (0, 1)))
+    assert not caplog.records
 
 
 def test_whole_numbers_are_numbers():

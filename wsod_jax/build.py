@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import logging
 import typing
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -33,7 +34,7 @@ from ml_collections import ConfigDict, FrozenConfigDict
 from wsod_jax.config_values import check_value, suggestion
 from wsod_jax.data import folder, tfds, voc
 from wsod_jax.data.proposals import ProposalSet
-from wsod_jax.data.records import GroundTruth, ImageSet
+from wsod_jax.data.records import GroundTruth, ImageSet, check_single_label, is_single_label
 from wsod_jax.data.transforms import ProposalRules
 from wsod_jax.errors import ConfigError
 from wsod_jax.methods.classifier import Classifier, ClassifierNetwork
@@ -54,6 +55,8 @@ from wsod_jax.train.optim import make_optimizer
 from wsod_jax.train.schedules import Schedule, cosine, piecewise_constant, warm_up
 from wsod_jax.types import Params
 from wsod_jax.weights.npz import check_meta, load_weights, merge_weights
+
+logger = logging.getLogger(__name__)
 
 METHODS = {
     "classifier": Classifier,
@@ -252,6 +255,21 @@ def images(config: ConfigDict, split: str) -> ImageSet:
     if "split" in inspect.signature(reader.read_image_set).parameters:
         return construct(reader.read_image_set, options, "data", split=split)
     return construct(reader.read_image_set, options, "data")
+
+
+def check_labels(config: ConfigDict, image_set: ImageSet) -> None:
+    """Raise `DataError` if a method's softmax meets an image without exactly one class; log the reverse."""
+    function, options = choose(METHODS, config.method, "method")
+    parameter = inspect.signature(function).parameters.get("activation")
+    if parameter is None:
+        return
+    if options.get("activation", parameter.default) == "softmax":
+        check_single_label(image_set)
+    elif is_single_label(image_set):
+        logger.warning(
+            "%s: every image shows one class; config.method.activation='softmax' makes use of that",
+            image_set.name,
+        )
 
 
 def has_boxes(config: ConfigDict) -> bool:

@@ -59,8 +59,9 @@ class TrainingData:
 
     @classmethod
     def read(cls, config: ConfigDict) -> TrainingData:
-        """Read what a configuration trains on."""
+        """Read what a configuration trains on, and check that its labels suit the method."""
         images = training_images(build.images(config, config.data.train_split))
+        build.check_labels(config, images)
         return cls(
             images,
             build.proposals(config),
@@ -72,7 +73,7 @@ class TrainingData:
     @property
     def max_classes(self) -> int:
         """The most positive classes that an image has: what miners size their loops by."""
-        return int((self.image_set.labels == 1).sum(axis=1).max())
+        return int((self.image_set.label_vectors[0] == 1).sum(axis=1).max())
 
     def batches(self, start_step: int = 0, skip_pixels: SkipPixels | None = None) -> TrainStream:
         """Return the endless stream of updates from `start_step` on, a list of micro-batches each.

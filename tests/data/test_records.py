@@ -13,6 +13,8 @@ from wsod_jax.data.records import (
     GroundTruth,
     ImageRecord,
     ImageSet,
+    check_single_label,
+    is_single_label,
     training_images,
 )
 from wsod_jax.errors import DataError
@@ -38,6 +40,23 @@ def test_labels_and_selection():
     assert images.labels.dtype == np.int32
     assert images.select([2, 0]).image_ids == ("i2", "i0")
     assert image_set(classes=()).labels.shape == (0, 0)
+
+
+def test_label_vectors_are_distinct_in_order_of_appearance():
+    shared = (0, 1)
+    vectors, which = image_set((1, 0), shared, (1, 0), (-1, 1), shared, tuple([0, 1])).label_vectors
+    np.testing.assert_array_equal(vectors, [[1, 0], [0, 1], [-1, 1]])
+    np.testing.assert_array_equal(which, [0, 1, 0, 2, 1, 1])
+    vectors, which = image_set().label_vectors
+    assert vectors.shape == (0, 2) and which.shape == (0,)
+    vectors, which = image_set((), (), classes=()).label_vectors
+    assert vectors.shape == (1, 0) and which.tolist() == [0, 0]
+
+
+def test_a_wrong_label_among_shared_ones_is_found():
+    right, wrong = (0, 1), (0, 2)
+    with pytest.raises(DataError, match="'i2'"):
+        image_set(right, right, wrong, wrong)
 
 
 @pytest.mark.parametrize("labels", [(1,), (1, 0, 0), (1, 2), (1, -2)])
@@ -83,6 +102,23 @@ def test_training_is_silent_about_a_sound_set(caplog):
 def test_training_without_any_positive_is_an_error():
     with pytest.raises(DataError, match="none of its 2 images"):
         training_images(image_set((0, 0), (-1, 0)))
+
+
+def test_images_of_one_class_each_suit_softmax():
+    images = image_set((1, 0), (0, 1), (1, -1))
+    check_single_label(images)
+    assert is_single_label(images)
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [((1, 1), "1 of 4 images .* 'i2', with cat, dog"), ((0, -1), "'i2', with none")],
+)
+def test_other_images_do_not_suit_softmax(labels, message):
+    images = image_set((1, 0), (0, 1), labels, (1, 0))
+    assert not is_single_label(images)
+    with pytest.raises(DataError, match=f"softmax learns one class.*{message}.*'sigmoid'"):
+        check_single_label(images)
 
 
 def test_ground_truth_selection():

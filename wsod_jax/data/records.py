@@ -8,6 +8,7 @@ each, `read_image_set` and `read_ground_truth`, and the first never looks at a b
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -77,11 +78,14 @@ class ImageSet:
     counts: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self):
-        seen = set()
+        seen, checked = set(), set()
         for record in self.records:
             if record.image_id in seen:
                 raise DataError(f"{self.name}: image {record.image_id!r} occurs twice.")
             seen.add(record.image_id)
+            if id(record.labels) in checked:  # of a million images, many share one tuple
+                continue
+            checked.add(id(record.labels))
             if len(record.labels) != len(self.class_names):
                 raise DataError(
                     f"{self.name}: image {record.image_id!r} has {len(record.labels)} labels, "
@@ -99,8 +103,24 @@ class ImageSet:
     @property
     def labels(self) -> np.ndarray:
         """[n, c] int32, the labels of all images."""
-        labels = np.array([record.labels for record in self.records], np.int32)
-        return labels.reshape(len(self.records), len(self.class_names))
+        vectors, which = self.label_vectors
+        return vectors[which]
+
+    @functools.cached_property
+    def label_vectors(self) -> tuple[np.ndarray, np.ndarray]:
+        """The distinct label vectors [u, c] int32, in order of appearance, and [n] which one each image has.
+
+        `labels` of a million images with a thousand classes would take gigabytes; these do not.
+        """
+        rows: dict[tuple[int, ...], int] = {}
+        known: dict[int, int] = {}  # by identity, which spares hashing long tuples
+        which = np.zeros(len(self.records), np.int64)
+        for position, record in enumerate(self.records):
+            if id(record.labels) not in known:
+                known[id(record.labels)] = rows.setdefault(record.labels, len(rows))
+            which[position] = known[id(record.labels)]
+        vectors = np.array(list(rows), np.int32).reshape(len(rows), len(self.class_names))
+        return vectors, which
 
     @property
     def image_ids(self) -> tuple[str, ...]:
@@ -183,8 +203,9 @@ def training_images(image_set: ImageSet) -> ImageSet:
     Raises:
       DataError: if no image is left.
     """
-    labels = image_set.labels
-    keep = np.flatnonzero((labels == 1).any(axis=1))
+    vectors, which = image_set.label_vectors
+    present = vectors == 1
+    keep = np.flatnonzero(present.any(axis=1)[which])
     dropped = len(image_set) - len(keep)
     if not len(keep):
         raise DataError(
@@ -193,11 +214,11 @@ def training_images(image_set: ImageSet) -> ImageSet:
         )
     if dropped:
         logger.warning("%s: left out %d images without a positive label", image_set.name, dropped)
-    kept = labels[keep]
+    kept = present[present.any(axis=1)]
     for index, class_name in enumerate(image_set.class_names):
-        if not (kept[:, index] == 1).any():
+        if not kept[:, index].any():
             logger.warning("%s: no image contains class %r", image_set.name, class_name)
-        elif (kept[:, index] == 1).all():
+        elif kept[:, index].all():
             logger.warning(
                 "%s: every image contains class %r: no MIL signal, its boxes will be arbitrary. "
                 "Add images without it.",
@@ -207,3 +228,32 @@ def training_images(image_set: ImageSet) -> ImageSet:
     selected = image_set.select(keep)
     counts = {**image_set.counts, "no_positive_label": dropped}
     return dataclasses.replace(selected, counts=counts)
+
+
+def is_single_label(image_set: ImageSet) -> bool:
+    """Return whether every image shows exactly one class; unknown labels (-1) count as absent."""
+    return bool(((image_set.label_vectors[0] == 1).sum(axis=1) == 1).all())
+
+
+def check_single_label(image_set: ImageSet) -> None:
+    """Check that every image shows exactly one class, as a softmax over the classes assumes.
+
+    Args:
+      image_set: any labelled set; unknown labels (-1) count as absent.
+
+    Raises:
+      DataError: otherwise, naming the first image that does not, and its classes.
+    """
+    vectors, which = image_set.label_vectors
+    wrong = np.flatnonzero((vectors == 1).sum(axis=1)[which] != 1)
+    if not len(wrong):
+        return
+    record = image_set.records[wrong[0]]
+    shown = [
+        name for name, label in zip(image_set.class_names, record.labels, strict=True) if label == 1
+    ]
+    raise DataError(
+        f"{image_set.name}: softmax learns one class per image, but {len(wrong)} of {len(image_set)} images do "
+        f"not show exactly one; the first is {record.image_id!r}, with {', '.join(shown) or 'none'}. Set "
+        "config.method.activation='sigmoid', which learns any number, or leave those images out."
+    )
