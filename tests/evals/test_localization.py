@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from tests.evals.test_voc import BOX, detections_of, random_tables, truth_of
 from tests.oracles import evals as oracle
-from wsod_jax.evals.localization import corloc, top_boxes
+from tests.oracles import localization as localization_oracle
+from wsod_jax.evals.localization import corloc, corloc_any, top_boxes
 
 
 @settings(deadline=None, max_examples=50)
@@ -72,3 +73,42 @@ def test_top_boxes_take_the_first_of_equal_scores():
 def test_wrong_image_set_is_refused():
     with pytest.raises(ValueError, match="image set"):
         corloc(np.zeros((2, 1, 4)), np.ones((2, 1), bool), truth_of([]))
+
+
+@settings(max_examples=50)
+@given(
+    seed=st.integers(0, 10**6),
+    iou_thr=st.sampled_from([0.25, 0.5]),
+    inclusive=st.booleans(),
+    include_difficult=st.booleans(),
+    num_detections=st.integers(0, 40),
+    num_objects=st.integers(0, 14),
+)
+def test_any_box_may_hit_as_in_the_loops(
+    seed, iou_thr, inclusive, include_difficult, num_detections, num_objects
+):
+    rng = np.random.default_rng(seed)
+    found, truth = random_tables(rng, num_detections=num_detections, num_objects=num_objects)
+    choices = {"inclusive": inclusive, "include_difficult": include_difficult}
+    metrics = corloc_any(found, truth, iou_thr=iou_thr, **choices)
+    boxes = list(zip(found.image_index, found.classes, found.boxes.tolist(), strict=True))
+    columns = (truth.image_index, truth.classes, truth.boxes.tolist(), truth.difficult)
+    expected = localization_oracle.corloc_any(
+        boxes, list(zip(*columns, strict=True)), (4, 3), iou_thr, **choices
+    )
+    np.testing.assert_allclose(metrics.corloc, expected)
+    single = corloc(*top_boxes(found), truth, iou_thr=iou_thr, include_difficult=include_difficult)
+    assert (metrics.hit >= single.hit).all()
+    np.testing.assert_array_equal(metrics.num_images, single.num_images)
+
+
+def test_any_box_of_exact_iou_hits_unless_told_otherwise():
+    truth = truth_of([(0, 0, BOX, False), (1, 0, BOX, False)], num_images=2)
+    rows = [(0, 0, 0.9, [50, 50, 60, 60]), (0, 0, 0.1, [0, 0, 10, 5])]
+    found = detections_of(rows, num_images=2)
+    assert corloc_any(found, truth).corloc.tolist() == [0.5]
+    assert corloc_any(found, truth, inclusive=False).corloc.tolist() == [0.0]
+    assert corloc_any(found, truth, iou_thr=0.51).corloc.tolist() == [0.0]
+    assert corloc(*top_boxes(found), truth, iou_thr=0.4).corloc.tolist() == [0.0]
+    with pytest.raises(ValueError, match="image set"):
+        corloc_any(found, truth_of([]))

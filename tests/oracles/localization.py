@@ -3,7 +3,7 @@
 import math
 from collections import deque
 
-from tests.oracles.evals import average_precision
+from tests.oracles.evals import average_precision, iou
 
 
 def resize(values, height, width, how):
@@ -167,3 +167,24 @@ def boxes_energy_map(boxes, scores, height, width):
         ]
         for i in range(height)
     ]
+
+
+def corloc_any(found, objects, shape, iou_thr, inclusive, include_difficult):
+    """Return CorLoc per class, any box may hit. `found`: list of (image, class, box)."""
+    num_images, num_classes = shape
+    values = []
+    for c in range(num_classes):
+        images = hits = 0
+        for image in range(num_images):
+            truth = [
+                box
+                for i, k, box, difficult in objects
+                if i == image and k == c and (include_difficult or not difficult)
+            ]
+            if not truth:
+                continue
+            images += 1
+            overlaps = [iou(a, b) for i, k, a in found for b in truth if i == image and k == c]
+            hits += any(v >= iou_thr if inclusive else v > iou_thr for v in overlaps)
+        values.append(hits / images if images else math.nan)
+    return values

@@ -1,4 +1,4 @@
-"""Correct localisation (CorLoc): does the best box of each present class lie on an object?"""
+"""Correct localisation (CorLoc): does the best box, or any box, of each present class lie on an object?"""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ class CorLocMetrics:
 
     Attributes:
       corloc: [c] float64 in [0, 1]; NaN for a class that no image contains.
-      hits: [c] int, images whose top box hits an object of the class.
+      hits: [c] int, images whose box (`corloc_any`: one of whose boxes) hits an object of the class.
       num_images: [c] int, images that contain the class.
-      hit: [n, c] bool, the image's top box of the class hits.
+      hit: [n, c] bool, the image is such a hit.
     """
 
     corloc: np.ndarray
@@ -45,7 +45,9 @@ def corloc(
 
     CorLoc_c = |{images with class c whose top box has IoU > iou_thr with an object of c}| /
     |{images with class c}|. Greedy NMS never removes a class's best box, so applying it first
-    ("NMS for mAP and CorLoc", as papers put it) changes nothing.
+    ("NMS for mAP and CorLoc", as papers put it) changes nothing. Methods that make several boxes without
+    a ranking are counted in two ways: the single reading gives this function their one tightest box, as the name CorLoc
+    promises; `corloc_any` lets any of them hit.
 
     Args:
       top_boxes: [n, c, 4] the highest-scored box of every image and class, original pixels.
@@ -75,9 +77,49 @@ def corloc(
     if not include_difficult:
         truth = truth.take(~truth.difficult)
     best_iou, _ = best_overlaps(table, truth, plus_one=plus_one)
-    hit = np.zeros(valid.shape, bool)
-    hit[image_index, classes] = best_iou > iou_thr
+    return _count_hits(table, best_iou > iou_thr, truth)
+
+
+def corloc_any(
+    boxes: DetectionTable,
+    truth: TruthTable,
+    *,
+    iou_thr: float = 0.5,
+    inclusive: bool = True,
+    include_difficult: bool = True,
+    plus_one: bool = False,
+) -> CorLocMetrics:
+    """Return the share of images in which any box of a class hits any of its objects.
+
+    The reading of CorLoc behind the number published for SPN, whose boxes are the connected components of maps at
+    three scales: more boxes can only raise it. Not to be compared with `corloc`, which looks at one box.
+
+    Args:
+      boxes: all boxes of every image and class; scores are not used. An image without a box of the class is a miss.
+      truth: objects of the same image set.
+      iou_thr: see `inclusive`.
+      inclusive: a hit needs IoU >= `iou_thr`, as in the released notebook; False: IoU > `iou_thr`, as `corloc`.
+      include_difficult: difficult objects count as hits and put their image into the denominator. False ignores
+        them in both.
+      plus_one: boxes name their last pixel, see `voc.paired_iou`.
+    Returns:
+      `CorLocMetrics`; a class without images has NaN and is left out of the mean.
+    Raises:
+      DataError: the tables cover different sets.
+
+    Source: Zhu et al. 2017 (SPN), section 4.3, as its released notebook counts.
+    """
+    if not include_difficult:
+        truth = truth.take(~truth.difficult)
+    best_iou, _ = best_overlaps(boxes, truth, plus_one=plus_one)
+    return _count_hits(boxes, best_iou >= iou_thr if inclusive else best_iou > iou_thr, truth)
+
+
+def _count_hits(boxes: DetectionTable, hits_object: np.ndarray, truth: TruthTable) -> CorLocMetrics:
+    """Return the share of images with a box that hits; `hits_object`: [m] bool per row of `boxes`."""
     present = truth.present()
+    hit = np.zeros(present.shape, bool)
+    hit[boxes.image_index[hits_object], boxes.classes[hits_object]] = True
     hits, num_images = (hit & present).sum(axis=0), present.sum(axis=0)
     share = np.where(num_images > 0, hits / np.maximum(num_images, 1), np.nan)
     return CorLocMetrics(corloc=share, hits=hits, num_images=num_images, hit=hit & present)
