@@ -188,3 +188,26 @@ def corloc_any(found, objects, shape, iou_thr, inclusive, include_difficult):
             hits += any(v >= iou_thr if inclusive else v > iou_thr for v in overlaps)
         values.append(hits / images if images else math.nan)
     return values
+
+
+def localization_error(scores, boxes, labels, objects, k, iou_thr, blacklist):
+    """Return the top-k errors of class alone and of class and box; `boxes[image][rank]`.
+
+    `objects`: list of (image, class, box).
+    """
+    wrong_class = wrong = images = 0
+    for image, label in enumerate(labels):
+        if image in blacklist:
+            continue
+        images += 1
+        ranking = sorted(range(len(scores[image])), key=lambda c: (-scores[image][c], c))[:k]
+        wrong_class += label not in ranking
+        wrong += not any(
+            c == label
+            and any(
+                i == image and other == label and iou(boxes[image][rank], box) >= iou_thr
+                for i, other, box in objects
+            )
+            for rank, c in enumerate(ranking)
+        )
+    return (wrong_class / images, wrong / images) if images else (math.nan, math.nan)
