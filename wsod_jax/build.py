@@ -45,6 +45,8 @@ from wsod_jax.methods.oim import oim
 from wsod_jax.methods.pcl import pcl
 from wsod_jax.methods.wsddn import Wsddn
 from wsod_jax.nn.backbone import Backbone
+from wsod_jax.nn.cnn_s import CnnS
+from wsod_jax.nn.googlenet import GoogLeNet
 from wsod_jax.nn.neck import FcNeck
 from wsod_jax.nn.proposal_network import ProposalNetwork
 from wsod_jax.nn.squeezenet import SqueezeNet
@@ -66,7 +68,13 @@ METHODS = {
     "mist": mist,
     "oim": oim,
 }
-BACKBONES = {"vgg16": Vgg16, "squeezenet": SqueezeNet, "tiny": TinyNet}
+BACKBONES = {
+    "vgg16": Vgg16,
+    "squeezenet": SqueezeNet,
+    "tiny": TinyNet,
+    "googlenet": GoogLeNet,
+    "cnn_s": CnnS,
+}
 READERS = {"voc": voc, "folder": folder, "tfds": tfds}
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 SECTIONS = (

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from wsod_jax.errors import ConfigError
+from wsod_jax.nn.cnn_s import CnnS
+from wsod_jax.nn.googlenet import GoogLeNet
 from wsod_jax.nn.squeezenet import SqueezeNet
 from wsod_jax.nn.tiny import TinyNet
 from wsod_jax.nn.vgg import Vgg16
@@ -18,6 +20,11 @@ BACKBONES = {
     "squeezenet_ceil": SqueezeNet(ceil_mode=True, pixels="torchvision"),
     "vgg8": Vgg16(),
     "vgg16": Vgg16(dilated=False, pixels="torchvision"),
+    "cnn_s": CnnS(),
+    "googlenet16": GoogLeNet(),
+    "googlenet_caffe": GoogLeNet(
+        pixels="caffe", ends_at="inception5b", branch3_kernel=5, pool4_window=3, lrn=True
+    ),
 }
 
 
@@ -77,7 +84,7 @@ def test_shapes_names_and_facts(name):
     assert maps.features.shape[-1] == backbone.channels
     assert maps.features.dtype == jnp.float32
     assert maps.size.shape == (2, 2) and maps.size.dtype == jnp.int32
-    assert abs(maps.features.shape[1] - 64 / backbone.stride) <= 2
+    assert maps.features.shape[1:3] == tuple(backbone.output_size(jnp.array([[64, 96]]))[0])
     assert backbone.description["pixels"] == backbone.pixels
 
 
@@ -90,8 +97,14 @@ def test_shapes_names_and_facts(name):
             5,
         ),
         (SqueezeNet(frozen=("conv1", "fire2")), {"conv1", "fire2"}, 7),
+        (CnnS(frozen=("conv1", "conv2")), {"conv1", "conv2"}, 3),
+        (
+            GoogLeNet(frozen=("conv", "inception3", "inception4a")),
+            {"conv1", "conv2", "conv3", "inception3a", "inception3b", "inception4a"},
+            4,
+        ),
     ],
-    ids=["tiny", "squeezenet"],
+    ids=["tiny", "squeezenet", "cnn_s", "googlenet"],
 )
 def test_frozen_layers_get_no_gradient_but_pass_it_on(backbone, frozen, free):
     """And a margin of NaN neither leaks into gradients nor gets one."""
@@ -117,12 +130,12 @@ def test_frozen_layers_get_no_gradient_but_pass_it_on(backbone, frozen, free):
 
 
 def test_image_smaller_than_one_cell():
-    for name in ("tiny8", "squeezenet16"):
+    for name in ("tiny8", "squeezenet16", "cnn_s", "googlenet16"):
         backbone = BACKBONES[name]
         maps = jax.jit(backbone.apply)(
             random_params(backbone), jnp.full((1, 48, 48, 3), 9, jnp.uint8), jnp.array([[1, 1]])
         )
-        rows = {"tiny8": 1, "squeezenet16": 0}[name]
+        rows = {"tiny8": 1}.get(name, 0)
         np.testing.assert_array_equal(maps.size, [[rows, rows]])
         assert np.all(np.isfinite(maps.features)) and not np.any(maps.features[:, rows:])
 
@@ -137,8 +150,26 @@ def test_bfloat16_computes_in_bfloat16_with_float32_parameters():
 
 @pytest.mark.parametrize(
     "backbone, found",
-    [(TinyNet(frozen=("fire",)), "fire.*conv1_1"), (TinyNet(pixels="keras"), "keras.*torchvision")],
+    [
+        (TinyNet(frozen=("fire",)), "fire.*conv1_1"),
+        (TinyNet(pixels="keras"), "keras.*torchvision"),
+        (GoogLeNet(frozen=("inception5a",)), "inception5a.*inception4e"),
+    ],
 )
 def test_impossible_fields_are_config_errors(backbone, found):
     with pytest.raises(ConfigError, match=found):
         backbone.init(jax.random.key(0), jnp.zeros((1, 16, 16, 3)), jnp.array([[16, 16]]))
+
+
+def test_published_sizes_of_maps():
+    for backbone, pixels, cells in (
+        (CnnS(), 224, 17),
+        (GoogLeNet(), 224, 14),
+        (GoogLeNet(ends_at="inception5b"), 224, 7),
+        (GoogLeNet(ends_at="inception5b", pool4_window=3), 224, 7),
+        (Vgg16(dilated=False), 224, 14),
+        (Vgg16(), 224, 28),
+    ):
+        found = backbone.output_size(np.array([[pixels, pixels]]))
+        np.testing.assert_array_equal(found, [[cells, cells]])
+    assert GoogLeNet().channels == 832 and GoogLeNet(ends_at="inception5b").channels == 1024

@@ -9,21 +9,37 @@ import pytest
 
 from tests.oracles.pooling import max_pool as oracle_pool
 from wsod_jax.errors import ConfigError
-from wsod_jax.nn.layers import ConvRelu, clear_margin, max_pool, valid_mask
+from wsod_jax.nn.layers import (
+    ConvRelu,
+    clear_margin,
+    local_response_norm,
+    max_pool,
+    valid_mask,
+)
 from wsod_jax.nn.pixels import normalise_pixels
 from wsod_jax.types import FeatureMap
 
 
-@pytest.mark.parametrize("ceil_mode", [True, False])
-@pytest.mark.parametrize("window", [2, 3])
-def test_max_pool_equals_oracle_at_every_size(window, ceil_mode):
+@pytest.mark.parametrize(
+    "window, stride, ceil_mode, pad",
+    [
+        (2, 2, True, 0),
+        (2, 2, False, 0),
+        (3, 2, True, 0),
+        (3, 2, False, 0),
+        (3, 3, True, 0),
+        (3, 1, False, 1),
+        (3, 2, False, 1),
+    ],
+)
+def test_max_pool_equals_oracle_at_every_size(window, stride, ceil_mode, pad):
     rng = np.random.default_rng(0)
     sizes = np.array([(h, w) for h in range(0, 8) for w in (0, 1, 2, 5, 6, 7)], np.int32)
     x = -1 - rng.random((len(sizes), 7, 7, 2), np.float32)  # negative: a margin of zeros would win
-    pool = functools.partial(max_pool, window=window, stride=2, ceil_mode=ceil_mode)
+    pool = functools.partial(max_pool, window=window, stride=stride, ceil_mode=ceil_mode, pad=pad)
     maps = jax.jit(pool)(FeatureMap(jnp.asarray(x), jnp.asarray(sizes)))
     for i, size in enumerate(sizes):
-        expected = oracle_pool(x[i], size, window, 2, ceil_mode)
+        expected = oracle_pool(x[i], size, window, stride, ceil_mode, pad)
         rows, columns, _ = expected.shape
         np.testing.assert_array_equal(maps.size[i], (rows, columns))
         np.testing.assert_array_equal(maps.features[i, :rows, :columns], expected)
@@ -72,6 +88,35 @@ def test_conv_equals_a_loop_over_the_kernel(stride, dilation, pad, groups):
         assert not np.any(out.features[i, rows:]) and not np.any(out.features[i, :, columns:])
 
 
+@pytest.mark.parametrize("window, depth", [(5, 7), (5, 2), (3, 4), (1, 3)])
+def test_local_response_norm_equals_a_loop_over_channels(window, depth):
+    rng = np.random.default_rng(3)
+    x = rng.uniform(0, 30, (2, 3, 4, depth)).astype(np.float32)
+    size = jnp.array([[3, 4], [2, 1]])
+    maps = FeatureMap(clear_margin(jnp.asarray(x), size), size)
+    out = local_response_norm(maps, window=window, alpha=0.4, beta=0.75, k=2.0)
+    expected = np.zeros(x.shape)
+    for i, y, z, c in np.ndindex(x.shape):
+        near = range(max(c - window // 2, 0), min(c + window // 2 + 1, depth))
+        norm = 2 + 0.4 / window * sum(float(maps.features[i, y, z, n]) ** 2 for n in near)
+        expected[i, y, z, c] = maps.features[i, y, z, c] / norm**0.75
+    np.testing.assert_allclose(out.features, expected, rtol=1e-5)
+    assert not np.any(out.features[1, 2:]) and not np.any(out.features[1, :, 1:])
+    np.testing.assert_array_equal(out.size, size)
+
+
+def test_local_response_norm_sums_squares_in_float32():
+    """Squares of values below 256, and the differences of their sums, are lost in bfloat16."""
+    values = np.array([255.0, 1.0, 3.0, 0.5, 254.0])
+    x = jnp.asarray(values, jnp.bfloat16).reshape(1, 1, 1, 5)
+    maps = FeatureMap(x, jnp.array([[1, 1]]))
+    out = local_response_norm(maps, window=3, alpha=3.0, beta=0.5, k=0.25)
+    assert out.features.dtype == jnp.bfloat16
+    total = np.convolve(values**2, np.ones(3), "same")
+    exact = jnp.asarray(values / np.sqrt(0.25 + total), jnp.bfloat16)
+    np.testing.assert_array_equal(out.features[0, 0, 0], exact)
+
+
 def init_conv(depth=8, **options):
     maps = FeatureMap(jnp.zeros((1, 4, 4, depth)), jnp.array([[4, 4]]))
     return ConvRelu(64, **options).init(jax.random.key(0), maps)["params"]
@@ -100,9 +145,10 @@ def test_he_initializer_is_normal_with_zero_bias():
         ({"groups": 3}, "8 to 64 channels in 3 groups"),
         ({"groups": 5, "depth": 5}, "5 to 64 channels in 5 groups"),
         ({"groups": 0}, "in 0 groups"),
+        ({"initializer": "xavier"}, "xavier.*allowed: he, uniform"),
     ],
 )
-def test_groups_must_divide_the_channels(options, message):
+def test_impossible_convolutions_are_config_errors(options, message):
     with pytest.raises(ConfigError, match=message):
         init_conv(**options)
 
@@ -125,3 +171,9 @@ def test_torchvision_pixels_are_standardised():
     x = normalise_pixels(image, jnp.array([[1, 1]]), pixels="torchvision")
     expected = [(1 - 0.485) / 0.229, -0.456 / 0.224, (0.2 - 0.406) / 0.225]
     np.testing.assert_allclose(x[0, 0, 0], expected, rtol=1e-6)
+
+
+def test_inception_pixels_reach_from_minus_one_to_one():
+    image = np.array([[[255, 0, 51], [127.5, 127.5, 127.5], [7, 7, 7]]], np.float32)[None]
+    x = normalise_pixels(image, jnp.array([[1, 2]]), pixels="inception")
+    np.testing.assert_allclose(x[0, 0], [[1, -1, -0.6], [0, 0, 0], [0, 0, 0]], rtol=1e-6)

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Int, Shaped
 
 from wsod_jax.errors import ConfigError
+from wsod_jax.nn.geometry import ReceptiveField, receptive_field
 from wsod_jax.nn.layers import ConvRelu
 from wsod_jax.nn.pixels import CAFFE_MEAN_RCNN, Pixels, normalise_pixels
 from wsod_jax.types import FeatureMap
@@ -23,8 +24,9 @@ def is_frozen(layer: str, frozen: tuple[str, ...]) -> bool:
 class Backbone(nn.Module):
     """A convolutional network from RGB pixels to one feature map.
 
-    A subclass adds `__call__(image, image_size) -> FeatureMap`, `output_size(image_size)`, which gives the map's
-    valid size without computing it, and the properties `stride`, `channels` and `layers`.
+    A subclass adds `__call__(image, image_size) -> FeatureMap` and the properties `channels`, `layers` and
+    `geometry`, the windows that its layers slide, along the path with the largest ones where it branches. Sizes,
+    stride and receptive field follow from `geometry`.
 
     Attributes:
       pixels: how the weights were trained; the module converts RGB 0..255 itself.
@@ -48,6 +50,22 @@ class Backbone(nn.Module):
         if self.pixels == "caffe":
             facts["mean"] = list(self.mean)
         return facts
+
+    @property
+    def stride(self) -> int:
+        """Pixels per cell."""
+        return self.receptive_field().stride_px
+
+    def receptive_field(self) -> ReceptiveField:
+        """Return what the map's cells see of the image."""
+        return receptive_field(self.geometry)
+
+    def output_size(self, image_size: Int[Array | np.ndarray, "b 2"]) -> Int[Array, "b 2"]:
+        """Return the map's valid (rows, columns) without computing the map."""
+        size = jnp.asarray(image_size, jnp.int32)
+        for window in self.geometry:
+            size = window.output_length(size)
+        return size
 
     def network_input(
         self,
@@ -73,11 +91,23 @@ class Backbone(nn.Module):
         x = normalise_pixels(image, size, pixels=self.pixels, mean=tuple(self.mean))
         return FeatureMap(x.astype(self.dtype), size)
 
-    def conv(self, name: str, channels: int, *, dilation: int = 1) -> ConvRelu:
-        """Make the 3x3 layer `name`, frozen if its name says so."""
+    def conv(
+        self,
+        name: str,
+        channels: int,
+        *,
+        kernel: int = 3,
+        stride: int = 1,
+        dilation: int = 1,
+        pad: int | None = None,
+    ) -> ConvRelu:
+        """Make the layer `name`, frozen if its name says so."""
         return ConvRelu(
             channels,
+            kernel=kernel,
+            stride=stride,
             dilation=dilation,
+            pad=pad,
             frozen=is_frozen(name, self.frozen),
             dtype=self.dtype,
             name=name,

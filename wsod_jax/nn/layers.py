@@ -7,9 +7,8 @@ then looks like zero padding, and an image gives the same features on any canvas
 
 from __future__ import annotations
 
-import functools
 import math
-from typing import Literal, TypeVar, get_args
+from typing import Literal, get_args
 
 import flax.linen as nn
 import jax
@@ -19,9 +18,9 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from wsod_jax.errors import ConfigError
+from wsod_jax.nn.geometry import Window
 from wsod_jax.types import FeatureMap
 
-Size = TypeVar("Size", int, Array)
 Initializer = Literal["he", "uniform"]
 
 
@@ -40,35 +39,9 @@ def clear_margin(
     return jnp.where(mask, features, jnp.zeros((), features.dtype))
 
 
-def conv_size(size: Size, *, kernel: int, stride: int, dilation: int, pad: int) -> Size:
-    """Return floor((n + 2·pad − dilation·(kernel − 1) − 1) / stride) + 1, a convolution's output length, at least 0.
-
-    Args:
-      size: input length, an int or an int array.
-      kernel: cells per side.
-      stride: step.
-      dilation: spacing of the kernel's cells.
-      pad: zeros on each side.
-    """
-    length = (size + 2 * pad - dilation * (kernel - 1) - 1) // stride + 1
-    return max(length, 0) if isinstance(length, int) else jnp.maximum(length, 0)
-
-
-def pool_size(size: Size, *, window: int, stride: int, ceil_mode: bool) -> Size:
-    """Return an unpadded pooling layer's output length, round((n − window) / stride) + 1, at least 0.
-
-    Args:
-      size: input length, an int or an int array.
-      window: cells per side.
-      stride: step between windows.
-      ceil_mode: round up, so that the last window may hang over the edge (Caffe), or down.
-    """
-    steps = -((window - size) // stride) if ceil_mode else (size - window) // stride
-    length = steps + 1
-    return max(length, 0) if isinstance(length, int) else jnp.maximum(length, 0)
-
-
-def max_pool(maps: FeatureMap, *, window: int, stride: int, ceil_mode: bool) -> FeatureMap:
+def max_pool(
+    maps: FeatureMap, *, window: int, stride: int, ceil_mode: bool, pad: int = 0
+) -> FeatureMap:
     """Take the maximum of every window, seeing valid cells only.
 
     Args:
@@ -76,6 +49,8 @@ def max_pool(maps: FeatureMap, *, window: int, stride: int, ceil_mode: bool) -> 
       window: cells per side.
       stride: step between windows.
       ceil_mode: True as in Caffe (a last window that hangs over the edge counts), False to drop it.
+      pad: how far the first and the last window hang over the edges of the valid map, less than `window`. What is
+        outside never wins, as in every framework.
 
     Returns:
       The pooled map; its size follows from the valid size alone, never from the canvas.
@@ -83,14 +58,15 @@ def max_pool(maps: FeatureMap, *, window: int, stride: int, ceil_mode: bool) -> 
     Ties, gradient: the first cell of the window in row order gets it all.
     Cost: `window²` strided comparisons; on CPUs their gradient is far faster than a windowed reduction's.
     """
-    rule = functools.partial(pool_size, window=window, stride=stride, ceil_mode=ceil_mode)
+    rule = Window(window, stride, pad, ceil_mode=ceil_mode).output_length
     _, height, width, _ = maps.features.shape
     rows, columns = rule(height), rule(width)
     lowest = jnp.asarray(-jnp.inf, maps.features.dtype)
     x = jnp.where(valid_mask(maps.size, height, width), maps.features, lowest)
     reach = ((rows - 1) * stride + window, (columns - 1) * stride + window)
-    overhang = (max(reach[0] - height, 0), max(reach[1] - width, 0))
-    x = jnp.pad(x, ((0, 0), (0, overhang[0]), (0, overhang[1]), (0, 0)), constant_values=lowest)
+    overhang = (max(reach[0] - pad - height, 0), max(reach[1] - pad - width, 0))
+    edges = ((0, 0), (pad, overhang[0]), (pad, overhang[1]), (0, 0))
+    x = jnp.pad(x, edges, constant_values=lowest)
     best = None
     for i in range(window):
         for j in range(window):
@@ -98,6 +74,33 @@ def max_pool(maps: FeatureMap, *, window: int, stride: int, ceil_mode: bool) -> 
             best = cell if best is None else jnp.where(cell > best, cell, best)
     size = rule(maps.size)
     return FeatureMap(clear_margin(best, size), size)
+
+
+def local_response_norm(
+    maps: FeatureMap, *, window: int, alpha: float, beta: float, k: float
+) -> FeatureMap:
+    """Divide every value by a norm of its neighbours among the channels, in float32.
+
+        b_c = a_c / (k + α/n · Σ_{|c' − c| ≤ n/2} a_{c'}²)^β
+
+    Args:
+      maps: features [b, h, w, d].
+      window: channels in the sum, n; odd, and fewer at the first and last channels.
+      alpha: as Caffe has it, which divides it by n; the paper's is α/n.
+      beta: exponent.
+      k: offset, positive.
+
+    Returns:
+      The map, of the same size and type.
+
+    Source: Krizhevsky et al. 2012, section 3.3; Caffe's LRN layer across channels.
+    """
+    x = maps.features.astype(jnp.float32)
+    depth, reach = x.shape[-1], window // 2
+    squares = jnp.pad(x * x, ((0, 0), (0, 0), (0, 0), (reach, reach)))
+    total = sum(squares[..., i : i + depth] for i in range(window))  # [b, h, w, d]
+    x = x * (k + alpha / window * total) ** -beta
+    return FeatureMap(x.astype(maps.features.dtype), maps.size)
 
 
 def framework_uniform(fan_in: int) -> nn.initializers.Initializer:
@@ -166,9 +169,7 @@ class ConvRelu(nn.Module):
             feature_group_count=self.groups,
         )
         features = nn.relu(features + bias.astype(self.dtype)[None, None, None, :])
-        size = conv_size(
-            maps.size, kernel=self.kernel, stride=self.stride, dilation=self.dilation, pad=pad
-        )
+        size = Window(self.kernel, self.stride, pad, self.dilation).output_length(maps.size)
         return FeatureMap(clear_margin(features, size), size)
 
     def parameters(self, depth: int) -> tuple[Array | np.ndarray, Array | np.ndarray]:

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int, Shaped
 
 from wsod_jax.nn.layers import clear_margin
 
-Pixels = Literal["caffe", "torchvision"]
+Pixels = Literal["caffe", "torchvision", "inception"]
 
 # Blue, green, red means on 0..255.
 CAFFE_MEAN_RCNN = (102.9801, 115.9465, 122.7717)  # Fast R-CNN, OICR, PCL, OIM
@@ -30,6 +30,7 @@ def normalise_pixels(
 
     "caffe": channels in the order B, G, R, minus `mean`, no scaling.
     "torchvision": (RGB / 255 − mean) / std with the ImageNet mean and standard deviation.
+    "inception": RGB / 127.5 − 1, in −1..1.
 
     Args:
       image: [b, H, W, 3] uint8 or float, RGB, 0..255.
@@ -43,6 +44,8 @@ def normalise_pixels(
     x = jnp.asarray(image).astype(jnp.float32)
     if pixels == "caffe":
         x = x[..., ::-1] - jnp.asarray(mean, jnp.float32).reshape(1, 1, 1, 3)
+    elif pixels == "inception":
+        x = x / 127.5 - 1.0
     else:
         offset = jnp.asarray(TORCHVISION_MEAN, jnp.float32).reshape(1, 1, 1, 3)
         x = (x / 255.0 - offset) / jnp.asarray(TORCHVISION_STD, jnp.float32).reshape(1, 1, 1, 3)

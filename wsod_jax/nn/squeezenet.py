@@ -10,7 +10,8 @@ import numpy as np
 from jaxtyping import Array, Int, Shaped
 
 from wsod_jax.nn.backbone import Backbone, is_frozen
-from wsod_jax.nn.layers import ConvRelu, conv_size, max_pool, pool_size
+from wsod_jax.nn.geometry import Window
+from wsod_jax.nn.layers import ConvRelu, max_pool
 from wsod_jax.nn.pixels import CAFFE_MEAN_IMAGENET
 from wsod_jax.types import FeatureMap
 
@@ -93,6 +94,21 @@ class SqueezeNet(Backbone):
         """Names of the layers that pooling follows."""
         return ("conv1", "fire3", "fire5") if self.stride == 16 else ("conv1", "fire3")
 
+    def dilation(self, fire: str) -> int:
+        """Return the dilation of a fire module's 3x3 layer."""
+        return 2 if self.stride == 8 and fire > "fire5" else 1
+
+    @property
+    def geometry(self) -> tuple[Window, ...]:
+        """The windows that the layers slide, in order, through the 3x3 layers of the fire modules."""
+        pool = Window(3, 2, ceil_mode=self.ceil_mode)
+        windows = [Window(3, 2), pool]
+        for fire in FIRES:
+            windows.append(Window(3, pad=self.dilation(fire), dilation=self.dilation(fire)))
+            if fire in self.pooled_layers:
+                windows.append(pool)
+        return tuple(windows)
+
     @nn.compact
     def __call__(
         self,
@@ -101,19 +117,12 @@ class SqueezeNet(Backbone):
     ) -> FeatureMap:
         """Map RGB pixels 0..255 to features [b, h, w, 512] after ReLU."""
         maps = self.network_input(image, image_size)
-        maps = ConvRelu(
-            64,
-            stride=2,
-            pad=0,
-            frozen=is_frozen("conv1", self.frozen),
-            dtype=self.dtype,
-            name="conv1",
-        )(maps)
+        maps = self.conv("conv1", 64, stride=2, pad=0)(maps)
         maps = self.pool_after("conv1", maps)
         for name, (squeeze, expand) in FIRES.items():
-            dilation = 2 if self.stride == 8 and name > "fire5" else 1
             frozen = is_frozen(name, self.frozen)
-            maps = Fire(squeeze, expand, dilation, frozen, self.dtype, name=name)(maps)
+            fire = Fire(squeeze, expand, self.dilation(name), frozen, self.dtype, name=name)
+            maps = fire(maps)
             maps = self.pool_after(name, maps)
         return maps
 
@@ -122,11 +131,3 @@ class SqueezeNet(Backbone):
         if layer not in self.pooled_layers:
             return maps
         return max_pool(maps, window=3, stride=2, ceil_mode=self.ceil_mode)
-
-    def output_size(self, image_size: Int[Array | np.ndarray, "b 2"]) -> Int[Array, "b 2"]:
-        """Return the map's valid (rows, columns)."""
-        size = jnp.asarray(image_size, jnp.int32)
-        size = conv_size(size, kernel=3, stride=2, dilation=1, pad=0)
-        for _ in self.pooled_layers:
-            size = pool_size(size, window=3, stride=2, ceil_mode=self.ceil_mode)
-        return size

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import ClassVar, Literal
 
 import flax.linen as nn
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, Shaped
 
 from wsod_jax.nn.backbone import Backbone
-from wsod_jax.nn.layers import max_pool, pool_size
+from wsod_jax.nn.geometry import Window
+from wsod_jax.nn.layers import max_pool
 from wsod_jax.nn.pixels import Pixels
 from wsod_jax.types import FeatureMap
 
@@ -37,6 +37,26 @@ class TinyNet(Backbone):
         """Width of the output map."""
         return self.widths[-1]
 
+    @property
+    def num_pools(self) -> int:
+        """How many stages, from the first, end in pooling."""
+        return 3 if self.stride == 8 else 2
+
+    def dilation(self, stage: int) -> int:
+        """Return the dilation of a stage's convolutions."""
+        return 2 if stage == 4 and self.stride == 4 else 1
+
+    @property
+    def geometry(self) -> tuple[Window, ...]:
+        """The windows that the layers slide, in order."""
+        windows = []
+        for stage in (1, 2, 3, 4):
+            dilation = self.dilation(stage)
+            windows += [Window(3, pad=dilation, dilation=dilation)] * 2
+            if stage <= self.num_pools:
+                windows.append(Window(2, 2, ceil_mode=True))
+        return tuple(windows)
+
     @nn.compact
     def __call__(
         self,
@@ -45,18 +65,10 @@ class TinyNet(Backbone):
     ) -> FeatureMap:
         """Map RGB pixels 0..255 to features [b, ceil(H / stride), ceil(W / stride), channels] after ReLU."""
         maps = self.network_input(image, image_size)
-        num_pools = 3 if self.stride == 8 else 2
         for stage, channels in enumerate(self.widths, start=1):
-            dilation = 2 if stage == 4 and self.stride == 4 else 1
             for i in (1, 2):
-                maps = self.conv(f"conv{stage}_{i}", channels, dilation=dilation)(maps)
-            if stage <= num_pools:
+                name = f"conv{stage}_{i}"
+                maps = self.conv(name, channels, dilation=self.dilation(stage))(maps)
+            if stage <= self.num_pools:
                 maps = max_pool(maps, window=2, stride=2, ceil_mode=True)
         return maps
-
-    def output_size(self, image_size: Int[Array | np.ndarray, "b 2"]) -> Int[Array, "b 2"]:
-        """Return the map's valid (rows, columns)."""
-        size = jnp.asarray(image_size, jnp.int32)
-        for _ in range(3 if self.stride == 8 else 2):
-            size = pool_size(size, window=2, stride=2, ceil_mode=True)
-        return size

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import ClassVar
 
 import flax.linen as nn
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, Shaped
 
 from wsod_jax.nn.backbone import Backbone
-from wsod_jax.nn.layers import max_pool, pool_size
+from wsod_jax.nn.geometry import Window
+from wsod_jax.nn.layers import max_pool
 from wsod_jax.types import FeatureMap
 
 STAGES = ((2, 64), (2, 128), (3, 256), (3, 512), (3, 512))  # (convolutions, channels)
@@ -38,9 +38,24 @@ class Vgg16(Backbone):
     )
 
     @property
-    def stride(self) -> int:
-        """Pixels per cell."""
-        return 8 if self.dilated else 16
+    def num_pools(self) -> int:
+        """How many stages, from the first, end in pooling."""
+        return 3 if self.dilated else 4
+
+    def dilation(self, stage: int) -> int:
+        """Return the dilation of a stage's convolutions."""
+        return 2 if stage == 5 and self.dilated else 1
+
+    @property
+    def geometry(self) -> tuple[Window, ...]:
+        """The windows that the layers slide, in order."""
+        windows = []
+        for stage, (num_convs, _) in enumerate(STAGES, start=1):
+            dilation = self.dilation(stage)
+            windows += [Window(3, pad=dilation, dilation=dilation)] * num_convs
+            if stage <= self.num_pools:
+                windows.append(Window(2, 2, ceil_mode=True))
+        return tuple(windows)
 
     @nn.compact
     def __call__(
@@ -51,16 +66,9 @@ class Vgg16(Backbone):
         """Map RGB pixels 0..255 to features [b, ceil(H / stride), ceil(W / stride), 512] after ReLU."""
         maps = self.network_input(image, image_size)
         for stage, (num_convs, channels) in enumerate(STAGES, start=1):
-            dilation = 2 if stage == 5 and self.dilated else 1
             for i in range(num_convs):
-                maps = self.conv(f"conv{stage}_{i + 1}", channels, dilation=dilation)(maps)
-            if stage <= (3 if self.dilated else 4):
+                name = f"conv{stage}_{i + 1}"
+                maps = self.conv(name, channels, dilation=self.dilation(stage))(maps)
+            if stage <= self.num_pools:
                 maps = max_pool(maps, window=2, stride=2, ceil_mode=True)
         return maps
-
-    def output_size(self, image_size: Int[Array | np.ndarray, "b 2"]) -> Int[Array, "b 2"]:
-        """Return the map's valid (rows, columns)."""
-        size = jnp.asarray(image_size, jnp.int32)
-        for _ in range(3 if self.dilated else 4):
-            size = pool_size(size, window=2, stride=2, ceil_mode=True)
-        return size

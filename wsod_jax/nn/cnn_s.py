@@ -1,0 +1,59 @@
+"""VGG-CNN-S: five convolutions, wide and coarse, with local response normalisation."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import flax.linen as nn
+import numpy as np
+from jaxtyping import Array, Int, Shaped
+
+from wsod_jax.nn.backbone import Backbone
+from wsod_jax.nn.geometry import Window
+from wsod_jax.nn.layers import local_response_norm, max_pool
+from wsod_jax.nn.pixels import CAFFE_MEAN_IMAGENET
+from wsod_jax.types import FeatureMap
+
+
+class CnnS(Backbone):
+    """VGG-CNN-S without pool5; ends after conv5's ReLU, 12 pixels a cell: 17x17 cells for 224x224 pixels.
+
+    conv1 and conv2 are not padded, so the first cell's centre lies some way into the picture: see `receptive_field`.
+
+    Attributes:
+      mean: of VGG's authors; their own subtracts a mean picture, of which this is the average.
+
+    Source: Chatfield et al. 2014, Table 1, CNN-S; pooling rounds up, as the authors' Caffe model does.
+    """
+
+    mean: tuple[float, float, float] = CAFFE_MEAN_IMAGENET
+
+    architecture: ClassVar[str] = "cnn_s"
+    channels: ClassVar[int] = 512
+    layers: ClassVar[tuple[str, ...]] = ("conv1", "conv2", "conv3", "conv4", "conv5")
+    geometry: ClassVar[tuple[Window, ...]] = (
+        Window(7, 2),
+        Window(3, 3, ceil_mode=True),
+        Window(5),
+        Window(2, 2, ceil_mode=True),
+        Window(3, pad=1),
+        Window(3, pad=1),
+        Window(3, pad=1),
+    )
+
+    @nn.compact
+    def __call__(
+        self,
+        image: Shaped[Array | np.ndarray, "b H W 3"],
+        image_size: Int[Array | np.ndarray, "b 2"],
+    ) -> FeatureMap:
+        """Map RGB pixels 0..255 to features [b, h, w, 512] after ReLU."""
+        maps = self.network_input(image, image_size)
+        maps = self.conv("conv1", 96, kernel=7, stride=2, pad=0)(maps)
+        maps = local_response_norm(maps, window=5, alpha=5e-4, beta=0.75, k=2.0)
+        maps = max_pool(maps, window=3, stride=3, ceil_mode=True)
+        maps = self.conv("conv2", 256, kernel=5, pad=0)(maps)
+        maps = max_pool(maps, window=2, stride=2, ceil_mode=True)
+        for name in ("conv3", "conv4", "conv5"):
+            maps = self.conv(name, 512)(maps)
+        return maps
