@@ -457,3 +457,14 @@ def test_every_range_is_of_a_setting_that_exists():
         for key in inspect.signature(function).parameters
     }
     assert set(RANGES) <= known
+
+
+def test_options_of_the_labels_alone_are_not_asked_of_the_boxes(tmp_path):
+    config = get_config()
+    config.data = {"reader": "voc", "root": str(tmp_path), "difficult": "keep"}
+    config.data.class_names = ("cat", "dog")
+    write_voc(tmp_path, {"a": ((9, 9), [("cat", (1, 1, 5, 5), True)])})
+    assert len(build.ground_truth(config, "trainval").boxes["a"].boxes) == 1
+    config.data.dificult = "keep"
+    with pytest.raises(ConfigError, match=r"config\.data\.dificult does not exist"):
+        build.ground_truth(config, "trainval")

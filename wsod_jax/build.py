@@ -32,7 +32,7 @@ import optax
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from wsod_jax.config_values import check_value, suggestion
-from wsod_jax.data import folder, tfds, voc
+from wsod_jax.data import coco, folder, tfds, voc
 from wsod_jax.data.proposals import ProposalSet
 from wsod_jax.data.records import GroundTruth, ImageSet, check_single_label, is_single_label
 from wsod_jax.data.transforms import ProposalRules
@@ -75,7 +75,7 @@ BACKBONES = {
     "googlenet": GoogLeNet,
     "cnn_s": CnnS,
 }
-READERS = {"voc": voc, "folder": folder, "tfds": tfds}
+READERS = {"voc": voc, "coco": coco, "folder": folder, "tfds": tfds}
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 SECTIONS = (
     "seed",
@@ -293,7 +293,9 @@ def ground_truth(config: ConfigDict, split: str) -> GroundTruth:
             f"data read by {config.data.reader!r} has no boxes, so nothing can be measured; "
             "scripts/predict.py draws detections without"
         )
-    options.pop("difficult", None)
+    of_boxes = inspect.signature(reader.read_ground_truth).parameters
+    of_labels = inspect.signature(reader.read_image_set).parameters
+    options = {key: options[key] for key in options if key in of_boxes or key not in of_labels}
     return construct(reader.read_ground_truth, options, "data", split=split)
 
 

@@ -18,8 +18,8 @@ import logging
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
-from typing import Literal
 
+from wsod_jax.data.faults import OnBad, check_on_bad
 from wsod_jax.data.images import SUFFIXES, image_size
 from wsod_jax.data.records import ImageRecord, ImageSet
 from wsod_jax.errors import DataError
@@ -34,7 +34,7 @@ def read_image_set(
     labels_csv: str | Path,
     *,
     class_names: Sequence[str] | None = None,
-    on_bad: Literal["error", "skip"] = "skip",
+    on_bad: OnBad = "skip",
 ) -> ImageSet:
     """Read a folder of images and a CSV of their labels.
 
@@ -77,9 +77,7 @@ def read_image_set(
     return ImageSet(f"folder {folder}", tuple(class_names), tuple(records), dict(counts))
 
 
-def list_images(
-    images: str | Path | Sequence[str | Path], *, on_bad: Literal["error", "skip"] = "skip"
-) -> ImageSet:
+def list_images(images: str | Path | Sequence[str | Path], *, on_bad: OnBad = "skip") -> ImageSet:
     """Return images without labels, as prediction and proposals need them.
 
     Args:
@@ -129,9 +127,8 @@ def _by_id(ids: dict[Path, str]) -> dict[str, Path]:
     return files
 
 
-def _sizes(files: dict[str, Path], on_bad: str, counts: Counter) -> dict[str, tuple[int, int]]:
-    if on_bad not in ("error", "skip"):
-        raise DataError(f'on_bad={on_bad!r}; allowed are "error" and "skip".')
+def _sizes(files: dict[str, Path], on_bad: OnBad, counts: Counter) -> dict[str, tuple[int, int]]:
+    check_on_bad(on_bad)
     sizes = {}
     for image_id, path in files.items():
         try:

@@ -140,19 +140,33 @@ class BoxAnnotations:
       boxes: [n, 4] float32 xyxy, pixels of the upright image, continuous edges.
       classes: [n] int32, 0-based.
       difficult: [n] bool.
+      areas: [n] float32, square pixels of the object, where they are annotated apart from the box.
+      crowd: [n] bool, COCO's regions of many objects, where the data set has them; difficult as well.
     """
 
     boxes: np.ndarray
     classes: np.ndarray
     difficult: np.ndarray
+    areas: np.ndarray | None = None
+    crowd: np.ndarray | None = None
 
     @classmethod
-    def from_lists(cls, boxes: list, classes: list, difficult: list) -> BoxAnnotations:
+    def from_lists(
+        cls,
+        boxes: list,
+        classes: list,
+        difficult: list,
+        *,
+        areas: list | None = None,
+        crowd: list | None = None,
+    ) -> BoxAnnotations:
         """Make the arrays from lists of n entries; n may be 0."""
         return cls(
             np.array(boxes, np.float32).reshape(-1, 4),
             np.array(classes, np.int32).reshape(-1),
             np.array(difficult, bool).reshape(-1),
+            None if areas is None else np.array(areas, np.float32).reshape(-1),
+            None if crowd is None else np.array(crowd, bool).reshape(-1),
         )
 
 

@@ -2,24 +2,21 @@
 
     <root>/ImageSets/Main/<split>.txt   <root>/JPEGImages/<id>.jpg   <root>/Annotations/<id>.xml
 
-VOC boxes are 1-based with inclusive edges; (xmin, ymin, xmax, ymax) becomes (xmin - 1, ymin - 1, xmax, ymax).
+The XML, with its 1-based inclusive boxes, is read by `voc_xml.py`.
 """
 
 from __future__ import annotations
 
 import logging
-import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePath
 from typing import Literal
-from xml.etree.ElementTree import Element, ParseError
 
-import defusedxml.ElementTree
-from defusedxml.common import DefusedXmlException
-
+from wsod_jax.data.faults import OnBad, check_on_bad, log_counts, skip_or_raise
 from wsod_jax.data.images import SUFFIXES, image_size
-from wsod_jax.data.records import BoxAnnotations, GroundTruth, ImageRecord, ImageSet
+from wsod_jax.data.records import GroundTruth, ImageRecord, ImageSet
+from wsod_jax.data.voc_xml import annotated_size, class_index, named_objects, read_boxes, read_xml
 from wsod_jax.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -31,11 +28,6 @@ CLASS_NAMES = (
 )  # fmt: skip
 
 DifficultRule = Literal["drop", "ignore", "keep"]
-_CORNERS = ("xmin", "ymin", "xmax", "ymax")
-
-
-class _HostileFile(DataError):
-    """A file made to harm its reader; never skipped."""
 
 
 def read_image_set(
@@ -45,7 +37,7 @@ def read_image_set(
     year: str | int | None = None,
     class_names: Sequence[str] | None = None,
     difficult: DifficultRule = "drop",
-    on_bad: Literal["error", "skip"] = "skip",
+    on_bad: OnBad = "skip",
 ) -> ImageSet:
     """Read a split's images and their image-level labels; boxes are not looked at.
 
@@ -72,7 +64,7 @@ def read_image_set(
       DataError: see `on_bad`; also if no image is left.
     """
     if_difficult = difficult_label(difficult)
-    _check_on_bad(on_bad)
+    check_on_bad(on_bad)
     folders = _folders(Path(root), year)
     class_names = _class_names(folders[0], class_names)
     counts, records = Counter(bad_image=0, no_object=0, no_annotation=0), []
@@ -90,11 +82,11 @@ def read_image_set(
             try:
                 path = _find_image(folder, files, image_id)
                 height, width = image_size(path)
-                objects = _read_objects(folder, image_id) if annotated else None
-            except _HostileFile:
-                raise
+                objects = (
+                    named_objects(read_xml(_xml_path(folder, image_id))) if annotated else None
+                )
             except DataError as error:
-                _skip(error, on_bad, counts)
+                skip_or_raise(error, on_bad, counts)
                 continue
             if objects is None:
                 counts["no_annotation"] += 1
@@ -105,7 +97,7 @@ def read_image_set(
                 labels = _image_labels(objects, class_names, if_difficult, xml)
             records.append(ImageRecord(image_id, path, height, width, labels))
     name = " ".join(["voc", *(folder.name.removeprefix("VOC") for folder in folders), split])
-    _log_counts(name, counts)
+    log_counts(name, counts)
     if not records:
         raise DataError(f"{name}: no image is left of split {split!r} in {root}.")
     return ImageSet(name, class_names, tuple(records), dict(counts))
@@ -125,7 +117,7 @@ def read_ground_truth(
     *,
     year: str | int | None = None,
     class_names: Sequence[str] | None = None,
-    on_bad: Literal["error", "skip"] = "skip",
+    on_bad: OnBad = "skip",
 ) -> GroundTruth:
     """Read the boxes of a split, for evaluation.
 
@@ -146,7 +138,7 @@ def read_ground_truth(
     Raises:
       DataError: see `on_bad`; also if no image is left.
     """
-    _check_on_bad(on_bad)
+    check_on_bad(on_bad)
     folders = _folders(Path(root), year)
     class_names = _class_names(folders[0], class_names)
     counts, boxes = Counter(bad_image=0, clipped=0, dropped=0, size_differs=0), {}
@@ -154,20 +146,18 @@ def read_ground_truth(
         files = _image_files(folder)
         for image_id in _split_ids(folder, split):
             try:
-                xml = _read_xml(_xml_path(folder, image_id))
-            except _HostileFile:
-                raise
+                xml = read_xml(_xml_path(folder, image_id))
             except DataError as error:
-                _skip(error, on_bad, counts)
+                skip_or_raise(error, on_bad, counts)
                 continue
-            size = _annotated_size(xml)
+            size = annotated_size(xml)
             if image_id in files:
                 size = _file_size(files[image_id], size, counts)
-            boxes[image_id] = _read_boxes(
+            boxes[image_id] = read_boxes(
                 xml, size, class_names, _xml_path(folder, image_id), counts
             )
     name = f"ground truth of {split} in {root}"
-    _log_counts(name, counts)
+    log_counts(name, counts)
     if not boxes:
         raise DataError(f"{name}: no annotation could be read.")
     return GroundTruth(class_names, boxes, dict(counts))
@@ -265,29 +255,6 @@ def _xml_path(folder: Path, image_id: str) -> Path:
     return folder / "Annotations" / f"{image_id}.xml"
 
 
-def _read_xml(path: Path) -> Element:
-    try:
-        return defusedxml.ElementTree.parse(path).getroot()
-    except DefusedXmlException as error:
-        raise _HostileFile(f"{path}: refused, annotations have no need of {error}.") from error
-    except (ParseError, ValueError, LookupError, OSError) as error:
-        raise DataError(f"{path}: not a readable annotation ({error}).") from error
-
-
-def _read_objects(folder: Path, image_id: str) -> list[tuple[str, bool]]:
-    """Return (class name, is difficult) per object: all that training may know of an annotation."""
-    objects = _read_xml(_xml_path(folder, image_id)).findall("object")
-    return [(_object_name(item), _is_difficult(item)) for item in objects]
-
-
-def _object_name(item: Element) -> str:
-    return (item.findtext("name") or "").strip()
-
-
-def _is_difficult(item: Element) -> bool:
-    return (item.findtext("difficult") or "0").strip() == "1"
-
-
 def _image_labels(
     objects: list[tuple[str, bool]],
     class_names: tuple[str, ...],
@@ -296,29 +263,12 @@ def _image_labels(
 ) -> tuple[int, ...]:
     labels = [0] * len(class_names)
     for name, is_difficult in objects:
-        index = _class_index(name, class_names, path)
+        index = class_index(name, class_names, path)
         if not is_difficult:
             labels[index] = 1
         elif labels[index] != 1:
             labels[index] = if_difficult
     return tuple(labels)
-
-
-def _class_index(name: str, class_names: tuple[str, ...], path: Path) -> int:
-    if name not in class_names:
-        raise DataError(
-            f"{path}: unknown class {name!r}; allowed are {', '.join(class_names)}. For other classes "
-            "pass class_names or put a classes.txt beside ImageSets."
-        )
-    return class_names.index(name)
-
-
-def _annotated_size(xml: Element) -> tuple[int, int] | None:
-    try:
-        height, width = (int(xml.findtext(f"size/{side}") or 0) for side in ("height", "width"))
-    except ValueError:
-        return None
-    return (height, width) if height > 0 and width > 0 else None
 
 
 def _file_size(
@@ -331,52 +281,3 @@ def _file_size(
         return annotated
     counts["size_differs"] += annotated is not None and annotated != size
     return size
-
-
-def _read_boxes(
-    xml: Element,
-    size: tuple[int, int] | None,
-    class_names: tuple[str, ...],
-    path: Path,
-    counts: Counter,
-) -> BoxAnnotations:
-    boxes, classes, difficult = [], [], []
-    height, width = size or (math.inf, math.inf)
-    for item in xml.findall("object"):
-        index = _class_index(_object_name(item), class_names, path)
-        try:
-            corners = [float(item.findtext(f"bndbox/{k}") or "nan") for k in _CORNERS]
-        except ValueError:
-            corners = [math.nan] * 4
-        x1, y1, x2, y2 = corners[0] - 1, corners[1] - 1, corners[2], corners[3]
-        if not all(map(math.isfinite, corners)):
-            counts["dropped"] += 1
-            continue
-        inside = (max(x1, 0.0), max(y1, 0.0), min(x2, width), min(y2, height))
-        if inside[2] <= inside[0] or inside[3] <= inside[1]:
-            counts["dropped"] += 1
-            continue
-        counts["clipped"] += inside != (x1, y1, x2, y2)
-        boxes.append(inside)
-        classes.append(index)
-        difficult.append(_is_difficult(item))
-    return BoxAnnotations.from_lists(boxes, classes, difficult)
-
-
-def _check_on_bad(on_bad: str) -> None:
-    if on_bad not in ("error", "skip"):
-        raise DataError(f'on_bad={on_bad!r}; allowed are "error" and "skip".')
-
-
-def _skip(error: DataError, on_bad: str, counts: Counter) -> None:
-    if on_bad == "error":
-        raise error
-    counts["bad_image"] += 1
-    if counts["bad_image"] <= 10:
-        logger.warning("left out: %s", error)
-
-
-def _log_counts(name: str, counts: Counter) -> None:
-    found = ", ".join(f"{count} {what}" for what, count in sorted(counts.items()) if count)
-    if found:
-        logger.warning("%s: %s", name, found)

@@ -6,6 +6,7 @@ row is still counted, and nothing is rounded on the way from the network to the 
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -44,6 +45,8 @@ class ImageObjects(Protocol):
     boxes: np.ndarray  # [n, 4] xyxy, pixels of the original image
     classes: np.ndarray  # [n]
     difficult: np.ndarray  # [n]
+    areas: np.ndarray | None  # [n]; `None` where they are those of the boxes
+    crowd: np.ndarray | None  # [n]; `None` where there are no crowds
 
 
 @dataclass(frozen=True)
@@ -192,12 +195,18 @@ class TruthTable:
           num_classes: foreground classes.
         """
         objects = list(objects)
-        return cls.from_images(
+        table = cls.from_images(
             [of_image.boxes for of_image in objects],
             [of_image.classes for of_image in objects],
             [of_image.difficult for of_image in objects],
             num_classes=num_classes,
         )
+        known = {
+            name: np.concatenate([getattr(of_image, name) for of_image in objects])
+            for name in ("areas", "crowd")
+            if objects and all(getattr(of_image, name) is not None for of_image in objects)
+        }
+        return dataclasses.replace(table, **known)
 
     def take(self, rows: np.ndarray) -> TruthTable:
         """Return the table of these rows (indices or a bool mask); `num_images` stays."""
