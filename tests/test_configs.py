@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from configs.small_sets import METHODS
+from configs.spn_small_sets import SOLVERS
 from wsod_jax import build
 from wsod_jax.data.transforms import Canvases
 from wsod_jax.errors import DataError
@@ -35,8 +36,9 @@ def all_configs() -> dict:
         if get_config is None:
             continue
         if "variant" in inspect.signature(get_config).parameters:
-            found |= {f"{path.stem}:{name}": get_config(name) for name in METHODS}
-            assert get_config() == found[f"{path.stem}:oim_ir"]
+            variants, default = (SOLVERS, "spn") if "spn" in path.stem else (METHODS, "oim_ir")
+            found |= {f"{path.stem}:{name}": get_config(name) for name in variants}
+            assert get_config() == found[f"{path.stem}:{default}"]
         else:
             found[path.stem] = get_config()
     return found
@@ -113,7 +115,7 @@ def test_config_is_traced_at_full_size(config):
     state, metrics = jax.eval_shape(traced.step.fused, traced.state, traced.batch)
     assert jax.tree.map(np.shape, state.params) == jax.tree.map(np.shape, traced.params)
     assert {leaf.dtype for leaf in jax.tree.leaves(state.params)} == {jnp.dtype("float32")}
-    num_stages = config.network.num_stages if "network" in config else 0
+    num_stages = config.get("network", {}).get("num_stages", 0)
     assert sum(name.startswith("loss/refine_") for name in metrics) == num_stages
     assert {"loss", "lr", "grad_norm"} <= set(metrics)
     assert all(value.shape == () for value in metrics.values())
@@ -124,6 +126,7 @@ def test_config_is_traced_at_full_size(config):
     if "proposals" in config:
         rows = (traced.tests.micro_batch, config.proposals.max_proposals)
         assert found.scores.shape == (*rows, 20) and found.boxes.shape == (*rows, 4)
+    assert (found.maps is not None) == ("localization" in config)
 
 
 def test_nothing_in_a_config_is_ignored(config, tmp_path):
@@ -233,12 +236,20 @@ def lowered(traced: Traced) -> list[str]:
     return texts
 
 
-SMALL = [f"debug_tiny:{name}" for name in METHODS if name != "oim_ir"] + ["pretrain_tiny"]
+SMALL = [
+    *(f"debug_tiny:{name}" for name in METHODS if name != "oim_ir"),
+    *(f"spn_synthetic:{name}" for name in SOLVERS if name != "spn"),
+    "pretrain_tiny",
+]
 
 
 @pytest.mark.parametrize(
     "name",
-    ["debug_tiny:oim_ir", *(pytest.param(name, marks=pytest.mark.slow) for name in SMALL)],
+    [
+        "debug_tiny:oim_ir",
+        "spn_synthetic:spn",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in SMALL),
+    ],
 )
 def test_steps_lower_for_accelerators(name):
     for text in lowered(Traced(CONFIGS[name], num_classes=3)):

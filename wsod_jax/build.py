@@ -5,15 +5,17 @@ constructor, so a misspelt key is an error with a suggestion, and a config goes 
 
     seed       int
     method     name, and the options of its function in `methods/`
-    network    `ProposalNetwork` (absent for the classifier)
+    network    `ProposalNetwork`, or `SpnNetwork` for spn (absent for the classifier)
+    soft_proposal  `SoftProposal` (spn alone)
     backbone   name, weights (file or None), and the fields of the module in `nn/`
-    neck       `FcNeck` (absent for the classifier)
+    neck       `FcNeck` (methods with proposals alone)
     data       reader, splits (train, test, and val if wanted), and the arguments of the reader
     proposals  path, and the fields of `ProposalRules` (absent for methods without proposals)
     train      `TrainSettings`
     optim      schedule and `make_optimizer`
     log        `LogSettings`
     eval       `EvalSettings`
+    localization  `LocalizationSettings` (spn alone)
 """
 
 from __future__ import annotations
@@ -43,16 +45,19 @@ from wsod_jax.methods.mist import mist
 from wsod_jax.methods.oicr import oicr
 from wsod_jax.methods.oim import oim
 from wsod_jax.methods.pcl import pcl
+from wsod_jax.methods.spn import Spn
 from wsod_jax.methods.wsddn import Wsddn
 from wsod_jax.nn.backbone import Backbone
 from wsod_jax.nn.cnn_s import CnnS
 from wsod_jax.nn.googlenet import GoogLeNet
 from wsod_jax.nn.neck import FcNeck
 from wsod_jax.nn.proposal_network import ProposalNetwork
+from wsod_jax.nn.soft_proposal import SoftProposal
+from wsod_jax.nn.spn_network import SpnNetwork
 from wsod_jax.nn.squeezenet import SqueezeNet
 from wsod_jax.nn.tiny import TinyNet
 from wsod_jax.nn.vgg import Vgg16
-from wsod_jax.settings import EvalSettings, LogSettings, TrainSettings
+from wsod_jax.settings import EvalSettings, LocalizationSettings, LogSettings, TrainSettings
 from wsod_jax.train.optim import make_optimizer
 from wsod_jax.train.schedules import Schedule, cosine, piecewise_constant, warm_up
 from wsod_jax.types import Params
@@ -67,6 +72,7 @@ METHODS = {
     "pcl": pcl,
     "mist": mist,
     "oim": oim,
+    "spn": Spn,
 }
 BACKBONES = {
     "vgg16": Vgg16,
@@ -77,19 +83,13 @@ BACKBONES = {
 }
 READERS = {"voc": voc, "coco": coco, "folder": folder, "tfds": tfds}
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
-SECTIONS = (
-    "seed",
-    "method",
-    "network",
-    "backbone",
-    "neck",
-    "data",
-    "proposals",
-    "train",
-    "optim",
-    "log",
-    "eval",
-)
+SECTIONS = ("seed", "method", "backbone", "data", "train", "optim", "log", "eval")
+# What a method needs beside them; methods that are not named here score proposals.
+SECTIONS_OF = {
+    "classifier": (),
+    "spn": ("network", "soft_proposal", "localization"),
+}
+SECTIONS_WITH_PROPOSALS = ("network", "neck")
 
 
 def construct(function: Callable, section: Mapping[str, Any], name: str, **given: Any) -> Any:
@@ -134,26 +134,37 @@ def choose(table: Mapping[str, Any], section: Mapping[str, Any], name: str) -> t
     return table[found], rest
 
 
+def sections_of(method_name: str) -> tuple[str, ...]:
+    """Return the sections that a configuration of a method has; `proposals` may be there too."""
+    return (*SECTIONS, *SECTIONS_OF.get(method_name, SECTIONS_WITH_PROPOSALS))
+
+
 def check_section_name(key: str) -> None:
     """Raise `ConfigError` unless a configuration can have a section `key`, with the closest that exists."""
-    if key not in SECTIONS:
+    known = dict.fromkeys(["proposals", *(name for m in METHODS for name in sections_of(m))])
+    if key not in known:
         raise ConfigError(
-            f"config.{key} is no section; sections are {', '.join(SECTIONS)}"
-            + suggestion(key, list(SECTIONS))
+            f"config.{key} is no section; sections are {', '.join(known)}"
+            + suggestion(key, list(known))
         )
 
 
 def check_sections(config: ConfigDict | FrozenConfigDict) -> None:
-    """Raise `ConfigError` for a section that does not exist or is missing."""
+    """Raise `ConfigError` for a section that does not exist, is missing, or is none of the method's."""
     for key in config:
         check_section_name(key)
-    optional = {"proposals"}
-    if config.get("method", {}).get("name") == "classifier":
-        optional |= {"network", "neck"}
-    missing = [key for key in SECTIONS if key not in config and key not in optional]
+    name = config.get("method", {}).get("name")
+    wanted = sections_of(name)
+    missing = [key for key in wanted if key not in config]
     if missing:
         raise ConfigError(
             f"config lacks {', '.join(missing)}; configs/debug_tiny.py shows every section"
+        )
+    allowed = wanted if name in SECTIONS_OF else (*wanted, "proposals")
+    unread = [key for key in config if key not in allowed]
+    if unread:
+        raise ConfigError(
+            f"config.{unread[0]} is a section that method {name!r} does not read; it reads {', '.join(allowed)}"
         )
 
 
@@ -177,6 +188,16 @@ def method(config: ConfigDict, *, num_classes: int, max_classes: int) -> Method:
     function, options = choose(METHODS, config.method, "method")
     if function is Classifier:
         network = ClassifierNetwork(backbone(config), num_classes)
+        return construct(function, options, "method", network=network)
+    if function is Spn:
+        network = construct(
+            SpnNetwork,
+            config.network,
+            "network",
+            backbone=backbone(config),
+            soft_proposal=construct(SoftProposal, config.soft_proposal, "soft_proposal"),
+            num_classes=num_classes,
+        )
         return construct(function, options, "method", network=network)
     neck_options = dict(config.neck.items())
     dtype = _dtype(neck_options.pop("dtype", "float32"), "neck")
@@ -331,11 +352,19 @@ def eval_settings(config: ConfigDict) -> EvalSettings:
     return construct(EvalSettings, config.eval, "eval")
 
 
+def localization_settings(config: ConfigDict) -> LocalizationSettings | None:
+    """Make the settings of reading maps; `None` for methods without."""
+    if "localization" not in config:
+        return None
+    return construct(LocalizationSettings, config.localization, "localization")
+
+
 def settings_used(config: ConfigDict) -> dict[str, dict[str, Any]]:
     """Return all that a trained detector was made with, by section: what is set, and the defaults of the rest."""
     functions = {
         "method": [METHODS[config.method.name]],
-        "network": [ProposalNetwork],
+        "network": [SpnNetwork if config.method.name == "spn" else ProposalNetwork],
+        "soft_proposal": [SoftProposal],
         "backbone": [BACKBONES[config.backbone.name]],
         "neck": [FcNeck],
         "data": [READERS[config.data.reader].read_image_set],

@@ -6,9 +6,10 @@ import ast
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from wsod_jax import build
@@ -20,6 +21,7 @@ from wsod_jax.data.transforms import ProposalRules
 from wsod_jax.errors import ConfigError, DataError
 from wsod_jax.evals.inference import MergedImage, infer
 from wsod_jax.evals.localization import CorLocMetrics, corloc
+from wsod_jax.evals.maps import Located, claims_above, claims_best, locate
 from wsod_jax.evals.selection import Results, select
 from wsod_jax.evals.tables import DetectionTable, TruthTable
 from wsod_jax.evals.voc import DetectionMetrics, evaluate_detections
@@ -28,6 +30,7 @@ from wsod_jax.train.checkpoint import load_checkpoint
 from wsod_jax.types import Batch, Detections, Params
 
 Purpose = Literal["map", "corloc"]
+Settings = TypeVar("Settings", build.EvalSettings, build.LocalizationSettings)
 # Where things lie, not what they are: a run stays the same when its data move.
 LOCATIONS = (
     "data.root",
@@ -128,6 +131,7 @@ class Predictor:
       class_names: c names.
       settings: views, NMS and metrics.
       rules: which proposals are used, `None` for methods without.
+      localization: how its maps are read, `None` for methods without.
       predict_step: the method's predict function, jitted; one compilation per canvas.
     """
 
@@ -137,6 +141,7 @@ class Predictor:
     class_names: tuple[str, ...]
     settings: build.EvalSettings
     rules: ProposalRules | None
+    localization: build.LocalizationSettings | None
     predict_step: Callable[[Params, dict, Batch], Detections]
 
     @classmethod
@@ -149,9 +154,16 @@ class Predictor:
         class_names: tuple[str, ...],
     ) -> Predictor:
         """Return a predictor that tests as a configuration says."""
-        settings, rules = build.eval_settings(config), build.proposal_rules(config)
-        step = jax.jit(method.predict)
-        return cls(method, params, extras, class_names, settings, rules, step)
+        return cls(
+            method,
+            params,
+            extras,
+            class_names,
+            build.eval_settings(config),
+            build.proposal_rules(config),
+            build.localization_settings(config),
+            jax.jit(method.predict),
+        )
 
     def num_compilations(self) -> int:
         """Return how often the predict step has been compiled."""
@@ -218,6 +230,34 @@ class Predictor:
         results = self.select(self.candidates(progress(views)), len(images))
         return dataclasses.replace(results, counts=views.counts)
 
+    def locate(
+        self,
+        images: ImageSet,
+        wanted: np.ndarray | None = None,
+        purpose: Purpose = "map",
+        progress: Callable[[Iterable[Batch]], Iterable[Batch]] = iter,
+    ) -> Located:
+        """Read points and boxes off the maps of a whole set.
+
+        Args:
+          images: the images; labels are not looked at.
+          wanted: [n, c] bool, classes to examine beside the predicted ones; `None` for no others.
+          purpose: which resize rule of the settings applies.
+          progress: wraps the iterable of batches, to show how far it is.
+        """
+        views = self.views(images, None, purpose)
+        single = getattr(self.method, "activation", None) == "softmax"
+        located = locate(
+            self.candidates(progress(views)),
+            np.array([(record.height, record.width) for record in images.records]),
+            num_classes=len(self.class_names),
+            wanted=wanted,
+            claims=claims_best if single else claims_above(self.localization.predicted_thr),
+            reading=self.localization.reading,
+            separate_views=self.settings.merge == "union" and self.settings.num_views > 1,
+        )
+        return dataclasses.replace(located, counts=views.counts)
+
     def score(self, detections: DetectionTable, truth: TruthTable) -> DetectionMetrics:
         """Return average precision as the settings define it."""
         return score_detections(detections, truth, self.settings)
@@ -257,9 +297,21 @@ def open_checkpoint(
     params, extras, metadata = load_checkpoint(path, step=step, weights=weights)
     config = change_config(build.from_dict(metadata["config"]), changes)
     class_names = tuple(metadata["class_names"])
-    method = build.method(config, num_classes=len(class_names), max_classes=len(class_names))
+    method = build.method(
+        at_test(config), num_classes=len(class_names), max_classes=len(class_names)
+    )
     predictor = Predictor.configured(config, method, params, extras, class_names)
     return predictor, config, metadata
+
+
+def at_test(config: ConfigDict) -> ConfigDict:
+    """Return the configuration of the network that is tested: its proposal map may be found in another way."""
+    settings = build.localization_settings(config)
+    if settings is None or settings.solver is None:
+        return config
+    config = config.copy_and_resolve_references()
+    config.soft_proposal.solver = settings.solver
+    return config
 
 
 def score_detections(
@@ -290,12 +342,13 @@ def change_config(config: ConfigDict, changes: Sequence[str]) -> ConfigDict:
     Raises:
       ConfigError: for any other setting of the run, and as `change_settings`.
     """
-    config, tests = config.copy_and_resolve_references(), []
+    config, tests = config.copy_and_resolve_references(), {"eval": [], "localization": []}
     for change in changes:
         key, equals, value = change.partition("=")
         section, _, name = key.rpartition(".")
-        if section in ("", "eval"):
-            tests.append(f"{name}{equals}{value}")
+        section = section or "eval"
+        if section in tests and section in config:
+            tests[section].append(f"{name}{equals}{value}")
         elif key not in LOCATIONS or section not in config:
             raise ConfigError(
                 f"{key} cannot be set for a trained run; what can are the test settings, such as nms_thr=0.4, "
@@ -303,12 +356,15 @@ def change_config(config: ConfigDict, changes: Sequence[str]) -> ConfigDict:
             )
         else:
             config[section][name] = value
-    settings = change_settings(build.eval_settings(config), tests)
-    config.eval = dataclasses.asdict(settings)
+    config.eval = dataclasses.asdict(change_settings(build.eval_settings(config), tests["eval"]))
+    if "localization" in config:
+        settings = build.localization_settings(config)
+        settings = change_settings(settings, tests["localization"], "localization")
+        config.localization = dataclasses.asdict(settings)
     return config
 
 
-def change_settings(settings: build.EvalSettings, changes: Sequence[str]) -> build.EvalSettings:
+def change_settings(settings: Settings, changes: Sequence[str], section: str = "eval") -> Settings:
     """Return test settings with changes such as "nms_thr=0.4" or "scales=(480,688)" applied.
 
     Raises:
@@ -325,7 +381,7 @@ def change_settings(settings: build.EvalSettings, changes: Sequence[str]) -> bui
         if isinstance(values.get(key), tuple) and not isinstance(value, tuple | list | str):
             value = (value,)
         values[key] = value
-    return build.construct(build.EvalSettings, values, "eval")
+    return build.construct(type(settings), values, section)
 
 
 def check_classes(images: ImageSet, class_names: tuple[str, ...]) -> None:

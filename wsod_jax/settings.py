@@ -7,7 +7,10 @@ from typing import Literal
 
 from wsod_jax.data.transforms import Canvases, Resize
 from wsod_jax.errors import ConfigError
+from wsod_jax.evals.maps import MapReading
+from wsod_jax.evals.response import BoxMode, Resizing
 from wsod_jax.evals.voc import IOU_SWEEP
+from wsod_jax.ops.soft_proposal import Solver
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,3 +162,39 @@ class EvalSettings:
     def num_views(self) -> int:
         """Views per image."""
         return len(self.scales) * len(self.flips)
+
+
+@dataclasses.dataclass(frozen=True)
+class LocalizationSettings:
+    """How points and boxes are read off the maps of a method without proposals, and judged.
+
+    Attributes:
+      solver: how the proposal map is found at test; `None`: as in training. "uniform" gives class activation
+        maps with the same weights.
+      upsampling: from cells to pixels of the original image, see `evals.response.resize_map`.
+      threshold: a pixel is foreground where a class's response is at least this times its mean.
+      connectivity: 4 or 8, of the pixels of one component.
+      boxes: which boxes predictions.json holds: the "tightest" around all foreground of a class, or one for
+        each of its "components".
+      nms_thr, min_side_px: of boxes that several views or several detectors found of one class: those with IoU >
+        nms_thr to a better one, with a score <= 0, or with a side below min_side_px are removed.
+      predicted_thr: a class is predicted where its score exceeds this (sigmoid; softmax predicts the best class).
+      pointing_px: a point this close to an object's box is a hit, in pixels of the original image.
+      prediction_px: the same where points are ranked by class scores.
+    """
+
+    solver: Solver | None = None
+    upsampling: Resizing = "align_corners"
+    threshold: float = 1.0
+    connectivity: Literal[4, 8] = 4
+    boxes: BoxMode = "tightest"
+    nms_thr: float = 0.7
+    min_side_px: float = 50.0
+    predicted_thr: float = 0.5
+    pointing_px: float = 15.0
+    prediction_px: float = 18.0
+
+    @property
+    def reading(self) -> MapReading:
+        """How maps are read."""
+        return MapReading(self.upsampling, self.threshold, self.connectivity)

@@ -14,9 +14,22 @@ import jax
 import numpy as np
 
 from wsod_jax.errors import DataError
-from wsod_jax.types import Batch, Detections
+from wsod_jax.types import Batch, Detections, ResponseMaps
 
 Merge = Literal["mean", "sum", "union"]
+
+
+@dataclass(frozen=True)
+class ViewMaps:
+    """One view's maps, valid cells only and turned back where the view was mirrored.
+
+    Attributes:
+      responses: [h, w, c] float32 evidence for every class; h and w may be 0.
+      proposal_map: [h', w'] float32 objectness; sums to 1.
+    """
+
+    responses: np.ndarray
+    proposal_map: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -25,10 +38,11 @@ class MergedImage:
 
     Attributes:
       image_index: position in the image set.
-      boxes: [r, 4] float32, pixels of the original image. `None` for a pure classifier, as the next two are.
+      boxes: [r, 4] float32, pixels of the original image. `None` for methods without proposals, as the next two are.
       scores: [r, c] float32.
       mask: [r] bool.
       image_scores: [c] float32 mean of the views' image-level scores, where the method has them.
+      maps: one per view, where the method has them; they are merged when they are read.
     """
 
     image_index: int
@@ -36,6 +50,7 @@ class MergedImage:
     scores: np.ndarray | None
     mask: np.ndarray | None
     image_scores: np.ndarray | None
+    maps: tuple[ViewMaps, ...] = ()
 
 
 def original_boxes(
@@ -65,13 +80,14 @@ class _Views:
     scores: list[np.ndarray]
     masks: list[np.ndarray]
     image_scores: list[np.ndarray]
+    maps: list[ViewMaps]
     count: int = 0
 
     def merge(self, image_index: int, how: Merge) -> MergedImage:
         """Return the image, with rows matched across views unless `how` is "union"."""
         image_scores = np.mean(self.image_scores, axis=0) if self.image_scores else None
         if not self.boxes:
-            return MergedImage(image_index, None, None, None, image_scores)
+            return MergedImage(image_index, None, None, None, image_scores, tuple(self.maps))
         if how == "union":
             boxes, scores = np.concatenate(self.boxes), np.concatenate(self.scores)
             mask = np.concatenate(self.masks)
@@ -92,11 +108,14 @@ def _add_views(pending: dict[int, _Views], batch: Batch, output: Detections) -> 
     touched = []
     for row in np.flatnonzero(np.asarray(batch.image_mask)):
         index = int(batch.image_index[row])
-        views = pending.setdefault(index, _Views([], [], [], []))
+        views = pending.setdefault(index, _Views([], [], [], [], []))
         views.count += 1
         touched.append(index)
         if output.image_scores is not None:
             views.image_scores.append(output.image_scores[row].astype(np.float32))
+        mirrored = batch.flipped is not None and bool(batch.flipped[row])
+        if output.maps is not None:
+            views.maps.append(_view_maps(output.maps, row, mirrored))
         if output.boxes is None:
             continue
         boxes, scores, mask = output.boxes[row], output.scores[row], output.mask[row]
@@ -108,13 +127,26 @@ def _add_views(pending: dict[int, _Views], batch: Batch, output: Detections) -> 
             original_boxes(
                 boxes,
                 scale=np.ones(2) if batch.scale is None else np.asarray(batch.scale[row]),
-                flipped=batch.flipped is not None and bool(batch.flipped[row]),
+                flipped=mirrored,
                 width_px=int(batch.image_size[row, 1]),
             )
         )
         views.scores.append(scores.astype(np.float32))
         views.masks.append(mask)
     return touched
+
+
+def _view_maps(maps: ResponseMaps, row: int, mirrored: bool) -> ViewMaps:
+    """Return the maps of one row of a batch."""
+    step = -1 if mirrored else 1
+    cut = [
+        values[row, : size[row, 0], : size[row, 1]][:, ::step].astype(np.float32)
+        for values, size in (
+            (maps.responses, maps.size),
+            (maps.proposal_map, maps.proposal_size),
+        )
+    ]
+    return ViewMaps(*cut)
 
 
 def _overlapped(

@@ -7,13 +7,16 @@ shows one class, sigmoid cross-entropy where it may show several.
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
-import optax
 
+from wsod_jax.losses.classification import (
+    Activation,
+    class_scores,
+    classification_loss,
+    top1_hits,
+)
 from wsod_jax.methods.contract import Method, image_term
 from wsod_jax.nn.heads import GapClassifier
 from wsod_jax.types import Batch, Detections, LossOutput, Params
@@ -43,7 +46,7 @@ class Classifier(Method):
     """
 
     network: ClassifierNetwork
-    activation: Literal["softmax", "sigmoid"] = "softmax"
+    activation: Activation = "softmax"
 
     def init(self, key: jax.Array, batch: Batch) -> tuple[Params, dict]:
         """Initialise the network's parameters; there are no extras."""
@@ -55,15 +58,8 @@ class Classifier(Method):
         """Return the cross-entropy of every image; unknown labels (-1) carry no sigmoid loss."""
         del key, step
         logits = self.network.apply({"params": params}, batch)
-        present = (batch.labels == 1).astype(jnp.float32)
-        if self.activation == "softmax":
-            values = optax.losses.safe_softmax_cross_entropy(logits, present)
-        else:
-            known = batch.labels >= 0
-            per_class = optax.losses.sigmoid_binary_cross_entropy(logits, present)
-            values = jnp.sum(per_class * known, axis=1) / jnp.maximum(jnp.sum(known, axis=1), 1)
-        best = jnp.argmax(logits, axis=1)
-        hit = jnp.take_along_axis(present, best[:, None], axis=1)[:, 0]
+        values = classification_loss(logits, batch.labels, self.activation)
+        hit = top1_hits(logits, batch.labels)
         return LossOutput(
             {"classification": image_term(values, batch)},
             extras,
@@ -74,8 +70,4 @@ class Classifier(Method):
         """Return image-level class probabilities; there are no boxes."""
         del extras
         logits = self.network.apply({"params": params}, batch)
-        if self.activation == "softmax":
-            scores = jax.nn.softmax(logits, axis=-1)
-        else:
-            scores = jax.nn.sigmoid(logits)
-        return Detections(None, None, None, scores)
+        return Detections(None, None, None, class_scores(logits, self.activation))

@@ -7,9 +7,10 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Key
 
-from wsod_jax.nn.layers import valid_mask
+from wsod_jax.nn.dropout import per_image_dropout
+from wsod_jax.nn.layers import framework_uniform, valid_mask
 from wsod_jax.ops.masked import masked_mean, masked_softmax
 from wsod_jax.types import FeatureMap
 
@@ -111,3 +112,40 @@ class GapClassifier(nn.Module):
         mask = valid_mask(maps.size, maps.features.shape[1], maps.features.shape[2])
         mean = masked_mean(maps.features, mask, axis=(1, 2))  # [b, d]
         return _linear(self.num_classes, "cls")(mean)
+
+
+class ResponseHead(nn.Module):
+    """Sum a coupled feature map over its cells and classify the sums by the linear layer `cls`.
+
+        y_c = Σ_k w_kc Σ_ij V_kij + b_c,      R_c = Σ_k w_kc V_k
+
+    Kernel and bias are drawn from U(±1/√d), as the released networks' framework did.
+
+    Attributes:
+      num_classes: c.
+      dropout_rate: of the sums, when training.
+
+    Source: Zhu et al. 2017, section 3.3; the bias has no place in R, as in the released code.
+    """
+
+    num_classes: int
+    dropout_rate: float = 0.5
+
+    @nn.compact
+    def __call__(
+        self, maps: FeatureMap, dropout_keys: Key[Array, " b"] | None
+    ) -> tuple[Float[Array, "b c"], Float[Array, "b h w c"]]:
+        """Map features V [b, h, w, d], 0 in the margin, to class logits y and response maps R, float32.
+
+        An empty map sums to 0. `dropout_keys` [b], one mask per image; `None` switches dropout off.
+        """
+        features = maps.features.astype(jnp.float32)
+        depth = features.shape[-1]
+        shape = (depth, self.num_classes)
+        kernel = self.param("kernel", framework_uniform(depth), shape, jnp.float32)
+        bias = self.param("bias", framework_uniform(depth), shape[1:], jnp.float32)
+        sums = jnp.sum(features, axis=(1, 2))  # [b, d]
+        if dropout_keys is not None:
+            sums = per_image_dropout(sums, dropout_keys, self.dropout_rate)
+        logits = jnp.matmul(sums, kernel, precision=EXACT) + bias[None, :]
+        return logits, jnp.einsum("bhwd,dc->bhwc", features, kernel, precision=EXACT)

@@ -1,0 +1,169 @@
+"""From merged response maps to what is measured of a whole set: points, boxes and proposal maps, in original pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from wsod_jax.evals.inference import MergedImage, ViewMaps
+from wsod_jax.evals.response import BoxMode, Resizing, map_boxes, resize_map, response_point
+from wsod_jax.evals.tables import DetectionTable
+
+
+@dataclass(frozen=True)
+class MapReading:
+    """How maps are read.
+
+    Attributes:
+      upsampling: from cells to the pixels of the image, see `response.resize_map`.
+      threshold: a pixel is foreground where R_c >= threshold · mean(R_c).
+      connectivity: of the pixels of one component, 4 or 8.
+    """
+
+    upsampling: Resizing = "align_corners"
+    threshold: float = 1.0
+    connectivity: int = 4
+
+    def response(self, maps: Sequence[ViewMaps], size: tuple[int, int], classes) -> np.ndarray:
+        """Return the responses [H, W, k] to some classes, the mean over views."""
+        resized = [resize_map(v.responses[..., classes], *size, self.upsampling) for v in maps]
+        return np.mean(resized, axis=0)
+
+    def objectness(self, maps: Sequence[ViewMaps], size: tuple[int, int]) -> np.ndarray:
+        """Return the proposal map [H, W] at the size of the image, the mean over views."""
+        resized = [resize_map(v.proposal_map, *size, self.upsampling) for v in maps]
+        return np.mean(resized, axis=0)
+
+    def boxes(self, response: np.ndarray, mode: BoxMode) -> tuple[np.ndarray, np.ndarray]:
+        """Return boxes [n, 4] and scores [n] of one class's response [H, W]."""
+        return map_boxes(response, mode, factor=self.threshold, connectivity=self.connectivity)
+
+
+@dataclass(frozen=True)
+class Located:
+    """What maps say of an image set. Only the classes that were `examined` have points and boxes.
+
+    Attributes:
+      image_scores: [n, c] float32; NaN for images that were not predicted.
+      examined: [n, c] bool, the classes asked for and those predicted.
+      claimed: [n, c] bool, the classes predicted to be present.
+      points: [n, c, 2] float64 (x, y) of the strongest response; NaN where not examined.
+      tightest: one box per image and examined class, around all of its foreground.
+      components: one box per connected component of it; with several views, of every view.
+      maps: per image, its views' maps; empty for images that were not predicted.
+      predicted: [n] bool, False for images that never came, such as files that cannot be read.
+      counts: what the input met on the way, by name, see `data.assembling.COUNTS`.
+    """
+
+    image_scores: np.ndarray
+    examined: np.ndarray
+    claimed: np.ndarray
+    points: np.ndarray
+    tightest: DetectionTable
+    components: DetectionTable
+    maps: tuple[tuple[ViewMaps, ...], ...]
+    predicted: np.ndarray
+    counts: dict[str, int] = field(default_factory=dict)
+
+    def of_claimed(self, boxes: DetectionTable) -> DetectionTable:
+        """Return the boxes of classes that were predicted to be present."""
+        return boxes.take(self.claimed[boxes.image_index, boxes.classes])
+
+
+class _Rows:
+    """Rows of a `DetectionTable` in the making."""
+
+    def __init__(self):
+        self.images, self.classes, self.scores, self.boxes = [], [], [], []
+
+    def add(self, image: int, class_index: int, boxes: np.ndarray, scores: np.ndarray) -> None:
+        self.images.append(np.full(len(boxes), image, np.int32))
+        self.classes.append(np.full(len(boxes), class_index, np.int32))
+        self.scores.append(scores)
+        self.boxes.append(boxes)
+
+    def table(self, num_images: int, num_classes: int) -> DetectionTable:
+        """Return the rows, images ascending, then classes, in the order they came."""
+        images = np.concatenate([np.zeros(0, np.int32), *self.images])
+        classes = np.concatenate([np.zeros(0, np.int32), *self.classes])
+        order = np.lexsort((classes, images))
+        return DetectionTable(
+            images[order],
+            classes[order],
+            np.concatenate([np.zeros(0, np.float32), *self.scores])[order],
+            np.concatenate([np.zeros((0, 4), np.float32), *self.boxes])[order],
+            num_images,
+            num_classes,
+        )
+
+
+def locate(
+    merged: Iterable[MergedImage],
+    sizes: np.ndarray,
+    *,
+    num_classes: int,
+    wanted: np.ndarray | None,
+    claims: Callable[[np.ndarray], np.ndarray],
+    reading: MapReading,
+    separate_views: bool = False,
+) -> Located:
+    """Read points and boxes off the maps of a whole set.
+
+    Args:
+      merged: images with maps, in any order, each at most once.
+      sizes: [n, 2] int, (height, width) of every image in original pixels.
+      num_classes: c.
+      wanted: [n, c] bool, classes to examine beside those predicted to be present; `None` for no others.
+      claims: from an image's class scores [c] to the classes it is predicted to hold, [c] bool.
+      reading: how maps are read.
+      separate_views: `components` come from every view by itself instead of the mean over views.
+    Returns:
+      `Located`.
+    Cost: interpolates one map per view, image and examined class.
+    """
+    shape = (len(sizes), num_classes)
+    scores = np.full(shape, np.nan, np.float32)
+    examined, claimed = np.zeros(shape, bool), np.zeros(shape, bool)
+    points = np.full((*shape, 2), np.nan)
+    tightest, components = _Rows(), _Rows()
+    maps: list[tuple[ViewMaps, ...]] = [()] * len(sizes)
+    for image in merged:
+        i = image.image_index
+        size = tuple(int(side) for side in sizes[i])
+        scores[i], maps[i] = image.image_scores, image.maps
+        claimed[i] = claims(image.image_scores)
+        examined[i] = claimed[i] if wanted is None else claimed[i] | wanted[i]
+        classes = np.flatnonzero(examined[i])
+        if not len(classes):
+            continue
+        views = [(view,) for view in image.maps] if separate_views else [image.maps]
+        parts = [reading.response(view, size, classes) for view in views]  # [H, W, k] each
+        for k, c in enumerate(classes):
+            each = [part[..., k] for part in parts]
+            mean = np.mean(each, axis=0)
+            points[i, c] = response_point(mean)
+            tightest.add(i, c, *reading.boxes(mean, "tightest"))
+            for response in each:
+                components.add(i, c, *reading.boxes(response, "components"))
+    return Located(
+        image_scores=scores,
+        examined=examined,
+        claimed=claimed,
+        points=points,
+        tightest=tightest.table(*shape),
+        components=components.table(*shape),
+        maps=tuple(maps),
+        predicted=np.isfinite(scores).all(axis=1),
+    )
+
+
+def claims_above(threshold: float) -> Callable[[np.ndarray], np.ndarray]:
+    """Return the rule of multi-label classifiers: a class is present where its score exceeds `threshold`."""
+    return lambda scores: scores > threshold
+
+
+def claims_best(scores: np.ndarray) -> np.ndarray:
+    """Return the rule of single-label classifiers: the class scored highest, the lowest index on ties."""
+    return np.arange(len(scores)) == np.argmax(scores)
