@@ -1,14 +1,17 @@
-"""Measure a trained detector: average precision on the test split, CorLoc on the training split.
+"""Measure a trained detector: average precision on the test split, CorLoc on the training split; and for methods
+that localise without proposals, pointing accuracy and Object Energy.
 
     python scripts/evaluate.py --workdir runs/oim_ir                 # its newest checkpoint
     python scripts/evaluate.py --workdir runs/oim_ir --all_steps     # every checkpoint, with curves
     python scripts/evaluate.py --workdir runs/oim_ir --watch         # each new one as training writes it
     python scripts/evaluate.py --checkpoint runs/oim_ir/checkpoints/90000
     python scripts/evaluate.py --config configs/oim_ir_vgg16_voc07.py --predictions results.json   # runs no model
+    python scripts/evaluate.py --workdir runs/spn --compare --energy_of voc07.npz     # SPN beside its baselines
+    python scripts/evaluate.py --workdir runs/spn_560 --together_with runs/spn_224 runs/spn_112
 
-Writes predictions.json, then report.md, report.json and pictures into <workdir>/evaluation/<step>/; for a file
-of predictions, into --out or <file>_scored/ beside it. A split without boxes, such as VOC 2012 test, is predicted
-and not measured; --voc_server writes what its server takes.
+Writes predictions.json (and points.csv), then report.md, report.json and pictures into
+<workdir>/evaluation/<step>/; for a file of predictions, into --out or <file>_scored/ beside it. A split without
+boxes, such as VOC 2012 test, is predicted and not measured; --voc_server writes what its server takes.
 """
 
 import argparse
@@ -22,27 +25,20 @@ from pathlib import Path
 
 import numpy as np
 from ml_collections import ConfigDict
-from tqdm import tqdm
 
 from wsod_jax import build
-from wsod_jax.data.proposals import ProposalSet
-from wsod_jax.data.records import ImageSet
 from wsod_jax.errors import ConfigError, DataError
 from wsod_jax.evals.classification import classification_ap
-from wsod_jax.evals.coco import coco_box_ap
-from wsod_jax.evals.localization import box_quality
-from wsod_jax.evals.pictures import picture_detections
-from wsod_jax.evals.predictions import read_predictions, write_predictions, write_voc_server
-from wsod_jax.evals.report import Picture, write_report
-from wsod_jax.evals.selection import Results
-from wsod_jax.evals.tables import DetectionTable
+from wsod_jax.evals.predictions import read_predictions
+from wsod_jax.evaluation import boxes, maps
+from wsod_jax.evaluation.baselines import comparison
+from wsod_jax.evaluation.findings import Findings, bar
 from wsod_jax.experiment import (
+    LOCATIONS,
     Predictor,
     change_config,
     check_classes,
     open_checkpoint,
-    score_detections,
-    truth_table,
 )
 from wsod_jax.train.checkpoint import checkpoint_steps
 from wsod_jax.viz import plot_training, save_image
@@ -88,6 +84,28 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--coco", action="store_true", help="also COCO's box AP and AR")
     add("--voc_server", action="store_true", help="also the files the VOC server takes")
     add("--out", help="folder of the report (default: <workdir>/evaluation)")
+    add(
+        "--compare",
+        action="store_true",
+        help="methods with maps: also other proposal maps of the same weights (uniform is CAM), and the points of "
+        "image centres and of gradients",
+    )
+    add(
+        "--energy_of",
+        nargs="+",
+        type=Path,
+        default=[],
+        metavar="FILE",
+        help="methods with maps: also the Object Energy of these files of proposals",
+    )
+    add(
+        "--together_with",
+        nargs="+",
+        type=Path,
+        default=[],
+        metavar="RUN",
+        help="methods with maps: further runs whose boxes join this one's, such as those of other image sizes",
+    )
     add("--pictures", type=int, default=12, help="images to draw (default 12)")
     add(
         "--set",
@@ -105,21 +123,6 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
-@dataclasses.dataclass
-class Findings:
-    """What a report holds beside its settings: metrics, numbers, pictures, sentences."""
-
-    parts: dict = dataclasses.field(default_factory=dict)
-    scalars: dict[str, float] = dataclasses.field(default_factory=dict)
-    pictures: list[Picture] = dataclasses.field(default_factory=list)
-    notes: list[str] = dataclasses.field(default_factory=list)
-
-    def note(self, sentence: str) -> None:
-        """Print a sentence, and keep it for the report."""
-        print(sentence)
-        self.notes.append(sentence)
-
-
 # -- a file of predictions
 
 
@@ -131,9 +134,18 @@ def rescore(args: argparse.Namespace) -> None:
     images = build.images(config, test_split(config, args))
     detections = read_predictions(path, image_ids=images.image_ids, class_names=images.class_names)
     folder = Path(args.out) if args.out else path.parent / f"{path.stem}_scored"
-    measure_detections(findings, config, settings, images, detections, args, folder)
+    boxes.measure_detections(
+        findings,
+        settings,
+        images,
+        detections,
+        boxes.test_truth(config, images, test_split(config, args)),
+        folder=folder,
+        num_pictures=args.pictures,
+        coco=args.coco,
+    )
     if args.voc_server:
-        write_server_files(folder, images, detections)
+        boxes.write_server_files(folder, images, detections)
     used = ("ap", "iou_thrs")  # the others were settled when the file was made
     facts = {
         "set": images.name,
@@ -141,7 +153,7 @@ def rescore(args: argparse.Namespace) -> None:
         "test": {name: getattr(settings, name) for name in used},
         "predictions": str(path),
     }
-    finish(folder, f"{path.name}, {images.name}", images, facts, findings)
+    findings.write(folder, f"{path.name}, {images.name}", images, facts)
 
 
 def stored_config(args: argparse.Namespace) -> ConfigDict:
@@ -255,46 +267,104 @@ def evaluate_step(
     images = build.images(config, test_split(config, args))
     check_classes(images, predictor.class_names)
     print(f"step {step}: {len(images)} images of {images.name}, {settings.num_views} views each")
-    proposals = build.proposals(config)
-    started = time.perf_counter()
-    results = predictor.detect(images, proposals, "map", bar)
-    findings.scalars["seconds_per_image"] = (time.perf_counter() - started) / max(len(images), 1)
-    if (
-        proposals is not None
-    ):  # before anything is measured: what follows may fail, and this took long
-        path = write_predictions(
-            folder / "predictions.json",
-            results.detections,
-            image_ids=images.image_ids,
-            class_names=images.class_names,
-        )
-        print(f"predictions: {path}")
-        if args.voc_server:
-            write_server_files(folder, images, results.detections)
-    note_input(findings, images, results)
-    if results.image_scores is not None:
-        scores, labels = results.image_scores[results.predicted], images.labels[results.predicted]
-        if (labels >= 0).any():
-            findings.parts["classification"] = classification_ap(
-                scores, labels, ap_mode=settings.ap
-            )
-    split = corloc_split(args, settings) if build.has_boxes(config) else None
-    if proposals is not None:
-        measure_detections(findings, config, settings, images, results.detections, args, folder)
-        if split is not None:
-            measure_corloc(findings, predictor, config, split, proposals)
-    findings.note(compilation_note(predictor, split))
+    corloc_split = args.corloc_split or settings.corloc_split
+    if corloc_split == "none" or not build.has_boxes(config):
+        corloc_split = None
+    if predictor.localization is None:
+        evaluate_boxes(findings, predictor, config, images, corloc_split, args, folder)
+    else:
+        evaluate_maps(findings, predictor, config, images, corloc_split, args, folder)
+    findings.note(compilation_note(predictor, corloc_split))
     facts = {
         "set": images.name,
-        "corloc_split": split,
+        "corloc_split": corloc_split,
         "step": step,
         "weights": "ema" if args.ema else "params",
         "seed": metadata["seed"],
         **build.settings_used(config),
         "test": dataclasses.asdict(settings),
     }
-    title = f"{metadata['method']}, step {step}, {images.name}"
-    return finish(folder, title, images, facts, findings)
+    if predictor.localization is not None:
+        facts["localization"] = dataclasses.asdict(predictor.localization)
+    return findings.write(
+        folder, f"{metadata['method']}, step {step}, {images.name}", images, facts
+    )
+
+
+def evaluate_boxes(findings, predictor, config, images, corloc_split, args, folder) -> None:
+    """Evaluate a method that scores proposals, or an image classifier."""
+    proposals, settings = build.proposals(config), predictor.settings
+    started = time.perf_counter()
+    results = predictor.detect(images, proposals, "map", bar)
+    findings.scalars["seconds_per_image"] = (time.perf_counter() - started) / max(len(images), 1)
+    if proposals is not None:  # before anything is measured: what follows may fail
+        boxes.write_detections(folder, images, results.detections, voc_server=args.voc_server)
+    findings.note_input(images, results.counts, results.predicted)
+    if results.image_scores is not None:
+        scores, labels = results.image_scores[results.predicted], images.labels[results.predicted]
+        if (labels >= 0).any():
+            findings.parts["classification"] = classification_ap(
+                scores, labels, ap_mode=settings.ap
+            )
+    if proposals is None:
+        return
+    boxes.measure_detections(
+        findings,
+        settings,
+        images,
+        results.detections,
+        boxes.test_truth(config, images, test_split(config, args)),
+        folder=folder,
+        num_pictures=args.pictures,
+        coco=args.coco,
+    )
+    if corloc_split is not None:
+        boxes.measure_corloc(findings, predictor, config, corloc_split, proposals)
+
+
+def evaluate_maps(findings, predictor, config, images, corloc_split, args, folder) -> None:
+    """Evaluate a method that localises without proposals."""
+    split = maps.MapSplit.read(config, test_split(config, args))
+    others = [
+        open_checkpoint(run, changes=locations_only(args.set))[0] for run in args.together_with
+    ]
+    for other in others:
+        check_classes(images, other.class_names)
+    started = time.perf_counter()
+    located = split.locate(predictor, "map")
+    findings.scalars["seconds_per_image"] = (time.perf_counter() - started) / max(len(images), 1)
+    found = [located, *(split.locate(other, "map") for other in others)]
+    detections = maps.predicted_boxes(found, predictor)
+    boxes.write_detections(folder, images, detections, voc_server=args.voc_server)
+    path = maps.write_points(folder / "points.csv", images, located, predictor.class_names)
+    print(f"points: {path}")
+    findings.note_input(images, located.counts, located.predicted)
+    measured = maps.measure_maps(
+        findings, predictor, split, located, folder=folder, num_pictures=args.pictures
+    )
+    if measured is not None:
+        boxes.measure_detections(
+            findings,
+            predictor.settings,
+            images,
+            detections,
+            split.truth,
+            folder=folder,
+            num_pictures=args.pictures,
+            coco=args.coco,
+        )
+    train_split = None if corloc_split is None else maps.MapSplit.read(config, corloc_split)
+    corloc = maps.measure_training_split(findings, predictor, train_split, others)
+    if measured is not None and (args.compare or args.energy_of):
+        findings.tables.append(
+            comparison(
+                predictor,
+                (split, train_split),
+                (measured, corloc),
+                maps=args.compare,
+                proposal_files=args.energy_of,
+            )
+        )
 
 
 # -- what both measure and write
@@ -305,123 +375,9 @@ def test_split(config: ConfigDict, args: argparse.Namespace) -> str:
     return args.split or config.data.test_split
 
 
-def annotated(config: ConfigDict, images: ImageSet) -> bool:
-    """Return whether every image of a set has its boxes, so that detections can be measured."""
-    return build.has_boxes(config) and not images.counts.get("no_annotation")
-
-
-def measure_detections(
-    findings: Findings,
-    config: ConfigDict,
-    settings: build.EvalSettings,
-    images: ImageSet,
-    detections: DetectionTable,
-    args: argparse.Namespace,
-    folder: Path,
-) -> None:
-    """Add average precision to the findings, or a note that there is no ground truth; and pictures."""
-    truth = metrics = None
-    if annotated(config, images):
-        truth = truth_table(images, build.ground_truth(config, test_split(config, args)))
-        metrics = score_detections(detections, truth, settings)
-        findings.parts["detection"] = metrics
-        if args.coco:
-            summary = coco_box_ap(detections, truth).summary
-            findings.scalars |= {f"COCO {name}": value for name, value in summary.items()}
-    else:
-        findings.note(f"{images.name} has no boxes to compare with: average precision not measured")
-    findings.pictures += picture_detections(
-        folder,
-        [record.load for record in images.records[: args.pictures]],
-        detections,
-        truth,
-        metrics,
-        image_ids=images.image_ids[: args.pictures],
-        class_names=images.class_names,
-    )
-    if args.pictures:
-        print(f"pictures: {folder / 'detections.png'}")
-
-
-def write_server_files(folder: Path, images: ImageSet, detections: DetectionTable) -> None:
-    """Write the files of the VOC server."""
-    path = write_voc_server(
-        folder / "voc_server",
-        detections,
-        image_ids=images.image_ids,
-        class_names=images.class_names,
-    )
-    print(f"files for the VOC server: {path}")
-
-
-def finish(
-    folder: Path, title: str, images: ImageSet, facts: dict, findings: Findings
-) -> dict[str, float]:
-    """Write the report, print its summary and return it."""
-    report = write_report(
-        folder,
-        title=title,
-        class_names=images.class_names,
-        settings=facts,
-        scalars=findings.scalars,
-        pictures=findings.pictures,
-        notes=findings.notes,
-        **findings.parts,
-    )
-    content = json.loads((folder / "report.json").read_text(encoding="utf-8"))
-    summary = {name: value for name, value in content["summary"].items() if value is not None}
-    print("  ".join(f"{name} {value:.4g}" for name, value in summary.items()))
-    print(f"report: {report}")
-    return summary
-
-
-def corloc_split(args: argparse.Namespace, settings: build.EvalSettings) -> str | None:
-    """Return the split to measure CorLoc on, `None` for none."""
-    split = args.corloc_split or settings.corloc_split
-    return None if split == "none" else split
-
-
-def measure_corloc(
-    findings: Findings, predictor: Predictor, config: ConfigDict, split: str, proposals: ProposalSet
-) -> None:
-    """Add the quality of the top boxes of every image's own classes to the findings."""
-    images = build.images(config, split)
-    if not annotated(config, images):
-        findings.note(f"{images.name} has no boxes to compare with: CorLoc not measured")
-        return
-    results = predictor.detect(images, proposals, "corloc", bar)
-    note_input(findings, images, results)
-    truth = truth_table(images, build.ground_truth(config, split))
-    findings.parts["corloc"] = predictor.localise(results, truth)
-    quality = box_quality(top_boxes(results, images), truth)
-    findings.scalars["top box size ratio"] = quality.size_ratio
-
-
-def note_input(findings: Findings, images: ImageSet, results: Results) -> None:
-    """Note what the input met in a set: images left out, shrunk or unreadable, proposals merged or dropped."""
-    met = {**images.counts, **results.counts}
-    met = ", ".join(f"{name} {count}" for name, count in met.items() if count)
-    findings.note(f"input of {images.name}, each image counted once per view: {met}")
-    missing = np.flatnonzero(~results.predicted)
-    if len(missing):
-        names = ", ".join(images.image_ids[index] for index in missing[:5])
-        findings.note(
-            f"{len(missing)} of {len(images)} images of {images.name} could not be read ({names}"
-            f"{' ...' if len(missing) > 5 else ''}): their objects count as missed, and image mAP leaves them out"
-        )
-
-
-def top_boxes(results: Results, images: ImageSet) -> DetectionTable:
-    """Return the best box of every class that an image is labelled with."""
-    rows, classes = np.nonzero((images.labels == 1) & results.top_valid)
-    return DetectionTable(
-        rows,
-        classes,
-        results.top_scores[rows, classes],
-        results.top_boxes[rows, classes],
-        len(images),
-        len(images.class_names),
-    )
+def locations_only(changes: list[str]) -> list[str]:
+    """Return the changes that say where data lie: they hold for every run, test settings for one."""
+    return [change for change in changes if change.partition("=")[0] in LOCATIONS]
 
 
 def compilation_note(predictor: Predictor, split: str | None) -> str:
@@ -434,11 +390,6 @@ def compilation_note(predictor: Predictor, split: str | None) -> str:
         f"compilations of the predict step: {predictor.num_compilations()}, at most {len(shapes)} "
         "(one per canvas and orientation)"
     )
-
-
-def bar(batches):
-    """Show progress over batches on a terminal."""
-    return tqdm(batches, total=len(batches), unit="batch", disable=None)
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ FLOORS = {
     "build": 5,
     "experiment": 6,
     "inspection": 7,
+    "evaluation": 7,
 }
 LEAVES = {"types", "errors"}  # single files that every room of their own floor may use too
 

@@ -25,6 +25,21 @@ class Picture:
 
 
 @dataclass(frozen=True)
+class Table:
+    """A table of the report.
+
+    Attributes:
+      title: above it.
+      head: names of the columns.
+      rows: a name, then a share in [0, 1] for every further column, `None` where there is none.
+    """
+
+    title: str
+    head: Sequence[str]
+    rows: Sequence[Sequence[str | float | None]]
+
+
+@dataclass(frozen=True)
 class SeedSummary:
     """A number over several runs.
 
@@ -77,7 +92,9 @@ def write_report(
     detection: DetectionMetrics | None = None,
     corloc: CorLocMetrics | None = None,
     classification: np.ndarray | None = None,
+    shares: Mapping[str, np.ndarray] | None = None,
     scalars: Mapping[str, float] | None = None,
+    tables: Sequence[Table] = (),
     pictures: Sequence[Picture] = (),
     notes: Sequence[str] = (),
 ) -> Path:
@@ -92,7 +109,9 @@ def write_report(
       detection: AP per class and threshold.
       corloc: correct localisation per class.
       classification: [c] AP of the image-level scores, see `classification.classification_ap`.
+      shares: further shares per class by name, [c] each; their means are in the summary under the same names.
       scalars: further numbers of the summary, by name, as they are.
+      tables: shown after the classes.
       pictures: shown in order; links are relative to the folder, so folder and pictures move together.
       notes: sentences for the reader, such as counted skips.
     Returns:
@@ -101,6 +120,7 @@ def write_report(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     columns = _columns(detection, corloc, classification)
+    columns += [_Column(name, name, values) for name, values in (shares or {}).items()]
     summary = {column.mean_name: column.mean for column in columns}
     summary |= dict(scalars or {})
     notes = [*notes, *_left_out(detection, corloc, class_names)]
@@ -119,6 +139,9 @@ def write_report(
             )
         ],
         "iou_sweep": _sweep(detection),
+        "tables": [
+            {"title": table.title, "head": list(table.head), "rows": table.rows} for table in tables
+        ],
         "notes": notes,
         "pictures": [
             {"path": _relative(picture.path, folder), "caption": picture.caption}
@@ -255,6 +278,9 @@ def _markdown(content: dict, detection: DetectionMetrics | None, columns: Sequen
         rows = [list(content["iou_sweep"]), [_percent(v) for v in content["iou_sweep"].values()]]
         table = _table(["IoU >", *rows[0]], [["mAP", *rows[1]]])
         sections += ["## IoU thresholds (mAP in percent)", table]
+    for extra in content["tables"]:
+        rows = [[row[0], *map(_percent, row[1:])] for row in extra["rows"]]
+        sections += [f"## {extra['title']} (percent)", _table(extra["head"], rows)]
     rows = [[f"`{key}`", f"`{value}`"] for key, value in _flat(content["settings"])]
     sections += ["## Settings", _table(["setting", "value"], rows)]
     if content["pictures"]:

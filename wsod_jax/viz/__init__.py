@@ -2,7 +2,7 @@
 
 from wsod_jax.viz.canvas import Canvas, class_colour, save_image
 from wsod_jax.viz.charts import metric_series, plot_instances, plot_precision_recall, plot_training
-from wsod_jax.viz.objectness import draw_evolution, draw_objectness, objectness_map
+from wsod_jax.viz.objectness import draw_evolution, draw_objectness, draw_response, objectness_map
 from wsod_jax.viz.pictures import (
     contact_sheet,
     draw_boxes,
@@ -23,6 +23,7 @@ __all__ = [
     "draw_objectness",
     "draw_proposals",
     "draw_pseudo_labels",
+    "draw_response",
     "metric_series",
     "objectness_map",
     "plot_instances",

@@ -138,6 +138,21 @@ class Canvas:
                 self._labels.append(((start + end) / 2, labels[row], colour))
         return self
 
+    def points(self, points: np.ndarray, colour: Colour) -> Canvas:
+        """Draw rings around points [n, 2] (x, y) in pixels of the image given."""
+        for point in np.reshape(points, (-1, 2)).astype(np.float64) * self.factor:
+            centre = tuple(np.round(point).astype(int).tolist())
+            for radius, width, ink in ((4, 3, INK), (4, 1, colour)):
+                cv2.circle(
+                    self._pixels,
+                    centre,
+                    radius * self.line_px,
+                    ink,
+                    width * self.line_px,
+                    cv2.LINE_AA,
+                )
+        return self
+
     def blend(self, layer: np.ndarray, alpha: np.ndarray | float) -> Canvas:
         """Mix in a picture [H, W, 3] of the image's own size; `alpha` in [0, 1] is a number or [H, W]."""
         size = self._pixels.shape[1::-1]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from wsod_jax.viz.canvas import CORE, HIT, Canvas
+from wsod_jax.viz.canvas import CORE, HIT, PAPER, Canvas
 from wsod_jax.viz.pictures import contact_sheet
 
 
@@ -72,12 +72,8 @@ def draw_objectness(
     Returns:
       [H', W', 3] uint8 RGB.
     """
-    from matplotlib import colormaps
-
     top = float(objectness.max(initial=0.0)) if highest is None else highest
-    share = np.clip(objectness / top, 0, 1) if top > 0 else np.zeros_like(objectness)
-    heat = colormaps["turbo"](share)[..., :3] * 255
-    canvas = Canvas(image, min_side=min_side).blend(heat.astype(np.float32), alpha)
+    canvas = _heated(image, objectness, top, alpha, min_side)
     boxes = np.reshape(boxes, (-1, 4))
     for row in np.argsort(np.asarray(scores), kind="stable"):
         sure = scores[row] >= score_thr
@@ -88,6 +84,45 @@ def draw_objectness(
             style="solid" if sure else "dashed",
         )
     return canvas.array()
+
+
+def draw_response(
+    image: np.ndarray,
+    response: np.ndarray,
+    point: tuple[float, float],
+    tightest: np.ndarray,
+    components: np.ndarray,
+    *,
+    alpha: float = 0.6,
+    min_side: int = 360,
+) -> np.ndarray:
+    """Lay a class's response over its image as colours, with what is read off it.
+
+    Args:
+      image: [H, W, 3] uint8 RGB.
+      response: [H, W] >= 0.
+      point: (x, y) of the strongest response, a ring.
+      tightest: [4] the box around all foreground, red.
+      components: [n, 4] the boxes of its components, blue and dashed.
+      alpha: weight of the colours.
+      min_side: see `Canvas`.
+    Returns:
+      [H', W', 3] uint8 RGB.
+    """
+    canvas = _heated(image, response, float(response.max(initial=0.0)), alpha, min_side)
+    canvas.boxes(components, CORE, style="dashed").boxes(tightest, HIT)
+    return canvas.points(np.array(point), PAPER).array()
+
+
+def _heated(
+    image: np.ndarray, values: np.ndarray, top: float, alpha: float, min_side: int
+) -> Canvas:
+    """Return an image under colours from blue, 0, to red, `top`."""
+    from matplotlib import colormaps
+
+    share = np.clip(values / top, 0, 1) if top > 0 else np.zeros_like(values)
+    heat = colormaps["turbo"](share)[..., :3] * 255
+    return Canvas(image, min_side=min_side).blend(heat.astype(np.float32), alpha)
 
 
 def draw_evolution(

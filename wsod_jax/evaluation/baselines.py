@@ -1,0 +1,148 @@
+"""A localising classifier beside its baselines: other proposal maps, image centres, gradients, proposal files."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from wsod_jax.data.proposals import ProposalSet, check_proposals
+from wsod_jax.evals.energy import EnergyMetrics, proposal_energies
+from wsod_jax.evals.localization import CorLocMetrics
+from wsod_jax.evals.pointing import centre_points, difficult_subset, pointing_accuracy
+from wsod_jax.evals.report import Table
+from wsod_jax.evals.voc import mean_over_classes
+from wsod_jax.evaluation.findings import bar
+from wsod_jax.evaluation.maps import OFF_THE_IMAGE, MapSplit, TestMetrics, measure_corloc
+from wsod_jax.experiment import Predictor
+
+SOLVERS = {"walk": "M of the walk", "stationary": "M stationary", "uniform": "M uniform (CAM)"}
+COLUMNS = (
+    "image mAP",
+    "pointing",
+    "pointing difficult",
+    "pointing AP",
+    "CorLoc",
+    "CorLoc any",
+    "energy",
+)
+
+
+def comparison(
+    predictor: Predictor,
+    splits: tuple[MapSplit, MapSplit | None],
+    measured: tuple[TestMetrics, tuple[CorLocMetrics, CorLocMetrics] | None],
+    *,
+    maps: bool,
+    proposal_files: Sequence[Path],
+) -> Table:
+    """Return a table of the detector and its baselines.
+
+    Args:
+      predictor: the detector as it was evaluated.
+      splits: the test split, with annotated objects, and the split of CorLoc.
+      measured: the detector's own numbers on them.
+      maps: compare with other proposal maps under the same weights, and the points of image centres and gradients.
+      proposal_files: to measure the energy of.
+    """
+    own = predictor.method.network.soft_proposal.solver
+    rows = [_row(f"{SOLVERS[own]}: as tested", *measured)]
+    if maps:
+        for solver in (name for name in SOLVERS if name != own):
+            print(f"comparing with {SOLVERS[solver]}")
+            rows.append(_row(SOLVERS[solver], *_measure(with_solver(predictor, solver), splits)))
+        test = splits[0]
+        centres = centre_points(test.sizes, len(predictor.class_names))
+        rows.append(_pointing_row("Center: the middle of the image", centres, test, predictor))
+        print("comparing with gradients: a backward pass per image and class")
+        gradients = gradient_points(predictor, test)
+        rows.append(_pointing_row("Grad: largest |∂y / ∂image|", gradients, test, predictor))
+    for path in proposal_files:
+        rows.append(_energy_row(path, splits[0]))
+    return Table("Beside its baselines", ("", *COLUMNS), rows)
+
+
+def with_solver(predictor: Predictor, solver: str) -> Predictor:
+    """Return the same weights with another proposal map."""
+    network = predictor.method.network
+    soft_proposal = network.soft_proposal.clone(solver=solver)
+    method = dataclasses.replace(
+        predictor.method, network=network.clone(soft_proposal=soft_proposal)
+    )
+    return dataclasses.replace(predictor, method=method, predict_step=jax.jit(method.predict))
+
+
+def gradient_points(predictor: Predictor, split: MapSplit) -> np.ndarray:
+    """Return [n, c, 2] where the gradient of a class's score with respect to the pixels is largest.
+
+    Every image is seen once, at the first scale; NaN for classes it neither contains nor is labelled with.
+    """
+    settings = dataclasses.replace(
+        predictor.settings, scales=predictor.settings.scales[:1], flips=(False,)
+    )
+    views = dataclasses.replace(predictor, settings=settings).views(split.images, None)
+    saliency = jax.jit(predictor.method.saliency)
+    points = np.full((*split.wanted.shape, 2), np.nan)
+    for batch in bar(views):
+        real = np.asarray(batch.image_mask)
+        wanted = split.wanted[batch.image_index] & real[:, None]  # [b, c]
+        for slot in range(int(wanted.sum(axis=1).max(initial=0))):
+            has = wanted.sum(axis=1) > slot
+            # the slot-th wanted class of every image; class 0, unused, where there are fewer
+            chosen = np.where(has, (np.cumsum(wanted, axis=1) == slot + 1).argmax(axis=1), 0)
+            maps = np.asarray(saliency(predictor.params, batch, chosen.astype(np.int32)))
+            for row in np.flatnonzero(has):
+                height, width = batch.image_size[row]
+                place = maps[row, :height, :width].argmax()
+                y, x = divmod(int(place), int(width))
+                point = np.array([x + 0.5, y + 0.5]) / np.asarray(batch.scale[row])
+                points[batch.image_index[row], chosen[row]] = point
+    return points
+
+
+def _measure(
+    predictor: Predictor, splits: tuple[MapSplit, MapSplit | None]
+) -> tuple[TestMetrics, tuple[CorLocMetrics, CorLocMetrics] | None]:
+    """Return a detector's numbers on the test split and on the split of CorLoc."""
+    test, training = splits
+    metrics = TestMetrics.of(test.locate(predictor, "map"), test, predictor)
+    if training is None or training.truth is None:
+        return metrics, None
+    located = training.locate(predictor, "corloc")
+    return metrics, measure_corloc([located], training.truth, predictor)
+
+
+def _row(
+    name: str, metrics: TestMetrics, corloc: tuple[CorLocMetrics, CorLocMetrics] | None
+) -> list[str | float | None]:
+    shares = [float(mean_over_classes(values)) for values in metrics.shares.values()]
+    found = [None, None] if corloc is None else [one.mean for one in corloc]
+    return [name, *shares, *found, metrics.energy.mean]
+
+
+def _pointing_row(
+    name: str, points: np.ndarray, split: MapSplit, predictor: Predictor
+) -> list[str | float | None]:
+    points = np.where(np.isfinite(points), points, OFF_THE_IMAGE)
+    difficult = difficult_subset(split.truth, split.sizes)
+    tolerance = predictor.localization.pointing_px
+    both = [
+        pointing_accuracy(points, split.truth, tolerance_px=tolerance, subset=subset).mean
+        for subset in (None, difficult)
+    ]
+    return [name, None, *both, None, None, None, None]
+
+
+def _energy_row(path: Path, split: MapSplit) -> list[str | float | None]:
+    proposals = ProposalSet.load(path)
+    check_proposals(proposals, split.images)
+    ids = split.images.image_ids
+    scores = None
+    if proposals.scores is not None:
+        scores = [proposals.get_scores(image_id) for image_id in ids]
+    boxes = [proposals.get(image_id) for image_id in ids]
+    energies = EnergyMetrics(proposal_energies(boxes, scores, split.truth, split.sizes))
+    return [f"proposals of {path.name}", *[None] * (len(COLUMNS) - 1), energies.mean]

@@ -1,0 +1,122 @@
+"""Evaluation of detectors that score boxes: average precision on the test split, CorLoc on the training split."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from wsod_jax import build
+from wsod_jax.data.proposals import ProposalSet
+from wsod_jax.data.records import ImageSet
+from wsod_jax.evals.coco import coco_box_ap
+from wsod_jax.evals.localization import box_quality
+from wsod_jax.evals.pictures import picture_detections
+from wsod_jax.evals.predictions import write_predictions, write_voc_server
+from wsod_jax.evals.selection import Results
+from wsod_jax.evals.tables import DetectionTable, TruthTable
+from wsod_jax.evaluation.findings import Findings, annotated, bar
+from wsod_jax.experiment import Predictor, score_detections, truth_table
+
+
+def test_truth(config: ConfigDict, images: ImageSet, split: str) -> TruthTable | None:
+    """Return the objects of a split's images, `None` where they are not known."""
+    if not annotated(config, images):
+        return None
+    return truth_table(images, build.ground_truth(config, split))
+
+
+def measure_detections(
+    findings: Findings,
+    settings: build.EvalSettings,
+    images: ImageSet,
+    detections: DetectionTable,
+    truth: TruthTable | None,
+    *,
+    folder: Path,
+    num_pictures: int,
+    coco: bool,
+) -> None:
+    """Add average precision to the findings, or a note that there is no ground truth; and pictures.
+
+    Args:
+      findings: added to.
+      settings: thresholds and AP mode.
+      images: the set.
+      detections: in it.
+      truth: its objects, where they are known.
+      folder: for pictures.
+      num_pictures: images to draw.
+      coco: also COCO's AP and AR.
+    """
+    metrics = None
+    if truth is not None:
+        metrics = score_detections(detections, truth, settings)
+        findings.parts["detection"] = metrics
+        if coco:
+            summary = coco_box_ap(detections, truth).summary
+            findings.scalars |= {f"COCO {name}": value for name, value in summary.items()}
+    else:
+        findings.note(f"{images.name} has no boxes to compare with: average precision not measured")
+    findings.pictures += picture_detections(
+        folder,
+        [record.load for record in images.records[:num_pictures]],
+        detections,
+        truth,
+        metrics,
+        image_ids=images.image_ids[:num_pictures],
+        class_names=images.class_names,
+    )
+    if num_pictures:
+        print(f"pictures: {folder / 'detections.png'}")
+
+
+def measure_corloc(
+    findings: Findings, predictor: Predictor, config: ConfigDict, split: str, proposals: ProposalSet
+) -> None:
+    """Add CorLoc, and the quality of the top boxes of every image's own classes, to the findings."""
+    images = build.images(config, split)
+    truth = test_truth(config, images, split)
+    if truth is None:
+        findings.note(f"{images.name} has no boxes to compare with: CorLoc not measured")
+        return
+    results = predictor.detect(images, proposals, "corloc", bar)
+    findings.note_input(images, results.counts, results.predicted)
+    findings.parts["corloc"] = predictor.localise(results, truth)
+    quality = box_quality(_top_boxes(results, images), truth)
+    findings.scalars["top box size ratio"] = quality.size_ratio
+
+
+def write_detections(
+    folder: Path, images: ImageSet, detections: DetectionTable, *, voc_server: bool
+) -> None:
+    """Write predictions.json, and the files of the VOC server if asked for."""
+    names = {"image_ids": images.image_ids, "class_names": images.class_names}
+    print(f"predictions: {write_predictions(folder / 'predictions.json', detections, **names)}")
+    if voc_server:
+        write_server_files(folder, images, detections)
+
+
+def write_server_files(folder: Path, images: ImageSet, detections: DetectionTable) -> None:
+    """Write the files of the VOC server."""
+    path = write_voc_server(
+        folder / "voc_server",
+        detections,
+        image_ids=images.image_ids,
+        class_names=images.class_names,
+    )
+    print(f"files for the VOC server: {path}")
+
+
+def _top_boxes(results: Results, images: ImageSet) -> DetectionTable:
+    """Return the best box of every class that an image is labelled with."""
+    rows, classes = np.nonzero((images.labels == 1) & results.top_valid)
+    return DetectionTable(
+        rows,
+        classes,
+        results.top_scores[rows, classes],
+        results.top_boxes[rows, classes],
+        len(images),
+        len(images.class_names),
+    )
