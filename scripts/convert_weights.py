@@ -6,12 +6,17 @@ Where to get what can be converted:
                               python -c "import torchvision.models as m; m.vgg16(weights='IMAGENET1K_V1')"
                             and take the file from ~/.cache/torch/hub/checkpoints. RGB, mean and std.
   torchvision_squeezenet1_1 squeezenet1_1-b8a52dc0.pth, likewise with m.squeezenet1_1. RGB, mean and std.
+  torchvision_googlenet     googlenet-1378be20.pth, likewise with m.googlenet. RGB in -1..1; batch normalisation is
+                            folded into the convolutions.
   caffe_vgg16               VGG_ILSVRC_16_layers, which published detectors start from, as .npz, .npy, .pkl or .pth.
                             With pycaffe:
                               net = caffe.Net(PROTOTXT, CAFFEMODEL, caffe.TEST)
                               np.savez(OUT, **{f"{n}_{'wb'[i]}": p.data for n, ps in net.params.items()
                                                for i, p in enumerate(ps)})
                             Detectron's pickles and PyTorch's vgg16_caffe.pth work as they are. BGR, mean only.
+  caffe_cnn_s               VGG_CNN_S, exported likewise. BGR, mean only.
+  caffe_googlenet           BVLC's GoogLeNet, exported likewise. BGR, mean only; set the backbone's pixels to "caffe",
+                            branch3_kernel to 5, pool4_window to 3 and lrn to True.
   keras_squeezenet_npz      SqueezeNet 1.1 with keys <layer>/kernel and <layer>/bias. BGR, mean only.
   checkpoint                the backbone, and nothing else, of a run of scripts/train.py: its workdir (the newest step)
                             or the folder of one step.
@@ -61,7 +66,10 @@ def convert_checkpoint(path: str) -> tuple[Params, dict[str, Any]]:
 IMPORTERS = {
     "torchvision_vgg16": torchvision.convert_vgg16,
     "torchvision_squeezenet1_1": torchvision.convert_squeezenet,
+    "torchvision_googlenet": torchvision.convert_googlenet,
     "caffe_vgg16": caffe.convert_vgg16,
+    "caffe_cnn_s": caffe.convert_cnn_s,
+    "caffe_googlenet": caffe.convert_googlenet,
     "keras_squeezenet_npz": keras.convert_squeezenet,
     "checkpoint": convert_checkpoint,
 }

@@ -20,6 +20,7 @@ KNOWN_FILES = {
     "397923af": ("torchvision's VGG16 (RGB, mean and std)", "torchvision_vgg16"),
     "b8a52dc0": ("torchvision's SqueezeNet 1.1 (RGB, mean and std)", "torchvision_squeezenet1_1"),
     "f364aa15": ("torchvision's SqueezeNet 1.1 (RGB, mean and std)", "torchvision_squeezenet1_1"),
+    "1378be20": ("torchvision's GoogLeNet (RGB, -1 to 1)", "torchvision_googlenet"),
     "00b39a1b": ("Caffe's VGG16 in PyTorch's names (BGR, mean only)", "caffe_vgg16"),
     "88682ab5": ("VGG16 features trained on RGB 0..255 minus the mean, a third convention", None),
 }

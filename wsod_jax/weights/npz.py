@@ -3,13 +3,15 @@
 Keys are parameter paths ("fire2/squeeze1x1/kernel"); kernels are [rows, columns, in, out] or [in, out], float32. The
 key "__meta__" holds JSON:
 
-    architecture  which network ("vgg16", "squeezenet1_1", "tiny")
-    pixels        input convention, "caffe" or "torchvision"; with "caffe", `mean` is the blue, green, red mean
+    architecture  which network ("vgg16", "squeezenet1_1", "googlenet", "cnn_s", "tiny")
+    pixels        input convention, "caffe", "torchvision" or "inception"; with "caffe", `mean` is the blue, green,
+                  red mean
     source        file or run that the numbers come from
     created_by    program that wrote the file
     checksum      "sha256:..." over names, shapes and values of all arrays
 
-and whatever else the architecture needs to be told to read the weights rightly (SqueezeNet: `ceil_mode`).
+and whatever else the architecture needs to be told to read the weights rightly (SqueezeNet: `ceil_mode`; GoogLeNet:
+`branch3_kernel`, `lrn`, `pool4_window`).
 """
 
 from __future__ import annotations
@@ -153,9 +155,9 @@ def missing_weights(path: Path) -> str:
     return (
         f"No weights at {path}. Download them where there is a network, e.g. with torchvision: "
         "python -c \"import torchvision.models as m; m.vgg16(weights='IMAGENET1K_V1')\" "
-        "(or m.squeezenet1_1; the .pth file lands in ~/.cache/torch/hub/checkpoints), and run "
+        "(or m.squeezenet1_1, m.googlenet; the .pth file lands in ~/.cache/torch/hub/checkpoints), and run "
         f"scripts/convert_weights.py --from torchvision_vgg16 FILE.pth --out {path} "
-        "(or torchvision_squeezenet1_1, caffe_vgg16, keras_squeezenet_npz; see its --help)"
+        "(or torchvision_squeezenet1_1, torchvision_googlenet, caffe_vgg16, caffe_cnn_s, ...; see its --help)"
     )
 
 
