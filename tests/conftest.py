@@ -1,6 +1,6 @@
 """Test set-up: CPU, four virtual devices, no silent rank promotion, a persistent compilation cache.
 
-`trained_run` is a whole tiny run that end-to-end tests share.
+`trained_run` and `spn_run` are whole tiny runs that end-to-end tests share, with and without proposals.
 """
 
 import dataclasses
@@ -35,12 +35,12 @@ def release_compiled_code():
 
 @dataclasses.dataclass(frozen=True)
 class TrainedRun:
-    """A finished run of `configs/debug_tiny.py` on a tiny synthetic set. Read it, write elsewhere.
+    """A finished run on `tiny_set`. Read it, write elsewhere.
 
     Attributes:
       workdir: of the run: checkpoints of steps 0, 2 and 4, metrics.jsonl, config.json.
       data: folder in VOC layout; 8 images in trainval, 4 in test, of 64 to 96 pixels.
-      proposals: of all of them.
+      proposals: of all of them, whether the run uses them or not.
       config: the ConfigDict it ran with.
     """
 
@@ -51,32 +51,58 @@ class TrainedRun:
 
 
 @pytest.fixture(scope="session")
-def trained_run(tmp_path_factory) -> TrainedRun:
-    """Render, propose and train OIM with the reweighted loss for four steps, with the scripts' own code."""
-    from configs.debug_tiny import get_config
-    from scripts.train import run
+def tiny_set(tmp_path_factory) -> tuple[Path, Path]:
+    """Render a synthetic set and search proposals in all of its images; return the two paths."""
     from wsod_jax.data.records import ImageSet
     from wsod_jax.data.selective_search import SearchOptions, run_selective_search
     from wsod_jax.data.synthetic import SyntheticSpec, write_synthetic
     from wsod_jax.data.voc import read_image_set
 
-    root = tmp_path_factory.mktemp("trained_run")
-    data, proposals, workdir = root / "data", root / "proposals.npz", root / "run"
+    root = tmp_path_factory.mktemp("tiny_set")
+    data, proposals = root / "data", root / "proposals.npz"
     spec = SyntheticSpec(num_trainval=8, num_test=4, size=96, aspects=(1.0, 0.75, 4 / 3))
     write_synthetic(data, spec)
     splits = [read_image_set(data, split) for split in ("trainval", "test")]
     records = splits[0].records + splits[1].records
     images = ImageSet("all", splits[0].class_names, records)
     run_selective_search(images, proposals, options=SearchOptions(min_side=6.0))
+    return data, proposals
+
+
+@pytest.fixture(scope="session")
+def trained_run(tiny_set, tmp_path_factory) -> TrainedRun:
+    """Train OIM with the reweighted loss for four steps, with the script's own code."""
+    from configs.debug_tiny import get_config
 
     config = get_config("oim_ir")
-    config.data.root, config.proposals.path = str(data), str(proposals)
+    config.proposals.path = str(tiny_set[1])
+    config.log.pictures_every, config.log.num_pictures = 2, 1
+    return four_steps(config, tiny_set, tmp_path_factory.mktemp("trained_run"))
+
+
+@pytest.fixture(scope="session")
+def spn_run(tiny_set, tmp_path_factory) -> TrainedRun:
+    """Train SPN from random weights for four steps, with the script's own code."""
+    from configs.spn_synthetic import get_config
+
+    config = get_config("spn")
+    config.backbone.weights, config.backbone.frozen = None, ()
+    config.network.extra_channels = 16
+    config.optim.warmup_steps, config.optim.decay_steps, config.log.every = 2, (), 1
+    return four_steps(config, tiny_set, tmp_path_factory.mktemp("spn_run"))
+
+
+def four_steps(config, tiny_set: tuple[Path, Path], workdir: Path) -> TrainedRun:
+    """Run a configuration on `tiny_set` in batches of 4 images of 64 pixels."""
+    from scripts.train import run
+
+    data, proposals = tiny_set
+    config.data.root = str(data)
     config.train.num_steps, config.train.micro_batch = 4, 4
     config.train.scales = config.eval.scales = (64,)
     config.train.loader = "threads"
     config.train.cache_features = False
     config.log.checkpoint_every = config.log.milestones_every = 2
-    config.log.pictures_every, config.log.num_pictures = 2, 1
     config.log.tensorboard = False
     run(config, workdir)
     return TrainedRun(workdir, data, proposals, config)
