@@ -2,6 +2,7 @@
 
     python scripts/sweep.py cards6 --runs runs/cards6               # 6 methods x 3 seeds, about 4 minutes each
     python scripts/sweep.py synthetic --runs runs/synthetic --methods wsddn oim_ir --seeds 0
+    python scripts/sweep.py spn_cards6 --energy_of data/proposals/cards6_selective_search.npz
     python scripts/sweep.py --table                                 # only rewrite the tables
 
 Each finished run leaves one row, results/<set>/<method>-seed<n>.json; runs that have one are skipped, an interrupted
@@ -9,6 +10,7 @@ run resumes. The tables of docs/results.md and README.md are written from the ro
 """
 
 import argparse
+import dataclasses
 import json
 import os
 import platform
@@ -22,7 +24,7 @@ from wsod_jax.experiment import LOCATIONS
 from wsod_jax.train.checkpoint import checkpoint_steps
 
 ROOT = Path(__file__).resolve().parents[1]
-METHODS = {
+DETECTORS = {
     "wsddn": "WSDDN",
     "oicr": "OICR",
     "pcl": "PCL",
@@ -30,19 +32,61 @@ METHODS = {
     "oim": "OIM",
     "oim_ir": "OIM+IR",
 }
-SETS = {"cards6": "cards6 (SqueezeNet 1.1)", "synthetic": "synthetic set (tiny backbone)"}
-COLUMNS = ("mAP50", "CorLoc", "image mAP", "top box size ratio")
+LOCALISERS = {"spn": "SPN", "cam": "CAM, trained alike"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Sweep:
+    """Runs over one configuration file and the table they make.
+
+    Attributes:
+      title: of the table.
+      methods: variant of the configuration -> its name in the table.
+      columns: names of the numbers in reports.
+      compare: variants whose evaluation also makes a table of baselines.
+      beside: start of a row's name in that table -> its name in this one.
+    """
+
+    title: str
+    methods: dict[str, str]
+    columns: tuple[str, ...] = ("mAP50", "CorLoc", "image mAP", "top box size ratio")
+    compare: tuple[str, ...] = ()
+    beside: dict[str, str] = dataclasses.field(default_factory=dict)
+
+
+def localisers(title: str) -> Sweep:
+    """Return the sweep of SPN and its baselines."""
+    return Sweep(
+        title,
+        LOCALISERS,
+        ("image mAP", "pointing", "pointing difficult", "CorLoc", "CorLoc any", "energy"),
+        compare=("spn",),
+        beside={
+            "M uniform": "SPN's weights, M uniform",
+            "M stationary": "SPN's weights, M stationary",
+            "Grad": "SPN's weights, gradient",
+            "Center": "image centre",
+            "proposals": "selective search",
+        },
+    )
+
+
+SETS = {
+    "cards6": Sweep("cards6 (SqueezeNet 1.1)", DETECTORS),
+    "synthetic": Sweep("synthetic set (tiny backbone)", DETECTORS),
+    "spn_cards6": localisers("cards6 without proposals (SqueezeNet 1.1)"),
+    "spn_synthetic": localisers("synthetic set without proposals (tiny backbone)"),
+}
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 
 
 def main():
     args = parse_arguments()
     if not args.table:
+        runs = Path(args.runs or f"runs/{args.set}")
         for seed in args.seeds:
             for method in args.methods:
-                run_one(
-                    args.set, method, seed, Path(args.runs or f"runs/{args.set}"), args.override
-                )
+                run_one(args.set, method, seed, runs, args.override, args.energy_of)
                 write_tables()
     write_tables()
 
@@ -54,7 +98,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "set", nargs="?", choices=SETS, help="which set; its config is configs/<set>.py"
     )
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--methods", nargs="+", help="variants of the config (default: all)")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--runs", help="folder for the workdirs (default runs/<set>)")
     parser.add_argument("--table", action="store_true", help="train nothing, write the tables")
@@ -65,13 +109,23 @@ def parse_arguments() -> argparse.Namespace:
         metavar="--config.KEY=VALUE",
         help="where data, proposals and weights lie if not where the config says",
     )
+    parser.add_argument(
+        "--energy_of", help="sets without proposals: a proposals file to measure the energy of"
+    )
     args, rest = parser.parse_known_args()
     wrong = [option for option in rest if not option.startswith("--config.")]
     if wrong:
         parser.error(f"unknown arguments: {' '.join(wrong)}")
     args.override = [*args.override, *rest]
-    if args.set is None and not args.table:
+    if args.table:
+        return args
+    if args.set is None:
         parser.error("name a set, or give --table")
+    known = list(SETS[args.set].methods)
+    args.methods = args.methods or known
+    unknown = [method for method in args.methods if method not in known]
+    if unknown:
+        parser.error(f"{args.set} has no {unknown[0]!r}; choose out of {', '.join(known)}")
     return args
 
 
@@ -80,7 +134,14 @@ def row_path(data_set: str, method: str, seed: int) -> Path:
     return ROOT / "results" / data_set / f"{method}-seed{seed}.json"
 
 
-def run_one(data_set: str, method: str, seed: int, runs: Path, overrides: list[str]) -> None:
+def run_one(
+    data_set: str,
+    method: str,
+    seed: int,
+    runs: Path,
+    overrides: list[str],
+    energy_of: str | None = None,
+) -> None:
     """Train and evaluate one run, and write its row; do nothing if the row is there."""
     row = row_path(data_set, method, seed)
     if row.exists():
@@ -106,6 +167,9 @@ def run_one(data_set: str, method: str, seed: int, runs: Path, overrides: list[s
         sys.exit(f"{workdir} stopped before step {num_steps}; the same command goes on with it")
     trained = time.time()
     evaluate = [str(ROOT / "scripts/evaluate.py"), "--workdir", str(workdir)]
+    if method in SETS[data_set].compare:
+        evaluate.append("--compare")
+        evaluate += ["--energy_of", energy_of] if energy_of else []
     subprocess.run(python + evaluate, check=True)
     path = workdir / "evaluation" / str(num_steps) / "report.json"
     report = json.loads(path.read_text(encoding="utf-8"))
@@ -116,6 +180,7 @@ def run_one(data_set: str, method: str, seed: int, runs: Path, overrides: list[s
         "summary": report["summary"],
         "settings": without_locations(report["settings"]),
         "per_class": report["per_class"],
+        "tables": report["tables"],
         "train_seconds": round(trained - started),
         "evaluate_seconds": round(time.time() - trained),
         "hardware": f"{os.cpu_count()} cores, {platform.machine()}",
@@ -147,30 +212,53 @@ def write_tables() -> None:
 
 def table(data_set: str, seeds: tuple[int, ...] = (0, 1, 2)) -> str:
     """Return one set's table in Markdown: mean ± standard deviation over the finished seeds."""
+    sweep = SETS[data_set]
     lines = [
-        f"**{SETS[data_set]}**, percent, mean ± standard deviation over seeds",
+        f"**{sweep.title}**, percent, mean ± standard deviation over seeds",
         "",
-        f"| method | {' | '.join(COLUMNS)} | seeds | minutes a run |",
-        f"|---|{'---|' * (len(COLUMNS) + 2)}",
+        f"| method | {' | '.join(sweep.columns)} | seeds | minutes a run |",
+        f"|---|{'---|' * (len(sweep.columns) + 2)}",
     ]
-    for method, name in METHODS.items():
+    for method, name in sweep.methods.items():
         rows = [
             json.loads(path.read_text(encoding="utf-8"))
             for path in (row_path(data_set, method, seed) for seed in seeds)
             if path.exists()
         ]
-        lines.append(f"| {name} | {' | '.join(cells(rows, len(seeds)))} |")
+        lines.append(f"| {name} | {' | '.join(cells(rows, sweep.columns, len(seeds)))} |")
+        if method in sweep.compare:
+            lines += beside(rows, sweep, len(seeds))
     return "\n".join(lines)
 
 
-def cells(rows: list[dict], wanted: int) -> list[str]:
+def cells(rows: list[dict], columns: tuple[str, ...], wanted: int) -> list[str]:
     """Return the cells of one method."""
     if not rows:
-        return ["not run"] * len(COLUMNS) + [f"0 of {wanted}", ""]
+        return ["not run"] * len(columns) + [f"0 of {wanted}", ""]
     minutes = sum(row["train_seconds"] + row["evaluate_seconds"] for row in rows) / len(rows) / 60
     summary = summarise_seeds([row["summary"] for row in rows])
-    values = [summary[name].as_percent() for name in COLUMNS]
+    values = [summary[name].as_percent() for name in columns]
     return [*values, f"{len(rows)} of {wanted}", f"{minutes:.1f}"]
+
+
+def beside(rows: list[dict], sweep: Sweep, wanted: int) -> list[str]:
+    """Return the lines of the baselines that the runs of one method were compared with."""
+    lines = []
+    for start, name in sweep.beside.items():
+        found = []
+        for row in rows:
+            for compared in row["tables"]:
+                found += [
+                    {k: v for k, v in zip(compared["head"], values, strict=True) if v is not None}
+                    for values in compared["rows"]
+                    if values[0].startswith(start)
+                ]
+        summary = summarise_seeds([{k: v for k, v in one.items() if k} for one in found] or [{}])
+        values = [
+            summary[column].as_percent() if column in summary else "–" for column in sweep.columns
+        ]
+        lines.append(f"| {name} | {' | '.join([*values, f'{len(found)} of {wanted}', ''])} |")
+    return lines
 
 
 if __name__ == "__main__":

@@ -7,11 +7,12 @@ import pytest
 from scripts import sweep
 from wsod_jax.experiment import LOCATIONS
 
+COLUMNS = sweep.SETS["cards6"].columns
 ROWS = sorted((sweep.ROOT / "results").glob("*/*.json"))
 
 
 def write_row(root, method, seed, value):
-    summary = dict.fromkeys(sweep.COLUMNS, value)
+    summary = dict.fromkeys(COLUMNS, value)
     row = {"summary": summary, "train_seconds": 100, "evaluate_seconds": 20}
     path = root / "results" / "cards6" / f"{method}-seed{seed}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -24,10 +25,26 @@ def test_table_of_some_rows(tmp_path, monkeypatch):
     write_row(tmp_path, "oicr", 2, 0.6)
     write_row(tmp_path, "oim", 1, 0.25)
     lines = {line.split(" | ")[0]: line for line in sweep.table("cards6").splitlines()}
-    assert lines["| OICR"].count("50.0 ± 14.1") == len(sweep.COLUMNS)
+    assert lines["| OICR"].count("50.0 ± 14.1") == len(COLUMNS)
     assert "| 2 of 3 | 2.0 |" in lines["| OICR"]
-    assert lines["| OIM"].count("25.0") == len(sweep.COLUMNS) and "±" not in lines["| OIM"]
-    assert lines["| PCL"].count("not run") == len(sweep.COLUMNS) and "0 of 3" in lines["| PCL"]
+    assert lines["| OIM"].count("25.0") == len(COLUMNS) and "±" not in lines["| OIM"]
+    assert lines["| PCL"].count("not run") == len(COLUMNS) and "0 of 3" in lines["| PCL"]
+
+
+def test_baselines_of_a_run_stand_below_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(sweep, "ROOT", tmp_path)
+    columns = sweep.SETS["spn_cards6"].columns
+    for seed, pointing in ((0, 0.5), (1, 0.7)):
+        row = {"summary": dict.fromkeys(columns, 0.8), "train_seconds": 60, "evaluate_seconds": 0}
+        compared = {"head": ["", "pointing", "energy"], "rows": [["Center: so", pointing, None]]}
+        path = tmp_path / "results" / "spn_cards6" / f"spn-seed{seed}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(row | {"tables": [compared]}))
+    lines = sweep.table("spn_cards6").splitlines()
+    place = next(i for i, line in enumerate(lines) if line.startswith("| SPN |"))
+    centre = next(line for line in lines[place:] if line.startswith("| image centre |"))
+    assert "| – | 60.0 ± 14.1 | – |" in centre and "| 2 of 3 |" in centre
+    assert next(line for line in lines if line.startswith("| SPN's weights, M uniform")).count("–")
 
 
 def test_finished_runs_are_skipped(tmp_path, monkeypatch, capsys):
@@ -58,7 +75,7 @@ def test_committed_rows(path):
     row = json.loads(path.read_text(encoding="utf-8"))
     assert path.stem == f"{row['method']}-seed{row['seed']}" and path.parent.name == row["set"]
     assert row["settings"]["seed"] == row["seed"]
-    assert set(sweep.COLUMNS) <= set(row["summary"])
+    assert set(sweep.SETS[row["set"]].columns) <= set(row["summary"])
     for name in LOCATIONS:
         section, key = name.split(".")
         assert key not in row["settings"].get(section, {})
