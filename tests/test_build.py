@@ -465,6 +465,14 @@ def test_options_of_the_labels_alone_are_not_asked_of_the_boxes(tmp_path):
     config.data.class_names = ("cat", "dog")
     write_voc(tmp_path, {"a": ((9, 9), [("cat", (1, 1, 5, 5), True)])})
     assert len(build.ground_truth(config, "trainval").boxes["a"].boxes) == 1
+    config.data = {"reader": "image_folder", "root": str(tmp_path / "images")}
+    config.data.annotations = str(tmp_path / "boxes")
+    (tmp_path / "images" / "val").mkdir(parents=True)
+    (tmp_path / "boxes").mkdir()
+    (tmp_path / "JPEGImages").rename(tmp_path / "images" / "val" / "cat")
+    (tmp_path / "Annotations").rename(tmp_path / "boxes" / "val")
+    assert build.images(config, "val").image_ids == ("cat/a",)
+    assert list(build.ground_truth(config, "val").boxes) == ["cat/a"]
     config.data.dificult = "keep"
     with pytest.raises(ConfigError, match=r"config\.data\.dificult does not exist"):
         build.ground_truth(config, "trainval")

@@ -34,7 +34,7 @@ import optax
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from wsod_jax.config_values import check_value, suggestion
-from wsod_jax.data import coco, folder, tfds, voc
+from wsod_jax.data import coco, folder, image_folder, tfds, voc
 from wsod_jax.data.proposals import ProposalSet
 from wsod_jax.data.records import GroundTruth, ImageSet, check_single_label, is_single_label
 from wsod_jax.data.transforms import ProposalRules
@@ -81,7 +81,13 @@ BACKBONES = {
     "googlenet": GoogLeNet,
     "cnn_s": CnnS,
 }
-READERS = {"voc": voc, "coco": coco, "folder": folder, "tfds": tfds}
+READERS = {
+    "voc": voc,
+    "coco": coco,
+    "image_folder": image_folder,
+    "folder": folder,
+    "tfds": tfds,
+}
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 SECTIONS = ("seed", "method", "backbone", "data", "train", "optim", "log", "eval")
 # What a method needs beside them; methods that are not named here score proposals.
@@ -281,6 +287,8 @@ def warm_start(config: ConfigDict) -> Callable[[Params], Params] | None:
 def images(config: ConfigDict, split: str) -> ImageSet:
     """Read a split's images and labels. No box is read."""
     reader, options = _reader(config, split)
+    if hasattr(reader, "read_ground_truth"):
+        options = _of_function(options, reader.read_image_set, reader.read_ground_truth)
     if "split" in inspect.signature(reader.read_image_set).parameters:
         return construct(reader.read_image_set, options, "data", split=split)
     return construct(reader.read_image_set, options, "data")
@@ -314,9 +322,7 @@ def ground_truth(config: ConfigDict, split: str) -> GroundTruth:
             f"data read by {config.data.reader!r} has no boxes, so nothing can be measured; "
             "scripts/predict.py draws detections without"
         )
-    of_boxes = inspect.signature(reader.read_ground_truth).parameters
-    of_labels = inspect.signature(reader.read_image_set).parameters
-    options = {key: options[key] for key in options if key in of_boxes or key not in of_labels}
+    options = _of_function(options, reader.read_ground_truth, reader.read_image_set)
     return construct(reader.read_ground_truth, options, "data", split=split)
 
 
@@ -407,6 +413,12 @@ def _reader(config: ConfigDict, split: str) -> tuple[Any, dict]:
     if test_year is not None and split == splits["test_split"]:
         options["year"] = test_year
     return choose(READERS, {"name": name}, "data.reader")[0], options
+
+
+def _of_function(options: dict, function: Callable, other: Callable) -> dict:
+    """Return the options without those that only another function of the same section takes."""
+    own, others = (inspect.signature(f).parameters for f in (function, other))
+    return {key: value for key, value in options.items() if key in own or key not in others}
 
 
 def _dtype(name: str, section: str) -> jnp.dtype:

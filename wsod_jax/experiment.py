@@ -37,6 +37,8 @@ LOCATIONS = (
     "data.folder",
     "data.labels_csv",
     "data.data_dir",
+    "data.annotations",
+    "data.index_path",
     "proposals.path",
     "backbone.weights",
 )

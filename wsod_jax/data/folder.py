@@ -54,7 +54,7 @@ def read_image_set(
     """
     files = _image_files(Path(folder))
     labels_csv = Path(labels_csv)
-    labels = _read_labels(labels_csv, files, class_names)
+    labels = read_labels(labels_csv, files, class_names)
     if class_names is None:
         class_names = sorted({name for names in labels.values() for name in names})
     if not class_names:
@@ -141,10 +141,23 @@ def _sizes(files: dict[str, Path], on_bad: OnBad, counts: Counter) -> dict[str, 
     return sizes
 
 
-def _read_labels(
+def read_labels(
     path: Path, files: dict[str, Path], class_names: Sequence[str] | None
 ) -> dict[str, set[str]]:
-    """Return image id -> names of the classes present."""
+    """Read a CSV of labels.
+
+    Args:
+      path: in one of the two forms above, UTF-8.
+      files: image id -> its file; rows name images by id, or by id with the file's suffix.
+      class_names: those allowed; `None` allows any.
+
+    Returns:
+      image id -> names of the classes present, in the order of the rows.
+
+    Raises:
+      DataError: with the line number, for an unknown image, a duplicate row, an empty or unknown class; also
+        for a missing column or file.
+    """
     known = {image_id: image_id for image_id in files}
     known |= {_with_suffix(image_id, file): image_id for image_id, file in files.items()}
     column, rows = _read_rows(path)
