@@ -9,8 +9,10 @@ trained with were, and kept in the output folder; --proposals takes a file of sc
 
 Written into --out: predictions.json (all boxes, in COCO's results format) with predictions.index.json (which numbers
 mean which image and class), image_scores.csv (a score per picture and class), pictures/ (each picture with its best
-boxes) and sheet.jpg (all of them at a glance). A classifier has no boxes and writes image_scores.csv alone. Pictures
-that cannot be read are named and left out.
+boxes) and sheet.jpg (all of them at a glance). Methods without proposals, such as SPN, also write points.csv, and
+draw the proposal map and the responses to classes; a picture in which no class is predicted has no boxes, and shows
+the best class's response. A classifier writes image_scores.csv alone. Pictures that cannot be read are named and left
+out.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ import json
 import os
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -36,10 +38,11 @@ from wsod_jax.data.proposals import ProposalSet, check_proposals
 from wsod_jax.data.records import ImageRecord, ImageSet
 from wsod_jax.data.selective_search import SearchOptions, run_selective_search
 from wsod_jax.errors import ConfigError, DataError
+from wsod_jax.evals.map_pictures import draw_located
 from wsod_jax.evals.pictures import draw_image_detections
 from wsod_jax.evals.predictions import write_predictions
-from wsod_jax.evals.tables import DetectionTable
-from wsod_jax.experiment import open_checkpoint
+from wsod_jax.evaluation.maps import predicted_boxes, write_points
+from wsod_jax.experiment import Predictor, open_checkpoint
 from wsod_jax.viz import contact_sheet, save_image
 
 SHEET_PICTURES = 48
@@ -107,6 +110,9 @@ def run(args: argparse.Namespace) -> None:
         f"{len(images)} images, {settings.num_views} views each"
     )
     args.out.mkdir(parents=True, exist_ok=True)
+    if predictor.localization is not None:
+        locate(predictor, images, args)
+        return
     proposals = None
     if predictor.rules is not None:
         images, proposals = with_proposals(images, config, args)
@@ -124,7 +130,58 @@ def run(args: argparse.Namespace) -> None:
         class_names=predictor.class_names,
     )
     print(f"{len(results.detections)} boxes: {path}")
-    draw(images, results.detections, predictor.class_names, args)
+
+    def panel(image: np.ndarray, index: int) -> np.ndarray:
+        threshold = args.score_thr
+        if threshold is None:
+            best = results.detections.of_image(index).scores.max(initial=0.0)
+            threshold = 0.5 * float(best)
+        return draw_image_detections(
+            image,
+            index,
+            results.detections,
+            None,
+            class_names=predictor.class_names,
+            score_thr=threshold,
+            max_boxes=args.max_boxes,
+        )
+
+    draw(images, panel, args)
+
+
+def locate(predictor: Predictor, images: ImageSet, args: argparse.Namespace) -> None:
+    """Predict with a method that localises without proposals."""
+    if args.proposals is not None:
+        raise ConfigError("--proposals: this method uses none; leave the option out")
+    located = predictor.locate(images, progress=bar)
+    path = args.out / "image_scores.csv"
+    write_image_scores(path, images, predictor.class_names, located.image_scores)
+    print(f"scores of images: {path}")
+    without = int((located.predicted & ~located.claimed.any(axis=1)).sum())
+    if without:
+        print(f"no class is predicted in {without} of {len(images)} images: they have no boxes")
+    boxes = predicted_boxes([located], predictor)
+    path = write_predictions(
+        args.out / "predictions.json",
+        boxes,
+        image_ids=images.image_ids,
+        class_names=predictor.class_names,
+    )
+    print(f"{len(boxes)} boxes: {path}")
+    path = write_points(args.out / "points.csv", images, located, predictor.class_names)
+    print(f"points: {path}")
+
+    def panel(image: np.ndarray, index: int) -> np.ndarray:
+        return draw_located(
+            image,
+            index,
+            located,
+            predictor.localization.reading,
+            None,
+            class_names=predictor.class_names,
+        )
+
+    draw(images, panel, args, columns=1)
 
 
 def read_images(paths: Sequence[Path]) -> ImageSet:
@@ -229,36 +286,29 @@ def write_image_scores(
 
 def draw(
     images: ImageSet,
-    detections: DetectionTable,
-    class_names: Sequence[str],
+    panel: Callable[[np.ndarray, int], np.ndarray],
     args: argparse.Namespace,
+    *,
+    columns: int = 4,
 ) -> None:
-    """Draw every picture with its best boxes, and a sheet of them."""
+    """Draw every picture with what was found in it, and a sheet of them."""
     pictures, names = [], []
     for index, record in enumerate(
         tqdm(images.records[: args.max_pictures], unit="picture", **bar_style())
     ):
-        threshold = args.score_thr
-        if threshold is None:
-            threshold = 0.5 * float(detections.of_image(index).scores.max(initial=0.0))
-        picture = draw_image_detections(
-            record.load(),
-            index,
-            detections,
-            None,
-            class_names=class_names,
-            score_thr=threshold,
-            max_boxes=args.max_boxes,
-        )
+        picture = panel(record.load(), index)
         save_image(args.out / "pictures" / f"{record.image_id}.jpg", picture)
         if len(pictures) < SHEET_PICTURES:
-            pictures.append(
-                contact_sheet([picture], columns=1, gap_px=0)
-            )  # shrunk: sheets are many
+            cell_px = 320 if columns > 1 else 900
+            pictures.append(  # shrunk: sheets are many
+                contact_sheet([picture], columns=1, gap_px=0, cell_px=cell_px)
+            )
             names.append(record.image_id)
     if pictures:
-        sheet = save_image(args.out / "sheet.jpg", contact_sheet(pictures, captions=names))
-        print(f"pictures: {args.out / 'pictures'} and {sheet}")
+        cell_px = None if columns == 1 else 320
+        sheet = contact_sheet(pictures, captions=names, columns=columns, cell_px=cell_px)
+        path = save_image(args.out / "sheet.jpg", sheet)
+        print(f"pictures: {args.out / 'pictures'} and {path}")
 
 
 def bar(batches):

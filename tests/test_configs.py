@@ -34,6 +34,7 @@ VARIANTS = {  # of files whose variants are not the methods of the small sets
     "spn_vgg16_voc07": IMAGE_SIZES,
     "spn_googlenet_voc07": PUBLISHED_SOLVERS,
     "spn_googlenet_coco14": PUBLISHED_SOLVERS,
+    "spn_googlenet_ilsvrc": PUBLISHED_SOLVERS,
 }
 
 
