@@ -24,6 +24,7 @@ FLOORS = {
     **dict.fromkeys(["methods", "data", "evals"], 3),
     "train": 4,
     "settings": 4,
+    "construction": 4,
     "build": 5,
     "experiment": 6,
     "inspection": 7,

@@ -23,17 +23,16 @@ from __future__ import annotations
 import inspect
 import json
 import logging
-import typing
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-import flax.linen as nn
 import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from wsod_jax.config_values import check_value, suggestion
+from wsod_jax.config_values import suggestion
+from wsod_jax.construction import check_known, choose, construct, hidden
 from wsod_jax.data import coco, folder, image_folder, tfds, voc
 from wsod_jax.data.proposals import ProposalSet
 from wsod_jax.data.records import GroundTruth, ImageSet, check_single_label, is_single_label
@@ -96,48 +95,6 @@ SECTIONS_OF = {
     "spn": ("network", "soft_proposal", "localization"),
 }
 SECTIONS_WITH_PROPOSALS = ("network", "neck")
-
-
-def construct(function: Callable, section: Mapping[str, Any], name: str, **given: Any) -> Any:
-    """Call `function` with a section's entries as keyword arguments.
-
-    Args:
-      function: a class or function with named, annotated arguments.
-      section: the entries; lists become tuples.
-      name: of the section, for messages.
-      **given: arguments that do not come from the configuration.
-
-    Raises:
-      ConfigError: for a key that the function does not take (with the closest one it does), one that
-        is missing, or a value that `check_value` refuses.
-    """
-    parameters = inspect.signature(function).parameters
-    hints = typing.get_type_hints(function)
-    allowed = [key for key in parameters if key not in given and key not in _hidden(function)]
-    values = {key: _plain(value) for key, value in section.items()}
-    for key, value in values.items():
-        _check_known(key, allowed, name)
-        check_value(f"{name}.{key}", value, hints.get(key))
-    missing = [
-        key
-        for key in allowed
-        if parameters[key].default is inspect.Parameter.empty and key not in values
-    ]
-    if missing:
-        raise ConfigError(f"config.{name} lacks {', '.join(missing)}")
-    return function(**values, **given)
-
-
-def choose(table: Mapping[str, Any], section: Mapping[str, Any], name: str) -> tuple[Any, dict]:
-    """Look up `section["name"]` in a table; return the entry and the section's other keys."""
-    rest = dict(section.items())
-    found = rest.pop("name", None)
-    if found not in table:
-        raise ConfigError(
-            f"config.{name}.name is {found!r}; allowed are {', '.join(table)}"
-            + suggestion(str(found), list(table))
-        )
-    return table[found], rest
 
 
 def sections_of(method_name: str) -> tuple[str, ...]:
@@ -247,7 +204,7 @@ def optimizer(config: ConfigDict) -> tuple[optax.GradientTransformation, Schedul
     own = set(inspect.signature(learning_rate).parameters)
     options = dict(config.optim.items())
     for key in options:
-        _check_known(key, [*own, *inspect.signature(make_optimizer).parameters], "optim")
+        check_known(key, [*own, *inspect.signature(make_optimizer).parameters], "optim")
     schedule = construct(
         learning_rate,
         {key: value for key, value in options.items() if key in own},
@@ -384,7 +341,7 @@ def settings_used(config: ConfigDict) -> dict[str, dict[str, Any]]:
             key: parameter.default
             for function in functions[section]
             for key, parameter in inspect.signature(function).parameters.items()
-            if parameter.default is not inspect.Parameter.empty and key not in _hidden(function)
+            if parameter.default is not inspect.Parameter.empty and key not in hidden(function)
         }
         if "dtype" in defaults:
             defaults["dtype"] = jnp.dtype(defaults["dtype"]).name
@@ -425,24 +382,3 @@ def _dtype(name: str, section: str) -> jnp.dtype:
     if name not in DTYPES:
         raise ConfigError(f"config.{section}.dtype is {name!r}; allowed are {', '.join(DTYPES)}")
     return DTYPES[name]
-
-
-def _check_known(key: str, allowed: list[str], name: str) -> None:
-    if key not in allowed:
-        raise ConfigError(
-            f"config.{name}.{key} does not exist; config.{name} takes {', '.join(allowed)}"
-            + suggestion(key, allowed)
-        )
-
-
-def _hidden(function: Callable) -> tuple[str, ...]:
-    """Return the arguments of a constructor that are no settings."""
-    is_module = inspect.isclass(function) and issubclass(function, nn.Module)
-    return ("self", "parent", "name") if is_module else ("self",)
-
-
-def _plain(value: Any) -> Any:
-    """Return configuration values as plain Python: lists, nested too, become tuples."""
-    if isinstance(value, list | tuple):
-        return tuple(_plain(item) for item in value)
-    return value
