@@ -29,10 +29,12 @@ from ml_collections import ConfigDict
 from wsod_jax import build
 from wsod_jax.errors import ConfigError, DataError
 from wsod_jax.evals.classification import classification_ap
+from wsod_jax.evals.ilsvrc import read_blacklist
 from wsod_jax.evals.predictions import read_predictions
 from wsod_jax.evaluation import boxes, maps
 from wsod_jax.evaluation.baselines import comparison
 from wsod_jax.evaluation.findings import Findings, bar
+from wsod_jax.evaluation.ilsvrc import measure_ilsvrc
 from wsod_jax.experiment import (
     LOCATIONS,
     Predictor,
@@ -105,6 +107,12 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         default=[],
         metavar="RUN",
         help="methods with maps: further runs whose boxes join this one's, such as those of other image sizes",
+    )
+    add(
+        "--blacklist",
+        type=Path,
+        metavar="FILE",
+        help="single-label methods with maps: images that do not count, as in ILSVRC",
     )
     add("--pictures", type=int, default=12, help="images to draw (default 12)")
     add(
@@ -353,6 +361,9 @@ def evaluate_maps(findings, predictor, config, images, corloc_split, args, folde
             num_pictures=args.pictures,
             coco=args.coco,
         )
+    if measured is not None and predictor.method.activation == "softmax":
+        blacklist = read_blacklist(args.blacklist, images.image_ids) if args.blacklist else ()
+        measure_ilsvrc(findings, located, split, blacklist)
     train_split = None if corloc_split is None else maps.MapSplit.read(config, corloc_split)
     corloc = maps.measure_training_split(findings, predictor, train_split, others)
     if measured is not None and (args.compare or args.energy_of):

@@ -248,7 +248,7 @@ class Predictor:
           progress: wraps the iterable of batches, to show how far it is.
         """
         views = self.views(images, None, purpose)
-        single = getattr(self.method, "activation", None) == "softmax"
+        single = self.method.activation == "softmax"
         located = locate(
             self.candidates(progress(views)),
             np.array([(record.height, record.width) for record in images.records]),
@@ -256,6 +256,7 @@ class Predictor:
             wanted=wanted,
             claims=claims_best if single else claims_above(self.localization.predicted_thr),
             reading=self.localization.reading,
+            num_best=5 if single else 0,  # ILSVRC takes five guesses
             separate_views=self.settings.merge == "union" and self.settings.num_views > 1,
         )
         return dataclasses.replace(located, counts=views.counts)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -51,6 +53,34 @@ def ranked_classes(image_scores: np.ndarray, k: int = 5) -> np.ndarray:
     if not np.isfinite(image_scores).all():
         raise DataError("image scores are not finite; was every image of the set predicted?")
     return np.argsort(-image_scores, axis=1, kind="stable")[:, :k].astype(np.int32)
+
+
+def read_blacklist(path: str | Path, image_ids: Sequence[str]) -> list[int]:
+    """Return the positions of the images that a blacklist names.
+
+    Args:
+      path: a text file, one image per line: its id, or, as in the list that comes with ILSVRC, the number that the
+        id ends with ("36" for "ILSVRC2012_val_00000036").
+      image_ids: of the set.
+    Raises:
+      DataError: no such file, or a line that names no image of the set.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise DataError(f"{path}: no such blacklist")
+    places = {image_id: place for place, image_id in enumerate(image_ids)}
+    numbers = {}
+    for image_id, place in places.items():
+        number = re.search(r"(\d+)$", image_id)
+        if number:
+            numbers[int(number[1])] = place
+    found = []
+    for line, text in enumerate(path.read_text(encoding="utf-8").split(), start=1):
+        place = places.get(text, numbers.get(int(text)) if text.isdecimal() else None)
+        if place is None:
+            raise DataError(f"{path}: entry {line}, {text!r}, is no image of the set")
+        found.append(place)
+    return found
 
 
 def _counted(num_images: int, blacklist: Sequence[int]) -> np.ndarray:

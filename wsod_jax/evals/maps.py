@@ -47,7 +47,7 @@ class Located:
 
     Attributes:
       image_scores: [n, c] float32; NaN for images that were not predicted.
-      examined: [n, c] bool, the classes asked for and those predicted.
+      examined: [n, c] bool, the classes asked for, those predicted and the best-scored ones.
       claimed: [n, c] bool, the classes predicted to be present.
       points: [n, c, 2] float64 (x, y) of the strongest response; NaN where not examined.
       tightest: one box per image and examined class, around all of its foreground.
@@ -107,6 +107,7 @@ def locate(
     wanted: np.ndarray | None,
     claims: Callable[[np.ndarray], np.ndarray],
     reading: MapReading,
+    num_best: int = 0,
     separate_views: bool = False,
 ) -> Located:
     """Read points and boxes off the maps of a whole set.
@@ -118,6 +119,7 @@ def locate(
       wanted: [n, c] bool, classes to examine beside those predicted to be present; `None` for no others.
       claims: from an image's class scores [c] to the classes it is predicted to hold, [c] bool.
       reading: how maps are read.
+      num_best: so many of an image's best-scored classes are examined in any case.
       separate_views: `components` come from every view by itself instead of the mean over views.
     Returns:
       `Located`.
@@ -135,6 +137,7 @@ def locate(
         scores[i], maps[i] = image.image_scores, image.maps
         claimed[i] = claims(image.image_scores)
         examined[i] = claimed[i] if wanted is None else claimed[i] | wanted[i]
+        examined[i, np.argsort(-scores[i], kind="stable")[:num_best]] = True
         classes = np.flatnonzero(examined[i])
         if not len(classes):
             continue
