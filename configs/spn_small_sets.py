@@ -35,8 +35,8 @@ def spn_small_set(variant: str, num_steps: int) -> ConfigDict:
 
     config.log = ConfigDict()
     config.log.every = 50
-    config.log.checkpoint_every = num_steps // 6
-    config.log.milestones_every = num_steps // 6
+    config.log.checkpoint_every = num_steps // 5
+    config.log.milestones_every = num_steps // 5
 
     config.eval = ConfigDict()
     config.eval.resize = "short"

@@ -9,7 +9,7 @@ from configs.spn_small_sets import spn_small_set
 
 def get_config(variant: str = "spn"):
     """Return the configuration of one variant: spn, spn_stationary or cam."""
-    config = spn_small_set(variant, num_steps=600)
+    config = spn_small_set(variant, num_steps=400)
     config.backbone = dict(
         name="tiny",
         weights="demo/weights/tiny.npz",
