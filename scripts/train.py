@@ -91,6 +91,11 @@ def run(config, workdir: Path) -> None:
     method = build.method(config, num_classes=len(class_names), max_classes=data.max_classes)
     tx, schedule = build.optimizer(config)
     validate = validation(config, method, class_names) if log.best else None
+    if log.pictures_every and data.rules is None:
+        raise ConfigError(
+            f"config.log.pictures_every is {log.pictures_every}, but {config.method.name} mines no boxes to draw; "
+            "set it to 0. scripts/visualize.py proposal_maps draws what SPN's maps became during training"
+        )
 
     # -- state: resumed, or drawn and warm-started
     mesh = make_mesh()
@@ -252,7 +257,8 @@ def validation(
         )
     if "proposals" not in config:
         raise ConfigError(
-            f"config.log.best is {config.log.best!r}, but a {config.method.name} detects nothing"
+            f"config.log.best is {config.log.best!r}, which is measured of boxes chosen among proposals, but "
+            f"{config.method.name} has none; set config.log.best to None"
         )
     images, proposals = build.images(config, split), build.proposals(config)
     truth = truth_table(images, build.ground_truth(config, split))

@@ -595,3 +595,11 @@ def test_command_line_names_what_is_wrong(tmp_path, argument, message):
     assert re.search(message, done.stdout + done.stderr), done.stderr[-2000:]
     assert "Traceback" not in done.stderr
     assert not list(tmp_path.iterdir())
+
+
+def test_pictures_of_pseudo_boxes_need_a_method_that_mines(spn_run, tmp_path):
+    config = spn_run.config.copy_and_resolve_references()
+    config.log.pictures_every = 2
+    with pytest.raises(ConfigError, match="pictures_every is 2, but spn mines no boxes"):
+        script.run(config, tmp_path)
+    assert not (tmp_path / "checkpoints").exists()
