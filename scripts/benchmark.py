@@ -24,6 +24,11 @@ TASKS = {
     "roi": ("kernels", "roi_pooling", "RoI max pooling against a masked maximum done RoI by RoI"),
     "nms": ("kernels", "suppression", "non-maximum suppression of 2 000 boxes against NumPy"),
     "mining": ("kernels", "mining", "OIM mining of 2 000 proposals against a literal NumPy oracle"),
+    "soft_proposal": (
+        "soft_proposal",
+        "soft_proposal",
+        "soft proposals against NumPy, on large maps, and as a share of VGG16's forward pass",
+    ),
     "step": ("training", "step_on_cpu", "a training step of OIM with VGG16, split into its parts"),
     "input": ("pipeline", "input_rate", "images/s of the input pipeline, and of the step it feeds"),
     "compilations": (
@@ -41,7 +46,7 @@ TASKS = {
 
 def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
-    tasks = "\n".join(f"  {name:13s} {what}" for name, (_, _, what) in TASKS.items())
+    tasks = "\n".join(f"  {name:14s} {what}" for name, (_, _, what) in TASKS.items())
     parser = argparse.ArgumentParser(
         description=f"{__doc__}\ntasks:\n{tasks}",
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -11,9 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scripts.benchmarks import kernels, timing, training
+from scripts.benchmarks import kernels, soft_proposal, timing, training
 from tests.oracles import nms as oracle
 from tests.oracles import roi as roi_oracle
+from tests.oracles import soft_proposal as proposal_oracle
 from tests.test_packaging import run_python
 from wsod_jax.nn.vgg import Vgg16
 
@@ -79,6 +80,30 @@ def test_references_compute_the_same():
     np.testing.assert_array_equal(by_axis, reference)
 
 
+@pytest.mark.parametrize("chunk_bytes", [1, 300, 2**26])
+def test_numpy_walks_equal_the_oracle(monkeypatch, chunk_bytes):
+    monkeypatch.setattr(soft_proposal, "CHUNK_BYTES", chunk_bytes)
+    features = np.asarray(soft_proposal.draw_maps(2, 4, 5))
+    walks = [
+        soft_proposal.numpy_batch(features, distances)
+        for distances in (soft_proposal.literal_distances, soft_proposal.product_distances)
+    ]
+    for i, image in enumerate(features):
+        expected = proposal_oracle.walk(proposal_oracle.weight_matrix(image, 0.15 * 4))
+        for found in walks:
+            np.testing.assert_allclose(found[i].reshape(-1), expected, rtol=1e-3)
+
+
+def test_soft_proposals_are_measured_with_numpys_answers_beside():
+    rows = {row.name.strip(): row for row in soft_proposal.generation(3, 4, 5, 2, repeats=1)}
+    differences = [float(row.note.split()[7]) for row in rows.values() if "NumPy" in row.name]
+    assert len(differences) == 2 and max(differences) < 1e-4
+    rows = {row.name.strip(): row.value for row in soft_proposal.large_map(24, 4, 16)}
+    held = next(value for name, value in rows.items() if name.startswith("D' held"))
+    assert held > 24**4 * 4 / 2**20 and rows["working memory"] < held / 4
+    assert jax.default_backend() != "cpu" or soft_proposal.beside_published(1) == []
+
+
 def test_seconds_is_the_median_of_the_calls():
     clock = iter([0.0, 0.0, 0.0, 3.0, 3.0, 4.0, 4.0, 9.0])
     with pytest.MonkeyPatch.context() as patch:
@@ -110,7 +135,8 @@ def test_runs_without_tensorflow_pycocotools_and_ml_collections(tmp_path):
 def test_kernels_and_steps_run_at_small_sizes(tmp_path):
     out = tmp_path / "numbers.json"
     blocked = ("tensorflow", "tensorflow_datasets", "pycocotools", "ml_collections", "cv2")
-    arguments = ["--task", "roi", "mining", "step", "gpu", "--small", "--repeats", "1"]
+    arguments = ["--task", "roi", "mining", "soft_proposal", "step", "gpu"]
+    arguments += ["--small", "--repeats", "1"]
     benchmark(*arguments, "--out", str(out), blocked=blocked)
     tasks = json.loads(out.read_text())["tasks"]
     assert all(row["value"] >= 0 for rows in tasks.values() for row in rows)
