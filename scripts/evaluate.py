@@ -33,10 +33,9 @@ from wsod_jax.evals.ilsvrc import read_blacklist
 from wsod_jax.evals.predictions import read_predictions
 from wsod_jax.evaluation import boxes, maps
 from wsod_jax.evaluation.baselines import comparison
-from wsod_jax.evaluation.findings import Findings, bar
+from wsod_jax.evaluation.findings import Findings, bar, compilation_note
 from wsod_jax.evaluation.ilsvrc import measure_ilsvrc
 from wsod_jax.experiment import (
-    LOCATIONS,
     Predictor,
     change_config,
     check_classes,
@@ -279,6 +278,7 @@ def evaluate_step(
     if corloc_split == "none" or not build.has_boxes(config):
         corloc_split = None
     if predictor.localization is None:
+        refuse_options_of_maps(metadata["method"], args)
         evaluate_boxes(findings, predictor, config, images, corloc_split, args, folder)
     else:
         evaluate_maps(findings, predictor, config, images, corloc_split, args, folder)
@@ -333,11 +333,7 @@ def evaluate_boxes(findings, predictor, config, images, corloc_split, args, fold
 def evaluate_maps(findings, predictor, config, images, corloc_split, args, folder) -> None:
     """Evaluate a method that localises without proposals."""
     split = maps.MapSplit.read(config, test_split(config, args))
-    others = [
-        open_checkpoint(run, changes=locations_only(args.set))[0] for run in args.together_with
-    ]
-    for other in others:
-        check_classes(images, other.class_names)
+    others = [maps.open_other(run, images, args.set) for run in args.together_with]
     started = time.perf_counter()
     located = split.locate(predictor, "map")
     findings.scalars["seconds_per_image"] = (time.perf_counter() - started) / max(len(images), 1)
@@ -366,10 +362,14 @@ def evaluate_maps(findings, predictor, config, images, corloc_split, args, folde
         measure_ilsvrc(findings, located, split, blacklist)
     train_split = None if corloc_split is None else maps.MapSplit.read(config, corloc_split)
     corloc = maps.measure_training_split(findings, predictor, train_split, others)
-    if measured is not None and (args.compare or args.energy_of):
+    if not args.compare and not args.energy_of:
+        return
+    if measured is None:
+        findings.note("nothing is compared with baselines: there are no boxes to measure them by")
+    else:
         findings.tables.append(
             comparison(
-                predictor,
+                (predictor, *others),
                 (split, train_split),
                 (measured, corloc),
                 maps=args.compare,
@@ -378,29 +378,19 @@ def evaluate_maps(findings, predictor, config, images, corloc_split, args, folde
         )
 
 
+def refuse_options_of_maps(method: str, args: argparse.Namespace) -> None:
+    """Raise `ConfigError` for options that a method without maps would ignore."""
+    for name in ("compare", "energy_of", "together_with"):
+        if getattr(args, name):
+            raise ConfigError(f"--{name} is for methods with maps, such as spn; this is {method!r}")
+
+
 # -- what both measure and write
 
 
 def test_split(config: ConfigDict, args: argparse.Namespace) -> str:
     """Return the split to measure mAP on."""
     return args.split or config.data.test_split
-
-
-def locations_only(changes: list[str]) -> list[str]:
-    """Return the changes that say where data lie: they hold for every run, test settings for one."""
-    return [change for change in changes if change.partition("=")[0] in LOCATIONS]
-
-
-def compilation_note(predictor: Predictor, split: str | None) -> str:
-    """Say how often the predict step was compiled, and how often it may be."""
-    settings = predictor.settings
-    shapes = set(settings.canvases("map").shapes())
-    if split is not None:
-        shapes |= set(settings.canvases("corloc").shapes())
-    return (
-        f"compilations of the predict step: {predictor.num_compilations()}, at most {len(shapes)} "
-        "(one per canvas and orientation)"
-    )
 
 
 if __name__ == "__main__":

@@ -54,6 +54,7 @@ flags.mark_flags_as_required(["config", "workdir"])
 MAY_DIFFER = (
     "config.log",
     "config.eval",
+    "config.localization",
     "config.data.val_split",
     "config.train.num_steps",
     "config.train.loader",

@@ -8,6 +8,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs.debug_tiny import get_config
+from configs.spn_synthetic import get_config as get_spn_config
 from tests.data.voc_tree import write_voc
 from wsod_jax import build
 from wsod_jax.config_values import RANGES
@@ -126,6 +127,39 @@ def test_value_of_another_kind_or_out_of_range(section, key, value, allowed):
         ConfigError, match=rf"config\.{section}\.{key} is .*; allowed are {allowed}"
     ):
         BUILDERS[section](config)
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value", "allowed"),
+    [
+        ("network", "extra_channels", 0, "numbers from 1 up"),
+        ("network", "extra_groups", 0, "numbers from 1 up"),
+        ("network", "dropout_rate", 1.0, "numbers from 0 to 0.999"),
+        ("soft_proposal", "solver", "walks", "'walk', 'stationary', 'uniform'.*mean 'walk'"),
+        ("soft_proposal", "epsilon_factor", 0, "numbers from 1e-12 up"),
+        ("soft_proposal", "num_steps", -1, "numbers from 0 up"),
+        ("soft_proposal", "tolerance", -1e-4, "numbers from 0 up"),
+        ("soft_proposal", "block_nodes", 0, "numbers from 1 up"),
+        ("localization", "solver", "cam", "'walk', 'stationary', 'uniform', None"),
+        ("localization", "threshold", -0.5, "numbers from 0 up"),
+        ("localization", "connectivity", 6, "4, 8"),
+        ("localization", "boxes", "component", "Did you mean 'components'"),
+        ("localization", "nms_thr", 1.1, "numbers from 0 to 1"),
+        ("localization", "min_side_px", -1.0, "numbers from 0 up"),
+        ("localization", "predicted_thr", 50, "numbers from 0 to 1"),
+        ("localization", "pointing_px", -15, "numbers from 0 up"),
+        ("localization", "prediction_px", -18, "numbers from 0 up"),
+    ],
+)
+def test_value_of_spn_out_of_range(section, key, value, allowed):
+    config = get_spn_config()
+    builder = {"localization": build.localization_settings}.get(section, make_method)
+    builder(config)
+    config[section] = {**config[section], key: value}
+    with pytest.raises(
+        ConfigError, match=rf"config\.{section}\.{key} is .*; allowed are .*{allowed}"
+    ):
+        builder(config)
 
 
 def test_scales_are_checked_before_the_first_image():
@@ -442,13 +476,15 @@ def test_intervals_that_cannot_be_kept_are_refused(changes, message):
 def test_every_range_is_of_a_setting_that_exists():
     takers = {
         "method": list(build.METHODS.values()),
-        "network": [build.ProposalNetwork],
+        "network": [build.ProposalNetwork, build.SpnNetwork],
+        "soft_proposal": [build.SoftProposal],
         "backbone": list(build.BACKBONES.values()),
         "neck": [build.FcNeck],
         "train": [build.TrainSettings],
         "optim": [build.learning_rate, build.make_optimizer],
         "log": [build.LogSettings],
         "eval": [build.EvalSettings],
+        "localization": [build.LocalizationSettings],
     }
     known = {
         f"{section}.{key}"

@@ -71,6 +71,65 @@ def test_a_folder_with_bad_pictures(trained_run, pictures, tmp_path, capsys):
     assert all(0 < float(score) < 1 for row in rows[1:] for score in row[1:])
 
 
+@pytest.fixture
+def spn_pictures(pictures):
+    """With one more: a single row of pixels."""
+    thin = np.random.default_rng(0).integers(0, 256, (1, 90, 3), np.uint8)
+    Image.fromarray(thin).save(pictures / "thin.png")
+    return pictures
+
+
+def read_rows(path) -> list[dict]:
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_maps_of_a_folder_with_bad_pictures(spn_run, spn_pictures, tmp_path, capsys):
+    out = tmp_path / "out"
+    boxes = ["--set", "localization.predicted_thr=0.0", "--set", "localization.boxes=components"]
+    call(spn_run, [spn_pictures], out, *boxes)
+    assert "2 images could not be read" in capsys.readouterr().err
+    names = ["000001", "below/000002", "dot", "thin"]
+    sizes = {name: Image.open(next(spn_pictures.glob(f"{name}.*"))).size for name in names}
+    assert sizes["dot"] == (1, 1) and sizes["thin"] == (90, 1)
+    index = read_index(out / "predictions.json")
+    assert list(index.image_ids) == names
+    points = read_rows(out / "points.csv")
+    assert len(points) == len(names) * len(index.class_names)  # every score exceeds 0
+    for row in points:
+        width, height = sizes[row["image"]]
+        assert 0 < float(row["x"]) < width and 0 < float(row["y"]) < height
+        assert row["predicted"] == "1" and 0 < float(row["score"]) < 1
+    records = json.loads((out / "predictions.json").read_text())
+    assert {record["image_id"] for record in records} == set(names)
+    for record in records:
+        x, y, width, height = record["bbox"]
+        limit = sizes[record["image_id"]]
+        assert x >= 0 and y >= 0 and width > 0 and height > 0
+        assert x + width <= limit[0] and y + height <= limit[1]
+    assert [row["image"] for row in read_rows(out / "image_scores.csv")] == names
+    for path in [out / "sheet.jpg"] + [out / "pictures" / f"{name}.jpg" for name in names]:
+        assert np.asarray(Image.open(path)).std() > 10
+    assert not (out / "proposals.npz").exists()
+
+
+def test_pictures_in_which_nothing_is_predicted(spn_run, spn_pictures, tmp_path, capsys):
+    out = tmp_path / "out"
+    call(spn_run, [spn_pictures], out, "--set", "localization.predicted_thr=1.0")
+    assert "no class is predicted in 4 of 4 images: they have no boxes" in capsys.readouterr().out
+    assert json.loads((out / "predictions.json").read_text()) == []
+    assert read_rows(out / "points.csv") == []
+    assert len(read_rows(out / "image_scores.csv")) == 4
+    assert np.asarray(Image.open(out / "pictures" / "000001.jpg")).std() > 10
+
+
+def test_maps_need_no_proposals(spn_run, pictures, tmp_path):
+    with pytest.raises(SystemExit, match="error: --proposals: this method uses none"):
+        call(spn_run, [pictures], tmp_path / "out", "--proposals", spn_run.proposals)
+    with pytest.raises(SystemExit, match="localization.treshold does not exist.*'threshold'"):
+        call(spn_run, [pictures], tmp_path / "out", "--set", "localization.treshold=2")
+
+
 def test_given_and_computed_proposals_agree(trained_run, tmp_path):
     names = split_test_ids(trained_run)
     files = [trained_run.data / "JPEGImages" / f"{name}.jpg" for name in names]

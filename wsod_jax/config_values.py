@@ -33,6 +33,13 @@ RANGES: Mapping[str, tuple[float, float]] = {
     "network.roi_size": _COUNT,
     "network.det_temperature": _POSITIVE,
     "network.score_gate": _NOT_NEGATIVE,
+    "network.extra_channels": _COUNT,
+    "network.extra_groups": _COUNT,
+    "network.dropout_rate": (0, 0.999),
+    "soft_proposal.epsilon_factor": _POSITIVE,
+    "soft_proposal.num_steps": _NOT_NEGATIVE,
+    "soft_proposal.tolerance": _NOT_NEGATIVE,
+    "soft_proposal.block_nodes": _COUNT,
     "neck.dims": _COUNT,
     "neck.dropout_rate": (0, 0.999),
     "backbone.widths": _COUNT,
@@ -59,6 +66,12 @@ RANGES: Mapping[str, tuple[float, float]] = {
     "eval.average_per_image": _COUNT,
     "eval.nms_thr": _SHARE,
     "eval.iou_thrs": _SHARE,
+    "localization.threshold": _NOT_NEGATIVE,
+    "localization.nms_thr": _SHARE,
+    "localization.min_side_px": _NOT_NEGATIVE,
+    "localization.predicted_thr": _SHARE,
+    "localization.pointing_px": _NOT_NEGATIVE,
+    "localization.prediction_px": _NOT_NEGATIVE,
 }
 _NAMES = {bool: "True, False", int: "whole numbers", float: "numbers", str: "text", Path: "text"}
 

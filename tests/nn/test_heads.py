@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from wsod_jax.nn.dropout import per_image_dropout
-from wsod_jax.nn.heads import GapClassifier, MidnHead, RefinementHeads
+from wsod_jax.nn.heads import GapClassifier, MidnHead, RefinementHeads, ResponseHead
 from wsod_jax.nn.neck import FcNeck
 from wsod_jax.types import FeatureMap
 
@@ -64,10 +64,13 @@ def test_refinement_heads_are_independent_linear_layers(rng):
         np.testing.assert_allclose(logits[:, s], expected, atol=1e-6)
 
 
-@pytest.mark.parametrize("head", [MidnHead(3), RefinementHeads(3)])
+@pytest.mark.parametrize("head", [MidnHead(3), RefinementHeads(3), ResponseHead(3)])
 def test_products_are_float32_on_accelerators_too(head):
-    features = jnp.zeros((1, 4, 5))
-    given = (features, jnp.ones((1, 4), bool)) if isinstance(head, MidnHead) else (features,)
+    given = {
+        MidnHead: (jnp.zeros((1, 4, 5)), jnp.ones((1, 4), bool)),
+        RefinementHeads: (jnp.zeros((1, 4, 5)),),
+        ResponseHead: (FeatureMap(jnp.zeros((1, 2, 2, 5)), jnp.array([[2, 2]])), None),
+    }[type(head)]
     params = head.init(jax.random.key(0), *given)
     products = [
         equation.params["precision"]
@@ -140,3 +143,45 @@ def test_dropout_rate_scale_and_independence_of_batch_and_padding():
     longer = per_image_dropout(jnp.ones((3, 64, 200)), keys, 0.3)
     np.testing.assert_array_equal(longer[:, :50], dropped)
     np.testing.assert_array_equal(per_image_dropout(x, keys, 0.0), x)
+
+
+def test_response_head_sums_cells_and_says_where_they_are(rng):
+    features = jnp.asarray(rng.normal(size=(2, 3, 4, 5)), jnp.bfloat16).at[1, 2:].set(0)
+    maps = FeatureMap(features, jnp.array([[3, 4], [2, 4]]))
+    head = ResponseHead(3, dropout_rate=0.5)
+    params = head.init(jax.random.key(0), maps, None)
+    logits, responses = head.apply(params, maps, None)
+    kernel, bias = (np.asarray(params["params"][name]) for name in ("kernel", "bias"))
+    assert logits.dtype == responses.dtype == jnp.float32
+    expected = np.asarray(features, np.float32) @ kernel
+    np.testing.assert_allclose(responses, expected, atol=1e-6)
+    np.testing.assert_allclose(logits, expected.sum(axis=(1, 2)) + bias, atol=1e-5)
+    assert np.any(bias) and not np.any(responses[1, 2:])
+
+
+def test_response_head_drops_sums_and_no_responses(rng):
+    maps = FeatureMap(
+        jnp.asarray(rng.normal(size=(2, 3, 4, 64)), jnp.float32), jnp.array([[3, 4]] * 2)
+    )
+    head, keys = ResponseHead(3, dropout_rate=0.25), jax.random.split(jax.random.key(1), 2)
+    params = head.init(jax.random.key(0), maps, None)
+    (clean, responses), (logits, same) = (head.apply(params, maps, k) for k in (None, keys))
+    np.testing.assert_array_equal(responses, same)
+    sums = per_image_dropout(jnp.sum(maps.features, axis=(1, 2)), keys, 0.25)
+    expected = np.asarray(sums) @ params["params"]["kernel"] + params["params"]["bias"][None]
+    np.testing.assert_allclose(logits, expected, atol=1e-5)
+    assert np.abs(logits - clean).min() > 1e-3
+    alone = FeatureMap(maps.features[1:], maps.size[1:])
+    np.testing.assert_allclose(head.apply(params, alone, keys[1:])[0][0], logits[1], atol=1e-6)
+
+
+def test_response_head_of_no_cells_says_its_bias():
+    maps = FeatureMap(jnp.zeros((1, 2, 2, 400)), jnp.array([[0, 0]]))
+    params = ResponseHead(500).init(jax.random.key(0), maps, None)
+    logits, responses = ResponseHead(500).apply(params, maps, None)
+    np.testing.assert_array_equal(logits[0], params["params"]["bias"])
+    assert not np.any(responses)
+    for name in ("kernel", "bias"):  # U(-1/20, 1/20)
+        values = np.asarray(params["params"][name])
+        assert 0.049 < np.abs(values).max() <= 0.05
+        assert np.isclose(values.std(), 0.05 / 3**0.5, rtol=0.1)

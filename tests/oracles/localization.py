@@ -211,3 +211,33 @@ def localization_error(scores, boxes, labels, objects, k, iou_thr, blacklist):
             for rank, c in enumerate(ranking)
         )
     return (wrong_class / images, wrong / images) if images else (math.nan, math.nan)
+
+
+def located(views, size, how):
+    """Return (point, tightest box and its score, component boxes and their scores) of one class of one image.
+
+    `views`: the class's responses [h][w] in every view; their mean over views is read.
+    """
+    height, width = size
+    resized = [resize(view, height, width, how) for view in views]
+    mean = [
+        [math.fsum(view[i][j] for view in resized) / len(resized) for j in range(width)]
+        for i in range(height)
+    ]
+    values = [value for row in mean for value in row]
+    point, best = (width / 2, height / 2), min(values)
+    for i, row in enumerate(mean):
+        for j, value in enumerate(row):
+            if value > best + 1e-9 * max(map(abs, values)):
+                point, best = (j + 0.5, i + 0.5), value
+    threshold = math.fsum(values) / len(values)
+    mask = [[value >= threshold - 1e-9 * max(map(abs, values)) for value in row] for row in mean]
+    inside = [(i, j) for i in range(height) for j in range(width) if mask[i][j]]
+    box = [
+        min(j for _, j in inside),
+        min(i for i, _ in inside),
+        max(j for _, j in inside) + 1,
+        max(i for i, _ in inside) + 1,
+    ]
+    score = math.fsum(mean[i][j] for i, j in inside) / len(inside)
+    return point, (box, score), component_boxes(mask, mean, 4)

@@ -77,3 +77,20 @@ def multiplier(targets, mode, beta=0.2, core_sign=-1):
             else:
                 factors.append(1 + beta)
     return np.array(factors)
+
+
+def classification(logits, labels, activation):
+    """Cross-entropy of one image, class by class, without ever taking the exponential of a large number."""
+    logits = [float(y) for y in logits]
+    if activation == "softmax":
+        peak = max(logits)
+        normaliser = peak + np.log(sum(np.exp(y - peak) for y in logits))
+        return sum(normaliser - y for y, t in zip(logits, labels, strict=True) if t == 1)
+    total, known = 0.0, 0
+    for y, t in zip(logits, labels, strict=True):
+        if t == -1:
+            continue
+        against = -y if t == 1 else y
+        total += max(against, 0.0) + np.log1p(np.exp(-abs(y)))
+        known += 1
+    return total / max(known, 1)

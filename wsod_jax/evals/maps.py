@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from wsod_jax.errors import DataError
 from wsod_jax.evals.inference import MergedImage, ViewMaps
 from wsod_jax.evals.response import BoxMode, Resizing, map_boxes, resize_map, response_point
 from wsod_jax.evals.tables import DetectionTable
@@ -123,18 +124,26 @@ def locate(
       separate_views: `components` come from every view by itself instead of the mean over views.
     Returns:
       `Located`.
+    Raises:
+      DataError: class scores, or maps that are read, are not finite.
     Cost: interpolates one map per view, image and examined class.
     """
     shape = (len(sizes), num_classes)
     scores = np.full(shape, np.nan, np.float32)
     examined, claimed = np.zeros(shape, bool), np.zeros(shape, bool)
+    predicted = np.zeros(len(sizes), bool)
     points = np.full((*shape, 2), np.nan)
     tightest, components = _Rows(), _Rows()
     maps: list[tuple[ViewMaps, ...]] = [()] * len(sizes)
     for image in merged:
         i = image.image_index
         size = tuple(int(side) for side in sizes[i])
-        scores[i], maps[i] = image.image_scores, image.maps
+        if not np.isfinite(image.image_scores).all():
+            raise DataError(
+                "class scores of an image are not finite; the checkpoint may have diverged: look at its loss, or "
+                "evaluate an earlier step"
+            )
+        scores[i], maps[i], predicted[i] = image.image_scores, image.maps, True
         claimed[i] = claims(image.image_scores)
         examined[i] = claimed[i] if wanted is None else claimed[i] | wanted[i]
         examined[i, np.argsort(-scores[i], kind="stable")[:num_best]] = True
@@ -158,7 +167,7 @@ def locate(
         tightest=tightest.table(*shape),
         components=components.table(*shape),
         maps=tuple(maps),
-        predicted=np.isfinite(scores).all(axis=1),
+        predicted=predicted,
     )
 
 

@@ -155,27 +155,10 @@ def tightest_box(mask: np.ndarray) -> np.ndarray:
     return np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1], np.float32)
 
 
-def label_components(mask: np.ndarray, connectivity: Literal[4, 8] = 4) -> np.ndarray:
-    """Name the connected components of a mask; the host's twin of `ops.components.connected_components`.
-
-    Args:
-      mask: [H, W] bool.
-      connectivity: 4: pixels connect along their sides, 8: along corners too.
-    Returns:
-      [H, W] int32: the smallest flat index (row * W + column) in the pixel's component; -1 where False.
-    Raises:
-      ValueError: another connectivity.
-    """
+def _check_connectivity(connectivity: int) -> None:
+    """Raise `ValueError` for a connectivity that does not exist."""
     if connectivity not in (4, 8):
         raise ValueError(f"connectivity is {connectivity!r}; allowed: 4, 8")
-    mask = np.asarray(mask, bool)
-    if mask.size == 0:
-        return np.full(mask.shape, -1, np.int32)
-    count, labels = cv2.connectedComponents(mask.astype(np.uint8), connectivity=connectivity)
-    first = np.zeros(count, np.int32)
-    flat = np.arange(mask.size, dtype=np.int32)[::-1]
-    first[labels.ravel()[::-1]] = flat  # the lowest index is written last
-    return np.where(mask, first[labels], np.int32(-1))
 
 
 def component_boxes(
@@ -186,27 +169,31 @@ def component_boxes(
     Args:
       mask: [H, W] bool.
       response: [H, W] finite.
-      connectivity: see `label_components`.
+      connectivity: 4: pixels connect along their sides, 8: along corners too.
     Returns:
       boxes: [n, 4] float32 `xyxy`, continuous edges, ordered by the components' first pixels in row order.
       scores: [n] float32, the mean over the component's pixels, not over its box.
     Raises:
       DataError: not an [H, W] map, not finite, or of another shape than `mask`.
+      ValueError: another connectivity.
     """
     response, mask = _image_response(response), np.asarray(mask, bool)
     if mask.shape != response.shape:
         raise DataError(f"mask has shape {mask.shape}, response {response.shape}; they must agree")
+    _check_connectivity(connectivity)
+    count, labels, stats, _ = cv2.connectedComponentsWithStats(
+        mask.astype(np.uint8), connectivity=connectivity
+    )
     rows, columns = np.nonzero(mask)
-    names = label_components(mask, connectivity)[rows, columns]
-    roots, component = np.unique(names, return_inverse=True)
-    low = np.full((len(roots), 2), max(mask.shape))
-    high = np.zeros((len(roots), 2), np.int64)
-    pixels = np.stack([columns, rows], axis=1)
-    np.minimum.at(low, component, pixels)
-    np.maximum.at(high, component, pixels + 1)
-    total = np.bincount(component, weights=response[rows, columns], minlength=len(roots))
-    scores = total / np.bincount(component, minlength=len(roots))
-    return np.concatenate([low, high], axis=1).astype(np.float32), scores.astype(np.float32)
+    labels = labels[rows, columns]
+    first = np.zeros(count, np.int64)
+    first[labels[::-1]] = np.arange(len(labels))[::-1]  # the first pixel is written last
+    order = np.argsort(first[1:]) + 1  # label 0 is what is False
+    total = np.bincount(labels, weights=response[rows, columns], minlength=count)
+    boxes = stats[order][:, [cv2.CC_STAT_LEFT, cv2.CC_STAT_TOP] * 2]
+    boxes[:, 2:] += stats[order][:, [cv2.CC_STAT_WIDTH, cv2.CC_STAT_HEIGHT]]
+    scores = total[order] / stats[order, cv2.CC_STAT_AREA]
+    return boxes.astype(np.float32), scores.astype(np.float32)
 
 
 def map_boxes(
@@ -223,7 +210,7 @@ def map_boxes(
       mode: `tightest`: one box around all foreground, as the text has it and the released code for ImageNet.
         `components`: one per connected component, as the released code has it for VOC.
       factor: see `foreground`.
-      connectivity: see `label_components`; `components` only.
+      connectivity: see `component_boxes`; `components` only.
     Returns:
       boxes: [n, 4] float32 `xyxy` in pixels, continuous edges; n >= 1.
       scores: [n] float32, the mean response over the foreground pixels that the box was made of; of any sign.

@@ -14,6 +14,7 @@ from wsod_jax.evals.energy import EnergyMetrics, proposal_energies
 from wsod_jax.evals.localization import CorLocMetrics
 from wsod_jax.evals.pointing import centre_points, difficult_subset, pointing_accuracy
 from wsod_jax.evals.report import Table
+from wsod_jax.evals.response import response_point
 from wsod_jax.evals.voc import mean_over_classes
 from wsod_jax.evaluation.findings import bar
 from wsod_jax.evaluation.maps import OFF_THE_IMAGE, MapSplit, TestMetrics, measure_corloc
@@ -32,7 +33,7 @@ COLUMNS = (
 
 
 def comparison(
-    predictor: Predictor,
+    predictors: Sequence[Predictor],
     splits: tuple[MapSplit, MapSplit | None],
     measured: tuple[TestMetrics, tuple[CorLocMetrics, CorLocMetrics] | None],
     *,
@@ -42,18 +43,20 @@ def comparison(
     """Return a table of the detector and its baselines.
 
     Args:
-      predictor: the detector as it was evaluated.
+      predictors: the detector as it was evaluated, and those whose boxes join its own in "CorLoc any".
       splits: the test split, with annotated objects, and the split of CorLoc.
       measured: the detector's own numbers on them.
       maps: compare with other proposal maps under the same weights, and the points of image centres and gradients.
       proposal_files: to measure the energy of.
     """
+    predictor = predictors[0]
     own = predictor.method.network.soft_proposal.solver
     rows = [_row(f"{SOLVERS[own]}: as tested", *measured)]
     if maps:
         for solver in (name for name in SOLVERS if name != own):
             print(f"comparing with {SOLVERS[solver]}")
-            rows.append(_row(SOLVERS[solver], *_measure(with_solver(predictor, solver), splits)))
+            others = [with_solver(one, solver) for one in predictors]
+            rows.append(_row(SOLVERS[solver], *_measure(others, splits)))
         test = splits[0]
         centres = centre_points(test.sizes, len(predictor.class_names))
         rows.append(_pointing_row("Center: the middle of the image", centres, test, predictor))
@@ -96,23 +99,22 @@ def gradient_points(predictor: Predictor, split: MapSplit) -> np.ndarray:
             maps = np.asarray(saliency(predictor.params, batch, chosen.astype(np.int32)))
             for row in np.flatnonzero(has):
                 height, width = batch.image_size[row]
-                place = maps[row, :height, :width].argmax()
-                y, x = divmod(int(place), int(width))
-                point = np.array([x + 0.5, y + 0.5]) / np.asarray(batch.scale[row])
-                points[batch.image_index[row], chosen[row]] = point
+                point = response_point(maps[row, :height, :width])
+                place = batch.image_index[row], chosen[row]
+                points[place] = np.array(point) / np.asarray(batch.scale[row])
     return points
 
 
 def _measure(
-    predictor: Predictor, splits: tuple[MapSplit, MapSplit | None]
+    predictors: Sequence[Predictor], splits: tuple[MapSplit, MapSplit | None]
 ) -> tuple[TestMetrics, tuple[CorLocMetrics, CorLocMetrics] | None]:
-    """Return a detector's numbers on the test split and on the split of CorLoc."""
-    test, training = splits
+    """Return the first detector's numbers on the test split and, joined by the others, on the split of CorLoc."""
+    predictor, (test, training) = predictors[0], splits
     metrics = TestMetrics.of(test.locate(predictor, "map"), test, predictor)
     if training is None or training.truth is None:
         return metrics, None
-    located = training.locate(predictor, "corloc")
-    return metrics, measure_corloc([located], training.truth, predictor)
+    located = [training.locate(one, "corloc") for one in predictors]
+    return metrics, measure_corloc(located, training.truth, predictor)
 
 
 def _row(

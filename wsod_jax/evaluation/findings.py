@@ -14,6 +14,7 @@ from tqdm import tqdm
 from wsod_jax import build
 from wsod_jax.data.records import ImageSet
 from wsod_jax.evals.report import Picture, Table, write_report
+from wsod_jax.experiment import Predictor
 from wsod_jax.types import Batch
 
 
@@ -74,3 +75,15 @@ def annotated(config: ConfigDict, images: ImageSet) -> bool:
 def bar(batches: Iterable[Batch]) -> Iterable[Batch]:
     """Show progress over batches on a terminal."""
     return tqdm(batches, total=len(batches), unit="batch", disable=None)
+
+
+def compilation_note(predictor: Predictor, split: str | None) -> str:
+    """Say how often the predict step was compiled, and how often it may be."""
+    settings = predictor.settings
+    shapes = set(settings.canvases("map").shapes())
+    if split is not None:
+        shapes |= set(settings.canvases("corloc").shapes())
+    return (
+        f"compilations of the predict step: {predictor.num_compilations()}, at most {len(shapes)} "
+        "(one per canvas and orientation)"
+    )

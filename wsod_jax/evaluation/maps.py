@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from wsod_jax import build
 from wsod_jax.data.records import ImageSet
+from wsod_jax.errors import ConfigError
 from wsod_jax.evals.classification import classification_ap
 from wsod_jax.evals.combining import combine_boxes
 from wsod_jax.evals.energy import EnergyMetrics, object_energy
@@ -25,7 +26,13 @@ from wsod_jax.evals.pointing import (
 )
 from wsod_jax.evals.tables import DetectionTable, TruthTable
 from wsod_jax.evaluation.findings import Findings, annotated, bar
-from wsod_jax.experiment import Predictor, truth_table
+from wsod_jax.experiment import (
+    LOCATIONS,
+    Predictor,
+    check_classes,
+    open_checkpoint,
+    truth_table,
+)
 
 OFF_THE_IMAGE = -1e9  # the point of an image that could not be read: a miss
 
@@ -128,6 +135,28 @@ def map_energies(located: Located, split: MapSplit, predictor: Predictor) -> np.
         energy_map = reading.objectness(located.maps[i], (height, width))
         energies[i] = object_energy(energy_map, split.truth.of_image(i).boxes)
     return energies
+
+
+def open_other(run: Path, images: ImageSet, changes: Sequence[str]) -> Predictor:
+    """Return the detector of another run, whose boxes are to join those of the one evaluated.
+
+    Args:
+      run: its workdir, or one of its checkpoints.
+      images: the test set.
+      changes: to the settings of the run evaluated; those that say where data lie hold for the other too.
+    Raises:
+      ConfigError: its method makes no maps.
+      DataError: it was trained for other classes.
+    """
+    where = [change for change in changes if change.partition("=")[0] in LOCATIONS]
+    other, _, metadata = open_checkpoint(run, changes=where)
+    if other.localization is None:
+        raise ConfigError(
+            f"--together_with {run}: method {metadata['method']!r} makes no maps; only runs of methods with maps, such "
+            "as spn, can be joined"
+        )
+    check_classes(images, other.class_names)
+    return other
 
 
 def measure_corloc(

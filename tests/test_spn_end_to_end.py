@@ -1,0 +1,357 @@
+"""Whole runs of the scripts with SPN: trained, stopped and resumed, measured beside its baselines, joined."""
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from scripts import evaluate
+from scripts import train as script
+from tests.data.voc_tree import write_voc
+from tests.oracles import localization as oracle
+from tests.test_end_to_end import labels_only, losses, read_report
+from wsod_jax import build
+from wsod_jax.data.voc import read_image_set
+from wsod_jax.errors import ConfigError, DataError
+from wsod_jax.evaluation.baselines import COLUMNS
+from wsod_jax.experiment import truth_table
+from wsod_jax.train.checkpoint import checkpoint_steps, load_checkpoint
+from wsod_jax.train.manifest import write_manifest
+from wsod_jax.weights.npz import save_weights
+
+
+@pytest.fixture
+def config(spn_run):
+    """The configuration of the shared run, to change."""
+    return spn_run.config.copy_and_resolve_references()
+
+
+def measure(run, out: Path, *arguments, pictures=0) -> dict:
+    """Evaluate the last checkpoint; return the report."""
+    given = ["--workdir", str(run), "--out", str(out), "--pictures", str(pictures)]
+    evaluate.main([*given, *map(str, arguments)])
+    return read_report(out / "4")
+
+
+def rows_of(report: dict) -> dict[str, dict]:
+    """Return the table of baselines as row -> column -> value."""
+    (table,) = report["tables"]
+    assert table["head"] == ["", *COLUMNS]
+    return {name: dict(zip(COLUMNS, values, strict=True)) for name, *values in table["rows"]}
+
+
+# -- training
+
+
+def test_run_trains_every_layer_and_logs_how_far_the_map_is_from_uniform(spn_run):
+    logged = losses(spn_run.workdir)
+    assert list(logged) == [1, 2, 3, 4]
+    for values in logged.values():
+        assert values["loss"] == values["loss/classification"] > 0
+        assert values["proposal_peak"] > 1 and 0 <= values["top1"] <= 1
+    first, last = (load_checkpoint(spn_run.workdir, step=step).params for step in (0, 4))
+    assert set(first) == {"backbone", "extra", "head"}
+    moved = jax.tree.map(lambda a, b: bool(np.any(a != b)), first, last)
+    assert all(jax.tree.leaves(moved)), moved
+
+
+def test_resumed_equals_straight_and_how_maps_are_read_may_change(spn_run, config, tmp_path):
+    config.train.num_steps = 2
+    script.run(config, tmp_path)
+    assert checkpoint_steps(tmp_path) == [0, 2]
+    config.train.num_steps, config.localization.threshold = 4, 0.5
+    script.run(config, tmp_path)
+    for step in (0, 2, 4):
+        straight, resumed = (
+            load_checkpoint(w, step=step).params for w in (spn_run.workdir, tmp_path)
+        )
+        jax.tree.map(np.testing.assert_array_equal, straight, resumed)
+    assert losses(tmp_path) == losses(spn_run.workdir)
+    config.soft_proposal.solver = "uniform"
+    with pytest.raises(ConfigError, match="soft_proposal.solver: 'walk' there, 'uniform' now"):
+        script.run(config, tmp_path)
+
+
+def test_labels_must_suit_the_activation(config, tmp_path, caplog):
+    config.train.num_steps = 0
+    config.method.activation = "softmax"
+    with pytest.raises(DataError, match="softmax learns one class.*activation='sigmoid'"):
+        script.run(config, tmp_path / "many")
+    assert not (tmp_path / "many").exists()
+    objects = {
+        f"{n}": ((40, 40), [(n[:3], (5, 5, 30, 30), False)])
+        for n in ("cat1", "cat2", "dog1", "dog2")
+    }
+    config.data.root = str(write_voc(tmp_path / "single", objects))
+    script.run(config, tmp_path / "one")
+    assert "activation" not in caplog.text
+    config.method.activation = "sigmoid"
+    script.run(config, tmp_path / "several")
+    assert "config.method.activation='softmax' makes use of that" in caplog.text
+
+
+def test_weights_of_another_backbone_are_refused(config, tmp_path):
+    config.backbone.weights = str(tmp_path / "weights.npz")
+    other = build.backbone(config).clone(pixels="caffe").description
+    kernel = np.zeros((3, 3, 3, 16), np.float32)
+    save_weights(
+        config.backbone.weights, {"conv1_1": {"kernel": kernel}}, other | {"source": "a test"}
+    )
+    with pytest.raises(DataError, match="pixels is 'caffe' in the file and 'torchvision'"):
+        script.run(config, tmp_path / "run")
+    assert not checkpoint_steps(tmp_path / "run")
+
+
+def test_layer_to_insert_after_must_exist(config, tmp_path):
+    config.network.insert_after = "conv5_3"
+    with pytest.raises(ConfigError, match="'conv5_3', which is no layer of TinyNet.*conv4_2"):
+        script.run(config, tmp_path / "run")
+
+
+# -- evaluation
+
+
+@pytest.fixture(scope="module")
+def evaluated(spn_run, tmp_path_factory):
+    """Every checkpoint of the shared run, measured beside all baselines."""
+    out = tmp_path_factory.mktemp("evaluation")
+    energy = ["--energy_of", str(spn_run.proposals)]
+    arguments = ["--workdir", str(spn_run.workdir), "--out", str(out), "--all_steps"]
+    evaluate.main([*arguments, "--compare", *energy, "--pictures", "2"])
+    return out
+
+
+@pytest.fixture(scope="module")
+def truth(spn_run):
+    """(objects, sizes) of the test split, as the oracles take them."""
+    config = spn_run.config
+    images = build.images(config, "test")
+    table = truth_table(images, build.ground_truth(config, "test"))
+    objects = zip(
+        table.image_index, table.classes, table.boxes.tolist(), table.difficult, strict=True
+    )
+    return list(objects), [(record.height, record.width) for record in images.records], images
+
+
+def share_pointed_at(points, truth) -> float:
+    objects, sizes, images = truth
+    values, _, _ = oracle.pointing_accuracy(
+        points, objects, len(sizes), len(images.class_names), 15.0
+    )
+    return float(np.nanmean(values))
+
+
+def test_every_checkpoint_is_measured(evaluated):
+    history = json.loads((evaluated / "history.json").read_text())
+    assert list(history) == ["0", "2", "4"] and (evaluated / "curves.png").stat().st_size > 1000
+    names = {"image mAP", "pointing", "pointing AP", "CorLoc", "CorLoc any", "energy", "mAP50"}
+    for step, summary in history.items():
+        report = read_report(evaluated / step)
+        assert names <= set(summary) and {"pointing difficult", *names} <= set(report["summary"])
+        assert all(0 <= summary[name] <= 1 for name in names)
+        assert summary["CorLoc"] <= summary["CorLoc any"]  # the box around all can only be beaten
+        assert report["settings"]["localization"]["pointing_px"] == 15.0
+        assert report["settings"]["soft_proposal"]["epsilon_factor"] == 0.15  # a default
+        for name in ("report.md", "predictions.json", "points.csv", "maps.png", "detections.png"):
+            assert (evaluated / step / name).stat().st_size > 0
+        assert len(list((evaluated / step / "maps").iterdir())) == 2
+    assert history["0"]["energy"] != history["4"]["energy"]
+
+
+def test_table_of_baselines(evaluated, spn_run, truth):
+    report = read_report(evaluated / "4")
+    rows = rows_of(report)
+    tested, stationary, uniform, centre, grad, proposals = rows.values()
+    assert list(rows)[0] == "M of the walk: as tested"
+    assert list(rows)[-1] == "proposals of proposals.npz"
+    assert tested == {name: report["summary"][name] for name in COLUMNS}
+    assert set(stationary) == set(uniform) == set(COLUMNS)
+    assert len({row["energy"] for row in (tested, stationary, uniform, proposals)}) == 4
+    objects, sizes, _ = truth
+    covered = [
+        oracle.union_area([box for i, _, box, _ in objects if i == image], *size) / np.prod(size)
+        for image, size in enumerate(sizes)
+    ]
+    assert uniform["energy"] == pytest.approx(np.mean(covered), rel=1e-5)
+    middle = [[(w / 2, h / 2)] * 99 for h, w in sizes]
+    assert centre["pointing"] == pytest.approx(share_pointed_at(middle, truth))
+    for row in (centre, grad):
+        assert {name for name, value in row.items() if value is not None} <= {
+            "pointing",
+            "pointing difficult",
+        }
+        assert 0 <= row["pointing"] <= 1
+    assert [name for name, value in proposals.items() if value is not None] == ["energy"]
+    text = (evaluated / "4" / "report.md").read_text()
+    assert all(name in text for name in rows)
+
+
+def points_of(folder: Path, images) -> list[list[tuple[float, float]]]:
+    """Return points.csv as image -> class -> (x, y), off the image where there is none."""
+    points = [[(-1e9, -1e9)] * len(images.class_names) for _ in images.records]
+    with open(folder / "points.csv", newline="") as file:
+        for row in csv.DictReader(file):
+            image = images.image_ids.index(row["image"])
+            place = float(row["x"]), float(row["y"])
+            points[image][images.class_names.index(row["class"])] = place
+    return points
+
+
+def test_points_written_are_those_measured(evaluated, truth):
+    expected = share_pointed_at(points_of(evaluated / "4", truth[2]), truth)
+    assert read_report(evaluated / "4")["summary"]["pointing"] == pytest.approx(expected)
+
+
+def test_another_proposal_map_at_test(evaluated, spn_run, tmp_path):
+    """--set localization.solver tests another network than was trained, the one of the table."""
+    report = measure(spn_run.workdir, tmp_path, "--set", "localization.solver=uniform")
+    expected = rows_of(read_report(evaluated / "4"))["M uniform (CAM)"]
+    found = {name: report["summary"][name] for name in COLUMNS}
+    assert found == pytest.approx(expected)
+    assert report["settings"]["localization"]["solver"] == "uniform"
+    assert report["settings"]["soft_proposal"]["solver"] == "walk"  # as it was trained
+    assert "localization.solver` | `uniform" in (tmp_path / "4" / "report.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--set", "localization.treshold=2"], "localization.treshold does not exist.*'threshold'"),
+        (["--set", "localization.solver=cam"], "localization.solver is 'cam'; allowed are 'walk'"),
+        (["--set", "localization.nms_thr=7"], "localization.nms_thr is 7; allowed are numbers"),
+        (["--set", "soft_proposal.solver=uniform"], "soft_proposal.solver cannot be set"),
+        (["--together_with", "nowhere"], "nowhere"),
+        (["--energy_of", "nowhere.npz"], "nowhere.npz"),
+    ],
+)
+def test_evaluation_names_what_is_wrong(spn_run, tmp_path, arguments, message):
+    with pytest.raises(SystemExit, match=f"error: .*{message}"):
+        measure(spn_run.workdir, tmp_path, *arguments)
+
+
+BOXES = ["--set", "localization.boxes=components", "--set", "localization.predicted_thr=0.0"]
+
+
+def test_together_with_itself_changes_no_box(spn_run, tmp_path):
+    found = {}
+    for count in (0, 1, 2):
+        others = ["--together_with", *[spn_run.workdir] * count] if count else []
+        report = measure(spn_run.workdir, tmp_path / str(count), *others, *BOXES)
+        boxes = json.loads((tmp_path / str(count) / "4" / "predictions.json").read_text())
+        found[count] = boxes, {name: report["summary"][name] for name in COLUMNS}
+    alone, once, twice = (found[count][0] for count in (0, 1, 2))
+    assert once == twice and 0 < len(once) <= len(alone)
+    kinds = {(box["image_id"], box["category_id"], *box["bbox"]) for box in alone}
+    assert {(box["image_id"], box["category_id"], *box["bbox"]) for box in once} <= kinds
+    assert all(box["score"] > 0 for box in once)
+    assert found[1][1] == found[2][1]
+    for name in set(COLUMNS) - {"CorLoc any"}:
+        assert found[1][1][name] == found[0][1][name]
+
+
+def test_table_of_joined_runs_joins_the_baselines_too(spn_run, tmp_path):
+    others = ["--together_with", spn_run.workdir]
+    rows = rows_of(measure(spn_run.workdir, tmp_path / "a", *others, "--compare"))
+    uniform = ["--set", "localization.solver=uniform"]
+    copy = tmp_path / "run"
+    shutil.copytree(spn_run.workdir, copy)
+    edit_metadata(copy, '"solver": "walk"', '"solver": "uniform"')
+    joined = measure(spn_run.workdir, tmp_path / "b", "--together_with", copy, *uniform)
+    expected = {name: joined["summary"][name] for name in COLUMNS}
+    assert rows["M uniform (CAM)"] == pytest.approx(expected)
+
+
+def edit_metadata(run: Path, old: str, new: str) -> None:
+    """Change what the last checkpoint of a copied run says of itself."""
+    metadata = run / "checkpoints" / "4" / "metadata" / "metadata"
+    content = metadata.read_text()
+    assert old in content
+    metadata.write_text(content.replace(old, new))
+    write_manifest(metadata.parents[1])
+
+
+def test_runs_that_cannot_be_joined(spn_run, trained_run, tmp_path):
+    shutil.copytree(spn_run.workdir, tmp_path / "run")
+    name = load_checkpoint(spn_run.workdir).metadata["class_names"][0]
+    edit_metadata(tmp_path / "run", json.dumps(name), '"unicorn"')
+    with pytest.raises(SystemExit, match="error: .*trained for unicorn"):
+        measure(spn_run.workdir, tmp_path / "o", "--together_with", tmp_path / "run")
+    with pytest.raises(SystemExit, match="error: --together_with .*'oim' makes no maps"):
+        measure(spn_run.workdir, tmp_path / "o", "--together_with", trained_run.workdir)
+    for option in (["--compare"], ["--energy_of", "x.npz"], ["--together_with", spn_run.workdir]):
+        with pytest.raises(SystemExit, match=f"error: {option[0]} is for methods with maps.*'oim'"):
+            measure(trained_run.workdir, tmp_path / "o", *option)
+
+
+def test_image_that_cannot_be_read_is_missed(evaluated, spn_run, tmp_path, truth):
+    """One in either split breaks off after its header, so that only decoding finds out."""
+    data = Path(shutil.copytree(spn_run.data, tmp_path / "data"))
+    broken = [read_image_set(data, split).records[0] for split in ("test", "trainval")]
+    for record in broken:
+        record.path.write_bytes(record.path.read_bytes()[: record.path.stat().st_size // 2])
+    report = measure(
+        spn_run.workdir, tmp_path / "o", "--set", f"data.root={data}", "--compare", pictures=2
+    )
+    summary, rows = report["summary"], rows_of(report)
+    for record, total in zip(broken, (4, 8), strict=True):
+        told = [note for note in report["notes"] if f"({record.image_id})" in note]
+        assert len(told) == 1 and f"1 of {total} images of" in told[0]
+        assert "could not be read" in told[0] and "count as missed" in told[0]
+    points = points_of(evaluated / "4", truth[2])  # of the same weights and the whole files
+    points[0] = [(-1e9, -1e9)] * len(points[0])
+    assert points_of(tmp_path / "o" / "4", truth[2]) == points
+    assert summary["pointing"] == pytest.approx(share_pointed_at(points, truth))
+    assert summary["CorLoc any"] < 1 and set(rows_of(read_report(evaluated / "4"))) > set(rows)
+    assert len(rows) == 5 and all(row["pointing"] is not None for row in rows.values())
+    found = json.loads((tmp_path / "o" / "4" / "predictions.json").read_text())
+    assert broken[0].image_id not in {entry["image_id"] for entry in found}
+    assert len(list((tmp_path / "o" / "4" / "maps").iterdir())) == 1  # of two asked for
+
+
+def test_split_without_boxes_is_predicted_and_not_measured(spn_run, tmp_path):
+    data = Path(shutil.copytree(spn_run.data, tmp_path / "data"))
+    shutil.rmtree(data / "Annotations")
+    report = measure(
+        spn_run.workdir,
+        tmp_path / "o",
+        "--set",
+        f"data.root={data}",
+        "--compare",
+        *BOXES,
+        pictures=1,
+    )
+    assert set(report["summary"]) == {"seconds_per_image"} and not report["tables"]
+    assert sum("no boxes" in note for note in report["notes"]) == 3  # points, CorLoc, baselines
+    assert json.loads((tmp_path / "o" / "4" / "predictions.json").read_text())
+    assert (tmp_path / "o" / "4" / "maps.png").exists()
+
+
+def test_labels_alone_train_the_same_and_only_classes_are_measured(spn_run, config, tmp_path):
+    labels_only(spn_run, config, tmp_path)
+    script.run(config, tmp_path / "run")
+    assert losses(tmp_path / "run") == losses(spn_run.workdir)
+    report = measure(tmp_path / "run", tmp_path / "o")
+    assert set(report["summary"]) == {"seconds_per_image", "image mAP"}
+    assert (tmp_path / "o" / "4" / "predictions.json").exists()
+
+
+def test_views_are_averaged_or_kept_apart(spn_run, tmp_path):
+    """Two scales and both orientations; `union` gives every view's components to CorLoc any."""
+    views = ["--set", "scales=(64,96)", "--set", "flips=(False,True)"]
+    mean = measure(spn_run.workdir, tmp_path / "a", *views, *BOXES)["summary"]
+    union = measure(spn_run.workdir, tmp_path / "b", *views, *BOXES, "--set", "merge=union")[
+        "summary"
+    ]
+    assert {name for name in mean if mean[name] != union[name]} <= {
+        "CorLoc any",
+        "mAP50",
+        "seconds_per_image",
+    }
+    counts = [
+        len(json.loads((tmp_path / name / "4" / "predictions.json").read_text())) for name in "ab"
+    ]
+    assert counts[0] != counts[1]
