@@ -1,4 +1,4 @@
-"""Look at proposals, detections, training curves and data sets, and at what a detector learnt from.
+"""Look at proposals, detections, training curves and data sets, at what a detector learnt from, and at proposal maps.
 
 Proposals over pictures, with the best one of every annotated object:
 
@@ -36,6 +36,18 @@ How OIM found those instances, along its spatial and appearance graphs:
 Where the scores of a class pile up over the course of training, of one or more runs:
 
   python scripts/visualize.py objectness --workdir runs/oicr runs/oim --num 8 --out pictures
+
+How the proposal maps of SPN and a class's response maps evolved over the course of training, of one or more runs:
+
+  python scripts/visualize.py proposal_maps --workdir runs/spn runs/cam --class cow --num 8 --out pictures
+
+The random walk that makes a proposal map, step by step, whether it settles, and the map it would settle to:
+
+  python scripts/visualize.py walk --checkpoint runs/spn --walk_steps 0 1 2 5 20 --out pictures
+
+Which share of proposal maps, and of proposals, lies on objects: against the objects' size, and over training:
+
+  python scripts/visualize.py energy --workdir runs/spn runs/cam --proposals voc07.npz --out charts
 """
 
 from __future__ import annotations
@@ -47,7 +59,7 @@ from pathlib import Path
 
 import numpy as np
 
-from wsod_jax import build, viz
+from wsod_jax import viz
 from wsod_jax.data.folder import list_images
 from wsod_jax.data.proposals import ProposalSet, check_proposals
 from wsod_jax.data.records import ImageRecord, ImageSet
@@ -57,13 +69,20 @@ from wsod_jax.evals.pictures import draw_image_detections, draw_precision_recall
 from wsod_jax.evals.predictions import read_index, read_predictions
 from wsod_jax.evals.tables import TruthTable
 from wsod_jax.evals.voc import evaluate_detections
-from wsod_jax.experiment import LOCATIONS, truth_table
-from wsod_jax.inspection.mining import MiningRun, draw_class_graphs, draw_mined_stages
-from wsod_jax.inspection.quality import pseudo_quality, quality_table
-from wsod_jax.inspection.scores import MAX_STEPS, ScoredRun, draw_score_evolution
+from wsod_jax.experiment import LOCATIONS
+from wsod_jax.inspection.scores import MAX_STEPS
 from wsod_jax.ops.boxes import pairwise_iou
-from wsod_jax.train.checkpoint import checkpoint_steps
 from wsod_jax.train.logging import read_jsonl
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from scripts.visualization.images import write_pictures
+from scripts.visualization.map_runs import show_energy, show_proposal_maps, show_walk
+from scripts.visualization.mining_runs import (
+    show_graphs,
+    show_objectness,
+    show_pseudo,
+    show_quality,
+)
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -78,7 +97,8 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         return added
 
     add_data_commands(command)
-    add_run_commands(command)
+    add_mining_commands(command)
+    add_map_commands(command)
     return parser.parse_args(arguments)
 
 
@@ -120,8 +140,8 @@ def add_data_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
     instances.add_argument("--out", type=Path, required=True, help="the picture to write")
 
 
-def add_run_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
-    """Add the commands that load a checkpoint."""
+def add_mining_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
+    """Add the commands that load checkpoints of runs with proposals."""
     pseudo = command("pseudo", show_pseudo, "pseudo boxes that a run mines, stage by stage")
     pseudo.add_argument("--truth", action="store_true", help="also draw the annotated objects")
     graphs = command("graphs", show_graphs, "OIM's spatial and appearance graphs")
@@ -129,13 +149,7 @@ def add_run_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
         "--num_rejected", type=int, default=4, help="proposals that just failed, dashed (4)"
     )
     for mining in (pseudo, graphs):
-        mining.add_argument(
-            "--checkpoint",
-            type=Path,
-            required=True,
-            help="folder of a run (its newest checkpoint), or of one checkpoint",
-        )
-        mining.add_argument("--step", type=int, help="which checkpoint of the run")
+        add_checkpoint_arguments(mining)
         add_location_argument(mining)
         add_choice_arguments(mining)
 
@@ -160,14 +174,72 @@ def add_run_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
     )
     objectness.add_argument("--split", help="of the run's data (its training split)")
     objectness.add_argument("--max_boxes", type=int, default=3, help="detections per map (3)")
-    objectness.add_argument(
+    add_settings_argument(objectness)
+    add_choice_arguments(objectness)
+
+
+def add_map_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
+    """Add the commands that load checkpoints of runs that localise by maps."""
+    maps = command("proposal_maps", show_proposal_maps, "proposal and response maps over training")
+    maps.add_argument(
+        "--steps", nargs="+", type=int, help=f"checkpoints (up to {MAX_STEPS}, evenly spread)"
+    )
+    maps.add_argument(
+        "--class", dest="class_name", help="whose responses (the image's best-scored label)"
+    )
+    walk = command("walk", show_walk, "the random walk that makes a proposal map")
+    add_checkpoint_arguments(walk)
+    walk.add_argument(
+        "--walk_steps",
+        nargs="+",
+        type=step_count,
+        default=[0, 1, 2, 3, 5, 10, 20],
+        help="show the map after so many steps (0 1 2 3 5 10 20)",
+    )
+    energy = command("energy", show_energy, "Object Energy over the objects' size and training")
+    energy.add_argument("--steps", nargs="+", type=int, help="checkpoints (all)")
+    energy.add_argument(
+        "--proposals", nargs="+", type=Path, default=[], help="compare with these .npz files"
+    )
+    energy.add_argument("--out", type=Path, required=True, help="the folder to write into")
+    for several in (maps, energy):
+        several.add_argument(
+            "--workdir", nargs="+", type=Path, required=True, help="folders of runs, to compare"
+        )
+    for pictures in (maps, walk):
+        add_choice_arguments(pictures)
+    for parser in (maps, walk, energy):
+        parser.add_argument("--split", help="of the first run's data (its test split)")
+        add_settings_argument(parser)
+
+
+def step_count(text: str) -> int:
+    """Read how many steps a walk takes."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of steps, such as 0 or 20")
+    return int(text)
+
+
+def add_checkpoint_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the choice of one checkpoint."""
+    parser.add_argument(
+        "--checkpoint",
+        type=Path,
+        required=True,
+        help="folder of a run (its newest checkpoint), or of one checkpoint",
+    )
+    parser.add_argument("--step", type=int, help="which checkpoint of the run")
+
+
+def add_settings_argument(parser: argparse.ArgumentParser) -> None:
+    """Add `--set` for commands that test: how they do it and where files lie can change."""
+    parser.add_argument(
         "--set",
         action="append",
         default=[],
         metavar="KEY=VALUE",
         help='change a test setting, e.g. --set "scales=(480,)", or where the data lie now (repeatable)',
     )
-    add_choice_arguments(objectness)
 
 
 def add_location_argument(parser: argparse.ArgumentParser) -> None:
@@ -211,50 +283,6 @@ def read_images(data: Path, split: str | None) -> tuple[ImageSet, TruthTable | N
     return images, TruthTable.from_annotations(
         truth.boxes.values(), num_classes=len(images.class_names)
     )
-
-
-def choose(images: ImageSet, options: argparse.Namespace) -> list[int]:
-    """Return the positions of the images to draw."""
-    if not options.images:
-        count = min(max(options.num, 1), len(images))
-        return np.unique(np.linspace(0, len(images) - 1, count).round().astype(int)).tolist()
-    position = {image_id: index for index, image_id in enumerate(images.image_ids)}
-    unknown = [image_id for image_id in options.images if image_id not in position]
-    if unknown:
-        raise DataError(
-            f"{images.name} has no image {unknown[0]!r}; ids look like {images.image_ids[:3]}."
-        )
-    return [position[image_id] for image_id in options.images]
-
-
-def write_pictures(
-    images: ImageSet,
-    options: argparse.Namespace,
-    draw: Callable[[np.ndarray, int, ImageRecord], np.ndarray | None],
-    *,
-    rows: bool = False,
-) -> None:
-    """Draw the chosen images, one file each, and all of them on a sheet; `rows` puts each on a row of its own."""
-    pictures, captions = [], []
-    for index in choose(images, options):
-        record = images.records[index]
-        try:
-            image = record.load()
-        except DataError as error:
-            print(f"left out: {error}", file=sys.stderr)
-            continue
-        picture = draw(image, index, record)
-        if picture is None:
-            print(f"left out: nothing to draw in {record.image_id}", file=sys.stderr)
-            continue
-        viz.save_image(options.out / f"{record.image_id.replace('/', '_')}.png", picture)
-        pictures.append(picture)
-        captions.append(record.image_id)
-    layout = {"columns": 1, "cell_px": None} if rows else {}
-    sheet = viz.save_image(
-        options.out / "sheet.png", viz.contact_sheet(pictures, captions=captions, **layout)
-    )
-    print(f"Wrote {len(pictures)} pictures and {sheet}")
 
 
 def show_proposals(options: argparse.Namespace) -> None:
@@ -328,101 +356,6 @@ def show_instances(options: argparse.Namespace) -> None:
     title = next(iter(counts)) if len(counts) == 1 else ""
     chart = viz.plot_instances(counts, class_names, title=title)
     print(f"Wrote {viz.save_image(options.out, chart)}")
-
-
-def show_pseudo(options: argparse.Namespace) -> None:
-    run = MiningRun.open(options.checkpoint, options.step, options.set)
-    images = run.data.image_set
-    mined = run.mine(choose(images, options))
-    truth = None
-    if options.truth:
-        truth = truth_table(images, build.ground_truth(run.config, run.config.data.train_split))
-
-    def draw(image: np.ndarray, index: int, record: ImageRecord) -> np.ndarray | None:
-        if index not in mined:
-            return None
-        objects = None if truth is None else truth.of_image(index).boxes
-        return draw_mined_stages(
-            image, mined[index], class_names=images.class_names, truth_boxes=objects
-        )
-
-    write_pictures(images, options, draw, rows=True)
-
-
-def show_quality(options: argparse.Namespace) -> None:
-    found = {}
-    for workdir in options.workdir:
-        steps = options.steps or [step for step in checkpoint_steps(workdir) if step > 0]
-        if not steps:
-            raise DataError(f"{workdir} has no checkpoint after step 0; train it with train.py.")
-        for step in steps:
-            run = MiningRun.open(workdir, step, options.set)
-            positions = choose(run.data.image_set, options)
-            found[str(workdir), step] = pseudo_quality(run, positions)
-            print(f"{workdir}, step {step}: {len(positions)} images mined", file=sys.stderr)
-    print(quality_table(found))
-
-
-def show_graphs(options: argparse.Namespace) -> None:
-    run = MiningRun.open(options.checkpoint, options.step, options.set)
-    images = run.data.image_set
-    print(f"step {run.step}, alpha {run.alpha():g}")
-    mined = run.mine(choose(images, options))
-
-    def draw(image: np.ndarray, index: int, record: ImageRecord) -> np.ndarray | None:
-        if index not in mined:
-            return None
-        pictures = []
-        for label in np.flatnonzero(images.labels[index] == 1):
-            graphs = [
-                run.class_graph(mined[index], stage, label, num_rejected=options.num_rejected)
-                for stage in range(mined[index].num_stages)
-            ]
-            name = images.class_names[label]
-            pictures.append(draw_class_graphs(image, mined[index], graphs, class_name=name))
-        return viz.contact_sheet(pictures, columns=1, cell_px=None)
-
-    write_pictures(images, options, draw, rows=True)
-
-
-def show_objectness(options: argparse.Namespace) -> None:
-    runs = [ScoredRun.open(workdir, options.set) for workdir in options.workdir]
-    config = runs[0].config
-    images = build.images(config, options.split or config.data.train_split)
-    named = class_to_show(images.class_names, options.class_name)
-    chosen, scored = choose(images, options), []
-    for run in runs:
-        steps = options.steps or run.steps()
-        print(f"{run.workdir}: {len(chosen)} images at steps {steps}", flush=True)
-        scored.append(run.score(images, chosen, steps))
-
-    def draw(image: np.ndarray, index: int, record: ImageRecord) -> np.ndarray:
-        shown = named
-        if shown is None:  # the label that the last run is surest of in the end
-            last = list(scored[-1].values())[-1][index]
-            shown = int(np.argmax(last.scores.max(axis=0) + (np.array(record.labels) == 1)))
-        name = images.class_names[shown]
-        rows = []
-        for run, steps in zip(runs, scored, strict=True):
-            of_run = f"{run.workdir.name}, " if len(runs) > 1 else ""
-            found = {f"{of_run}step {step}: {name}": steps[step][index] for step in steps}
-            rows.append(
-                draw_score_evolution(
-                    image, run.predictor, found, class_index=shown, max_boxes=options.max_boxes
-                )
-            )
-        return viz.contact_sheet(rows, columns=1, cell_px=None)
-
-    write_pictures(images, options, draw, rows=True)
-
-
-def class_to_show(class_names: Sequence[str], name: str | None) -> int | None:
-    """Return the index of the class named; `None` if none is."""
-    if name is None:
-        return None
-    if name not in class_names:
-        raise DataError(f"there is no class {name!r}; the classes are {', '.join(class_names)}.")
-    return class_names.index(name)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

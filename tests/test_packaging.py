@@ -27,8 +27,8 @@ FLOORS = {
     "construction": 4,
     "build": 5,
     "experiment": 6,
-    "inspection": 7,
     "evaluation": 7,
+    "inspection": 8,
 }
 LEAVES = {"types", "errors"}  # single files that every room of their own floor may use too
 

@@ -221,6 +221,39 @@ def test_training_charts_overlay_runs_and_choose_names():
         viz.plot_training({})
 
 
+def test_energy_charts():
+    shares, energies = np.array([0.1, 0.3, 0.0]), np.array([0.2, 0.7, np.nan])
+    methods = {"a": (shares, energies, np.array([0, 2.0, 0, 0]))}
+    nothing = {"b": (shares, np.full(3, np.nan), np.full(4, np.nan))}
+    both = viz.plot_energy_by_size(methods | {"b": (shares, energies / 2, np.zeros(4))})
+    one = viz.plot_energy_by_size(methods | nothing, title="t")
+    assert has(both, viz.class_colour(1)) and not has(one, viz.class_colour(1))
+    assert viz.plot_energy_by_size(nothing).ndim == 3
+    runs = {"a": (np.array([0, 4]), np.array([0.2, 0.5]))}
+    plain, levels = (viz.plot_energy_over_training(runs, of) for of in ({}, {"p": 0.4}))
+    assert has(levels, viz.class_colour(1)) and not has(plain, viz.class_colour(1))
+    grey = viz.plot_energy_over_training(runs, {}, uniform=0.35)
+    assert grey.shape != plain.shape or (grey != plain).any()
+
+
+def test_walk_charts_show_the_median_and_bear_zeros():
+    moved, apart = np.geomspace(1e-2, 1e-6, 8)[None], np.geomspace(1, 1e-4, 9)[None]
+    chart = viz.plot_walks(moved, apart, tolerance=1e-4, num_steps=3)
+    assert has(chart, viz.class_colour(0))  # the median; the lines of single images are paler
+    still = viz.plot_walks(0 * moved, 0 * apart, tolerance=1e-4, num_steps=3)
+    assert still.shape[2] == 3 and (still != chart).any()
+
+
+def test_colour_key_is_a_line_below_the_picture():
+    picture = np.full((40, 600, 3), 7, np.uint8)
+    plain = viz.add_colour_key(picture, "low", "high")
+    noted = viz.add_colour_key(picture, "low", "high", "what the ring means")
+    assert 40 < plain.shape[0] < noted.shape[0] and plain.shape[1:] == picture.shape[1:]
+    assert (plain[:40] == 7).all()
+    bar = plain[40 + plain[40:].shape[0] // 2].astype(int)
+    assert (bar[:, 2] - bar[:, 0]).argmax() < (bar[:, 0] - bar[:, 2]).argmax()  # blue to red
+
+
 def test_precision_recall_and_instance_charts():
     curve = (np.array([0.1, 0.5, 0.5]), np.array([1.0, 1.0, 0.6]))
     chart = viz.plot_precision_recall({"cat": curve, "dog": curve}, ap={"cat": 0.5}, title="t")

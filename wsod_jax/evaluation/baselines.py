@@ -138,7 +138,12 @@ def _pointing_row(
     return [name, None, *both, None, None, None, None]
 
 
-def _energy_row(path: Path, split: MapSplit) -> list[str | float | None]:
+def file_energies(path: Path, split: MapSplit) -> np.ndarray:
+    """Return [n] the Object Energy of every image's proposals in a file; NaN for images without objects.
+
+    Raises:
+      DataError: the file is not of these images.
+    """
     proposals = ProposalSet.load(path)
     check_proposals(proposals, split.images)
     ids = split.images.image_ids
@@ -146,5 +151,9 @@ def _energy_row(path: Path, split: MapSplit) -> list[str | float | None]:
     if proposals.scores is not None:
         scores = [proposals.get_scores(image_id) for image_id in ids]
     boxes = [proposals.get(image_id) for image_id in ids]
-    energies = EnergyMetrics(proposal_energies(boxes, scores, split.truth, split.sizes))
-    return [f"proposals of {path.name}", *[None] * (len(COLUMNS) - 1), energies.mean]
+    return proposal_energies(boxes, scores, split.truth, split.sizes)
+
+
+def _energy_row(path: Path, split: MapSplit) -> list[str | float | None]:
+    energy = EnergyMetrics(file_energies(path, split)).mean
+    return [f"proposals of {path.name}", *[None] * (len(COLUMNS) - 1), energy]

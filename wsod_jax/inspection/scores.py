@@ -56,9 +56,7 @@ class ScoredRun:
 
     def steps(self) -> list[int]:
         """Return a few of the run's checkpoints, evenly spread, the first and the last among them."""
-        found = checkpoint_steps(self.workdir)
-        places = np.linspace(0, len(found) - 1, min(MAX_STEPS, len(found))).round().astype(int)
-        return [found[place] for place in places]
+        return spread_steps(self.workdir)
 
     def score(
         self, images: ImageSet, positions: Sequence[int], steps: Sequence[int]
@@ -85,6 +83,13 @@ class ScoredRun:
             candidates = predictor.candidates(predictor.views(images.select(positions), proposals))
             scored[step] = {positions[found.image_index]: found for found in candidates}
         return scored
+
+
+def spread_steps(workdir: str | Path) -> list[int]:
+    """Return up to `MAX_STEPS` of a run's checkpoints, evenly spread, the first and the last among them."""
+    found = checkpoint_steps(workdir)
+    places = np.linspace(0, len(found) - 1, min(MAX_STEPS, len(found))).round().astype(int)
+    return [found[place] for place in places]
 
 
 def draw_score_evolution(

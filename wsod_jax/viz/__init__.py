@@ -1,8 +1,22 @@
 """Pictures and charts: NumPy arrays in, [H, W, 3] uint8 RGB pictures out; `save_image` writes them."""
 
 from wsod_jax.viz.canvas import Canvas, class_colour, save_image
-from wsod_jax.viz.charts import metric_series, plot_instances, plot_precision_recall, plot_training
-from wsod_jax.viz.objectness import draw_evolution, draw_objectness, draw_response, objectness_map
+from wsod_jax.viz.charts import (
+    metric_series,
+    plot_energy_by_size,
+    plot_energy_over_training,
+    plot_instances,
+    plot_precision_recall,
+    plot_training,
+    plot_walks,
+)
+from wsod_jax.viz.objectness import (
+    add_colour_key,
+    draw_evolution,
+    draw_objectness,
+    draw_response,
+    objectness_map,
+)
 from wsod_jax.viz.pictures import (
     contact_sheet,
     draw_boxes,
@@ -14,6 +28,7 @@ from wsod_jax.viz.pictures import (
 
 __all__ = [
     "Canvas",
+    "add_colour_key",
     "class_colour",
     "contact_sheet",
     "draw_boxes",
@@ -26,8 +41,11 @@ __all__ = [
     "draw_response",
     "metric_series",
     "objectness_map",
+    "plot_energy_by_size",
+    "plot_energy_over_training",
     "plot_instances",
     "plot_precision_recall",
     "plot_training",
+    "plot_walks",
     "save_image",
 ]

@@ -1,4 +1,4 @@
-"""Charts: precision-recall curves, training curves of one or more runs, instances per image and class."""
+"""Charts: precision and recall, training curves, instances per class, Object Energy, walks of proposal maps."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from wsod_jax.viz.canvas import CLASS_COLOURS
 
 COLOURS = tuple(tuple(part / 255 for part in colour) for colour in CLASS_COLOURS)
 LINE_STYLES = ("-", "--", ":", "-.")
+UNIFORM = {"color": "0.45", "linewidth": 1.2, "linestyle": ":"}
 
 
 def _figure(width: float, height: float, rows: int = 1, columns: int = 1):
@@ -217,4 +218,110 @@ def plot_instances(
     ax.grid(visible=False, axis="x")
     if len(counts) > 1:
         ax.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    return _pixels(figure)
+
+
+def plot_energy_by_size(
+    methods: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray]], *, title: str = ""
+) -> np.ndarray:
+    """Plot Object Energy over the share of the image that objects cover: a dot per image, a curve per method.
+
+    Args:
+      methods: name -> (shares [n] in [0, 1], energies [n] in [0, 1] with NaN for images left out, coefficients of
+        the fitted polynomial in ascending powers).
+      title: above the plot.
+    Returns:
+      [H, W, 3] uint8 RGB. The curves reach as far as the dots; a map that prefers no place lies on the diagonal.
+
+    Source: Zhu et al. 2017 (SPN), figure 6 (a).
+    """
+    figure, (ax,) = _figure(8.6, 5.2)
+    ax.plot((0, 100), (0, 100), label="a uniform map", **UNIFORM)
+    widest = 0.0
+    for index, (name, (shares, energies, coefficients)) in enumerate(methods.items()):
+        real = ~np.isnan(energies)
+        if not real.any():
+            continue
+        x, y, style = shares[real], energies[real], _style(index)
+        size = float(np.clip(3000 / len(x), 3, 16))
+        ax.scatter(100 * x, 100 * y, size, color=style["color"], alpha=0.4, linewidths=0)
+        along = np.linspace(x.min(), x.max(), 200)
+        fit = np.clip(np.polynomial.polynomial.polyval(along, coefficients), 0, 1)
+        label = f"{name}: mean {100 * y.mean():.1f}"
+        ax.plot(100 * along, 100 * fit, label=label, linewidth=2.2, **style)
+        widest = max(widest, float(x.max()))
+    ax.set(
+        xlim=(0, 10 * math.ceil(10 * widest) or 100),
+        ylim=(0, 100),
+        xlabel="area of the objects, % of the image",
+        ylabel="Object Energy, %",
+        title=title,
+    )
+    ax.legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False, fontsize=9)
+    return _pixels(figure)
+
+
+def plot_energy_over_training(
+    runs: Mapping[str, tuple[np.ndarray, np.ndarray]],
+    levels: Mapping[str, float],
+    *,
+    uniform: float = math.nan,
+    title: str = "",
+) -> np.ndarray:
+    """Plot mean Object Energy over training steps, and that of methods that do not train as horizontal lines.
+
+    Args:
+      runs: name -> (steps [m], mean energies [m] in [0, 1]).
+      levels: name -> mean energy in [0, 1].
+      uniform: mean energy of the map that prefers no place; NaN draws none.
+      title: above the plot.
+    Returns:
+      [H, W, 3] uint8 RGB.
+
+    Source: Zhu et al. 2017 (SPN), figure 6 (b).
+    """
+    figure, (ax,) = _figure(8.6, 4.6)
+    for index, (name, (steps, values)) in enumerate(runs.items()):
+        label = f"{name}: last {100 * values[-1]:.1f}"
+        ax.plot(steps, 100 * values, label=label, linewidth=1.8, marker="o", ms=4, **_style(index))
+    for index, (name, value) in enumerate(levels.items(), start=len(runs)):
+        style = {**_style(index), "linestyle": "--"}
+        ax.axhline(100 * value, label=f"{name}: {100 * value:.1f}", linewidth=1.5, **style)
+    if not math.isnan(uniform):
+        ax.axhline(100 * uniform, label=f"a uniform map: {100 * uniform:.1f}", **UNIFORM)
+    ax.set(xlabel="step", ylabel="mean Object Energy, %", title=title)
+    ax.legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False, fontsize=9)
+    return _pixels(figure)
+
+
+def plot_walks(
+    moved: np.ndarray, apart: np.ndarray, *, tolerance: float, num_steps: int
+) -> np.ndarray:
+    """Plot how random walks settle, or oscillate: a pale line per image and their median.
+
+    Args:
+      moved: [n, k] how far each step moves the map, ‖D M − M‖₂.
+      apart: [n, k + 1] how far it is from the stationary map, as a share of that map's maximum.
+      tolerance: of `moved`, below which a walk ends.
+      num_steps: the most steps that the network takes.
+    Returns:
+      [H, W, 3] uint8 RGB.
+    """
+    figure, axes = _figure(10.5, 4.0, 1, 2)
+    for ax, values, label, lowest in (
+        (axes[0], moved, "change by the next step, ‖D M − M‖", 1e-7),  # float32 says nothing below
+        (axes[1], 100 * apart, "distance to the stationary map,\n% of its maximum", 1e-4),
+    ):
+        values = np.maximum(values, lowest)
+        steps, ink = np.arange(values.shape[1]), COLOURS[0]
+        for row in values:
+            (line,) = ax.plot(steps, row, color=ink, linewidth=0.8, alpha=0.35)
+        line.set_label("one image")
+        ax.plot(steps, np.median(values, axis=0), color=ink, linewidth=2.2, label="median")
+        ax.axvline(num_steps, label=f"{num_steps} steps", **UNIFORM)
+        ax.set(xlabel="steps of the walk", ylabel=label, yscale="log")
+    axes[0].axhline(
+        tolerance, color=COLOURS[5], linewidth=1.2, linestyle="--", label=f"tolerance {tolerance:g}"
+    )
+    axes[0].legend(frameon=False, fontsize=9)
     return _pixels(figure)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from PIL import Image, ImageDraw
 
-from wsod_jax.viz.canvas import CORE, HIT, PAPER, Canvas
+from wsod_jax.viz.canvas import CORE, HIT, INK, PAPER, Canvas, font
 from wsod_jax.viz.pictures import contact_sheet
 
 
@@ -118,11 +119,39 @@ def _heated(
     image: np.ndarray, values: np.ndarray, top: float, alpha: float, min_side: int
 ) -> Canvas:
     """Return an image under colours from blue, 0, to red, `top`."""
+    share = np.clip(values / top, 0, 1) if top > 0 else np.zeros_like(values)
+    return Canvas(image, min_side=min_side).blend(_heat(share), alpha)
+
+
+def _heat(share: np.ndarray) -> np.ndarray:
+    """Return the colours of values in [0, 1], with an axis [3] added, float32 in [0, 255]."""
     from matplotlib import colormaps
 
-    share = np.clip(values / top, 0, 1) if top > 0 else np.zeros_like(values)
-    heat = colormaps["turbo"](share)[..., :3] * 255
-    return Canvas(image, min_side=min_side).blend(heat.astype(np.float32), alpha)
+    return (colormaps["turbo"](share)[..., :3] * 255).astype(np.float32)
+
+
+def add_colour_key(picture: np.ndarray, low: str, high: str, note: str = "") -> np.ndarray:
+    """Put a line below a picture that says what the colours of its maps mean.
+
+    Args:
+      picture: [H, W, 3] uint8 RGB.
+      low, high: what blue and red stand for.
+      note: a second line of text.
+    Returns:
+      [H', W, 3] uint8 RGB.
+    """
+    width = picture.shape[1]
+    text_px = int(np.clip(width // 110, 11, 20))
+    strip = Image.new("RGB", (width, (5 if note else 3) * text_px), PAPER)
+    draw = ImageDraw.Draw(strip)
+    bar_px = min(12 * text_px, width // 4)
+    start, middle = (width - bar_px) // 2, 3 * text_px // 2
+    bar = _heat(np.broadcast_to(np.linspace(0, 1, bar_px), (text_px, bar_px)))
+    strip.paste(Image.fromarray(np.round(bar).astype(np.uint8)), (start, text_px))
+    texts = [(start - text_px, middle, low, "rm"), (start + bar_px + text_px, middle, high, "lm")]
+    for x, y, text, anchor in [*texts, (width // 2, middle + 2 * text_px, note, "mm")]:
+        draw.text((x, y), text, fill=INK, font=font(text_px), anchor=anchor)
+    return np.concatenate([picture, np.asarray(strip)])
 
 
 def draw_evolution(

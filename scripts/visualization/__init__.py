@@ -1,0 +1,1 @@
+"""What `scripts/visualize.py` draws of trained runs, a file per kind of run."""

@@ -1,0 +1,128 @@
+"""The commands that look at runs without proposals: their proposal maps over training, in one walk, and as energy."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from scripts.visualization.images import choose, class_to_show, write_pictures
+from wsod_jax import viz
+from wsod_jax.data.records import ImageRecord
+from wsod_jax.errors import DataError
+from wsod_jax.evaluation.baselines import file_energies
+from wsod_jax.evaluation.maps import MapSplit
+from wsod_jax.inspection.energy import EnergyCurve, run_energies, write_energy
+from wsod_jax.inspection.proposal_maps import MapRun, draw_map_evolution
+from wsod_jax.inspection.walk import FOLLOWED, draw_walk, follow_walks, walk_table
+from wsod_jax.train.checkpoint import checkpoint_steps
+
+
+def show_proposal_maps(options: argparse.Namespace) -> None:
+    runs = [MapRun.open(workdir, changes=options.set) for workdir in options.workdir]
+    split = read_split(runs[0], options.split)
+    images, names = split.images, short_names(options.workdir)
+    named = class_to_show(images.class_names, options.class_name)
+    chosen, looks = choose(images, options), []
+    for run in runs:
+        steps = options.steps or run.steps()
+        print(f"{run.workdir}: {len(chosen)} images at steps {steps}", flush=True)
+        looks.append(run.look(images, chosen, steps))
+
+    def draw(image: np.ndarray, index: int, record: ImageRecord) -> np.ndarray:
+        shown = named
+        if shown is None:  # the label that the last run is surest of in the end
+            last = list(looks[-1].values())[-1][index]
+            shown = int(np.argmax(last.image_scores + (np.array(record.labels) == 1)))
+        objects = None
+        if split.truth is not None:
+            objects = split.truth.of_image(index)
+            objects = objects.boxes[objects.classes == shown]
+        rows = []
+        for run, name, look in zip(runs, names, looks, strict=True):
+            rows.append(
+                draw_map_evolution(
+                    image,
+                    run.predictor.localization.reading,
+                    {step: found[index] for step, found in look.items()},
+                    class_index=shown,
+                    class_name=images.class_names[shown],
+                    objects=objects,
+                    run_name=name if len(runs) > 1 else "",
+                )
+            )
+        sheet = viz.contact_sheet(rows, columns=1, cell_px=None)
+        return viz.add_colour_key(
+            sheet,
+            "lowest value of a map",
+            "highest value of the same map",
+            "ring: strongest response   red: box around the foreground   green: annotated objects",
+        )
+
+    write_pictures(images, options, draw, rows=True)
+
+
+def show_walk(options: argparse.Namespace) -> None:
+    run = MapRun.open(options.checkpoint, options.step, options.set)
+    images = read_split(run, options.split).images
+    module = run.predictor.method.network.soft_proposal
+    longest = max([FOLLOWED, module.num_steps, *options.walk_steps])
+    walks = follow_walks(run.predictor, images, choose(images, options), longest)
+    if not walks:
+        raise DataError(f"none of the images chosen out of {images.name} can be read")
+    upsampling = run.predictor.localization.upsampling
+
+    def draw(image: np.ndarray, index: int, record: ImageRecord) -> np.ndarray | None:
+        if index not in walks:
+            return None
+        picture = draw_walk(image, walks[index], options.walk_steps, upsampling)
+        return viz.add_colour_key(
+            picture,
+            "0",
+            "highest value of all these maps",
+            "numbers: the highest value of a map, as a multiple of the uniform map",
+        )
+
+    write_pictures(images, options, draw, rows=True)
+    chart = viz.plot_walks(
+        np.stack([walk.moved for walk in walks.values()]),
+        np.stack([walk.apart for walk in walks.values()]),
+        tolerance=module.tolerance,
+        num_steps=module.num_steps,
+    )
+    print(f"Wrote {viz.save_image(options.out / 'walks.png', chart)}\n")
+    by_id = {images.image_ids[index]: walk for index, walk in walks.items()}
+    print(walk_table(by_id, num_steps=module.num_steps, tolerance=module.tolerance))
+
+
+def show_energy(options: argparse.Namespace) -> None:
+    runs = [MapRun.open(workdir, changes=options.set) for workdir in options.workdir]
+    split = read_split(runs[0], options.split)
+    if split.truth is None:
+        raise DataError(
+            f"{split.images.name} has no boxes of objects to measure Object Energy with; "
+            "choose a --split that has, or data with annotations"
+        )
+    names = short_names([*options.workdir, *options.proposals])
+    of_files = [
+        EnergyCurve.of(f"proposals of {name}", (), [file_energies(path, split)], split)
+        for name, path in zip(names[len(runs) :], options.proposals, strict=True)
+    ]
+    of_runs = [
+        run_energies(run, name, split, options.steps or checkpoint_steps(run.workdir))
+        for name, run in zip(names, runs, strict=False)
+    ]
+    write_energy(options.out, split, of_runs, of_files)
+
+
+def read_split(run: MapRun, split: str | None) -> MapSplit:
+    """Read the split asked for, or the one that the run is tested on."""
+    return MapSplit.read(run.config, split or run.config.data.test_split)
+
+
+def short_names(paths: Sequence[Path]) -> list[str]:
+    """Return the last part of every path; whole paths where these are not distinct."""
+    names = [path.name for path in paths]
+    return names if len(set(names)) == len(names) else [str(path) for path in paths]

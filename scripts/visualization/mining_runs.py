@@ -1,0 +1,104 @@
+"""The commands that look at runs with proposals: what they mine, and where their scores pile up."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+import numpy as np
+
+from scripts.visualization.images import choose, class_to_show, write_pictures
+from wsod_jax import build, viz
+from wsod_jax.data.records import ImageRecord
+from wsod_jax.errors import DataError
+from wsod_jax.experiment import truth_table
+from wsod_jax.inspection.mining import MiningRun, draw_class_graphs, draw_mined_stages
+from wsod_jax.inspection.quality import pseudo_quality, quality_table
+from wsod_jax.inspection.scores import ScoredRun, draw_score_evolution
+from wsod_jax.train.checkpoint import checkpoint_steps
+
+
+def show_pseudo(options: argparse.Namespace) -> None:
+    run = MiningRun.open(options.checkpoint, options.step, options.set)
+    images = run.data.image_set
+    mined = run.mine(choose(images, options))
+    truth = None
+    if options.truth:
+        truth = truth_table(images, build.ground_truth(run.config, run.config.data.train_split))
+
+    def draw(image: np.ndarray, index: int, record: ImageRecord) -> np.ndarray | None:
+        if index not in mined:
+            return None
+        objects = None if truth is None else truth.of_image(index).boxes
+        return draw_mined_stages(
+            image, mined[index], class_names=images.class_names, truth_boxes=objects
+        )
+
+    write_pictures(images, options, draw, rows=True)
+
+
+def show_quality(options: argparse.Namespace) -> None:
+    found = {}
+    for workdir in options.workdir:
+        steps = options.steps or [step for step in checkpoint_steps(workdir) if step > 0]
+        if not steps:
+            raise DataError(f"{workdir} has no checkpoint after step 0; train it with train.py.")
+        for step in steps:
+            run = MiningRun.open(workdir, step, options.set)
+            positions = choose(run.data.image_set, options)
+            found[str(workdir), step] = pseudo_quality(run, positions)
+            print(f"{workdir}, step {step}: {len(positions)} images mined", file=sys.stderr)
+    print(quality_table(found))
+
+
+def show_graphs(options: argparse.Namespace) -> None:
+    run = MiningRun.open(options.checkpoint, options.step, options.set)
+    images = run.data.image_set
+    print(f"step {run.step}, alpha {run.alpha():g}")
+    mined = run.mine(choose(images, options))
+
+    def draw(image: np.ndarray, index: int, record: ImageRecord) -> np.ndarray | None:
+        if index not in mined:
+            return None
+        pictures = []
+        for label in np.flatnonzero(images.labels[index] == 1):
+            graphs = [
+                run.class_graph(mined[index], stage, label, num_rejected=options.num_rejected)
+                for stage in range(mined[index].num_stages)
+            ]
+            name = images.class_names[label]
+            pictures.append(draw_class_graphs(image, mined[index], graphs, class_name=name))
+        return viz.contact_sheet(pictures, columns=1, cell_px=None)
+
+    write_pictures(images, options, draw, rows=True)
+
+
+def show_objectness(options: argparse.Namespace) -> None:
+    runs = [ScoredRun.open(workdir, options.set) for workdir in options.workdir]
+    config = runs[0].config
+    images = build.images(config, options.split or config.data.train_split)
+    named = class_to_show(images.class_names, options.class_name)
+    chosen, scored = choose(images, options), []
+    for run in runs:
+        steps = options.steps or run.steps()
+        print(f"{run.workdir}: {len(chosen)} images at steps {steps}", flush=True)
+        scored.append(run.score(images, chosen, steps))
+
+    def draw(image: np.ndarray, index: int, record: ImageRecord) -> np.ndarray:
+        shown = named
+        if shown is None:  # the label that the last run is surest of in the end
+            last = list(scored[-1].values())[-1][index]
+            shown = int(np.argmax(last.scores.max(axis=0) + (np.array(record.labels) == 1)))
+        name = images.class_names[shown]
+        rows = []
+        for run, steps in zip(runs, scored, strict=True):
+            of_run = f"{run.workdir.name}, " if len(runs) > 1 else ""
+            found = {f"{of_run}step {step}: {name}": steps[step][index] for step in steps}
+            rows.append(
+                draw_score_evolution(
+                    image, run.predictor, found, class_index=shown, max_boxes=options.max_boxes
+                )
+            )
+        return viz.contact_sheet(rows, columns=1, cell_px=None)
+
+    write_pictures(images, options, draw, rows=True)
