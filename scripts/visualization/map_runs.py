@@ -14,10 +14,13 @@ from wsod_jax.data.records import ImageRecord
 from wsod_jax.errors import DataError
 from wsod_jax.evaluation.baselines import file_energies
 from wsod_jax.evaluation.maps import MapSplit
+from wsod_jax.inspection.edges import edge_shares
 from wsod_jax.inspection.energy import EnergyCurve, run_energies, write_energy
 from wsod_jax.inspection.proposal_maps import MapRun, draw_map_evolution
 from wsod_jax.inspection.walk import FOLLOWED, draw_walk, follow_walks, walk_table
 from wsod_jax.train.checkpoint import checkpoint_steps
+
+EDGE_IMAGES = 40  # D' is looked at in so many, spread over the set
 
 
 def show_proposal_maps(options: argparse.Namespace) -> None:
@@ -115,6 +118,21 @@ def show_energy(options: argparse.Namespace) -> None:
         for name, run in zip(names, runs, strict=False)
     ]
     write_energy(options.out, split, of_runs, of_files)
+    spread = np.linspace(0, len(split.images) - 1, min(EDGE_IMAGES, len(split.images)))
+    positions = np.unique(spread.round().astype(int)).tolist()
+    print(
+        "\nedges of the graph, newest checkpoint: on objects + half of across = energy of its cells"
+    )
+    for name, run in zip(names, runs, strict=False):
+        shares = list(edge_shares(run.at(run.steps()[-1]), split, positions))
+        means = [
+            100 * np.mean([getattr(one, part) for one in shares]) if shares else np.nan
+            for part in ("inside", "across", "outside", "energy")
+        ]
+        print(
+            "{}, {} images: on objects {:.0f} %, across outlines {:.0f} %, within the background {:.0f} %; "
+            "energy {:.1f} %".format(name, len(shares), *means)
+        )
 
 
 def read_split(run: MapRun, split: str | None) -> MapSplit:

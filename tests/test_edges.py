@@ -1,0 +1,47 @@
+"""inspection/edges.py: where the weights of SPN's graph lie."""
+
+import numpy as np
+
+from tests.oracles.soft_proposal import weight_matrix
+from wsod_jax.evaluation.maps import MapSplit
+from wsod_jax.experiment import open_checkpoint
+from wsod_jax.inspection.edges import cells_on_objects, edge_shares
+from wsod_jax.inspection.walk import coupled_features
+
+
+def test_cells_on_objects_are_those_whose_centres_are():
+    boxes = np.array([[0, 0, 1, 1], [4, 2, 9, 8]])
+    on = cells_on_objects(boxes, (9, 10), (3, 4))
+    expected = np.zeros((3, 4), bool)  # centres y 0.5, 4.5, 8.5; x 0.5, 3.5, 6.5, 9.5
+    expected[0, 0] = expected[1, 2] = True
+    np.testing.assert_array_equal(on, expected)
+    assert cells_on_objects(boxes[:1], (1, 1), (1, 1)).all()
+    assert not cells_on_objects(np.zeros((0, 4)), (9, 10), (3, 4)).any()
+
+
+def test_shares_are_those_of_the_literal_matrix(spn_run):
+    predictor, config, _ = open_checkpoint(spn_run.workdir)
+    split = MapSplit.read(config, "test")
+    positions = [2, 0]
+    found = list(edge_shares(predictor, split, positions))
+    views = predictor.views(split.images.select(positions), None)
+    rows = {
+        positions[int(batch.image_index[row])]: (batch, row)
+        for batch in views
+        for row in np.flatnonzero(batch.image_mask)
+    }
+    expected = {}
+    for image, (batch, row) in rows.items():
+        maps = coupled_features(predictor.method.network, predictor.params, batch)
+        height, width = np.asarray(maps.size[row])
+        features = np.asarray(maps.features[row, :height, :width])
+        matrix = weight_matrix(features, 0.15 * np.sqrt(height * width))
+        on = cells_on_objects(
+            split.truth.of_image(image).boxes, split.sizes[image], (height, width)
+        ).reshape(-1)
+        stationary = matrix.sum(axis=1) / matrix.sum()
+        expected[image] = (matrix[on][:, on].sum() / matrix.sum(), stationary[on].sum())
+    got = sorted((shares.inside, shares.energy) for shares in found)
+    np.testing.assert_allclose(got, sorted(expected.values()), rtol=1e-4)
+    for shares in found:
+        assert abs(shares.inside + shares.across + shares.outside - 1) < 1e-9
