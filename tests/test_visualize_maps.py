@@ -108,11 +108,16 @@ def test_walks_are_followed_wherever_the_module_stands():
         image_mask=np.ones(2, bool),
         image_index=np.arange(2, dtype=np.int32),
     )
-    params = network.init(jax.random.key(0), batch)["params"]
-    maps = coupled_features(network, params, batch)
-    assert maps.features.shape == (2, 8, 8, 6)
-    found = soft_proposals(maps.features, maps.size)
-    expected = network.apply({"params": params}, batch).maps.proposal_map
+    params = jax.jit(network.init)(jax.random.key(0), batch)["params"]
+
+    @jax.jit
+    def both_ways(params):
+        maps = coupled_features(network, params, batch)
+        assert maps.features.shape == (2, 8, 8, 6)
+        own = network.apply({"params": params}, batch).maps.proposal_map
+        return soft_proposals(maps.features, maps.size), own
+
+    found, expected = both_ways(params)
     np.testing.assert_allclose(found, expected, atol=1e-7)
 
 
@@ -191,6 +196,9 @@ def test_energy(spn_run, run, split, tmp_path, capsys):
     assert list(numbers["object_area"]) == list(split.images.image_ids)
     uniform = np.mean(list(numbers["object_area"].values()))
     assert numbers["uniform_map"] == pytest.approx(uniform)
+    newest = spn_run.workdir / "checkpoints" / "4"
+    assert main(["energy", "--workdir", str(newest), "--out", str(tmp_path / "one")]) == 0
+    assert json.loads((tmp_path / "one" / "energy.json").read_text())["runs"][0]["steps"] == [4]
     before = (tmp_path / "energy_over_training.png").read_bytes()
     few = ["--steps", "4", "0", "--split", "trainval"]
     assert main([*command, *few, "--set", "scales=(48,)"]) == 0

@@ -18,7 +18,6 @@ from wsod_jax.inspection.edges import edge_shares
 from wsod_jax.inspection.energy import EnergyCurve, run_energies, write_energy
 from wsod_jax.inspection.proposal_maps import MapRun, draw_map_evolution
 from wsod_jax.inspection.walk import FOLLOWED, draw_walk, follow_walks, walk_table
-from wsod_jax.train.checkpoint import checkpoint_steps
 
 EDGE_IMAGES = 40  # D' is looked at in so many, spread over the set
 
@@ -114,7 +113,7 @@ def show_energy(options: argparse.Namespace) -> None:
         for name, path in zip(names[len(runs) :], options.proposals, strict=True)
     ]
     of_runs = [
-        run_energies(run, name, split, options.steps or checkpoint_steps(run.workdir))
+        run_energies(run, name, split, options.steps or run.all_steps())
         for name, run in zip(names, runs, strict=False)
     ]
     write_energy(options.out, split, of_runs, of_files)

@@ -17,7 +17,7 @@ from wsod_jax.evals.maps import MapReading
 from wsod_jax.evals.response import response_point
 from wsod_jax.experiment import Predictor, check_classes, open_checkpoint
 from wsod_jax.inspection.scores import spread_steps
-from wsod_jax.train.checkpoint import load_checkpoint
+from wsod_jax.train.checkpoint import checkpoint_steps, load_checkpoint
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +62,11 @@ class MapRun:
 
     def steps(self) -> list[int]:
         """Return a few of the run's checkpoints, evenly spread, the first and the last among them."""
-        return spread_steps(self.workdir)
+        return spread_steps(self.workdir) or [self.step]
+
+    def all_steps(self) -> list[int]:
+        """Return the run's checkpoints, ascending."""
+        return checkpoint_steps(self.workdir) or [self.step]
 
     def at(self, step: int) -> Predictor:
         """Return the predictor with the weights of another checkpoint; nothing is compiled anew.
