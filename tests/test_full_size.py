@@ -1,7 +1,8 @@
-"""VGG16 configurations at full size: two updates and a prediction on random pixels and weights, in 24 GiB.
+"""Published configurations at full size: two updates and a prediction on random pixels and weights, in 24 GiB.
 
 OIM with the reweighted loss has the largest training scale, 2000 proposals and its ten-view test's largest
-canvas. The other methods differ in mining and losses alone: they take the smallest scale and 500 proposals.
+canvas. The other methods with proposals differ in mining and losses alone: they take the smallest scale and 500
+proposals. SPN has no proposals, and its largest maps. One image per batch.
 About ten minutes on two cores, most of it fully connected layers; memory peaks near 10 GiB.
 """
 
@@ -16,41 +17,53 @@ import pytest
 
 from wsod_jax import build
 from wsod_jax.data.transforms import Canvases
+from wsod_jax.nn.backbone import is_frozen
 from wsod_jax.train.sharding import make_mesh, put
 from wsod_jax.train.state import init_state
 from wsod_jax.train.step import make_train_step
 from wsod_jax.types import Batch
 
 NUM_CLASSES = 20
-SIZES = {  # configuration: (scale's position among the sorted ones, proposals)
+SIZES = {  # configuration: (scale's position among the sorted ones, proposals, or None for none)
     "wsddn_vgg16_voc07": (0, 500),
     "oicr_vgg16_voc07": (0, 500),
     "pcl_vgg16_voc07": (0, 500),
     "mist_vgg16_voc07": (0, 500),
     "oim_vgg16_voc07": (0, 500),
     "oim_ir_vgg16_voc07": (-1, 2000),
+    "spn_vgg16_voc07:560": (0, None),
+    "spn_googlenet_voc07": (0, None),
 }
+PREDICTING = ("oim_ir_vgg16_voc07", "spn_vgg16_voc07:560", "spn_googlenet_voc07")
 
 
-def random_batch(canvases: Canvases, scale: int, rows: int, seed: int) -> Batch:
-    """Return one photograph-shaped image of noise with boxes of all sizes; a tenth of the rows is padding."""
+def random_batch(canvases: Canvases, scale: int, rows: int | None, seed: int) -> Batch:
+    """Return one photograph-shaped image of noise, warped where the configuration warps."""
     rng = np.random.default_rng(seed)
     view = canvases.view(375, 500, scale)
     height, width = view.size
     image = np.zeros((1, *view.canvas, 3), np.uint8)
     image[0, :height, :width] = rng.integers(0, 256, (height, width, 3))
-    corners = rng.uniform(0, [width, height] * 2, (rows, 4))
-    boxes = np.concatenate(
-        [np.minimum(corners[:, :2], corners[:, 2:]), np.maximum(corners[:, :2], corners[:, 2:])], 1
-    )
     labels = np.zeros((1, NUM_CLASSES), np.int32)
     labels[0, rng.choice(NUM_CLASSES, 2, replace=False)] = 1
-    return Batch(
+    batch = Batch(
         image=image,
         image_size=np.array([view.size], np.int32),
         image_mask=np.ones(1, bool),
         image_index=np.array([seed], np.int32),
         labels=labels,
+    )
+    return batch if rows is None else with_proposals(batch, rows, rng)
+
+
+def with_proposals(batch: Batch, rows: int, rng: np.random.Generator) -> Batch:
+    """Return the batch with boxes of all sizes; a tenth of the rows is padding."""
+    height, width = batch.image_size[0]
+    corners = rng.uniform(0, [width, height] * 2, (rows, 4))
+    boxes = np.concatenate(
+        [np.minimum(corners[:, :2], corners[:, 2:]), np.maximum(corners[:, :2], corners[:, 2:])], 1
+    )
+    return batch.replace(
         proposals=boxes[None].astype(np.float32),
         proposal_mask=np.arange(rows)[None] < rows - rows // 10,
         representative=np.arange(rows, dtype=np.int32)[None],
@@ -76,13 +89,32 @@ def check_training(config, scale, rows):
         for name, value in jax.device_get(metrics).items():
             assert np.isfinite(value), name
         assert metrics["loss"] > 0 and metrics["grad_norm"] > 0
-        assert metrics["proposals"] == rows - rows // 10
+        if rows is not None:
+            assert metrics["proposals"] == rows - rows // 10
     assert step.num_compilations() == 1
     after = jax.device_get(state.params["backbone"])
     for layer, arrays in before.items():
-        changed = np.any(arrays["kernel"] != after[layer]["kernel"])
-        assert changed == (not layer.startswith(("conv1", "conv2"))), layer
+        leaves = zip(*map(jax.tree.leaves, (arrays, after[layer])), strict=True)
+        moved = any(np.any(a != b) for a, b in leaves)
+        assert moved == (not is_frozen(layer, method.network.backbone.frozen)), layer
     return method, state
+
+
+def check_scores(scores, real):
+    """Scores of proposals are probabilities, and 0 in padded rows."""
+    assert scores.shape == (*real.shape, NUM_CLASSES) and np.isfinite(scores).all()
+    assert (scores[real] >= 0).all() and scores[real].any() and not scores[~real].any()
+    assert (scores.sum(axis=-1) <= 1 + 1e-5).all()
+
+
+def check_maps(maps):
+    """Responses and proposal map are of one size; the map is a distribution, and not uniform."""
+    cells = maps.proposal_map.shape[1:]
+    assert maps.responses.shape == (1, *cells, NUM_CLASSES)
+    assert tuple(np.asarray(maps.size)[0]) == tuple(np.asarray(maps.proposal_size)[0]) == cells
+    assert np.isfinite(maps.responses).all() and np.ptp(maps.responses) > 0
+    mass = np.asarray(maps.proposal_map)
+    assert (mass >= 0).all() and abs(mass.sum() - 1) < 1e-4 and np.ptp(mass) > 0
 
 
 def check_prediction(config, method, state, rows):
@@ -92,11 +124,11 @@ def check_prediction(config, method, state, rows):
     for seed in (3, 4):
         batch = random_batch(settings.canvases("map"), max(settings.scales), rows, seed)
         found = predict(state.params, state.extras, jax.tree.map(jnp.asarray, batch))
-        scores, real = np.asarray(found.scores), batch.proposal_mask
-        assert scores.shape == (1, rows, NUM_CLASSES) and np.isfinite(scores).all()
-        assert (scores[real] >= 0).all() and scores[real].any() and not scores[~real].any()
-        assert (scores.sum(axis=-1) <= 1 + 1e-5).all()
         assert np.isfinite(found.image_scores).all()
+        if rows is None:
+            check_maps(found.maps)
+        else:
+            check_scores(np.asarray(found.scores), batch.proposal_mask)
     assert predict._cache_size() == 1
 
 
@@ -104,13 +136,16 @@ def check_prediction(config, method, state, rows):
 @pytest.mark.parametrize("name", list(SIZES))
 def test_two_updates_and_a_prediction(name):
     position, rows = SIZES[name]
-    config = importlib.import_module(f"configs.{name}").get_config()
-    config.proposals.max_proposals = rows
+    file, _, variant = name.partition(":")
+    get_config = importlib.import_module(f"configs.{file}").get_config
+    config = get_config(variant) if variant else get_config()
+    if rows is not None:
+        config.proposals.max_proposals = rows
     config.optim.learning_rate = (
         1e-7  # at the published rate random weights are not finite for long
     )
     scale = sorted(config.train.scales)[position]
     method, state = check_training(config, scale, rows)
-    if name == "oim_ir_vgg16_voc07":
+    if name in PREDICTING:
         check_prediction(config, method, state, rows)
     assert peak_gib() < 24

@@ -35,6 +35,11 @@ from wsod_jax.methods.classifier import Classifier, ClassifierNetwork
 from wsod_jax.methods.spn import Spn, proposal_peak
 from wsod_jax.nn.squeezenet import SqueezeNet
 from wsod_jax.nn.tiny import TinyNet
+from wsod_jax.train.optim import make_optimizer
+from wsod_jax.train.schedules import piecewise_constant
+from wsod_jax.train.sharding import make_mesh, put
+from wsod_jax.train.state import init_state
+from wsod_jax.train.step import make_train_step
 
 NETWORK = spn_network(dropout_rate=0.5)
 ONE_CLASS = [[1, 0, 0], [0, 0, 1]]
@@ -333,6 +338,17 @@ def test_bfloat16_runs_and_stays_close():
     assert values[0] != values[1] and values[0] == pytest.approx(values[1], rel=0.05)
 
 
+def test_canvas_smaller_than_one_cell():
+    """The map itself is an array without elements."""
+    network = spn_network(backbone=SqueezeNet())
+    method, batch = Spn(network), spn_batch(17, images=1)
+    batch = changed(batch.replace(image=batch.image[:, :8, :8]), image_size=[[8, 8]])
+    out, grads = loss_function(method)(spn_params(network), batch)
+    found = jax.jit(method.predict)(spn_params(network), {}, batch)
+    assert found.maps.proposal_map.size == found.maps.responses.size == 0
+    assert_finite((out.terms, out.metrics, grads, found.image_scores))
+
+
 def test_parameters_are_drawn_as_announced():
     params, extras = Spn(NETWORK).init(jax.random.key(0), spn_batch(0))
     assert extras == {} and set(params) == {"backbone", "extra", "head"}
@@ -341,3 +357,25 @@ def test_parameters_are_drawn_as_announced():
     bound = (3 * 3 * 4) ** -0.5
     for value in params["extra"].values():
         assert np.any(value) and np.abs(value).max() <= bound
+
+
+def test_four_devices_train_as_one_does():
+    """Two updates of four images, the last one a filler; dropout on."""
+    method = Spn(NETWORK)
+    batch = jax.device_get(
+        spn_batch(16, images=4, labels=[[1, 0, 0], [0, 1, -1], [1, 1, 0], [1] * 3])
+    )
+    batch = batch.replace(image_mask=np.array([True, True, True, False]))
+    states, reports = [], []
+    for devices in (1, 4):
+        mesh, tx = make_mesh(devices), make_optimizer(schedule=piecewise_constant((0.05,), ()))
+        state = init_state(method, tx, seed=0, batch=batch, mesh=mesh)
+        step = make_train_step(method, tx, seed=0, mesh=mesh)
+        for _ in range(2):
+            state, report = step.update(state, [put(batch, mesh)])
+        assert len(state.params["head"]["kernel"].sharding.device_set) == devices
+        states.append(jax.device_get(state.params))
+        reports.append(jax.device_get(report))
+    assert_close(*states, 1e-5)
+    assert_close(*reports, 1e-5)
+    assert reports[0]["loss"] > 0 and reports[0]["proposal_peak"] > 1

@@ -93,6 +93,9 @@ class Spn(Method):
 def proposal_peak(
     proposal_map: Float[Array, "b h w"], size: Int[Array, "b 2"]
 ) -> Float[Array, " b"]:
-    """Return how many times the uniform value M reaches at its highest cell; 1 for a uniform map."""
+    """Return how many times the uniform value M reaches at its highest cell.
+
+    1 for a uniform map, 0 for a map without cells.
+    """
     cells = (size[:, 0] * size[:, 1]).astype(jnp.float32)
-    return jnp.max(proposal_map, axis=(1, 2)) * cells
+    return jnp.max(proposal_map, axis=(1, 2), initial=0.0) * cells
