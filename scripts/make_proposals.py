@@ -14,7 +14,13 @@ Proposals that others have published (Selective Search or MCG .mat, Detectron-st
 
   python scripts/make_proposals.py --data VOCdevkit/VOC2007 --split trainval --import ss_voc07.mat --out voc07.npz
 
-With --report, the share of annotated objects that the proposals cover is printed, where the data has boxes.
+A trained soft proposal network makes proposals too, without looking for segments: the receptive fields that its
+proposal map scores highest, each in several sizes:
+
+  python scripts/make_proposals.py --data VOCdevkit/VOC2007 --split trainval test --from_run runs/spn --out spn.npz
+
+With --report, the share of annotated objects that the proposals cover is printed, where the data has boxes;
+--beside names other files to compare with.
 """
 
 from __future__ import annotations
@@ -23,6 +29,7 @@ import argparse
 import os
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from tqdm import tqdm
@@ -73,6 +80,32 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         default=SearchOptions.max_side,
         help="search pictures shrunk to this longer side, 0 never shrinks (500)",
     )
+    fields = parser.add_argument_group("receptive fields of a run's proposal maps")
+    fields.add_argument(
+        "--from_run", type=Path, metavar="RUN", help="folder of a training run, or of a checkpoint"
+    )
+    fields.add_argument("--step", type=int, help="which checkpoint (the newest)")
+    fields.add_argument("--num", type=int, help="the most boxes per image (100)")
+    fields.add_argument(
+        "--sizes",
+        type=float,
+        nargs="+",
+        help="sides of a cell's boxes, as factors of its receptive field's side (0.25 0.5 1)",
+    )
+    fields.add_argument(
+        "--aspects", type=float, nargs="+", help="width / height of a cell's boxes (1)"
+    )
+    fields.add_argument(
+        "--nms_thr",
+        type=float,
+        help="leave out boxes with IoU > this to one of a better cell; 1 keeps all (0.7)",
+    )
+    fields.add_argument(
+        "--set",
+        action="append",
+        metavar="KEY=VALUE",
+        help='change a test setting of the run, e.g. --set "scales=(224,448)" (repeatable)',
+    )
     parser.add_argument(
         "--import",
         dest="source",
@@ -83,7 +116,24 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--report", action="store_true", help="print the recall of annotated objects"
     )
-    return parser.parse_args(arguments)
+    parser.add_argument(
+        "--beside",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="with --report: also print the recall of these files of proposals, by number of boxes",
+    )
+    options = parser.parse_args(arguments)
+    if options.from_run and options.source:
+        parser.error("--from_run and --import make proposals in different ways; choose one")
+    names = ("step", "num", "sizes", "aspects", "nms_thr", "set")
+    given = [name for name in names if getattr(options, name) is not None]
+    if given and not options.from_run:
+        parser.error(f"--{given[0]} needs --from_run")
+    if options.beside and not options.report:
+        parser.error("--beside needs --report")
+    return options
 
 
 def is_voc_layout(folder: Path) -> bool:
@@ -144,10 +194,32 @@ def search(images: ImageSet, options: argparse.Namespace) -> ProposalSet:
         workers=max(1, options.workers or 1),
         report=Progress(),
     )
-    for image_id, reason in result.failures[:20]:
+    name_failures(result.failures)
+    return result.proposals
+
+
+def name_failures(failures: Sequence[tuple[str, str]]) -> None:
+    for image_id, reason in failures[:20]:
         print(f"left out {image_id}: {reason}", file=sys.stderr)
-    if result.failures:
-        print(f"{len(result.failures)} images could not be read.", file=sys.stderr)
+    if failures:
+        print(f"{len(failures)} images could not be read.", file=sys.stderr)
+
+
+def receptive_fields(images: ImageSet, options: argparse.Namespace) -> ProposalSet:
+    from wsod_jax.evals.field_boxes import FieldOptions  # brings JAX, which workers do without
+    from wsod_jax.proposing import propose_fields
+
+    given = {k: getattr(options, k) for k in ("num", "sizes", "aspects", "nms_thr")}
+    result = propose_fields(
+        options.from_run,
+        images,
+        options.out,
+        options=FieldOptions(**{k: v for k, v in given.items() if v is not None}),
+        step=options.step,
+        changes=options.set or (),
+        report=Progress(),
+    )
+    name_failures(result.failures)
     return result.proposals
 
 
@@ -158,15 +230,23 @@ def convert(images: ImageSet, options: argparse.Namespace) -> ProposalSet:
     return result.proposals
 
 
-def print_recall(proposals: ProposalSet, options: argparse.Namespace) -> None:
-    from wsod_jax.data.proposal_recall import measure_recall  # brings JAX, which workers do without
+def print_recall(
+    proposals: ProposalSet, others: dict[str, ProposalSet], options: argparse.Namespace
+) -> None:
+    from wsod_jax.data.proposal_recall import (  # brings JAX, which workers do without
+        measure_recall,
+        recall_by_count,
+    )
 
     if not is_voc_layout(options.data):
         print("No recall report: the folder has no annotated boxes.")
         return
     for split in options.split:
+        truth = read_ground_truth(options.data, split)
         print(f"\n{split}")
-        print(measure_recall(proposals, read_ground_truth(options.data, split)).table())
+        print(measure_recall(proposals, truth).table())
+        print()
+        print(recall_by_count({str(options.out): proposals, **others}, truth))
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -175,7 +255,9 @@ def main(arguments: list[str] | None = None) -> int:
         if options.out.suffix != ".npz":
             raise ConfigError(f"--out must end in .npz, found {options.out}.")
         images = read_images(options.data, options.split)
-        proposals = (convert if options.source else search)(images, options)
+        others = {str(path): ProposalSet.load(path) for path in options.beside}
+        make = receptive_fields if options.from_run else convert if options.source else search
+        proposals = make(images, options)
     except (ConfigError, DataError) as error:
         print(f"make_proposals: {error}", file=sys.stderr)
         return 2
@@ -194,7 +276,7 @@ def main(arguments: list[str] | None = None) -> int:
         f"({counts.min()} to {counts.max()})."
     )
     if options.report:
-        print_recall(proposals, options)
+        print_recall(proposals, others, options)
     return 0
 
 

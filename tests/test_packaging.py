@@ -28,6 +28,7 @@ FLOORS = {
     "build": 5,
     "experiment": 6,
     "evaluation": 7,
+    "proposing": 7,
     "inspection": 8,
 }
 LEAVES = {"types", "errors"}  # single files that every room of their own floor may use too

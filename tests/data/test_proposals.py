@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from wsod_jax.data.proposal_recall import measure_recall
+from wsod_jax.data.proposal_recall import measure_recall, recall_by_count
 from wsod_jax.data.proposals import ProposalSet, check_proposals
 from wsod_jax.data.records import BoxAnnotations, GroundTruth, ImageRecord, ImageSet
 from wsod_jax.errors import DataError
@@ -194,6 +194,30 @@ def test_recall_counts_at_the_threshold_and_leaves_out_difficult_objects():
     assert report.recall(0.5) == pytest.approx(2 / 3)
     assert report.mean_count == 1.0 and report.num_images == 2
     assert "recall@0.7" in report.table()
+
+
+def test_recall_of_the_best_or_first_proposals():
+    truth = GroundTruth(("x",), {"a": BoxAnnotations.from_lists(A.tolist(), [0, 0], [False] * 2)})
+    scored = ProposalSet.from_images(
+        {"a": (20, 30)}, {"a": A}, {"a": [0.25, 0.5]}, generator="by hand"
+    )
+    ties = dataclasses.replace(scored, scores=np.zeros(2, np.float32))
+    plain = dataclasses.replace(scored, scores=None)
+    for proposals, best in ((scored, 1), (ties, 0), (plain, 0)):
+        report = measure_recall(proposals, truth, 1)
+        assert report.mean_count == 1.0
+        assert [value == 1.0 for value in report.best_iou[0]] == [best == 0, best == 1]
+        for count in (2, 3, None):
+            assert measure_recall(proposals, truth, count).recall(1.0) == 1.0
+    assert measure_recall(scored, truth, 0).average_best_overlap() == 0.0
+
+    rows = recall_by_count({"scored": scored, "plain": plain}, truth, (1, 2, 5)).splitlines()[1:]
+    assert [row.split()[:4] for row in rows] == [
+        ["scored", "1", "1", "50.0%"],
+        ["scored", "all", "2", "100.0%"],
+        ["plain", "1", "1", "50.0%"],
+        ["plain", "all", "2", "100.0%"],
+    ]
 
 
 def test_recall_of_nothing_is_undefined_not_an_error():

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from scripts import make_proposals
-from wsod_jax.data import selective_search
+from wsod_jax.data import proposal_writing
 from wsod_jax.data.proposals import ProposalSet
 from wsod_jax.data.records import ImageRecord, ImageSet
 from wsod_jax.data.selective_search import SearchOptions, propose, run_selective_search
@@ -110,7 +110,7 @@ def test_result_does_not_depend_on_workers(tmp_path):
 def test_interrupted_search_goes_on_where_it_stopped(tmp_path, monkeypatch):
     images = write_images(tmp_path, 9)
     whole = run_selective_search(images, tmp_path / "whole.npz").proposals
-    monkeypatch.setattr(selective_search, "PART_SIZE", 2)
+    monkeypatch.setattr(proposal_writing, "PART_SIZE", 2)
 
     def interrupt(done, total):
         if done == 5:

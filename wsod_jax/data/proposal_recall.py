@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -59,13 +59,27 @@ class RecallReport:
         return "\n".join(lines)
 
 
-def measure_recall(proposals: ProposalSet, ground_truth: GroundTruth) -> RecallReport:
-    """Compare proposals with the boxes of the images that both know; difficult objects do not count."""
+def measure_recall(
+    proposals: ProposalSet, ground_truth: GroundTruth, max_count: int | None = None
+) -> RecallReport:
+    """Compare proposals with the boxes of the images that both know; difficult objects do not count.
+
+    Args:
+      proposals: their boxes.
+      ground_truth: the objects.
+      max_count: look at so many proposals per image: the best-scored ones, or the first ones of a file without
+        scores; `None` looks at all.
+
+    Ties: of equal scores the earlier rows are looked at.
+    """
     best = [[] for _ in ground_truth.class_names]
     common = [i for i in ground_truth.boxes if i in proposals]
+    counts = []
     for image_id in common:
         objects = ground_truth.boxes[image_id]
-        overlaps = pairwise_iou(objects.boxes, proposals.get(image_id)).max(axis=1, initial=0.0)
+        boxes = _best(proposals, image_id, max_count)
+        counts.append(len(boxes))
+        overlaps = pairwise_iou(objects.boxes, boxes).max(axis=1, initial=0.0)
         for overlap, index, difficult in zip(
             overlaps, objects.classes, objects.difficult, strict=True
         ):
@@ -74,6 +88,40 @@ def measure_recall(proposals: ProposalSet, ground_truth: GroundTruth) -> RecallR
     return RecallReport(
         class_names=ground_truth.class_names,
         best_iou=tuple(np.array(values, np.float32) for values in best),
-        mean_count=float(np.mean([len(proposals.get(i)) for i in common])) if common else 0.0,
+        mean_count=float(np.mean(counts)) if counts else 0.0,
         num_images=len(common),
     )
+
+
+def _best(proposals: ProposalSet, image_id: str, max_count: int | None) -> np.ndarray:
+    """Return an image's boxes, at most `max_count` of them."""
+    boxes, scores = proposals.get(image_id), proposals.get_scores(image_id)
+    if max_count is None or len(boxes) <= max_count:
+        return boxes
+    order = np.arange(len(boxes)) if scores is None else np.argsort(-scores, kind="stable")
+    return boxes[order[:max_count]]
+
+
+def recall_by_count(
+    files: Mapping[str, ProposalSet],
+    ground_truth: GroundTruth,
+    counts: Sequence[int] = (100, 300, 1000),
+) -> str:
+    """Return a table of how well the best proposals of several files cover all objects, by number of boxes.
+
+    Args:
+      files: name -> proposals.
+      ground_truth: the objects.
+      counts: boxes looked at per image, see `measure_recall`; every file has a last row with all of its boxes.
+    """
+    width = max(map(len, (*files, "file")))
+    lines = [f"{'file':{width}s}  at most  per image  recall@0.5  recall@0.7    ABO"]
+    for name, proposals in files.items():
+        for count in (*(c for c in counts if c < proposals.max_count), None):
+            report = measure_recall(proposals, ground_truth, count)
+            limit = "all" if count is None else f"{count}"
+            lines.append(
+                f"{name:{width}s}  {limit:>7s}  {report.mean_count:9.0f}  {100 * report.recall(0.5):9.1f}%  "
+                f"{100 * report.recall(0.7):9.1f}%  {100 * report.average_best_overlap():4.1f}%"
+            )
+    return "\n".join(lines)

@@ -5,13 +5,11 @@ Source: Uijlings et al. 2013, as implemented in OpenCV's contributed modules.
 
 from __future__ import annotations
 
-import itertools
 import multiprocessing
 import os
 import re
-import shutil
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -21,11 +19,9 @@ from typing import Literal
 import cv2
 import numpy as np
 
-from wsod_jax.data.proposals import ProposalSet
+from wsod_jax.data.proposal_writing import Outcome, ProposalResult, write_proposals
 from wsod_jax.data.records import ImageRecord, ImageSet
 from wsod_jax.errors import ConfigError, DataError
-
-PART_SIZE = 32  # images per partial file, so a kill costs at most this many
 
 
 @dataclass(frozen=True)
@@ -68,14 +64,6 @@ class SearchOptions:
         if found is None:
             return None
         return cls(found[1], float(found[2]), int(float(found[3])))
-
-
-@dataclass(frozen=True)
-class SearchResult:
-    """The proposals of all readable images, and (image id, reason) for each of the others."""
-
-    proposals: ProposalSet
-    failures: tuple[tuple[str, str], ...]
 
 
 def propose(image: np.ndarray, options: SearchOptions) -> np.ndarray:
@@ -122,7 +110,7 @@ def run_selective_search(
     options: SearchOptions | None = None,
     workers: int = 1,
     report: Callable[[int, int], None] | None = None,
-) -> SearchResult:
+) -> ProposalResult:
     """Compute the proposals of a set of images and save them to one file.
 
     Finished images are kept in partial files beside `out` (`<out>.parts/`); after an interruption, the same
@@ -144,89 +132,21 @@ def run_selective_search(
       KeyboardInterrupt: after the finished images have been saved.
     """
     options = options or SearchOptions()
-    out = Path(out)
-    parts_folder = out.with_name(out.name + ".parts")
-    kept = _load_finished(out, parts_folder, options)
-    done = {i: s for s in kept for i in s.ids}
-    todo = [r for r in image_set.records if not _is_done(r, done)]
-    stale = {r.image_id for r in todo} & done.keys()
-    kept = [s.select(i for i in s.ids if i not in stale) for s in kept]
-
-    total, failures = len(image_set), []
-    part_numbers = (n for n in itertools.count() if not (parts_folder / _part_name(n)).exists())
-    pending: dict[str, tuple[tuple[int, int], np.ndarray]] = {}
-
-    def flush():
-        if pending:
-            sizes = {i: size for i, (size, _) in pending.items()}
-            boxes = {i: found for i, (_, found) in pending.items()}
-            part = ProposalSet.from_images(sizes, boxes, generator=options.generator)
-            part.save(parts_folder / _part_name(next(part_numbers)))
-            kept.append(part)
-            pending.clear()
-
-    try:
-        for number, (record, boxes, problem) in enumerate(_search(todo, options, workers), start=1):
-            if problem is None:
-                pending[record.image_id] = (record.height, record.width), boxes
-            else:
-                failures.append((record.image_id, problem))
-            if len(pending) >= PART_SIZE:
-                flush()
-            if report:
-                report(total - len(todo) + number, total)
-    finally:
-        flush()
-
-    kept = [s for s in kept if len(s)]
-    if not kept:
-        raise DataError(
-            f"{image_set.name}: none of its {total} images could be read; first problem: "
-            f"{failures[0][1] if failures else 'the set is empty'}"
-        )
-    merged = ProposalSet.merge(kept)
-    first = [i for i in image_set.image_ids if i in merged]
-    proposals = merged.select(first + sorted(set(merged.ids) - set(first)))
-    proposals.save(out)
-    shutil.rmtree(parts_folder, ignore_errors=True)
-    return SearchResult(proposals, tuple(failures))
+    return write_proposals(
+        image_set,
+        out,
+        generator=options.generator,
+        propose=lambda records: _search(records, options, workers),
+        report=report,
+    )
 
 
-def _part_name(number: int) -> str:
-    return f"part-{number:06d}.npz"
-
-
-def _load_finished(out: Path, parts_folder: Path, options: SearchOptions) -> list[ProposalSet]:
-    """Return the finished work of earlier calls with the same options; later files win no ids."""
-    finished: list[ProposalSet] = []
-    seen: set[str] = set()
-    for path in [out, *sorted(parts_folder.glob("part-*.npz"))]:
-        if not path.exists():
-            continue
-        found = ProposalSet.load(path)
-        if found.generator != options.generator:
-            raise DataError(
-                f"{path} was made by {found.generator!r}, not {options.generator!r}; choose another output "
-                "file or delete it."
-            )
-        found = found.select(i for i in found.ids if i not in seen)
-        seen.update(found.ids)
-        finished.append(found)
-    return finished
-
-
-def _is_done(record: ImageRecord, done: dict[str, ProposalSet]) -> bool:
-    found = done.get(record.image_id)
-    return found is not None and found.size(record.image_id) == (record.height, record.width)
-
-
-Outcome = tuple[ImageRecord, np.ndarray | None, str | None]  # boxes or what went wrong
-
-
-def _search(records: list[ImageRecord], options: SearchOptions, workers: int) -> Iterator[Outcome]:
+def _search(
+    records: Sequence[ImageRecord], options: SearchOptions, workers: int
+) -> Iterator[Outcome]:
     """Yield every image's outcome, in order."""
     if workers <= 1 or len(records) < 2:
-        yield from ((r, *_search_file(r, options)) for r in records)
+        yield from (Outcome(r, *_search_file(r, options)) for r in records)
         return
     context = multiprocessing.get_context(
         "spawn"
@@ -266,7 +186,7 @@ def _submit(pool: Executor, record: ImageRecord, options: SearchOptions) -> Futu
 
 def _collect(record: ImageRecord, future: Future) -> Outcome:
     try:
-        return record, *future.result()
+        return Outcome(record, *future.result())
     except BrokenProcessPool as error:
         raise DataError(
             "A worker process died, probably for want of memory; finished images are kept. Run again with fewer "

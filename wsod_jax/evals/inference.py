@@ -26,10 +26,14 @@ class ViewMaps:
     Attributes:
       responses: [h, w, c] float32 evidence for every class; h and w may be 0.
       proposal_map: [h', w'] float32 objectness; sums to 1.
+      size_px: (height, width) of the view in network pixels.
+      mirrored: the network saw the view mirrored left-right: its first column is the last one here.
     """
 
     responses: np.ndarray
     proposal_map: np.ndarray
+    size_px: tuple[int, int]
+    mirrored: bool = False
 
 
 @dataclass(frozen=True)
@@ -115,7 +119,8 @@ def _add_views(pending: dict[int, _Views], batch: Batch, output: Detections) -> 
             views.image_scores.append(output.image_scores[row].astype(np.float32))
         mirrored = batch.flipped is not None and bool(batch.flipped[row])
         if output.maps is not None:
-            views.maps.append(_view_maps(output.maps, row, mirrored))
+            size_px = tuple(np.asarray(batch.image_size[row]).tolist())
+            views.maps.append(_view_maps(output.maps, row, size_px, mirrored))
         if output.boxes is None:
             continue
         boxes, scores, mask = output.boxes[row], output.scores[row], output.mask[row]
@@ -136,7 +141,7 @@ def _add_views(pending: dict[int, _Views], batch: Batch, output: Detections) -> 
     return touched
 
 
-def _view_maps(maps: ResponseMaps, row: int, mirrored: bool) -> ViewMaps:
+def _view_maps(maps: ResponseMaps, row: int, size_px: tuple[int, int], mirrored: bool) -> ViewMaps:
     """Return the maps of one row of a batch."""
     step = -1 if mirrored else 1
     cut = [
@@ -146,7 +151,7 @@ def _view_maps(maps: ResponseMaps, row: int, mirrored: bool) -> ViewMaps:
             (maps.proposal_map, maps.proposal_size),
         )
     ]
-    return ViewMaps(*cut)
+    return ViewMaps(*cut, size_px, mirrored)
 
 
 def _overlapped(

@@ -8,10 +8,13 @@ import jax.numpy as jnp
 from flax import struct
 
 from wsod_jax.errors import ConfigError
+from wsod_jax.nn.geometry import ReceptiveField, Window, receptive_field
 from wsod_jax.nn.heads import ResponseHead
 from wsod_jax.nn.layers import ConvRelu, valid_mask
 from wsod_jax.nn.soft_proposal import Coupled, SoftProposal
 from wsod_jax.types import Batch, FeatureMap, ResponseMaps
+
+EXTRA_WINDOW = Window(3, pad=1)
 
 
 @struct.dataclass
@@ -56,6 +59,7 @@ class SpnNetwork(nn.Module):
         if self.extra_channels is not None:
             self.extra = ConvRelu(
                 self.extra_channels,
+                kernel=EXTRA_WINDOW.kernel,
                 groups=self.extra_groups,
                 initializer="uniform",
                 dtype=self.backbone.dtype,
@@ -77,6 +81,20 @@ class SpnNetwork(nn.Module):
         logits, responses = self.head(maps, dropout_keys)
         where = ResponseMaps(responses, maps.size, coupled.proposal_map, proposal_size)
         return SpnOutputs(logits, where)
+
+    def proposal_field(self) -> ReceptiveField:
+        """Return what the cells of the proposal map see of the image.
+
+        Raises:
+          ConfigError: the map is made inside the backbone, whose description tells of its last map alone.
+        """
+        if self.insert_after is not None:
+            raise ConfigError(
+                f"network.insert_after is {self.insert_after!r}: receptive fields are known of a proposal map behind "
+                "the backbone; use a network with insert_after = None"
+            )
+        extra = () if self.extra_channels is None else (EXTRA_WINDOW,)
+        return receptive_field((*self.backbone.geometry, *extra))
 
     def feature_map(self, batch: Batch) -> FeatureMap:
         """Run the backbone, or take the cached map of a frozen one."""
