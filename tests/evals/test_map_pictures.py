@@ -20,7 +20,7 @@ def pixels(index):
 
 
 def empty(cells):
-    return ViewMaps(np.zeros((*cells, 3), np.float32), np.zeros(cells, np.float32))
+    return ViewMaps(np.zeros((*cells, 3), np.float32), np.zeros(cells, np.float32), (32, 32))
 
 
 TRUTH = TruthTable(

@@ -10,6 +10,7 @@ from wsod_jax.evals.maps import MapReading, claims_above, claims_best, locate
 from wsod_jax.types import Batch, Detections, ResponseMaps
 
 CLASSES = 3
+SIZE_PX = (48, 64)  # of views; reading maps does not look at it
 SIZES = np.array([[7, 9], [6, 4], [1, 1], [5, 8]])
 
 
@@ -17,7 +18,7 @@ def view(seed, cells=(3, 4)):
     rng = np.random.default_rng(seed)
     proposal_map = rng.random(cells).astype(np.float32)
     responses = rng.normal(size=(*cells, CLASSES)).astype(np.float32)
-    return ViewMaps(responses, proposal_map / max(proposal_map.sum(), 1))
+    return ViewMaps(responses, proposal_map / max(proposal_map.sum(), 1), SIZE_PX)
 
 
 def merged(index, views, scores):
@@ -115,8 +116,10 @@ def test_claims():
 
 def test_maps_that_say_nothing():
     """A constant map, and one without cells: the centre, the whole image."""
-    even = ViewMaps(np.full((2, 3, CLASSES), 0.1, np.float32), np.full((2, 3), 1 / 6, np.float32))
-    empty = ViewMaps(np.zeros((0, 0, CLASSES), np.float32), np.zeros((0, 0), np.float32))
+    even = ViewMaps(
+        np.full((2, 3, CLASSES), 0.1, np.float32), np.full((2, 3), 1 / 6, np.float32), SIZE_PX
+    )
+    empty = ViewMaps(np.zeros((0, 0, CLASSES), np.float32), np.zeros((0, 0), np.float32), SIZE_PX)
     images = [merged(0, [even], [1, 0, 0]), merged(1, [empty], [1, 0, 0])]
     found = read(images, wanted=None)
     assert found.points[0, 0].tolist() == [4.5, 3.5] and found.points[1, 0].tolist() == [2, 3]
@@ -129,7 +132,9 @@ def test_maps_that_say_nothing():
 
 
 def test_maps_that_are_not_finite_are_an_error():
-    broken = ViewMaps(np.full((2, 2, CLASSES), np.nan, np.float32), np.ones((2, 2), np.float32))
+    broken = ViewMaps(
+        np.full((2, 2, CLASSES), np.nan, np.float32), np.ones((2, 2), np.float32), SIZE_PX
+    )
     with pytest.raises(DataError, match="diverged"):
         read([merged(0, [broken], [1, 0, 0])])
     with pytest.raises(DataError, match="not finite"):
@@ -180,6 +185,8 @@ def test_mirrored_views_turn_back():
         for maps in found[-1].maps[0]:
             np.testing.assert_array_equal(maps.responses, view(5).responses)
             np.testing.assert_array_equal(maps.proposal_map, view(5).proposal_map)
+            assert maps.size_px == (30, 40)
+        assert tuple(maps.mirrored for maps in found[-1].maps[0]) == flips
     for other in found[1:]:
         np.testing.assert_array_equal(other.points, found[0].points)
         assert rows(other.tightest) == rows(found[0].tightest)
