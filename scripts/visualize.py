@@ -48,6 +48,7 @@ The random walk that makes a proposal map, step by step, whether it settles, and
 Which share of proposal maps, and of proposals, lies on objects: against the objects' size, and over training:
 
   python scripts/visualize.py energy --workdir runs/spn runs/cam --proposals voc07.npz --out charts
+  python scripts/visualize.py energy --data VOCdevkit/VOC2007 --split test --proposals voc07.npz --out charts
 """
 
 from __future__ import annotations
@@ -60,10 +61,9 @@ from pathlib import Path
 import numpy as np
 
 from wsod_jax import viz
-from wsod_jax.data.folder import list_images
 from wsod_jax.data.proposals import ProposalSet, check_proposals
-from wsod_jax.data.records import ImageRecord, ImageSet
-from wsod_jax.data.voc import read_ground_truth, read_image_set
+from wsod_jax.data.records import ImageRecord
+from wsod_jax.data.voc import read_ground_truth
 from wsod_jax.errors import ConfigError, DataError
 from wsod_jax.evals.pictures import draw_image_detections, draw_precision_recall
 from wsod_jax.evals.predictions import read_index, read_predictions
@@ -75,7 +75,7 @@ from wsod_jax.ops.boxes import pairwise_iou
 from wsod_jax.train.logging import read_jsonl
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from scripts.visualization.images import write_pictures
+from scripts.visualization.images import read_images, write_pictures
 from scripts.visualization.map_runs import show_energy, show_proposal_maps, show_walk
 from scripts.visualization.mining_runs import (
     show_graphs,
@@ -196,20 +196,30 @@ def add_map_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
         default=[0, 1, 2, 3, 5, 10, 20],
         help="show the map after so many steps (0 1 2 3 5 10 20)",
     )
-    energy = command("energy", show_energy, "Object Energy over the objects' size and training")
+    energy = command(
+        "energy",
+        show_energy,
+        "Object Energy over the objects' size and training, or of proposals files alone; their boxes count by their "
+        "scores, boxes without scores 1 each",
+    )
     energy.add_argument("--steps", nargs="+", type=int, help="checkpoints (all)")
     energy.add_argument(
-        "--proposals", nargs="+", type=Path, default=[], help="compare with these .npz files"
+        "--proposals", nargs="+", type=Path, default=[], help=".npz files to measure too"
+    )
+    energy.add_argument(
+        "--num", type=int, default=40, help="images whose graphs' edges are looked at (40)"
     )
     energy.add_argument("--out", type=Path, required=True, help="the folder to write into")
-    for several in (maps, energy):
+    measured = energy.add_mutually_exclusive_group(required=True)
+    measured.add_argument("--data", type=Path, help="a folder in VOC layout, instead of runs")
+    for several, else_empty in ((maps, {"required": True}), (measured, {"default": []})):
         several.add_argument(
-            "--workdir", nargs="+", type=Path, required=True, help="folders of runs, to compare"
+            "--workdir", nargs="+", type=Path, help="folders of runs, to compare", **else_empty
         )
     for pictures in (maps, walk):
         add_choice_arguments(pictures)
     for parser in (maps, walk, energy):
-        parser.add_argument("--split", help="of the first run's data (its test split)")
+        parser.add_argument("--split", help="of the data (the first run's test split)")
         add_settings_argument(parser)
 
 
@@ -267,22 +277,6 @@ def add_choice_arguments(parser: argparse.ArgumentParser) -> None:
         "--num", type=int, default=16, help="pictures to draw, spread over the set (16)"
     )
     parser.add_argument("--images", nargs="+", metavar="ID", help="draw these images instead")
-
-
-def read_images(data: Path, split: str | None) -> tuple[ImageSet, TruthTable | None]:
-    """Return the images and, in VOC layout, their annotated objects."""
-    if not (data / "ImageSets").is_dir():
-        if split:
-            raise DataError(f"--split needs VOC layout, but {data} has no ImageSets folder.")
-        return list_images(data), None
-    if not split:
-        found = sorted(path.stem for path in (data / "ImageSets" / "Main").glob("*.txt"))
-        raise DataError(f"{data} is in VOC layout: choose --split out of {', '.join(found[:20])}.")
-    images = read_image_set(data, split)
-    truth = read_ground_truth(data, split).select(images.image_ids)
-    return images, TruthTable.from_annotations(
-        truth.boxes.values(), num_classes=len(images.class_names)
-    )
 
 
 def show_proposals(options: argparse.Namespace) -> None:

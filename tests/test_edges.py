@@ -5,7 +5,7 @@ import numpy as np
 from tests.oracles.soft_proposal import weight_matrix
 from wsod_jax.evaluation.maps import MapSplit
 from wsod_jax.experiment import open_checkpoint
-from wsod_jax.inspection.edges import cells_on_objects, edge_shares
+from wsod_jax.inspection.edges import EdgeShares, cells_on_objects, edge_shares, edge_table
 from wsod_jax.inspection.walk import coupled_features
 
 
@@ -45,3 +45,14 @@ def test_shares_are_those_of_the_literal_matrix(spn_run):
     np.testing.assert_allclose(got, sorted(expected.values()), rtol=1e-4)
     for shares in found:
         assert abs(shares.inside + shares.across + shares.outside - 1) < 1e-9
+
+
+def test_table_by_hand():
+    shares = [EdgeShares(0.5, 0.25, 0.25), EdgeShares(0.25, 0.25, 0.5)]
+    table = edge_table({"a": shares, "b": shares[:1], "none": []}).splitlines()
+    assert len({line.count("|") for line in table}) == 1
+    assert table[2:] == [
+        "| a | 2 | 37.5 % | 25.0 % | 37.5 % | 50.0 % |",
+        "| b | 1 | 50.0 % | 25.0 % | 25.0 % | 62.5 % |",
+        "| none | 0 |  |  |  |  |",
+    ]

@@ -16,6 +16,7 @@ from wsod_jax.evals.energy import EnergyMetrics
 from wsod_jax.evaluation.baselines import file_energies
 from wsod_jax.evaluation.maps import MapSplit, map_energies
 from wsod_jax.experiment import open_checkpoint
+from wsod_jax.inspection.edges import edge_shares, edge_table
 from wsod_jax.inspection.proposal_maps import MapRun
 from wsod_jax.inspection.walk import Walk, coupled_features, follow_walks, walk_table
 from wsod_jax.nn.soft_proposal import SoftProposal
@@ -182,7 +183,10 @@ def test_walk(spn_run, tmp_path, capsys):
 def test_energy(spn_run, run, split, tmp_path, capsys):
     command = ["energy", "--workdir", str(spn_run.workdir), "--out", str(tmp_path)]
     assert main([*command, "--proposals", str(spn_run.proposals)]) == 0
-    assert "energy_by_size.png" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "energy_by_size.png" in printed
+    shares = list(edge_shares(run.at(4), split, range(4)))
+    assert edge_table({spn_run.workdir.name: shares}) in printed
     numbers = json.loads((tmp_path / "energy.json").read_text())
     (found,), (proposals,) = numbers["runs"], numbers["proposals"]
     assert found["steps"] == [0, 2, 4]
@@ -200,12 +204,59 @@ def test_energy(spn_run, run, split, tmp_path, capsys):
     assert main(["energy", "--workdir", str(newest), "--out", str(tmp_path / "one")]) == 0
     assert json.loads((tmp_path / "one" / "energy.json").read_text())["runs"][0]["steps"] == [4]
     before = (tmp_path / "energy_over_training.png").read_bytes()
-    few = ["--steps", "4", "0", "--split", "trainval"]
+    few = ["--steps", "4", "0", "--split", "trainval", "--num", "2"]
     assert main([*command, *few, "--set", "scales=(48,)"]) == 0
+    assert f"| {spn_run.workdir.name} | 2 |" in capsys.readouterr().out
     numbers = json.loads((tmp_path / "energy.json").read_text())
     assert numbers["runs"][0]["steps"] == [0, 4] and len(numbers["object_area"]) == 8
     assert numbers["proposals"] == []
     assert (tmp_path / "energy_over_training.png").read_bytes() != before
+
+
+def test_energy_of_proposals_without_a_run(spn_run, split, tmp_path, capsys):
+    scored = ProposalSet.load(spn_run.proposals)
+    scores = np.random.default_rng(0).random(len(scored.boxes)).astype(np.float32)
+    files = [spn_run.proposals, tmp_path / "scored.npz"]
+    dataclasses.replace(scored, scores=scores).save(files[1])
+    data = ["energy", "--data", str(spn_run.data), "--out", str(tmp_path / "out")]
+    command = [*data, "--split", "test", "--proposals", *map(str, files)]
+    assert main(command) == 0
+    assert "edges" not in capsys.readouterr().out
+    written = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert written == ["energy.json", "energy_by_size.png"]
+    numbers = json.loads((tmp_path / "out" / "energy.json").read_text())
+    assert numbers["runs"] == [] and len(numbers["proposals"]) == 2
+    for found, path in zip(numbers["proposals"], files, strict=True):
+        energies = file_energies(path, split)
+        expected = dict(zip(split.images.image_ids, energies, strict=True))
+        assert found["images"] == pytest.approx(expected)
+    assert numbers["proposals"][0]["mean"] != numbers["proposals"][1]["mean"]
+
+
+def test_energy_needs_runs_or_data_with_proposals(spn_run, tmp_path, capsys):
+    out = ["--out", str(tmp_path / "out")]
+    data = ["energy", "--data", str(spn_run.data), *out]
+    files = ["--proposals", str(spn_run.proposals)]
+    for command in (["energy", *out, *files], [*data, *files, "--workdir", str(spn_run.workdir)]):
+        with pytest.raises(SystemExit, match="2"):
+            main(command)
+    messages = capsys.readouterr().err
+    assert "one of the arguments --data --workdir is required" in messages
+    assert "--workdir: not allowed with argument --data" in messages
+    pictures = ["energy", "--data", str(spn_run.data / "JPEGImages"), *out, *files]
+    for command, message in (
+        ([*data, "--split", "test"], "--data without --proposals"),
+        ([*data, *files], "choose --split"),
+        ([*data, *files, "--split", "test", "--steps", "4"], "--steps and --set are of runs"),
+        (
+            [*data, *files, "--split", "test", "--set", "scales=(48,)"],
+            "--steps and --set are of runs",
+        ),
+        (pictures, "no boxes of objects"),
+    ):
+        assert main(command) == 1
+        assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_energy_of_data_that_do_not_fit(spn_run, tmp_path, capsys):

@@ -1,23 +1,42 @@
-"""Which images of a set to draw, of which class, and the files that are written of them."""
+"""The images to look at, which of them, of which class, and the files that are written of them."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 
 from wsod_jax import viz
+from wsod_jax.data.folder import list_images
 from wsod_jax.data.records import ImageRecord, ImageSet
+from wsod_jax.data.voc import read_ground_truth, read_image_set
 from wsod_jax.errors import DataError
+from wsod_jax.evals.tables import TruthTable
+
+
+def read_images(data: Path, split: str | None) -> tuple[ImageSet, TruthTable | None]:
+    """Return the images and, in VOC layout, their annotated objects."""
+    if not (data / "ImageSets").is_dir():
+        if split:
+            raise DataError(f"--split needs VOC layout, but {data} has no ImageSets folder.")
+        return list_images(data), None
+    if not split:
+        found = sorted(path.stem for path in (data / "ImageSets" / "Main").glob("*.txt"))
+        raise DataError(f"{data} is in VOC layout: choose --split out of {', '.join(found[:20])}.")
+    images = read_image_set(data, split)
+    truth = read_ground_truth(data, split).select(images.image_ids)
+    return images, TruthTable.from_annotations(
+        truth.boxes.values(), num_classes=len(images.class_names)
+    )
 
 
 def choose(images: ImageSet, options: argparse.Namespace) -> list[int]:
     """Return the positions of the images to draw."""
     if not options.images:
-        count = min(max(options.num, 1), len(images))
-        return np.unique(np.linspace(0, len(images) - 1, count).round().astype(int)).tolist()
+        return spread(images, options.num)
     position = {image_id: index for index, image_id in enumerate(images.image_ids)}
     unknown = [image_id for image_id in options.images if image_id not in position]
     if unknown:
@@ -25,6 +44,12 @@ def choose(images: ImageSet, options: argparse.Namespace) -> list[int]:
             f"{images.name} has no image {unknown[0]!r}; ids look like {images.image_ids[:3]}."
         )
     return [position[image_id] for image_id in options.images]
+
+
+def spread(images: ImageSet, num: int) -> list[int]:
+    """Return the positions of so many images, at least one, evenly spread over the set."""
+    count = min(max(num, 1), len(images))
+    return np.unique(np.linspace(0, len(images) - 1, count).round().astype(int)).tolist()
 
 
 def write_pictures(

@@ -1,4 +1,7 @@
-"""The commands that look at runs without proposals: their proposal maps over training, in one walk, and as energy."""
+"""The commands that look at runs without proposals: their proposal maps over training, in one walk, and as energy.
+
+Energy is measured of proposals too, with runs or without.
+"""
 
 from __future__ import annotations
 
@@ -8,18 +11,22 @@ from pathlib import Path
 
 import numpy as np
 
-from scripts.visualization.images import choose, class_to_show, write_pictures
+from scripts.visualization.images import (
+    choose,
+    class_to_show,
+    read_images,
+    spread,
+    write_pictures,
+)
 from wsod_jax import viz
 from wsod_jax.data.records import ImageRecord
-from wsod_jax.errors import DataError
+from wsod_jax.errors import ConfigError, DataError
 from wsod_jax.evaluation.baselines import file_energies
 from wsod_jax.evaluation.maps import MapSplit
-from wsod_jax.inspection.edges import edge_shares
+from wsod_jax.inspection.edges import edge_shares, edge_table
 from wsod_jax.inspection.energy import EnergyCurve, run_energies, write_energy
 from wsod_jax.inspection.proposal_maps import MapRun, draw_map_evolution
 from wsod_jax.inspection.walk import FOLLOWED, draw_walk, follow_walks, walk_table
-
-EDGE_IMAGES = 40  # D' is looked at in so many, spread over the set
 
 
 def show_proposal_maps(options: argparse.Namespace) -> None:
@@ -101,7 +108,7 @@ def show_walk(options: argparse.Namespace) -> None:
 
 def show_energy(options: argparse.Namespace) -> None:
     runs = [MapRun.open(workdir, changes=options.set) for workdir in options.workdir]
-    split = read_split(runs[0], options.split)
+    split = read_split(runs[0], options.split) if runs else read_data(options)
     if split.truth is None:
         raise DataError(
             f"{split.images.name} has no boxes of objects to measure Object Energy with; "
@@ -117,21 +124,25 @@ def show_energy(options: argparse.Namespace) -> None:
         for name, run in zip(names, runs, strict=False)
     ]
     write_energy(options.out, split, of_runs, of_files)
-    spread = np.linspace(0, len(split.images) - 1, min(EDGE_IMAGES, len(split.images)))
-    positions = np.unique(spread.round().astype(int)).tolist()
-    print(
-        "\nedges of the graph, newest checkpoint: on objects + half of across = energy of its cells"
-    )
-    for name, run in zip(names, runs, strict=False):
-        shares = list(edge_shares(run.at(run.steps()[-1]), split, positions))
-        means = [
-            100 * np.mean([getattr(one, part) for one in shares]) if shares else np.nan
-            for part in ("inside", "across", "outside", "energy")
-        ]
-        print(
-            "{}, {} images: on objects {:.0f} %, across outlines {:.0f} %, within the background {:.0f} %; "
-            "energy {:.1f} %".format(name, len(shares), *means)
+    if runs:
+        positions = spread(split.images, options.num)
+        shares = {
+            name: list(edge_shares(run.at(run.steps()[-1]), split, positions))
+            for name, run in zip(names, runs, strict=False)
+        }
+        print("\nedges of the graph, newest checkpoint: on objects + half of across = energy")
+        print(edge_table(shares))
+
+
+def read_data(options: argparse.Namespace) -> MapSplit:
+    """Read the images in which proposals files are measured where there are no runs."""
+    if not options.proposals:
+        raise ConfigError(
+            "--data without --proposals: nothing to measure; name .npz files, or give --workdir"
         )
+    if options.steps or options.set:
+        raise ConfigError("--steps and --set are of runs; with --data, leave them out")
+    return MapSplit(*read_images(options.data, options.split))
 
 
 def read_split(run: MapRun, split: str | None) -> MapSplit:

@@ -7,7 +7,7 @@ the share of D' between cells on objects plus half of what crosses outlines: a b
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import jax
 import numpy as np
@@ -69,6 +69,20 @@ def edge_shares(
                 inside, outside = weights[on][:, on].sum(), weights[~on][:, ~on].sum()
                 shares = np.array([inside, weights.sum() - inside - outside, outside])
                 yield EdgeShares(*(shares / weights.sum()).tolist())
+
+
+def edge_table(found: Mapping[str, Sequence[EdgeShares]]) -> str:
+    """Return run -> shares of its images as a Markdown table of their means in percent; no images leave cells empty."""
+    parts = ("inside", "across", "outside", "energy")
+    lines = [
+        "| run | images | on objects | across outlines | within the background | energy |",
+        "|---|" + "---:|" * (1 + len(parts)),
+    ]
+    for name, shares in found.items():
+        means = [np.mean([getattr(one, part) for one in shares]) for part in parts if shares]
+        cells = [f"{100 * mean:.1f} %" for mean in means] or [""] * len(parts)
+        lines.append(f"| {name} | {len(shares)} | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def cells_on_objects(boxes: np.ndarray, size: tuple[int, int], grid: tuple[int, int]) -> np.ndarray:

@@ -97,7 +97,7 @@ def _energies(predictor: Predictor, split: MapSplit) -> np.ndarray:
 def write_energy(
     folder: Path, split: MapSplit, runs: Sequence[EnergyCurve], proposals: Sequence[EnergyCurve]
 ) -> None:
-    """Write energy_by_size.png, energy_over_training.png, and their numbers as energy.json.
+    """Write energy_by_size.png, where there are runs energy_over_training.png, and their numbers as energy.json.
 
     The charts also show the map that prefers no place: its energy in an image is the share that objects cover.
 
@@ -105,7 +105,7 @@ def write_energy(
       folder: to write into.
       split: what was measured.
       runs: a line each over training; the last checkpoint of each over sizes.
-      proposals: methods that do not train, horizontal lines over training.
+      proposals: methods that do not train, horizontal lines over training. At least one of these or one run.
 
     Source: Zhu et al. 2017 (SPN), figure 6.
     """
@@ -122,13 +122,14 @@ def write_energy(
     }
     charts = {
         "energy_by_size": viz.plot_energy_by_size(by_size, title=split.images.name),
-        "energy_over_training": viz.plot_energy_over_training(
+    }
+    if runs:
+        charts["energy_over_training"] = viz.plot_energy_over_training(
             {run.name: (np.array(run.steps), run.means) for run in runs},
             {curve.name: float(curve.means[-1]) for curve in proposals},
             uniform=uniform,
             title=split.images.name,
-        ),
-    }
+        )
     ids = split.images.image_ids
     numbers = {
         "images": split.images.name,
