@@ -27,13 +27,14 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from wsod_jax import build
+from wsod_jax.data.records import check_single_label
 from wsod_jax.errors import ConfigError, DataError
 from wsod_jax.evals.classification import classification_ap
 from wsod_jax.evals.ilsvrc import read_blacklist
 from wsod_jax.evals.predictions import read_predictions
 from wsod_jax.evaluation import boxes, maps
-from wsod_jax.evaluation.baselines import comparison
-from wsod_jax.evaluation.findings import Findings, bar, compilation_note
+from wsod_jax.evaluation.baselines import comparison, file_energies
+from wsod_jax.evaluation.findings import Findings, bar, compilation_note, known_objects
 from wsod_jax.evaluation.ilsvrc import measure_ilsvrc
 from wsod_jax.experiment import (
     Predictor,
@@ -46,6 +47,9 @@ from wsod_jax.viz import plot_training, save_image
 
 # A config may import its base, configs.*
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+
+MAP_OPTIONS = ("compare", "energy_of", "together_with", "blacklist")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -125,8 +129,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(arguments)
     if args.config and not args.predictions:
         parser.error("--config goes with --predictions; a model needs --workdir or --checkpoint")
-    if args.predictions and (args.all_steps or args.watch or args.ema):
-        parser.error("--predictions scores one file: no --all_steps, --watch or --ema")
+    ignored = ("all_steps", "watch", "ema", *MAP_OPTIONS)
+    if args.predictions and any(getattr(args, name) for name in ignored):
+        parser.error(f"--predictions scores one file: no --{', --'.join(ignored)}")
     return args
 
 
@@ -138,7 +143,7 @@ def rescore(args: argparse.Namespace) -> None:
     config, path, findings = stored_config(args), Path(args.predictions), Findings()
     config = change_config(config, args.set)
     settings = build.eval_settings(config)
-    images = build.images(config, test_split(config, args))
+    images = build.images(config, split_to_test(config, args))
     detections = read_predictions(path, image_ids=images.image_ids, class_names=images.class_names)
     folder = Path(args.out) if args.out else path.parent / f"{path.stem}_scored"
     boxes.measure_detections(
@@ -146,7 +151,7 @@ def rescore(args: argparse.Namespace) -> None:
         settings,
         images,
         detections,
-        boxes.test_truth(config, images, test_split(config, args)),
+        known_objects(config, images, split_to_test(config, args)),
         folder=folder,
         num_pictures=args.pictures,
         coco=args.coco,
@@ -271,7 +276,7 @@ def evaluate_step(
 ) -> dict[str, float]:
     """Evaluate one checkpoint, write its predictions and its report, and return the report's summary."""
     step, settings, findings = metadata["step"], predictor.settings, Findings()
-    images = build.images(config, test_split(config, args))
+    images = build.images(config, split_to_test(config, args))
     check_classes(images, predictor.class_names)
     print(f"step {step}: {len(images)} images of {images.name}, {settings.num_views} views each")
     corloc_split = args.corloc_split or settings.corloc_split
@@ -321,7 +326,7 @@ def evaluate_boxes(findings, predictor, config, images, corloc_split, args, fold
         settings,
         images,
         results.detections,
-        boxes.test_truth(config, images, test_split(config, args)),
+        known_objects(config, images, split_to_test(config, args)),
         folder=folder,
         num_pictures=args.pictures,
         coco=args.coco,
@@ -332,10 +337,22 @@ def evaluate_boxes(findings, predictor, config, images, corloc_split, args, fold
 
 def evaluate_maps(findings, predictor, config, images, corloc_split, args, folder) -> None:
     """Evaluate a method that localises without proposals."""
-    split = maps.MapSplit.read(config, test_split(config, args))
+    split = maps.MapSplit.read(config, split_to_test(config, args))
+    # what may be wrong with other files is found before the long part
     others = [maps.open_other(run, images, args.set) for run in args.together_with]
+    of_files = {}
+    if split.truth is not None:
+        of_files = {path.name: file_energies(path, split) for path in args.energy_of}
+    blacklist = read_blacklist(args.blacklist, images.image_ids) if args.blacklist else ()
+    single_label = predictor.method.single_label and split.truth is not None
+    if single_label:
+        check_single_label(images)
+    elif args.blacklist:
+        raise ConfigError(
+            "--blacklist is for runs that learn one class per image, with annotated test images"
+        )
     started = time.perf_counter()
-    located = split.locate(predictor, "map")
+    located = split.locate(predictor, "map", keep_responses=args.pictures)
     findings.scalars["seconds_per_image"] = (time.perf_counter() - started) / max(len(images), 1)
     found = [located, *(split.locate(other, "map") for other in others)]
     detections = maps.predicted_boxes(found, predictor)
@@ -357,8 +374,7 @@ def evaluate_maps(findings, predictor, config, images, corloc_split, args, folde
             num_pictures=args.pictures,
             coco=args.coco,
         )
-    if measured is not None and predictor.method.activation == "softmax":
-        blacklist = read_blacklist(args.blacklist, images.image_ids) if args.blacklist else ()
+    if single_label:
         measure_ilsvrc(findings, located, split, blacklist)
     train_split = None if corloc_split is None else maps.MapSplit.read(config, corloc_split)
     corloc = maps.measure_training_split(findings, predictor, train_split, others)
@@ -373,14 +389,14 @@ def evaluate_maps(findings, predictor, config, images, corloc_split, args, folde
                 (split, train_split),
                 (measured, corloc),
                 maps=args.compare,
-                proposal_files=args.energy_of,
+                proposal_energies=of_files,
             )
         )
 
 
 def refuse_options_of_maps(method: str, args: argparse.Namespace) -> None:
     """Raise `ConfigError` for options that a method without maps would ignore."""
-    for name in ("compare", "energy_of", "together_with"):
+    for name in MAP_OPTIONS:
         if getattr(args, name):
             raise ConfigError(f"--{name} is for methods with maps, such as spn; this is {method!r}")
 
@@ -388,7 +404,7 @@ def refuse_options_of_maps(method: str, args: argparse.Namespace) -> None:
 # -- what both measure and write
 
 
-def test_split(config: ConfigDict, args: argparse.Namespace) -> str:
+def split_to_test(config: ConfigDict, args: argparse.Namespace) -> str:
     """Return the split to measure mAP on."""
     return args.split or config.data.test_split
 

@@ -82,9 +82,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         help="draw boxes with at least this score (default: half of the picture's best); "
         "predictions.json holds all of them anyway",
     )
-    parser.add_argument(
-        "--max_boxes", type=int, default=20, help="draw at most so many boxes per picture (20)"
-    )
+    parser.add_argument("--max_boxes", type=int, help="draw at most so many boxes per picture (20)")
     parser.add_argument(
         "--max_pictures", type=int, default=200, help="draw at most so many pictures (200)"
     )
@@ -143,7 +141,7 @@ def run(args: argparse.Namespace) -> None:
             None,
             class_names=predictor.class_names,
             score_thr=threshold,
-            max_boxes=args.max_boxes,
+            max_boxes=20 if args.max_boxes is None else args.max_boxes,
         )
 
     draw(images, panel, args)
@@ -151,12 +149,21 @@ def run(args: argparse.Namespace) -> None:
 
 def locate(predictor: Predictor, images: ImageSet, args: argparse.Namespace) -> None:
     """Predict with a method that localises without proposals."""
-    if args.proposals is not None:
-        raise ConfigError("--proposals: this method uses none; leave the option out")
-    located = predictor.locate(images, progress=bar)
+    for name in ("proposals", "score_thr", "max_boxes"):
+        if getattr(args, name) is not None:
+            raise ConfigError(
+                f"--{name} is for methods that choose among proposals; leave it out. --set "
+                "localization.threshold=1.0 and its like say how boxes are read off maps"
+            )
+    located = predictor.locate(images, progress=bar, keep_responses=args.max_pictures)
     path = args.out / "image_scores.csv"
     write_image_scores(path, images, predictor.class_names, located.image_scores)
     print(f"scores of images: {path}")
+    too_small = int(located.too_small.sum())
+    if too_small:
+        print(
+            f"{too_small} images are smaller than one cell of the map: nothing can be told of them"
+        )
     without = int((located.predicted & ~located.claimed.any(axis=1)).sum())
     if without:
         print(f"no class is predicted in {without} of {len(images)} images: they have no boxes")

@@ -124,8 +124,14 @@ def test_pictures_in_which_nothing_is_predicted(spn_run, spn_pictures, tmp_path,
 
 
 def test_maps_need_no_proposals(spn_run, pictures, tmp_path):
-    with pytest.raises(SystemExit, match="error: --proposals: this method uses none"):
+    with pytest.raises(
+        SystemExit, match="error: --proposals is for methods that choose among proposals"
+    ):
         call(spn_run, [pictures], tmp_path / "out", "--proposals", spn_run.proposals)
+    with pytest.raises(SystemExit, match="error: --max_boxes is for methods that choose"):
+        call(spn_run, [pictures], tmp_path / "out", "--max_boxes", 3)
+    with pytest.raises(SystemExit, match="error: nms_thr is about boxes chosen among proposals"):
+        call(spn_run, [pictures], tmp_path / "out", "--set", "nms_thr=0.4")
     with pytest.raises(SystemExit, match="localization.treshold does not exist.*'threshold'"):
         call(spn_run, [pictures], tmp_path / "out", "--set", "localization.treshold=2")
 

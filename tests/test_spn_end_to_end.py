@@ -18,7 +18,8 @@ from wsod_jax import build
 from wsod_jax.data.voc import read_image_set
 from wsod_jax.errors import ConfigError, DataError
 from wsod_jax.evaluation.baselines import COLUMNS
-from wsod_jax.experiment import truth_table
+from wsod_jax.evaluation.maps import MapSplit
+from wsod_jax.experiment import open_checkpoint, truth_table
 from wsod_jax.train.checkpoint import checkpoint_steps, load_checkpoint
 from wsod_jax.train.manifest import write_manifest
 from wsod_jax.weights.npz import save_weights
@@ -108,6 +109,9 @@ def test_weights_of_another_backbone_are_refused(config, tmp_path):
 
 def test_layer_to_insert_after_must_exist(config, tmp_path):
     config.network.insert_after = "conv5_3"
+    with pytest.raises(ConfigError, match="insert_after and config.soft_proposal.unit_mean go"):
+        script.run(config, tmp_path / "run")
+    config.soft_proposal.unit_mean = True
     with pytest.raises(ConfigError, match="'conv5_3', which is no layer of TinyNet.*conv4_2"):
         script.run(config, tmp_path / "run")
 
@@ -351,7 +355,20 @@ def test_views_are_averaged_or_kept_apart(spn_run, tmp_path):
         "mAP50",
         "seconds_per_image",
     }
-    counts = [
-        len(json.loads((tmp_path / name / "4" / "predictions.json").read_text())) for name in "ab"
+    together = located_with(spn_run.workdir, "scales=(64,96)", "flips=(False,True)", "merge=union")
+    alone = [
+        located_with(spn_run.workdir, f"scales={scale}", f"flips={flip}").components
+        for scale in (64, 96)
+        for flip in (False, True)
     ]
-    assert counts[0] != counts[1]
+    assert len(together.components) == sum(map(len, alone)) > 0
+    assert sorted(together.components.scores) == sorted(
+        np.concatenate([one.scores for one in alone])
+    )
+
+
+def located_with(workdir, *changes):
+    """Read the maps of all classes of the test images with changed settings."""
+    changes = [*changes, "localization.predicted_thr=0.0"]
+    predictor, config, _ = open_checkpoint(workdir, changes=changes)
+    return MapSplit.read(config, "test").locate(predictor, "map")

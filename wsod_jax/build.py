@@ -153,6 +153,12 @@ def method(config: ConfigDict, *, num_classes: int, max_classes: int) -> Method:
         network = ClassifierNetwork(backbone(config), num_classes)
         return construct(function, options, "method", network=network)
     if function is Spn:
+        inside = config.network.get("insert_after") is not None
+        if inside != bool(config.soft_proposal.get("unit_mean", False)):
+            raise ConfigError(
+                "config.network.insert_after and config.soft_proposal.unit_mean go together: before further layers "
+                "M has to have mean 1, or activations vanish; before the spatial sum it has to sum to 1"
+            )
         network = construct(
             SpnNetwork,
             config.network,

@@ -19,6 +19,7 @@ from wsod_jax.data.proposals import ProposalSet
 from wsod_jax.data.records import GroundTruth, ImageSet, training_images
 from wsod_jax.data.transforms import ProposalRules
 from wsod_jax.errors import ConfigError, DataError
+from wsod_jax.evals.ilsvrc import ILSVRC_GUESSES
 from wsod_jax.evals.inference import MergedImage, infer
 from wsod_jax.evals.localization import CorLocMetrics, corloc
 from wsod_jax.evals.maps import Located, claims_above, claims_best, locate
@@ -26,9 +27,16 @@ from wsod_jax.evals.selection import Results, select
 from wsod_jax.evals.tables import DetectionTable, TruthTable
 from wsod_jax.evals.voc import DetectionMetrics, evaluate_detections
 from wsod_jax.methods.contract import Method
+from wsod_jax.ops.soft_proposal import Solver
 from wsod_jax.train.checkpoint import load_checkpoint
 from wsod_jax.types import Batch, Detections, Params
 
+OF_BOXES = (
+    "nms_thr",
+    "top_k",
+    "score_thr",
+    "average_per_image",
+)  # test settings that maps do without
 Purpose = Literal["map", "corloc"]
 Settings = TypeVar("Settings", build.EvalSettings, build.LocalizationSettings)
 # Where things lie, not what they are: a run stays the same when its data move.
@@ -156,12 +164,18 @@ class Predictor:
         class_names: tuple[str, ...],
     ) -> Predictor:
         """Return a predictor that tests as a configuration says."""
+        settings = build.eval_settings(config)
+        if "localization" in config and settings.merge == "sum":
+            raise ConfigError(
+                'config.eval.merge is "sum", but maps of several views are averaged ("mean") or read one by '
+                'one ("union")'
+            )
         return cls(
             method,
             params,
             extras,
             class_names,
-            build.eval_settings(config),
+            settings,
             build.proposal_rules(config),
             build.localization_settings(config),
             jax.jit(method.predict),
@@ -238,6 +252,7 @@ class Predictor:
         wanted: np.ndarray | None = None,
         purpose: Purpose = "map",
         progress: Callable[[Iterable[Batch]], Iterable[Batch]] = iter,
+        keep_responses: int = 0,
     ) -> Located:
         """Read points and boxes off the maps of a whole set.
 
@@ -246,9 +261,10 @@ class Predictor:
           wanted: [n, c] bool, classes to examine beside the predicted ones; `None` for no others.
           purpose: which resize rule of the settings applies.
           progress: wraps the iterable of batches, to show how far it is.
+          keep_responses: keep the response maps of so many of the first images, to draw them.
         """
         views = self.views(images, None, purpose)
-        single = self.method.activation == "softmax"
+        single = self.method.single_label
         located = locate(
             self.candidates(progress(views)),
             np.array([(record.height, record.width) for record in images.records]),
@@ -256,10 +272,24 @@ class Predictor:
             wanted=wanted,
             claims=claims_best if single else claims_above(self.localization.predicted_thr),
             reading=self.localization.reading,
-            num_best=5 if single else 0,  # ILSVRC takes five guesses
+            num_best=ILSVRC_GUESSES if single else 0,
+            keep_responses=keep_responses,
             separate_views=self.settings.merge == "union" and self.settings.num_views > 1,
         )
-        return dataclasses.replace(located, counts=views.counts)
+        counts = {**views.counts, "smaller_than_a_cell": int(located.too_small.sum())}
+        return dataclasses.replace(located, counts=counts)
+
+    def one_view(self) -> Predictor:
+        """Return the same detector seeing every image once, at the first scale, unmirrored."""
+        settings = dataclasses.replace(
+            self.settings, scales=self.settings.scales[:1], flips=(False,)
+        )
+        return dataclasses.replace(self, settings=settings)
+
+    def with_solver(self, solver: Solver) -> Predictor:
+        """Return the same weights with another proposal map."""
+        method = self.method.with_solver(solver)
+        return dataclasses.replace(self, method=method, predict_step=jax.jit(method.predict))
 
     def score(self, detections: DetectionTable, truth: TruthTable) -> DetectionMetrics:
         """Return average precision as the settings define it."""
@@ -350,6 +380,11 @@ def change_config(config: ConfigDict, changes: Sequence[str]) -> ConfigDict:
         key, equals, value = change.partition("=")
         section, _, name = key.rpartition(".")
         section = section or "eval"
+        if "localization" in config and section == "eval" and name in OF_BOXES:
+            raise ConfigError(
+                f"{key} is about boxes chosen among proposals; {config.method.name} reads its boxes off maps, as "
+                "localization says: --set localization.nms_thr=0.7"
+            )
         if section in tests and section in config:
             tests[section].append(f"{name}{equals}{value}")
         elif key not in LOCATIONS or section not in config:

@@ -35,6 +35,7 @@ WANTED = np.array([[1, 0, 0], [0, 0, 0], [0, 1, 0], [1, 1, 1]], bool)
 
 def read(images=IMAGES, **options):
     given = dict(num_classes=CLASSES, wanted=WANTED, claims=claims_above(0.5), reading=MapReading())
+    given["keep_responses"] = len(SIZES)
     return locate(iter(images), SIZES, **(given | options))
 
 
@@ -121,7 +122,7 @@ def test_maps_that_say_nothing():
     )
     empty = ViewMaps(np.zeros((0, 0, CLASSES), np.float32), np.zeros((0, 0), np.float32), SIZE_PX)
     images = [merged(0, [even], [1, 0, 0]), merged(1, [empty], [1, 0, 0])]
-    found = read(images, wanted=None)
+    found = read(images, wanted=np.eye(4, CLASSES, dtype=bool)[[0, 0, 3, 3]])
     assert found.points[0, 0].tolist() == [4.5, 3.5] and found.points[1, 0].tolist() == [2, 3]
     for table in (found.tightest, found.components):
         assert table.boxes.tolist() == [[0, 0, 9, 7], [0, 0, 4, 6]]
@@ -192,3 +193,54 @@ def test_mirrored_views_turn_back():
         assert rows(other.tightest) == rows(found[0].tightest)
         assert rows(other.components) == rows(found[0].components)
     assert found[0].claimed[0].tolist() == [True, False, True]
+
+
+def test_responses_are_kept_of_the_first_images_only():
+    some, all_of_them = read(keep_responses=1), read()
+    assert [[view.responses.size > 0 for view in views] for views in some.maps[:3]] == [
+        [True, True],
+        [False, False],
+        [False, False],
+    ]
+    for kept, whole in zip(some.maps, all_of_them.maps, strict=True):
+        for a, b in zip(kept, whole, strict=True):
+            np.testing.assert_array_equal(a.proposal_map, b.proposal_map)
+    np.testing.assert_array_equal(some.points, all_of_them.points)
+
+
+def test_image_smaller_than_a_cell_claims_no_class():
+    empty = ViewMaps(np.zeros((0, 4, CLASSES), np.float32), np.zeros((0, 4), np.float32), SIZE_PX)
+    located = read([merged(0, [empty], [0.9, 0.9, 0.1]), merged(1, [view(1)], [0.9, 0.1, 0.1])])
+    assert located.too_small.tolist() == [True, False, False, False]
+    assert not located.claimed[0].any() and located.claimed[1].tolist() == [True, False, False]
+    assert located.examined[0].tolist() == WANTED[0].tolist()
+
+
+def test_views_of_different_sizes_weigh_the_same():
+    """Maps as the network gives them: M sums to 1 over however many cells, and R goes with it."""
+
+    def batch_and_output(cells, top):
+        proposal_map = np.zeros((1, cells, cells), np.float32)
+        half = np.s_[: cells // 2] if top else np.s_[cells // 2 :]
+        proposal_map[0, half] = 1
+        proposal_map /= proposal_map.sum()
+        size = np.array([[cells, cells]], np.int32)
+        batch = Batch(
+            image=None,
+            image_size=np.array([[112, 112]], np.int32),
+            image_mask=np.ones(1, bool),
+            image_index=np.zeros(1, np.int32),
+        )
+        maps = ResponseMaps(3 * proposal_map[..., None], size, proposal_map, size)
+        return batch, Detections(None, None, None, np.ones((1, 1), np.float32), maps)
+
+    pairs = [batch_and_output(8, True), batch_and_output(32, False)]
+    outputs = iter([output for _, output in pairs])
+    images = infer(lambda batch: next(outputs), [batch for batch, _ in pairs], num_views=2)
+    found = next(iter(images))
+    reading = MapReading("half_pixel")
+    objectness = reading.objectness(found.maps, (64, 64))
+    response = reading.response(found.maps, (64, 64), [0])[..., 0]
+    for values, mean in ((objectness, 1), (response, 3)):
+        assert abs(values.mean() - mean) < 1e-5
+        assert abs(values[:32].sum() / values.sum() - 0.5) < 1e-5

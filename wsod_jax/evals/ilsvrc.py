@@ -13,6 +13,8 @@ from wsod_jax.errors import DataError
 from wsod_jax.evals.tables import DetectionTable, TruthTable
 from wsod_jax.evals.voc import best_overlaps
 
+ILSVRC_GUESSES = 5
+
 
 @dataclass(frozen=True)
 class IlsvrcErrors:

@@ -23,9 +23,13 @@ Merge = Literal["mean", "sum", "union"]
 class ViewMaps:
     """One view's maps, valid cells only and turned back where the view was mirrored.
 
+    Both are in units that do not depend on the number of cells, so that views of different sizes can be averaged and
+    their boxes ranked together.
+
     Attributes:
-      responses: [h, w, c] float32 evidence for every class; h and w may be 0.
-      proposal_map: [h', w'] float32 objectness; sums to 1.
+      responses: [h, w, c] float32, h·w times R_c: its mean over cells is the class's logit without bias. h and w may
+        be 0.
+      proposal_map: [h', w'] float32, h'·w' times M: its mean is 1, and 1 everywhere if M is uniform.
       size_px: (height, width) of the view in network pixels.
       mirrored: the network saw the view mirrored left-right: its first column is the last one here.
     """
@@ -145,7 +149,9 @@ def _view_maps(maps: ResponseMaps, row: int, size_px: tuple[int, int], mirrored:
     """Return the maps of one row of a batch."""
     step = -1 if mirrored else 1
     cut = [
-        values[row, : size[row, 0], : size[row, 1]][:, ::step].astype(np.float32)
+        (size[row].prod() * values[row, : size[row, 0], : size[row, 1]][:, ::step]).astype(
+            np.float32
+        )
         for values, size in (
             (maps.responses, maps.size),
             (maps.proposal_map, maps.proposal_size),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -53,8 +54,11 @@ class Located:
       points: [n, c, 2] float64 (x, y) of the strongest response; NaN where not examined.
       tightest: one box per image and examined class, around all of its foreground.
       components: one box per connected component of it; with several views, of every view.
-      maps: per image, its views' maps; empty for images that were not predicted.
+      maps: per image, its views' maps; empty for images that were not predicted. Responses are kept of the first
+        images only, as many as were asked for.
       predicted: [n] bool, False for images that never came, such as files that cannot be read.
+      too_small: [n] bool, images smaller than one cell of the map: all that speaks of classes there is the bias, so
+        none is claimed.
       counts: what the input met on the way, by name, see `data.assembling.COUNTS`.
     """
 
@@ -66,6 +70,7 @@ class Located:
     components: DetectionTable
     maps: tuple[tuple[ViewMaps, ...], ...]
     predicted: np.ndarray
+    too_small: np.ndarray
     counts: dict[str, int] = field(default_factory=dict)
 
     def of_claimed(self, boxes: DetectionTable) -> DetectionTable:
@@ -109,6 +114,7 @@ def locate(
     claims: Callable[[np.ndarray], np.ndarray],
     reading: MapReading,
     num_best: int = 0,
+    keep_responses: int = 0,
     separate_views: bool = False,
 ) -> Located:
     """Read points and boxes off the maps of a whole set.
@@ -121,6 +127,8 @@ def locate(
       claims: from an image's class scores [c] to the classes it is predicted to hold, [c] bool.
       reading: how maps are read.
       num_best: so many of an image's best-scored classes are examined in any case.
+      keep_responses: keep the response maps of so many images, the first of the set, to draw them; proposal maps
+        are kept of all.
       separate_views: `components` come from every view by itself instead of the mean over views.
     Returns:
       `Located`.
@@ -131,7 +139,7 @@ def locate(
     shape = (len(sizes), num_classes)
     scores = np.full(shape, np.nan, np.float32)
     examined, claimed = np.zeros(shape, bool), np.zeros(shape, bool)
-    predicted = np.zeros(len(sizes), bool)
+    predicted, too_small = np.zeros(len(sizes), bool), np.zeros(len(sizes), bool)
     points = np.full((*shape, 2), np.nan)
     tightest, components = _Rows(), _Rows()
     maps: list[tuple[ViewMaps, ...]] = [()] * len(sizes)
@@ -143,8 +151,10 @@ def locate(
                 "class scores of an image are not finite; the checkpoint may have diverged: look at its loss, or "
                 "evaluate an earlier step"
             )
-        scores[i], maps[i], predicted[i] = image.image_scores, image.maps, True
-        claimed[i] = claims(image.image_scores)
+        scores[i], predicted[i] = image.image_scores, True
+        maps[i] = image.maps if i < keep_responses else tuple(map(_without_responses, image.maps))
+        too_small[i] = all(0 in view.responses.shape[:2] for view in image.maps)
+        claimed[i] = claims(image.image_scores) & ~too_small[i]
         examined[i] = claimed[i] if wanted is None else claimed[i] | wanted[i]
         examined[i, np.argsort(-scores[i], kind="stable")[:num_best]] = True
         classes = np.flatnonzero(examined[i])
@@ -168,7 +178,12 @@ def locate(
         components=components.table(*shape),
         maps=tuple(maps),
         predicted=predicted,
+        too_small=too_small,
     )
+
+
+def _without_responses(view: ViewMaps) -> ViewMaps:
+    return dataclasses.replace(view, responses=np.zeros((0, 0, 0), np.float32))
 
 
 def claims_above(threshold: float) -> Callable[[np.ndarray], np.ndarray]:

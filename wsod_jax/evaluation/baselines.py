@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jax
 import numpy as np
 
 from wsod_jax.data.proposals import ProposalSet, check_proposals
-from wsod_jax.evals.energy import EnergyMetrics, proposal_energies
+from wsod_jax.evals import energy
 from wsod_jax.evals.localization import CorLocMetrics
 from wsod_jax.evals.pointing import centre_points, difficult_subset, pointing_accuracy
 from wsod_jax.evals.report import Table
 from wsod_jax.evals.response import response_point
 from wsod_jax.evals.voc import mean_over_classes
 from wsod_jax.evaluation.findings import bar
-from wsod_jax.evaluation.maps import OFF_THE_IMAGE, MapSplit, TestMetrics, measure_corloc
+from wsod_jax.evaluation.maps import OFF_THE_IMAGE, MapSplit, SplitMetrics, measure_corloc
 from wsod_jax.experiment import Predictor
 
 SOLVERS = {"walk": "M of the walk", "stationary": "M stationary", "uniform": "M uniform (CAM)"}
@@ -35,10 +34,10 @@ COLUMNS = (
 def comparison(
     predictors: Sequence[Predictor],
     splits: tuple[MapSplit, MapSplit | None],
-    measured: tuple[TestMetrics, tuple[CorLocMetrics, CorLocMetrics] | None],
+    measured: tuple[SplitMetrics, tuple[CorLocMetrics, CorLocMetrics] | None],
     *,
     maps: bool,
-    proposal_files: Sequence[Path],
+    proposal_energies: Mapping[str, np.ndarray],
 ) -> Table:
     """Return a table of the detector and its baselines.
 
@@ -47,7 +46,7 @@ def comparison(
       splits: the test split, with annotated objects, and the split of CorLoc.
       measured: the detector's own numbers on them.
       maps: compare with other proposal maps under the same weights, and the points of image centres and gradients.
-      proposal_files: to measure the energy of.
+      proposal_energies: name of a proposals file -> its [n] energies, see `file_energies`.
     """
     predictor = predictors[0]
     own = predictor.method.network.soft_proposal.solver
@@ -55,7 +54,7 @@ def comparison(
     if maps:
         for solver in (name for name in SOLVERS if name != own):
             print(f"comparing with {SOLVERS[solver]}")
-            others = [with_solver(one, solver) for one in predictors]
+            others = [one.with_solver(solver) for one in predictors]
             rows.append(_row(SOLVERS[solver], *_measure(others, splits)))
         test = splits[0]
         centres = centre_points(test.sizes, len(predictor.class_names))
@@ -63,19 +62,10 @@ def comparison(
         print("comparing with gradients: a backward pass per image and class")
         gradients = gradient_points(predictor, test)
         rows.append(_pointing_row("Grad: largest |∂y / ∂image|", gradients, test, predictor))
-    for path in proposal_files:
-        rows.append(_energy_row(path, splits[0]))
+    for name, energies in proposal_energies.items():
+        empty = [None] * (len(COLUMNS) - 1)
+        rows.append([f"proposals of {name}", *empty, energy.EnergyMetrics(energies).mean])
     return Table("Beside its baselines", ("", *COLUMNS), rows)
-
-
-def with_solver(predictor: Predictor, solver: str) -> Predictor:
-    """Return the same weights with another proposal map."""
-    network = predictor.method.network
-    soft_proposal = network.soft_proposal.clone(solver=solver)
-    method = dataclasses.replace(
-        predictor.method, network=network.clone(soft_proposal=soft_proposal)
-    )
-    return dataclasses.replace(predictor, method=method, predict_step=jax.jit(method.predict))
 
 
 def gradient_points(predictor: Predictor, split: MapSplit) -> np.ndarray:
@@ -83,10 +73,7 @@ def gradient_points(predictor: Predictor, split: MapSplit) -> np.ndarray:
 
     Every image is seen once, at the first scale; NaN for classes it neither contains nor is labelled with.
     """
-    settings = dataclasses.replace(
-        predictor.settings, scales=predictor.settings.scales[:1], flips=(False,)
-    )
-    views = dataclasses.replace(predictor, settings=settings).views(split.images, None)
+    views = predictor.one_view().views(split.images, None)
     saliency = jax.jit(predictor.method.saliency)
     points = np.full((*split.wanted.shape, 2), np.nan)
     for batch in bar(views):
@@ -107,10 +94,10 @@ def gradient_points(predictor: Predictor, split: MapSplit) -> np.ndarray:
 
 def _measure(
     predictors: Sequence[Predictor], splits: tuple[MapSplit, MapSplit | None]
-) -> tuple[TestMetrics, tuple[CorLocMetrics, CorLocMetrics] | None]:
+) -> tuple[SplitMetrics, tuple[CorLocMetrics, CorLocMetrics] | None]:
     """Return the first detector's numbers on the test split and, joined by the others, on the split of CorLoc."""
     predictor, (test, training) = predictors[0], splits
-    metrics = TestMetrics.of(test.locate(predictor, "map"), test, predictor)
+    metrics = SplitMetrics.of(test.locate(predictor, "map"), test, predictor)
     if training is None or training.truth is None:
         return metrics, None
     located = [training.locate(one, "corloc") for one in predictors]
@@ -118,7 +105,7 @@ def _measure(
 
 
 def _row(
-    name: str, metrics: TestMetrics, corloc: tuple[CorLocMetrics, CorLocMetrics] | None
+    name: str, metrics: SplitMetrics, corloc: tuple[CorLocMetrics, CorLocMetrics] | None
 ) -> list[str | float | None]:
     shares = [float(mean_over_classes(values)) for values in metrics.shares.values()]
     found = [None, None] if corloc is None else [one.mean for one in corloc]
@@ -151,9 +138,4 @@ def file_energies(path: Path, split: MapSplit) -> np.ndarray:
     if proposals.scores is not None:
         scores = [proposals.get_scores(image_id) for image_id in ids]
     boxes = [proposals.get(image_id) for image_id in ids]
-    return proposal_energies(boxes, scores, split.truth, split.sizes)
-
-
-def _energy_row(path: Path, split: MapSplit) -> list[str | float | None]:
-    energy = EnergyMetrics(file_energies(path, split)).mean
-    return [f"proposals of {path.name}", *[None] * (len(COLUMNS) - 1), energy]
+    return energy.proposal_energies(boxes, scores, split.truth, split.sizes)

@@ -16,15 +16,8 @@ from wsod_jax.evals.pictures import picture_detections
 from wsod_jax.evals.predictions import write_predictions, write_voc_server
 from wsod_jax.evals.selection import Results
 from wsod_jax.evals.tables import DetectionTable, TruthTable
-from wsod_jax.evaluation.findings import Findings, annotated, bar
-from wsod_jax.experiment import Predictor, score_detections, truth_table
-
-
-def test_truth(config: ConfigDict, images: ImageSet, split: str) -> TruthTable | None:
-    """Return the objects of a split's images, `None` where they are not known."""
-    if not annotated(config, images):
-        return None
-    return truth_table(images, build.ground_truth(config, split))
+from wsod_jax.evaluation.findings import Findings, bar, known_objects
+from wsod_jax.experiment import Predictor, score_detections
 
 
 def measure_detections(
@@ -77,7 +70,7 @@ def measure_corloc(
 ) -> None:
     """Add CorLoc, and the quality of the top boxes of every image's own classes, to the findings."""
     images = build.images(config, split)
-    truth = test_truth(config, images, split)
+    truth = known_objects(config, images, split)
     if truth is None:
         findings.note(f"{images.name} has no boxes to compare with: CorLoc not measured")
         return

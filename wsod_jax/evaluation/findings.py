@@ -14,7 +14,8 @@ from tqdm import tqdm
 from wsod_jax import build
 from wsod_jax.data.records import ImageSet
 from wsod_jax.evals.report import Picture, Table, write_report
-from wsod_jax.experiment import Predictor
+from wsod_jax.evals.tables import TruthTable
+from wsod_jax.experiment import Predictor, truth_table
 from wsod_jax.types import Batch
 
 
@@ -65,6 +66,13 @@ class Findings:
         print("  ".join(f"{name} {value:.4g}" for name, value in summary.items()))
         print(f"report: {report}")
         return summary
+
+
+def known_objects(config: ConfigDict, images: ImageSet, split: str) -> TruthTable | None:
+    """Return the objects of a split's images, `None` where they are not known."""
+    if not annotated(config, images):
+        return None
+    return truth_table(images, build.ground_truth(config, split))
 
 
 def annotated(config: ConfigDict, images: ImageSet) -> bool:

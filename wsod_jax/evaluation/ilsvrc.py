@@ -6,13 +6,16 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from wsod_jax.evals.ilsvrc import known_class_error, localization_errors, ranked_classes
+from wsod_jax.evals.ilsvrc import (
+    ILSVRC_GUESSES,
+    known_class_error,
+    localization_errors,
+    ranked_classes,
+)
 from wsod_jax.evals.localization import top_boxes
 from wsod_jax.evals.maps import Located
 from wsod_jax.evaluation.findings import Findings
 from wsod_jax.evaluation.maps import MapSplit
-
-GUESSES = 5
 
 
 def measure_ilsvrc(
@@ -25,14 +28,14 @@ def measure_ilsvrc(
 
     Args:
       findings: added to.
-      located: with the `GUESSES` best classes of every image examined.
+      located: with the `ILSVRC_GUESSES` best classes of every image examined.
       split: one label per image, and annotated objects.
       blacklist: positions of images that do not count.
     """
     labels = np.argmax(split.images.labels, axis=1)
     boxes, _ = top_boxes(located.tightest)  # [n, c, 4], without area where nothing was examined
     scores = np.where(np.isfinite(located.image_scores), located.image_scores, 0.0)
-    guesses = ranked_classes(scores, min(GUESSES, scores.shape[1]))  # [n, k]
+    guesses = ranked_classes(scores, min(ILSVRC_GUESSES, scores.shape[1]))  # [n, k]
     rows = np.arange(len(labels))
     errors = localization_errors(
         guesses,

@@ -25,13 +25,12 @@ from wsod_jax.evals.pointing import (
     pointing_with_prediction,
 )
 from wsod_jax.evals.tables import DetectionTable, TruthTable
-from wsod_jax.evaluation.findings import Findings, annotated, bar
+from wsod_jax.evaluation.findings import Findings, bar, known_objects
 from wsod_jax.experiment import (
     LOCATIONS,
     Predictor,
     check_classes,
     open_checkpoint,
-    truth_table,
 )
 
 OFF_THE_IMAGE = -1e9  # the point of an image that could not be read: a miss
@@ -53,9 +52,7 @@ class MapSplit:
     def read(cls, config: ConfigDict, split: str) -> MapSplit:
         """Read a split of a configuration's data."""
         images = build.images(config, split)
-        if not annotated(config, images):
-            return cls(images, None)
-        return cls(images, truth_table(images, build.ground_truth(config, split)))
+        return cls(images, known_objects(config, images, split))
 
     @property
     def sizes(self) -> np.ndarray:
@@ -68,13 +65,13 @@ class MapSplit:
         labelled = self.images.labels == 1
         return labelled if self.truth is None else labelled | self.truth.present()
 
-    def locate(self, predictor: Predictor, purpose: str) -> Located:
+    def locate(self, predictor: Predictor, purpose: str, keep_responses: int = 0) -> Located:
         """Read the maps of all images."""
-        return predictor.locate(self.images, self.wanted, purpose, bar)
+        return predictor.locate(self.images, self.wanted, purpose, bar, keep_responses)
 
 
 @dataclasses.dataclass(frozen=True)
-class TestMetrics:
+class SplitMetrics:
     """What maps are worth on a test split with annotated objects.
 
     Attributes:
@@ -92,7 +89,7 @@ class TestMetrics:
     energy: EnergyMetrics
 
     @classmethod
-    def of(cls, located: Located, split: MapSplit, predictor: Predictor) -> TestMetrics:
+    def of(cls, located: Located, split: MapSplit, predictor: Predictor) -> SplitMetrics:
         """Measure what was located in a split with annotated objects."""
         settings, ap_mode = predictor.localization, predictor.settings.ap
         seen, truth = located.predicted, split.truth
@@ -217,7 +214,7 @@ def measure_maps(
     *,
     folder: Path,
     num_pictures: int,
-) -> TestMetrics | None:
+) -> SplitMetrics | None:
     """Add what a test split's maps are worth to the findings, and draw some of them."""
     metrics = None
     if split.truth is None:
@@ -231,7 +228,7 @@ def measure_maps(
                 located.image_scores[seen], labels, ap_mode=predictor.settings.ap
             )
     else:
-        metrics = TestMetrics.of(located, split, predictor)
+        metrics = SplitMetrics.of(located, split, predictor)
         findings.shares |= metrics.shares
         findings.scalars["energy"] = metrics.energy.mean
         if metrics.energy.num_left_out:

@@ -72,12 +72,9 @@ def follow_walks(
     Cost: k² / 2 products with D per image: every map is walked to from the start, all in one program.
     """
     check_classes(images, predictor.class_names)
-    settings = dataclasses.replace(
-        predictor.settings, scales=predictor.settings.scales[:1], flips=(False,)
-    )
     network = predictor.method.network
     follow = jax.jit(lambda params, batch: _follow(network, params, batch, num_steps))
-    views = dataclasses.replace(predictor, settings=settings).views(images.select(positions), None)
+    views = predictor.one_view().views(images.select(positions), None)
     found = {}
     for batch in views:
         walked, stationary, size = map(np.asarray, follow(predictor.params, batch))

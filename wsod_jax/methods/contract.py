@@ -32,6 +32,23 @@ class Method(Protocol):
         ...
 
 
+class Localiser(Method, Protocol):
+    """A method that localises without proposals: its `predict` returns maps, and evaluation asks it a little more."""
+
+    @property
+    def single_label(self) -> bool:
+        """Whether an image has exactly one class."""
+        ...
+
+    def with_solver(self, solver: str) -> Localiser:
+        """Return the method with another way to find its proposal map; parameters fit both."""
+        ...
+
+    def saliency(self, params: Params, batch: Batch, class_index: jax.Array) -> jax.Array:
+        """Return how much each pixel [b, H, W] moves the score of a class `class_index` [b] of every image."""
+        ...
+
+
 def image_keys(key: jax.Array, batch: Batch) -> jax.Array:
     """Derive one key per image from the step's key and the image's index, [b].
 

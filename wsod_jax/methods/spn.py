@@ -25,13 +25,14 @@ from wsod_jax.losses.classification import (
     classification_loss,
     top1_hits,
 )
-from wsod_jax.methods.contract import Method, image_keys, image_term
+from wsod_jax.methods.contract import Localiser, image_keys, image_term
 from wsod_jax.nn.spn_network import SpnNetwork
+from wsod_jax.ops.soft_proposal import Solver
 from wsod_jax.types import Batch, Detections, LossOutput, Params
 
 
 @dataclasses.dataclass(frozen=True)
-class Spn(Method):
+class Spn(Localiser):
     """Soft proposal network.
 
     Attributes:
@@ -41,6 +42,16 @@ class Spn(Method):
 
     network: SpnNetwork
     activation: Activation = "sigmoid"
+
+    @property
+    def single_label(self) -> bool:
+        """Whether an image has exactly one class."""
+        return self.activation == "softmax"
+
+    def with_solver(self, solver: Solver) -> Spn:
+        """Return the method with another way to find the proposal map; parameters fit both."""
+        soft_proposal = self.network.soft_proposal.clone(solver=solver)
+        return dataclasses.replace(self, network=self.network.clone(soft_proposal=soft_proposal))
 
     def init(self, key: jax.Array, batch: Batch) -> tuple[Params, dict]:
         """Initialise the network's parameters; there are no extras."""
