@@ -8,10 +8,12 @@ import pytest
 
 from configs.spn_googlenet_ilsvrc import get_config
 from scripts import evaluate
+from scripts import train as script
 from tests.conftest import four_steps
 from wsod_jax.data.voc import read_ground_truth, read_image_set
 from wsod_jax.errors import DataError
 from wsod_jax.evals.ilsvrc import read_blacklist
+from wsod_jax.train.sharding import make_mesh
 
 ERRORS = ("localisation error", "top-1 error", "top-1 localisation error", "top-5 error")
 
@@ -44,7 +46,9 @@ def folder_run(tiny_set, tmp_path_factory):
     config.optim.decay_steps, config.log.every = (), 1
     config.train.accumulate, config.train.crop_margin = 1, 8
     config.data.class_names = images.class_names
-    return four_steps(config, (root, None), tmp_path_factory.mktemp("folder_run"))
+    with pytest.MonkeyPatch.context() as patch:  # four devices add nothing here
+        patch.setattr(script, "make_mesh", lambda: make_mesh(1))
+        return four_steps(config, (root, None), tmp_path_factory.mktemp("folder_run"))
 
 
 def report_of(run, tmp_path, *arguments):
