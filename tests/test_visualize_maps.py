@@ -46,7 +46,7 @@ def test_maps_are_those_of_each_checkpoint_and_compiled_once(run, split):
     assert run.steps() == [0, 2, 4] and run.predictor.num_compilations() == 1
     assert [sorted(found) for found in looked.values()] == [[1, 3]] * 3
     other, _, _ = open_checkpoint(run.workdir, 2)
-    located = other.locate(split.images)
+    located = other.locate(split.images, keep_responses=len(split.images))
     for position in positions:
         for found, wanted in zip(looked[2][position].maps, located.maps[position], strict=True):
             np.testing.assert_allclose(found.proposal_map, wanted.proposal_map, atol=1e-7)
@@ -90,7 +90,8 @@ def test_walks_pass_the_map_that_the_network_takes(run, split):
         settled = walk.settled(module.tolerance)
         taken = module.num_steps if settled is None else min(settled, module.num_steps)
         (view,) = looked[position].maps
-        np.testing.assert_allclose(walk.maps[taken], view.proposal_map, atol=1e-6)
+        cells = walk.maps[taken].size
+        np.testing.assert_allclose(cells * walk.maps[taken], view.proposal_map, atol=1e-4)
         assert walk.apart[-1] < walk.apart[0]
 
 
