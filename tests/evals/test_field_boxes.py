@@ -23,7 +23,7 @@ def every(*sizes, aspects=(1.0,), num=ALL, nms_thr=1.0):
 def view(values, size_px, mirrored=False):
     """Return a view whose map, as the network saw it, was `values`."""
     seen = np.asarray(values, np.float32)
-    upright = seen[:, ::-1] if mirrored else seen
+    upright = seen.size * (seen[:, ::-1] if mirrored else seen)
     return ViewMaps(np.zeros((0, 0, 1), np.float32), upright, size_px, mirrored)
 
 
@@ -46,7 +46,7 @@ def literal(views, image_size, options):
                         box = (x / sx - w / 2, y / sy - h / 2, x / sx + w / 2, y / sy + h / 2)
                         box = tuple(np.float32(np.clip(box, 0, [width, height] * 2)))
                         if box[2] - box[0] >= 1 and box[3] - box[1] >= 1:
-                            found.append((value * values.size, box))
+                            found.append((value, box))
     distinct = {}
     for score, box in sorted(found, key=lambda pair: -pair[0]):
         distinct.setdefault(tuple(map(float, box)), score)

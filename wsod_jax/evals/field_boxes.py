@@ -120,4 +120,4 @@ def _view_boxes(
     boxes = np.concatenate([centre[:, None] - half, centre[:, None] + half], axis=2).reshape(-1, 4)
     scale = np.array(view.size_px[::-1]) / np.array(image_size[::-1])
     boxes = original_boxes(boxes, scale=scale, flipped=view.mirrored, width_px=view.size_px[1])
-    return boxes, np.repeat(seen.reshape(-1) * seen.size, len(half))
+    return boxes, np.repeat(seen.reshape(-1), len(half))
