@@ -26,7 +26,7 @@ from wsod_jax.data.arrays import FeatureCache
 from wsod_jax.errors import ConfigError, DataError
 from wsod_jax.evals.voc import evaluate_detections
 from wsod_jax.experiment import LOCATIONS, Predictor, TrainingData, check_classes, truth_table
-from wsod_jax.methods.contract import Method
+from wsod_jax.methods.base import Method
 from wsod_jax.train.checkpoint import Checkpoints
 from wsod_jax.train.identity import run_metadata
 from wsod_jax.train.logging import ConsoleWriter, JsonlWriter, TensorBoardWriter
@@ -229,14 +229,14 @@ def open_stream(method, settings: build.TrainSettings, data: TrainingData, state
     if not settings.cache_features:
         stream = data.batches(start)
         return stream, itertools.chain.from_iterable(stream)
-    backbone = method.network.backbone
+    backbone = method.backbone
     if not all(layer.startswith(tuple(backbone.frozen)) for layer in backbone.layers):
         raise ConfigError(
             "config.train.cache_features needs a wholly frozen backbone; "
             f"config.backbone.frozen is {backbone.frozen}, its layers are {', '.join(backbone.layers)}"
         )
     params = jax.device_put(jax.device_get(state.params["backbone"]))
-    features = jax.jit(lambda b: backbone.apply({"params": params}, b.image, b.image_size))
+    features = jax.jit(lambda b: backbone.apply({"params": params}, b)["c5"])
     cache = FeatureCache(features)
     stream = data.batches(start, skip_pixels=cache.has)
     return stream, map(cache, itertools.chain.from_iterable(stream))

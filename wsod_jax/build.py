@@ -8,7 +8,7 @@ constructor, so a misspelt key is an error with a suggestion, and a config goes 
     network    `ProposalNetwork`, or `SpnNetwork` for spn (absent for the classifier)
     soft_proposal  `SoftProposal` (spn alone)
     backbone   name, weights (file or None), and the fields of the module in `nn/`
-    neck       `FcNeck` (methods with proposals alone)
+    neck       `BoxHead` (methods with proposals alone)
     data       reader, splits (train, test, and val if wanted), and the arguments of the reader
     proposals  path, and the fields of `ProposalRules` (absent for methods without proposals)
     train      `TrainSettings`
@@ -20,6 +20,7 @@ constructor, so a misspelt key is an error with a suggestion, and a config goes 
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import json
 import logging
@@ -38,18 +39,18 @@ from wsod_jax.data.proposals import ProposalSet
 from wsod_jax.data.records import GroundTruth, ImageSet, check_single_label, is_single_label
 from wsod_jax.data.transforms import ProposalRules
 from wsod_jax.errors import ConfigError
-from wsod_jax.methods.classifier import Classifier, ClassifierNetwork
-from wsod_jax.methods.contract import Method
-from wsod_jax.methods.mist import mist
-from wsod_jax.methods.oicr import oicr
-from wsod_jax.methods.oim import oim
-from wsod_jax.methods.pcl import pcl
+from wsod_jax.methods.base import Method
+from wsod_jax.methods.classifier import Classifier
+from wsod_jax.methods.mist import Mist
+from wsod_jax.methods.oicr import Oicr
+from wsod_jax.methods.oim import Oim
+from wsod_jax.methods.pcl import Pcl
 from wsod_jax.methods.spn import Spn
 from wsod_jax.methods.wsddn import Wsddn
 from wsod_jax.nn.backbone import Backbone
+from wsod_jax.nn.box_head import BoxHead
 from wsod_jax.nn.cnn_s import CnnS
 from wsod_jax.nn.googlenet import GoogLeNet
-from wsod_jax.nn.neck import FcNeck
 from wsod_jax.nn.proposal_network import ProposalNetwork
 from wsod_jax.nn.soft_proposal import SoftProposal
 from wsod_jax.nn.spn_network import SpnNetwork
@@ -67,10 +68,10 @@ logger = logging.getLogger(__name__)
 METHODS = {
     "classifier": Classifier,
     "wsddn": Wsddn,
-    "oicr": oicr,
-    "pcl": pcl,
-    "mist": mist,
-    "oim": oim,
+    "oicr": Oicr,
+    "pcl": Pcl,
+    "mist": Mist,
+    "oim": Oim,
     "spn": Spn,
 }
 BACKBONES = {
@@ -149,41 +150,23 @@ def method(config: ConfigDict, *, num_classes: int, max_classes: int) -> Method:
     """
     check_sections(config)
     function, options = choose(METHODS, config.method, "method")
-    if function is Classifier:
-        network = ClassifierNetwork(backbone(config), num_classes)
-        return construct(function, options, "method", network=network)
-    if function is Spn:
-        inside = config.network.get("insert_after") is not None
-        if inside != bool(config.soft_proposal.get("unit_mean", False)):
-            raise ConfigError(
-                "config.network.insert_after and config.soft_proposal.unit_mean go together: before further layers "
-                "M has to have mean 1, or activations vanish; before the spatial sum it has to sum to 1"
-            )
-        network = construct(
-            SpnNetwork,
-            config.network,
-            "network",
-            backbone=backbone(config),
-            soft_proposal=construct(SoftProposal, config.soft_proposal, "soft_proposal"),
-            num_classes=num_classes,
-        )
-        return construct(function, options, "method", network=network)
-    neck_options = dict(config.neck.items())
-    dtype = _dtype(neck_options.pop("dtype", "float32"), "neck")
-    network = construct(
-        ProposalNetwork,
-        config.network,
-        "network",
-        backbone=backbone(config),
-        neck=construct(FcNeck, neck_options, "neck", dtype=dtype),
-        num_classes=num_classes,
-    )
-    if (config.method.name == "wsddn") != (network.num_stages == 0):
-        raise ConfigError(
-            f"config.network.num_stages is {network.num_stages} for method {config.method.name!r}; "
-            "wsddn has 0 refinement stages, the other methods at least 1 (3 in the papers)"
-        )
-    return construct(function, options, "method", network=network, max_classes=max_classes)
+    parts = {
+        "backbone": backbone(config),
+        "num_classes": num_classes,
+        "max_classes": max_classes,
+    }
+    declared = {field.name for field in dataclasses.fields(function)}
+    options |= dict(config.get("network", {}).items())
+    if config.method.name == "wsddn":
+        options.pop("num_stages", None)
+    if "neck" in config:
+        neck_options = dict(config.neck.items())
+        dtype = _dtype(neck_options.pop("dtype", "float32"), "neck")
+        options["box_head"] = construct(BoxHead, neck_options, "neck", dtype=dtype)
+    if "soft_proposal" in config:
+        options["soft_proposal"] = construct(SoftProposal, config.soft_proposal, "soft_proposal")
+    given = {key: value for key, value in parts.items() if key in declared}
+    return construct(function, options, "method", **given)
 
 
 def learning_rate(
@@ -335,7 +318,7 @@ def settings_used(config: ConfigDict) -> dict[str, dict[str, Any]]:
         "network": [SpnNetwork if config.method.name == "spn" else ProposalNetwork],
         "soft_proposal": [SoftProposal],
         "backbone": [BACKBONES[config.backbone.name]],
-        "neck": [FcNeck],
+        "neck": [BoxHead],
         "data": [READERS[config.data.reader].read_image_set],
         "proposals": [ProposalRules],
         "train": [TrainSettings],

@@ -26,10 +26,10 @@ from wsod_jax.evals.maps import Located, claims_above, claims_best, locate
 from wsod_jax.evals.selection import Results, select
 from wsod_jax.evals.tables import DetectionTable, TruthTable
 from wsod_jax.evals.voc import DetectionMetrics, evaluate_detections
-from wsod_jax.methods.contract import Method
+from wsod_jax.methods.base import Method
 from wsod_jax.ops.soft_proposal import Solver
 from wsod_jax.train.checkpoint import load_checkpoint
-from wsod_jax.types import Batch, Detections, Params
+from wsod_jax.types import Batch, Params, Predictions
 
 OF_BOXES = (
     "nms_thr",
@@ -152,7 +152,7 @@ class Predictor:
     settings: build.EvalSettings
     rules: ProposalRules | None
     localization: build.LocalizationSettings | None
-    predict_step: Callable[[Params, dict, Batch], Detections]
+    predict_step: Callable[[Params, dict, Batch], Predictions]
 
     @classmethod
     def configured(
@@ -178,7 +178,7 @@ class Predictor:
             settings,
             build.proposal_rules(config),
             build.localization_settings(config),
-            jax.jit(method.predict),
+            predict_step(method),
         )
 
     def num_compilations(self) -> int:
@@ -288,8 +288,9 @@ class Predictor:
 
     def with_solver(self, solver: Solver) -> Predictor:
         """Return the same weights with another proposal map."""
-        method = self.method.with_solver(solver)
-        return dataclasses.replace(self, method=method, predict_step=jax.jit(method.predict))
+        module = self.method.soft_proposal.clone(solver=solver)
+        method = dataclasses.replace(self.method, soft_proposal=module)
+        return dataclasses.replace(self, method=method, predict_step=predict_step(method))
 
     def score(self, detections: DetectionTable, truth: TruthTable) -> DetectionMetrics:
         """Return average precision as the settings define it."""
@@ -303,6 +304,13 @@ class Predictor:
             truth,
             include_difficult=self.settings.corloc_difficult,
         )
+
+
+def predict_step(method: Method) -> Callable[[Params, dict, Batch], Predictions]:
+    """Return a method's predict function for all of its outputs, jitted."""
+    return jax.jit(
+        lambda params, extras, batch: method.predict(params, extras, batch, method.outputs)
+    )
 
 
 def open_checkpoint(

@@ -48,7 +48,7 @@ def propose_fields(
     options = options or FieldOptions()
     predictor, _, metadata = open_checkpoint(run, step, changes=changes)
     _check_maps(predictor, metadata, run)
-    field = predictor.method.network.proposal_field()
+    field = predictor.method.proposal_field()
     # Threads, whatever the run was tested with: making proposals does without TensorFlow.
     settings = dataclasses.replace(predictor.settings, loader="threads")
     predictor = dataclasses.replace(predictor, settings=settings)
@@ -80,7 +80,7 @@ def _check_maps(predictor: Predictor, metadata: dict, run: str | Path) -> None:
             f"{run} was trained with {metadata['method']}, which makes no proposal maps; take a run of SPN, such as "
             "configs/spn_cards6.py:spn"
         )
-    if predictor.method.network.soft_proposal.solver == "uniform":
+    if predictor.method.soft_proposal.solver == "uniform":
         raise ConfigError(
             f"the proposal maps of {run} are uniform (class activation mapping), so no receptive field is better "
             "than another; take a run of SPN, or find its maps with localization.solver=walk"
@@ -95,7 +95,7 @@ def _generator(predictor: Predictor, metadata: dict, options: FieldOptions) -> s
         views += ", mirrored too" if not all(settings.flips) else ", mirrored"
     return (
         f"receptive fields of {metadata['method']} ({options}, step {metadata['step']}, weights "
-        f"{_fingerprint(predictor.params)}, {predictor.method.network.soft_proposal.solver}, {views})"
+        f"{_fingerprint(predictor.params)}, {predictor.method.soft_proposal.solver}, {views})"
     )
 
 

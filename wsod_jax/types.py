@@ -9,11 +9,69 @@ container serves methods with and without proposals.
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import struct
 
 Params = dict  # nested dict of arrays, as flax.linen makes it
+
+
+def static(**options: Any) -> Any:
+    """Return a field of a container that is part of its structure, not an array."""
+    return struct.field(pytree_node=False, **options)
+
+
+@struct.dataclass
+class FeatureMap:
+    """A map that a backbone makes of every image.
+
+    Attributes:
+      features: [b, h, w, d].
+      size: [b, 2] int32, valid (rows, columns).
+      stride: network pixels per cell.
+    """
+
+    features: jax.Array
+    size: jax.Array
+    stride: float = static()
+
+
+@struct.dataclass
+class Views:
+    """How each row of a batch was made: original pixel = (network pixel, mirrored back, + offset) / scale.
+
+    Attributes:
+      scale: [b, 2] float32, network pixels per pixel of the original image, (x, y).
+      offset: [b, 2] int32 network pixels, (x, y), where the window shown lies in the resized image.
+      flipped: [b] bool, True if mirrored left-right.
+      original_size: [b, 2] int32, (height, width) of the original image in pixels.
+    """
+
+    scale: jax.Array
+    offset: jax.Array
+    flipped: jax.Array
+    original_size: jax.Array
+
+
+@struct.dataclass
+class Targets:
+    """Boxes to learn from. They exist only in a stream that reads a `BoxSet`.
+
+    Attributes:
+      boxes: [b, g, 4] float32 network pixels, clipped to what the view shows.
+      classes: [b, g] int32, 0-based.
+      weights: [b, g] float32.
+      ignore: [b, g] bool, neither positive nor negative: crowds and difficult objects.
+      mask: [b, g] bool, False for padding and for boxes of which the view shows nothing.
+    """
+
+    boxes: jax.Array
+    classes: jax.Array
+    weights: jax.Array
+    ignore: jax.Array
+    mask: jax.Array
 
 
 @struct.dataclass
@@ -29,39 +87,34 @@ class Batch:
       image_size: [b, 2] int32, valid (height, width) in pixels.
       image_mask: [b] bool, False for rows that only fill the batch.
       image_index: [b] int32, position in the image set; seeds per-image randomness and joins results.
-      labels: [b, c] int32, 1 present, 0 absent, -1 unknown (no loss). The only supervision there is.
-      proposals: [b, r, 4] float32 boxes, or `None` for methods without proposals.
+      views: how the rows were made of the original images.
+      labels: [b, c] int32, 1 present, 0 absent, -1 unknown (no loss).
+      proposals: [b, r, 4] float32 boxes, or `None` for methods without proposals. Row r is the same region
+        of an image in all of its views.
       proposal_mask: [b, r] bool, False for padding and for proposals merged into another one.
       proposal_scores: [b, r] float32 objectness, where the proposal file has it.
       representative: [b, r] int32, the row whose scores a merged proposal shares (its own index if kept).
-      scale: [b, 2] float32, network pixels per pixel of the original image, (x, y).
-      flipped: [b] bool, True if mirrored left-right.
-      offset: [b, 2] int32 network pixels, (x, y), where the window shown lies in the resized image; `None` for
-        batches that show whole images. Original pixel = (network pixel, mirrored back, + offset) / scale.
-      features: [b, h, w, d] cached feature map of a frozen backbone, in place of `image`.
+      features: maps of a frozen backbone by name, in place of `image`.
+      targets: boxes to learn from, in streams that have them.
+      cues: what the cue source made of the method's request, a pytree whose arrays lead with images.
     """
 
     image: jax.Array | None
     image_size: jax.Array
     image_mask: jax.Array
     image_index: jax.Array
+    views: Views
     labels: jax.Array | None = None
     proposals: jax.Array | None = None
     proposal_mask: jax.Array | None = None
     proposal_scores: jax.Array | None = None
     representative: jax.Array | None = None
-    scale: jax.Array | None = None
-    flipped: jax.Array | None = None
-    offset: jax.Array | None = None
-    features: jax.Array | None = None
+    features: dict[str, FeatureMap] | None = None
+    targets: Targets | None = None
+    cues: Any = None
 
 
-@struct.dataclass
-class FeatureMap:
-    """A backbone's output: `features` [b, h, w, d] and `size` [b, 2] int32, its valid (rows, columns)."""
-
-    features: jax.Array
-    size: jax.Array
+Batches = Batch | dict[str, Batch]  # a method of several streams gets a batch of each, by name
 
 
 @struct.dataclass
@@ -94,12 +147,63 @@ class LossOutput:
       extras: the new non-gradient state (may be the one given).
       metrics: name -> `Term`, logged, no gradient.
       pseudo: the mined boxes, for pictures; `None` for methods that mine none.
+      figures: further arrays to draw, by name, images leading. A training step does not compute them.
     """
 
     terms: dict[str, Term]
     extras: dict
     metrics: dict[str, Term]
     pseudo: PseudoBoxes | None = None
+    figures: dict[str, jax.Array] = struct.field(default_factory=dict)
+
+
+@struct.dataclass
+class Source:
+    """What a miner sees of one image and one refinement stage; made by `Source.of`, without gradient.
+
+    Attributes:
+      scores: [r, c] float32 scores of the stage before, in [0, 1], without background; 0 where masked.
+      boxes: [r, 4] the boxes of these scores, network pixels; [r, c, 4] where the stage before regresses them
+        class by class.
+      proposals: [r, 4].
+      mask: [r] bool, True = real proposal; masked rows of boxes and features may hold anything.
+      labels: [c] int32, 1 present, 0 absent, -1 unknown; only 1 is mined.
+      features: [r, f] float32, for miners that compare appearance; `None` for the others.
+    """
+
+    scores: jax.Array
+    boxes: jax.Array
+    proposals: jax.Array
+    mask: jax.Array
+    labels: jax.Array
+    features: jax.Array | None = None
+
+    @classmethod
+    def of(
+        cls,
+        scores: jax.Array,
+        proposals: jax.Array,
+        mask: jax.Array,
+        labels: jax.Array,
+        features: jax.Array | None = None,
+        boxes: jax.Array | None = None,
+    ) -> Source:
+        """Return a source in float32, scores of masked rows 0; `boxes` are the proposals unless given."""
+        scores, proposals, boxes = jax.lax.stop_gradient(
+            (scores.astype(jnp.float32), proposals, proposals if boxes is None else boxes)
+        )
+        if features is not None:
+            features = jax.lax.stop_gradient(features.astype(jnp.float32))
+        scores = jnp.where(mask[:, None], scores, 0.0)
+        return cls(scores, boxes, proposals, mask, labels, features)
+
+    def boxes_of(self, class_index: jax.Array) -> jax.Array:
+        """Return the boxes [r, 4] of one class."""
+        return self.boxes if self.boxes.ndim == 2 else self.boxes[:, class_index]
+
+    def boxes_at(self, rows: jax.Array, classes: jax.Array) -> jax.Array:
+        """Return the boxes [g, 4] of rows [g] for classes [g]."""
+        return self.boxes[rows] if self.boxes.ndim == 2 else self.boxes[rows, classes]
 
 
 @struct.dataclass
@@ -143,23 +247,43 @@ class RefineTargets:
 
 
 @struct.dataclass
-class Detections:
-    """What `method.predict` returns: candidate boxes with per-class scores, before merging views and NMS.
+class Predictions:
+    """What `method.predict` returns of one view: candidate boxes with per-class scores, before merging views and NMS.
+
+    What was not asked for, and what the method does not have, is `None`.
 
     Attributes:
-      boxes: [b, m, 4] float32, network pixels; for proposal methods row m is proposal m.
+      boxes: [b, m, 4] float32 network pixels; where `aligned_rows` holds, row m is proposal m.
       scores: [b, m, c] float32.
       mask: [b, m] bool.
-      image_scores: [b, c] float32 image-level class scores, where the method has them.
+      image_scores: [b, c] float32 image-level class scores.
       maps: where a method without proposals sees its classes and objects.
-      Boxes, scores and mask are `None` for methods without proposals.
     """
 
-    boxes: jax.Array | None
-    scores: jax.Array | None
-    mask: jax.Array | None
+    boxes: jax.Array | None = None
+    scores: jax.Array | None = None
+    mask: jax.Array | None = None
     image_scores: jax.Array | None = None
     maps: ResponseMaps | None = None
+
+
+@struct.dataclass
+class Detections:
+    """What is left of candidate boxes after thresholds and NMS, the best first; see `ops.detect`.
+
+    Attributes:
+      boxes: [b, n, 4] float32.
+      scores: [b, n] float32.
+      classes: [b, n] int32, 0-based.
+      mask: [b, n] bool, False in empty slots, which are last.
+      row: [b, n] int32, the candidate it was.
+    """
+
+    boxes: jax.Array
+    scores: jax.Array
+    classes: jax.Array
+    mask: jax.Array
+    row: jax.Array
 
 
 @struct.dataclass

@@ -9,10 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from scripts.benchmarks.timing import Measure, compiled, seconds, working_mib
-from wsod_jax.mining import oim
+from wsod_jax.methods.oim import Oim
+from wsod_jax.nn.tiny import TinyNet
 from wsod_jax.ops.boxes import pairwise_iou
 from wsod_jax.ops.nms import nms_mask
 from wsod_jax.ops.roi import roi_max_pool
+from wsod_jax.types import Source
 
 BINS = 7
 STRIDE = 8
@@ -189,9 +191,14 @@ def mining(*, small: bool, repeats: int) -> list[Measure]:
     def literal_mining() -> dict:
         return oracle.assign(oracle.oim(scores, boxes, labels, features, alpha), scores, boxes)
 
-    program = compiled(
-        lambda *x: oim.mine(*x, jnp.float32(alpha), max_classes=4, max_nodes=max_nodes), *arguments
+    oim = Oim(
+        backbone=TinyNet(),
+        num_classes=20,
+        max_classes=4,
+        alpha=((0, alpha),),
+        max_nodes=max_nodes,
     )
+    program = compiled(lambda *x: oim.mine(Source.of(*x), jnp.int32(0)), *arguments)
     fast = seconds(program, *arguments, repeats=repeats)
     mined = program(*arguments)
     literal = seconds(literal_mining, repeats=1, warm_up=False)

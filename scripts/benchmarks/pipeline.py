@@ -21,9 +21,8 @@ from wsod_jax.data.proposals import ProposalSet
 from wsod_jax.data.records import ImageRecord, ImageSet
 from wsod_jax.data.transforms import Canvases
 from wsod_jax.evals.inference import infer
-from wsod_jax.methods.oim import oim
-from wsod_jax.nn.neck import FcNeck
-from wsod_jax.nn.proposal_network import ProposalNetwork
+from wsod_jax.methods.oim import Oim
+from wsod_jax.nn.box_head import BoxHead
 from wsod_jax.nn.tiny import TinyNet
 from wsod_jax.train.optim import make_optimizer
 from wsod_jax.train.schedules import piecewise_constant
@@ -103,8 +102,9 @@ def compilations(*, small: bool, repeats: int) -> list[Measure]:
     del small, repeats
     image_set, proposals = jpeg_set(4, 20, shrink=10)
     canvases = Canvases(tuple(scale // 10 for scale in PUBLISHED_SCALES), multiple=4)
-    network = ProposalNetwork(TinyNet(), FcNeck((16,)), num_classes=4, num_stages=3)
-    method = oim(network, max_classes=4, max_nodes=4)
+    method = Oim(
+        backbone=TinyNet(), num_classes=4, max_classes=4, box_head=BoxHead((16,)), max_nodes=4
+    )
     tx = make_optimizer(schedule=piecewise_constant([1e-3]))
     mesh = make_mesh(1)
     stream = train_batches(
@@ -121,7 +121,7 @@ def compilations(*, small: bool, repeats: int) -> list[Measure]:
             break
     stream.close()
 
-    predict = jax.jit(lambda params, batch: method.predict(params, {}, batch))
+    predict = jax.jit(lambda params, batch: method.predict(params, {}, batch, method.outputs))
     # mAP by the shorter side, CorLoc by the longer one, as OIM is evaluated
     for resize in ("short", "long"):
         sides = dataclasses.replace(canvases, resize=resize)

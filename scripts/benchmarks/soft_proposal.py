@@ -159,7 +159,7 @@ def share_of_forward_pass(batch: int, pixels: int, channels: int, repeats: int) 
     arguments = params, image, image_size
     whole = seconds(compiled(forward, *arguments), *arguments, repeats=repeats)
     features = draw_maps(batch, pixels // backbone.stride, channels)
-    maps = FeatureMap(features, full_size(features))
+    maps = FeatureMap(features, full_size(features), 16.0)
 
     def module(maps: FeatureMap) -> tuple[jax.Array, jax.Array]:
         coupled = SoftProposal().apply({}, maps)

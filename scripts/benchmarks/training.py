@@ -13,19 +13,16 @@ import numpy as np
 
 from scripts.benchmarks.kernels import random_boxes
 from scripts.benchmarks.timing import Measure, compiled, seconds, working_mib
-from wsod_jax.methods.contract import image_keys, image_term
-from wsod_jax.methods.oim import oim
-from wsod_jax.methods.refinement import RefinedDetector
-from wsod_jax.methods.wsddn import mil_term
-from wsod_jax.nn.neck import FcNeck
-from wsod_jax.nn.proposal_network import ProposalNetwork
+from wsod_jax.methods.base import RefinementMethod, image_keys, image_term
+from wsod_jax.methods.oim import Oim
+from wsod_jax.nn.box_head import BoxHead
 from wsod_jax.nn.vgg import STAGES, Vgg16
 from wsod_jax.train.optim import make_optimizer
 from wsod_jax.train.schedules import piecewise_constant
 from wsod_jax.train.sharding import make_mesh, put
 from wsod_jax.train.state import init_state
 from wsod_jax.train.step import make_train_step
-from wsod_jax.types import Batch, FeatureMap, Params
+from wsod_jax.types import Batch, Params, Views
 
 MIB = 2**20
 
@@ -51,16 +48,16 @@ LAPTOP = Setting(480, 640, 1000)
 PUBLISHED = Setting(688, 917, 2000)
 
 
-def make_method(setting: Setting, dtype: jnp.dtype) -> RefinedDetector:
+def make_method(setting: Setting, dtype: jnp.dtype) -> RefinementMethod:
     """Make OIM with the instance-reweighted loss on VGG16, every option as published."""
-    network = ProposalNetwork(
+    return Oim(
         backbone=Vgg16(dtype=dtype),
-        neck=FcNeck(setting.dims, dtype=dtype),
         num_classes=setting.num_classes,
+        max_classes=4,
+        box_head=BoxHead(setting.dims, dtype=dtype),
         num_stages=setting.num_stages,
         roi_size=setting.roi_size,
     )
-    return oim(network, max_classes=4)
 
 
 def make_batch(setting: Setting) -> Batch:
@@ -78,6 +75,12 @@ def make_batch(setting: Setting) -> Batch:
         labels=labels,
         proposals=boxes[None],
         proposal_mask=np.ones((1, setting.num_proposals), bool),
+        views=Views(
+            scale=np.ones((1, 2), np.float32),
+            offset=np.zeros((1, 2), np.int32),
+            flipped=np.zeros(1, bool),
+            original_size=np.array([[setting.height, setting.width]], np.int32),
+        ),
     )
 
 
@@ -94,7 +97,7 @@ class WholeStep:
     params: Params
 
 
-def whole_step(method: RefinedDetector, batch: Batch, repeats: int) -> WholeStep:
+def whole_step(method: RefinementMethod, batch: Batch, repeats: int) -> WholeStep:
     """Time whole updates: forward, backward and SGD as published, the state donated."""
     mesh = make_mesh(1)
     groups = (
@@ -106,7 +109,7 @@ def whole_step(method: RefinedDetector, batch: Batch, repeats: int) -> WholeStep
         schedule=piecewise_constant([1e-3]),
         weight_decay=5e-4,
         groups=groups,
-        frozen=tuple(f"^backbone/{layer}" for layer in method.network.backbone.frozen),
+        frozen=tuple(f"^backbone/{layer}" for layer in method.backbone.frozen),
     )
     step = make_train_step(method, tx, seed=0, mesh=mesh)
     state = init_state(method, tx, seed=0, batch=batch, mesh=mesh)
@@ -138,7 +141,7 @@ def with_backward(forward: Callable, *inputs: jax.Array | Params) -> tuple[Calla
 
 
 def parts(
-    method: RefinedDetector, params: Params, batch: Batch
+    method: RefinementMethod, params: Params, batch: Batch
 ) -> dict[str, tuple[Callable, tuple]]:
     """Cut the step into parts: name -> (function, arguments)."""
     network = method.network
@@ -150,13 +153,13 @@ def parts(
         return network.apply({"params": params}, *arguments, method=method_name)
 
     def backbone(backbone_params: Params) -> jax.Array:
-        return run("feature_map", {**own, "backbone": backbone_params}, batch).features
+        return method.backbone.apply({"params": backbone_params}, batch)["c5"].features
 
-    features = jax.jit(backbone)(params["backbone"])
-    size = network.backbone.output_size(batch.image_size)
+    maps = jax.jit(method.backbone.apply)({"params": params["backbone"]}, batch)["c5"]
+    features = maps.features
 
     def pooling(features: jax.Array) -> jax.Array:
-        return run("pool", params, FeatureMap(features, size), batch, mask)
+        return run("pool", params, maps.replace(features=features), batch, mask)
 
     pooled = jax.jit(pooling)(features)
     keys = image_keys(jax.random.key(0), batch)
@@ -176,8 +179,7 @@ def parts(
         scored = outputs.replace(mil_scores=mil_scores)
         per_stage = jax.vmap(jax.vmap(method.stage_loss, in_axes=(0, 0, None)))
         values = jnp.sum(per_stage(refine_logits, mined, mask), axis=1)
-        mil = mil_term(scored, batch, method.mil_reduction, method.mil_scale)
-        return mil.mean() + image_term(values, batch).mean()
+        return method.mil_term(scored, batch).mean() + image_term(values, batch).mean()
 
     return {
         "backbone": with_backward(backbone, params["backbone"]),
@@ -189,7 +191,7 @@ def parts(
 
 
 def part_seconds(
-    method: RefinedDetector, params: Params, batch: Batch, repeats: int
+    method: RefinementMethod, params: Params, batch: Batch, repeats: int
 ) -> dict[str, float]:
     """Time each part."""
     return {
@@ -273,7 +275,7 @@ def step_on_accelerator(*, small: bool, repeats: int) -> list[Measure]:
         whole = whole_step(method, batch, repeats)
         memory = jax.devices()[0].memory_stats() or {}
         peak = matrix_peak(dtype, side, repeats)
-        flops = step_flops(setting, method.network.backbone.frozen)
+        flops = step_flops(setting, method.backbone.frozen)
         rows += [
             Measure(
                 f"{name}: whole update", 1e3 * whole.seconds, "ms", f"OIM + IR, VGG16, {setting}"

@@ -76,7 +76,7 @@ def show_proposal_maps(options: argparse.Namespace) -> None:
 def show_walk(options: argparse.Namespace) -> None:
     run = MapRun.open(options.checkpoint, options.step, options.set)
     images = read_split(run, options.split).images
-    module = run.predictor.method.network.soft_proposal
+    module = run.predictor.method.soft_proposal
     longest = max([FOLLOWED, module.num_steps, *options.walk_steps])
     walks = follow_walks(run.predictor, images, choose(images, options), longest)
     if not walks:

@@ -1,6 +1,7 @@
 """Batches stored in a file, and features of a frozen backbone stored in memory. Needs no TensorFlow.
 
-A file of batches is an .npz with one array per field, named "<number>/<field>".
+A file of batches is an .npz with one array per leaf of a `Batch`, named "<number>/<path>", such as
+"00000003/views/scale". Cues are not stored: they belong to one update of one run.
 """
 
 from __future__ import annotations
@@ -11,16 +12,15 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from wsod_jax.data.transforms import View
 from wsod_jax.errors import ConfigError, DataError
-from wsod_jax.types import Batch, FeatureMap
+from wsod_jax.types import Batch, FeatureMap, Targets, Views
 
-_FIELDS = tuple(field.name for field in dataclasses.fields(Batch))
-_REQUIRED = {"image_size", "image_mask", "image_index"}
+_REQUIRED = {"image_size", "image_mask", "image_index", "views/scale"}
 
 
 def save_batches(batches: Iterable[Batch], path: str | Path) -> int:
@@ -40,10 +40,7 @@ def save_batches(batches: Iterable[Batch], path: str | Path) -> int:
     try:
         with zipfile.ZipFile(partial, "w") as archive:
             for number, batch in enumerate(batches):  # noqa: B007
-                for name in _FIELDS:
-                    value = getattr(batch, name)
-                    if value is None:
-                        continue
+                for name, value in _flat(batch.replace(cues=None)).items():
                     with archive.open(f"{number:08d}/{name}.npy", "w", force_zip64=True) as file:
                         np.lib.format.write_array(file, np.asarray(value), allow_pickle=False)
         os.replace(partial, path)
@@ -68,26 +65,61 @@ def play_batches(path: str | Path) -> Iterator[Batch]:
                 grouped.setdefault(key.partition("/")[0], []).append(key)
             for number in sorted(grouped):
                 values = {key.partition("/")[2]: arrays[key] for key in grouped[number]}
-                if not _REQUIRED <= values.keys() <= set(_FIELDS):
+                if not _REQUIRED <= values.keys():
                     raise DataError(
                         f"{path}: {number!r} is not a batch; it holds {sorted(values)}."
                     )
-                yield Batch(**{"image": None, **values})
+                yield _batch(values, path)
     except DataError:
         raise
     except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(f"{path}: not a readable file of batches ({error}).") from error
 
 
+def _flat(tree: Any, prefix: str = "") -> dict[str, np.ndarray]:
+    """Return the arrays of a batch by path, a map's stride among them; `None` is left out."""
+    fields = tree if isinstance(tree, dict) else vars(tree)
+    flat: dict[str, np.ndarray] = {}
+    for name, value in fields.items():
+        if isinstance(value, dict) or dataclasses.is_dataclass(value):
+            flat |= _flat(value, f"{prefix}{name}/")
+        elif value is not None:
+            flat[f"{prefix}{name}"] = value
+    return flat
+
+
+def _batch(values: dict[str, np.ndarray], path: Path) -> Batch:
+    """Return the batch whose arrays by path `_flat` gave."""
+    nested: dict[str, Any] = {}
+    for name, value in values.items():
+        *parents, leaf = name.split("/")
+        node = nested
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[leaf] = value
+    try:
+        nested["views"] = Views(**nested["views"])
+        if "targets" in nested:
+            nested["targets"] = Targets(**nested["targets"])
+        if "features" in nested:
+            nested["features"] = {
+                name: FeatureMap(fields["features"], fields["size"], float(fields["stride"]))
+                for name, fields in nested["features"].items()
+            }
+        return Batch(**{"image": None, **nested})
+    except (TypeError, KeyError) as error:
+        raise DataError(f"{path}: not a file of batches of this version ({error}).") from error
+
+
 class FeatureCache:
     """Feature maps of a frozen backbone, computed once per image and view.
 
-    Calling it replaces `Batch.image` by `Batch.features`. Maps are kept in host memory without their
-    padding. Give `has` to the pipeline as `skip_pixels`, and images whose maps are here are not decoded
+    Calling it replaces `Batch.image` by `Batch.features`, under the one name "c5". Maps are kept in host
+    memory without their padding. Give `has` to the pipeline as `skip_pixels`, and images whose maps are here are not decoded
     any more.
 
     Args:
-      features_fn: jitted; takes a batch with an image, gives its feature map [b, h, w, d]. It must
+      features_fn: jitted; takes a batch with an image, gives its feature map. It must
         treat images alone (no batch statistics) and be deterministic.
       dtype: of the maps kept; "float16" halves memory and rounds to 11 bits. Batches get float32.
       max_bytes: no more than this is kept; further maps are computed anew each time.
@@ -106,7 +138,7 @@ class FeatureCache:
         self._dtype = np.dtype(dtype)
         self._max_bytes = max_bytes
         self._maps: dict[tuple[int, ...], np.ndarray] = {}
-        self._shapes: dict[tuple[int, int], tuple[int, int, int]] = {}
+        self._shapes: dict[tuple[int, int], tuple[tuple[int, int, int], float]] = {}
         self.num_bytes = 0
         self.num_computed = 0
 
@@ -118,12 +150,12 @@ class FeatureCache:
         return not view.cropped and _key(index, view.canvas, view.size, view.flipped) in self._maps
 
     def __call__(self, batch: Batch) -> Batch:
-        """Return the batch with `features` [b, h, w, d] float32 in place of `image`; padding is 0.
+        """Return the batch with features [b, h, w, d] float32 in place of `image`; padding is 0.
 
         Raises:
           ConfigError: if a value does not fit float16, or the batch shows random windows of its images.
         """
-        if batch.offset is not None:
+        if np.any(batch.views.offset):
             raise ConfigError(
                 "the batch shows windows of images, and every window has another feature map: caching them "
                 "saves nothing. Set crop_margin=0, or do without the cache."
@@ -134,7 +166,7 @@ class FeatureCache:
             for index, size, flipped, real in zip(
                 batch.image_index,
                 batch.image_size.tolist(),
-                batch.flipped,
+                batch.views.flipped,
                 batch.image_mask,
                 strict=True,
             )
@@ -142,12 +174,17 @@ class FeatureCache:
         fresh = {}
         if canvas not in self._shapes or any(key and key not in self._maps for key in keys):
             fresh = self._compute(batch, canvas, keys)
-        features = np.zeros((len(keys), *self._shapes[canvas]), np.float32)
+        shape, stride = self._shapes[canvas]
+        features, size = (
+            np.zeros((len(keys), *shape), np.float32),
+            np.ones((len(keys), 2), np.int32),
+        )
         for row, key in enumerate(keys):
             if key:
                 valid = self._maps[key] if key in self._maps else fresh[key]
+                size[row] = valid.shape[:2]
                 features[row, : valid.shape[0], : valid.shape[1]] = valid
-        return batch.replace(image=None, features=features)
+        return batch.replace(image=None, features={"c5": FeatureMap(features, size, stride)})
 
     def _compute(
         self, batch: Batch, canvas: tuple[int, int], keys: list[tuple[int, ...] | None]
@@ -155,7 +192,7 @@ class FeatureCache:
         """Return the maps that are not kept yet, and keep what fits."""
         output = self._features_fn(batch)
         maps, sizes = np.asarray(output.features), np.asarray(output.size)
-        self._shapes[canvas] = maps.shape[1:]
+        self._shapes[canvas] = maps.shape[1:], output.stride
         fresh = {}
         for row, key in enumerate(keys):
             if key is None or key in self._maps:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from threading import Lock
 from typing import Literal
 
+import jax
 import numpy as np
 
 from wsod_jax.data.plan import FILLER, PlannedBatch
@@ -26,6 +27,7 @@ from wsod_jax.data.transforms import (
     view_factors,
 )
 from wsod_jax.errors import ConfigError, DataError
+from wsod_jax.types import Batch, Views
 
 logger = logging.getLogger(__name__)
 
@@ -90,17 +92,16 @@ class Assembler:
         self._named: set[int] = set()
         self._naming = Lock()
 
-    def __call__(self, planned: PlannedBatch) -> dict[str, np.ndarray]:
-        """Return the fields of a `Batch` that are not `None`, and under "counts" [len(COUNTS)] int64."""
+    def __call__(self, planned: PlannedBatch) -> tuple[Batch, np.ndarray]:
+        """Return the micro-batch, and counts [len(COUNTS)] int64 of what was met."""
         counts = Counter()
         crops = planned.crops or [None] * len(planned.rows)
         rows = [
             self._row(index, flipped, crop, planned, counts)
             for index, flipped, crop in zip(planned.rows, planned.flipped, crops, strict=True)
         ]
-        arrays = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
-        arrays["counts"] = np.array([counts[name] for name in COUNTS], np.int64)
-        return arrays
+        batch = jax.tree.map(lambda *leaves: np.stack(leaves), *rows)
+        return batch, np.array([counts[name] for name in COUNTS], np.int64)
 
     def _row(
         self,
@@ -109,8 +110,8 @@ class Assembler:
         crop: tuple[float, float] | None,
         planned: PlannedBatch,
         counts: Counter,
-    ) -> dict[str, np.ndarray]:
-        """Return one image's share of the batch."""
+    ) -> Batch:
+        """Return one image's share of the batch: a `Batch` whose arrays lack the leading axis."""
         row = self._filler(index, planned)
         if index == FILLER:
             return row
@@ -123,58 +124,65 @@ class Assembler:
             if image is None:
                 counts["bad_images"] += 1
                 return row
-            row["image"] = place_image(image, view)
+            row = row.replace(image=place_image(image, view))
         counts["shrunk"] += view.shrunk
-        has_boxes = self._add_proposals(row, index, view, counts)
-        row["image_size"] = np.array(view.size, np.int32)
-        row["image_mask"] = np.array(has_boxes or not self._mask_empty)
-        row["labels"] = np.array(record.labels, np.int32)
-        row["scale"] = np.array(view_factors(image_size, view), np.float32)
-        row["flipped"] = np.array(flipped)
-        if crop is not None:
-            row["offset"] = np.array(view.offset[::-1], np.int32)
-        return row
+        row, has_boxes = self._with_proposals(row, index, view, counts)
+        return row.replace(
+            image_size=np.array(view.size, np.int32),
+            image_mask=np.array(has_boxes or not self._mask_empty),
+            labels=np.array(record.labels, np.int32),
+            views=Views(
+                scale=np.array(view_factors(image_size, view), np.float32),
+                offset=np.array(view.offset[::-1], np.int32),
+                flipped=np.array(flipped),
+                original_size=np.array(image_size, np.int32),
+            ),
+        )
 
-    def _filler(self, index: int, planned: PlannedBatch) -> dict[str, np.ndarray]:
+    def _filler(self, index: int, planned: PlannedBatch) -> Batch:
         """Return a masked row: one black pixel and no proposals."""
         canvas = self._canvases.shape(planned.scale, planned.portrait)
-        row = {
-            "image": np.zeros((*canvas, 3), np.uint8),
-            "image_size": np.ones(2, np.int32),
-            "image_mask": np.array(False),
-            "image_index": np.array(index, np.int32),
-            "labels": np.zeros(len(self._image_set.class_names), np.int32),
-            "scale": np.ones(2, np.float32),
-            "flipped": np.array(False),
-        }
-        if planned.crops is not None:
-            row["offset"] = np.zeros(2, np.int32)
-        if self._proposals is not None:
-            count = self._rules.max_proposals
-            row["proposals"] = np.zeros((count, 4), np.float32)
-            row["proposal_mask"] = np.zeros(count, bool)
-            row["representative"] = np.arange(count, dtype=np.int32)
-        if self._has_scores:
-            row["proposal_scores"] = np.zeros(self._rules.max_proposals, np.float32)
-        return row
-
-    def _add_proposals(
-        self, row: dict[str, np.ndarray], index: int, view: View, counts: Counter
-    ) -> bool:
-        """Fill in an image's proposals; return whether it has any, or needs none."""
+        row = Batch(
+            image=np.zeros((*canvas, 3), np.uint8),
+            image_size=np.ones(2, np.int32),
+            image_mask=np.array(False),
+            image_index=np.array(index, np.int32),
+            views=Views(
+                scale=np.ones(2, np.float32),
+                offset=np.zeros(2, np.int32),
+                flipped=np.array(False),
+                original_size=np.ones(2, np.int32),
+            ),
+            labels=np.zeros(len(self._image_set.class_names), np.int32),
+        )
         if self._proposals is None:
-            return True
+            return row
+        count = self._rules.max_proposals
+        return row.replace(
+            proposals=np.zeros((count, 4), np.float32),
+            proposal_mask=np.zeros(count, bool),
+            representative=np.arange(count, dtype=np.int32),
+            proposal_scores=np.zeros(count, np.float32) if self._has_scores else None,
+        )
+
+    def _with_proposals(
+        self, row: Batch, index: int, view: View, counts: Counter
+    ) -> tuple[Batch, bool]:
+        """Return the row with an image's proposals, and whether it has any, or needs none."""
+        if self._proposals is None:
+            return row, True
         record = self._image_set.records[index]
         image_size = (record.height, record.width)
         boxes = self._proposals.get(record.image_id)
         scores = self._proposals.get_scores(record.image_id)
         clean = clean_proposals(boxes, scores, image_size, self._rules)
         placed = place_proposals(clean, image_size, view, self._rules)
-        row["proposals"] = placed.boxes
-        row["proposal_mask"] = placed.mask
-        row["representative"] = placed.representative
-        if placed.scores is not None:
-            row["proposal_scores"] = placed.scores
+        row = row.replace(
+            proposals=placed.boxes,
+            proposal_mask=placed.mask,
+            representative=placed.representative,
+            proposal_scores=placed.scores,
+        )
         kept = int(placed.mask.sum())
         counts["without_proposals"] += kept == 0
         counts["proposals"] += kept
@@ -182,7 +190,7 @@ class Assembler:
         counts["clipped"] += clean.clipped
         counts["dropped"] += clean.dropped
         counts["capped"] += clean.capped
-        return kept > 0
+        return row, kept > 0
 
     def _pixels(self, index: int) -> np.ndarray | None:
         """Return the decoded image, or `None` for one that cannot be read and is to be skipped."""

@@ -8,13 +8,14 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from types import ModuleType
-from typing import Literal
+from typing import Literal, TypeVar
 
+import jax
 import numpy as np
 
 from wsod_jax.errors import ConfigError, DataError
 
-Arrays = dict[str, np.ndarray]
+Arrays = TypeVar("Arrays")  # a pytree of NumPy arrays
 Loader = Literal["tf", "threads"]
 
 
@@ -29,8 +30,8 @@ def load(
     """Yield `assemble(number)` for each number, in order, working ahead.
 
     Args:
-      assemble: makes the arrays of one micro-batch; called from several threads at once. It gives the
-        same names and dtypes for every number.
+      assemble: makes the arrays of one micro-batch, as a pytree; called from several threads at once. Structure and
+        dtypes are the same for every number.
       numbers: a range, or an endless `itertools.count`.
       loader: "tf" runs it in tf.data, "threads" in a thread pool without TensorFlow.
       workers: threads; by default one per core this process may use.
@@ -80,19 +81,19 @@ def _load_with_tf(
     first = next(iter(numbers), None)
     if first is None:
         return
-    # The first micro-batch is made here: it tells names and dtypes, and fails with a plain error.
+    # The first micro-batch is made here: it tells structure and dtypes, and fails with a plain error.
     sample = assemble(first)
-    names, dtypes = list(sample), [array.dtype for array in sample.values()]
+    leaves, structure = jax.tree.flatten(sample)
+    dtypes = [leaf.dtype for leaf in leaves]
     yield sample
     failures = []
 
     def call(number: np.int64) -> list[np.ndarray]:
         try:
-            arrays = assemble(int(number))
+            return jax.tree.leaves(assemble(int(number)))
         except DataError as error:  # TensorFlow would pass on its text only
             failures.append(error)
             raise
-        return [arrays[name] for name in names]
 
     rest = _rest(numbers)
     dataset = tf.data.Dataset.range(rest.start, rest.stop).map(
@@ -103,7 +104,7 @@ def _load_with_tf(
     dataset = dataset.prefetch(prefetch)
     try:
         for arrays in dataset.as_numpy_iterator():
-            yield dict(zip(names, arrays, strict=True))
+            yield jax.tree.unflatten(structure, arrays)
     except tf.errors.OpError:
         if failures:
             raise failures[0] from None

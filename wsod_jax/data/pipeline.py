@@ -25,7 +25,7 @@ from wsod_jax.types import Batch
 class _Stream:
     """What training and evaluation streams share: counting, and stopping."""
 
-    def __init__(self, loaded: Iterator[dict[str, np.ndarray]], canvases: Canvases):
+    def __init__(self, loaded: Iterator[tuple[Batch, np.ndarray]], canvases: Canvases):
         self._loaded = loaded
         self._totals = np.zeros(len(COUNTS), np.int64)
         self.num_canvases = len(canvases.shapes())
@@ -40,9 +40,9 @@ class _Stream:
         self._loaded.close()
 
     def _next_batch(self) -> Batch:
-        arrays = dict(next(self._loaded))
-        self._totals += arrays.pop("counts")
-        return Batch(**arrays)
+        batch, counts = next(self._loaded)
+        self._totals += counts
+        return batch
 
 
 class TrainStream(_Stream):
@@ -55,7 +55,7 @@ class TrainStream(_Stream):
     """
 
     def __init__(
-        self, loaded: Iterator[dict[str, np.ndarray]], canvases: Canvases, plan: TrainPlan
+        self, loaded: Iterator[tuple[Batch, np.ndarray]], canvases: Canvases, plan: TrainPlan
     ):
         super().__init__(loaded, canvases)
         self.plan = plan
@@ -76,7 +76,9 @@ class ViewStream(_Stream):
       counts: what was met so far; images count once per view.
     """
 
-    def __init__(self, loaded: Iterator[dict[str, np.ndarray]], canvases: Canvases, plan: ViewPlan):
+    def __init__(
+        self, loaded: Iterator[tuple[Batch, np.ndarray]], canvases: Canvases, plan: ViewPlan
+    ):
         super().__init__(loaded, canvases)
         self.views_per_image = plan.views_per_image
         self._length = len(plan)

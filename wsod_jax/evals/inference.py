@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from wsod_jax.errors import DataError
-from wsod_jax.types import Batch, Detections, ResponseMaps
+from wsod_jax.types import Batch, Predictions, ResponseMaps
 
 Merge = Literal["mean", "sum", "union"]
 
@@ -110,7 +110,7 @@ class _Views:
         return MergedImage(image_index, boxes.astype(np.float32), scores, mask, image_scores)
 
 
-def _add_views(pending: dict[int, _Views], batch: Batch, output: Detections) -> list[int]:
+def _add_views(pending: dict[int, _Views], batch: Batch, output: Predictions) -> list[int]:
     """Put a batch's rows into `pending`; return the images it touched."""
     output = jax.tree.map(np.asarray, output)  # waits for the device
     touched = []
@@ -121,7 +121,7 @@ def _add_views(pending: dict[int, _Views], batch: Batch, output: Detections) -> 
         touched.append(index)
         if output.image_scores is not None:
             views.image_scores.append(output.image_scores[row].astype(np.float32))
-        mirrored = batch.flipped is not None and bool(batch.flipped[row])
+        mirrored = bool(batch.views.flipped[row])
         if output.maps is not None:
             size_px = tuple(np.asarray(batch.image_size[row]).tolist())
             views.maps.append(_view_maps(output.maps, row, size_px, mirrored))
@@ -135,7 +135,7 @@ def _add_views(pending: dict[int, _Views], batch: Batch, output: Detections) -> 
         views.boxes.append(
             original_boxes(
                 boxes,
-                scale=np.ones(2) if batch.scale is None else np.asarray(batch.scale[row]),
+                scale=np.asarray(batch.views.scale[row]),
                 flipped=mirrored,
                 width_px=int(batch.image_size[row, 1]),
             )
@@ -161,8 +161,8 @@ def _view_maps(maps: ResponseMaps, row: int, size_px: tuple[int, int], mirrored:
 
 
 def _overlapped(
-    predict_step: Callable[[Batch], Detections], batches: Iterable[Batch]
-) -> Iterator[tuple[Batch, Detections]]:
+    predict_step: Callable[[Batch], Predictions], batches: Iterable[Batch]
+) -> Iterator[tuple[Batch, Predictions]]:
     """Yield (batch, output), with the next batch already dispatched when an output is handed out."""
     previous = None
     for batch in batches:
@@ -175,7 +175,7 @@ def _overlapped(
 
 
 def infer(
-    predict_step: Callable[[Batch], Detections],
+    predict_step: Callable[[Batch], Predictions],
     batches: Iterable[Batch],
     *,
     num_views: int,
@@ -187,9 +187,9 @@ def infer(
     complete, so batches should bring the views of a group of images one after the other.
 
     Args:
-      predict_step: batch -> Detections, jitted by the caller. For methods whose row m is proposal m, masked rows
+      predict_step: batch -> Predictions, jitted by the caller. For methods whose row m is proposal m, masked rows
         that name another row in `batch.representative` take that row's scores.
-      batches: host batches (NumPy) with `scale` and `flipped`; rows with `image_mask` False are skipped.
+      batches: host batches (NumPy) ; rows with `image_mask` False are skipped.
       num_views: views per image; an image is yielded as soon as so many have arrived.
       merge: "mean" averages each row's scores and boxes over the views where the row is real (the released OICR
         code's test), "sum" adds the scores, "union" keeps the rows of all views apart, for methods whose rows do not

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from wsod_jax.data.proposals import ProposalSet, check_proposals
@@ -18,6 +20,8 @@ from wsod_jax.evals.voc import mean_over_classes
 from wsod_jax.evaluation.findings import bar
 from wsod_jax.evaluation.maps import OFF_THE_IMAGE, MapSplit, SplitMetrics, measure_corloc
 from wsod_jax.experiment import Predictor
+from wsod_jax.methods.base import Method
+from wsod_jax.types import Batch, Params
 
 SOLVERS = {"walk": "M of the walk", "stationary": "M stationary", "uniform": "M uniform (CAM)"}
 COLUMNS = (
@@ -49,7 +53,7 @@ def comparison(
       proposal_energies: name of a proposals file -> its [n] energies, see `file_energies`.
     """
     predictor = predictors[0]
-    own = predictor.method.network.soft_proposal.solver
+    own = predictor.method.soft_proposal.solver
     rows = [_row(f"{SOLVERS[own]}: as tested", *measured)]
     if maps:
         for solver in (name for name in SOLVERS if name != own):
@@ -74,7 +78,7 @@ def gradient_points(predictor: Predictor, split: MapSplit) -> np.ndarray:
     Every image is seen once, at the first scale; NaN for classes it neither contains nor is labelled with.
     """
     views = predictor.one_view().views(split.images, None)
-    saliency = jax.jit(predictor.method.saliency)
+    gradient = jax.jit(functools.partial(saliency, predictor.method))
     points = np.full((*split.wanted.shape, 2), np.nan)
     for batch in bar(views):
         real = np.asarray(batch.image_mask)
@@ -83,13 +87,39 @@ def gradient_points(predictor: Predictor, split: MapSplit) -> np.ndarray:
             has = wanted.sum(axis=1) > slot
             # the slot-th wanted class of every image; class 0, unused, where there are fewer
             chosen = np.where(has, (np.cumsum(wanted, axis=1) == slot + 1).argmax(axis=1), 0)
-            maps = np.asarray(saliency(predictor.params, batch, chosen.astype(np.int32)))
+            maps = np.asarray(
+                gradient(predictor.params, predictor.extras, batch, chosen.astype(np.int32))
+            )
             for row in np.flatnonzero(has):
                 height, width = batch.image_size[row]
                 point = response_point(maps[row, :height, :width])
                 place = batch.image_index[row], chosen[row]
-                points[place] = np.array(point) / np.asarray(batch.scale[row])
+                points[place] = np.array(point) / np.asarray(batch.views.scale[row])
     return points
+
+
+def saliency(
+    method: Method, params: Params, extras: dict, batch: Batch, class_index: jax.Array
+) -> jax.Array:
+    """Return how much each pixel moves a class's score: max over channels of |∂ score_c / ∂ image|, [b, H, W].
+
+    Args:
+      method: any that predicts image scores.
+      params, extras: its state.
+      batch: needs `image`.
+      class_index: [b] int32, which class of each image.
+
+    Source: Simonyan et al. 2014, of the class's probability.
+    """
+
+    def chosen(image: jax.Array) -> jax.Array:
+        found = method.predict(
+            params, extras, batch.replace(image=image), frozenset({"image_scores"})
+        )
+        return jnp.sum(jnp.take_along_axis(found.image_scores, class_index[:, None], axis=1))
+
+    gradient = jax.grad(chosen)(jnp.asarray(batch.image, jnp.float32))
+    return jnp.max(jnp.abs(gradient), axis=-1)
 
 
 def _measure(

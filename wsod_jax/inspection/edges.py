@@ -14,7 +14,6 @@ import numpy as np
 
 from wsod_jax.evaluation.maps import MapSplit
 from wsod_jax.experiment import Predictor
-from wsod_jax.inspection.walk import coupled_features
 from wsod_jax.ops.soft_proposal import dissimilarity, graph_nodes, kernel_reach
 
 
@@ -51,8 +50,8 @@ def edge_shares(
     settings = dataclasses.replace(
         predictor.settings, scales=predictor.settings.scales[:1], flips=(False,)
     )
-    network, module = predictor.method.network, predictor.method.network.soft_proposal
-    features = jax.jit(lambda params, batch: coupled_features(network, params, batch))
+    module = predictor.method.soft_proposal
+    features = jax.jit(predictor.method.coupled_features)
     predictor = dataclasses.replace(predictor, settings=settings)
     for batch in predictor.views(split.images.select(positions), None):
         maps = features(predictor.params, batch)

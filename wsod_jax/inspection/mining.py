@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import inspect
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -17,11 +16,9 @@ from wsod_jax import viz
 from wsod_jax.errors import DataError
 from wsod_jax.evals.inference import original_boxes
 from wsod_jax.experiment import TrainingData, check_classes, open_checkpoint
-from wsod_jax.methods.contract import image_keys
-from wsod_jax.methods.oim import alpha_at, oim
-from wsod_jax.methods.refinement import RefinedDetector
-from wsod_jax.mining.assign import Mined
-from wsod_jax.mining.oim import appearance_distances, search_nodes, spatial_graph
+from wsod_jax.methods.assign import Mined
+from wsod_jax.methods.base import RefinementMethod
+from wsod_jax.methods.oim import Oim, appearance_distances, search_nodes, spatial_graph
 from wsod_jax.ops.masked import masked_mean
 from wsod_jax.types import Batch, Params
 
@@ -93,7 +90,7 @@ class MiningRun:
       step: of the checkpoint; the α of OIM and the dropout masks depend on it.
     """
 
-    method: RefinedDetector
+    method: RefinementMethod
     params: Params
     data: TrainingData
     config: ConfigDict
@@ -115,7 +112,7 @@ class MiningRun:
             gone or has other classes.
         """
         predictor, config, metadata = open_checkpoint(path, step, changes=changes)
-        if not isinstance(predictor.method, RefinedDetector):
+        if not isinstance(predictor.method, RefinementMethod):
             raise DataError(
                 f"{path} is a checkpoint of {metadata['method']!r}, which mines no pseudo boxes; "
                 "oicr, pcl, mist and oim do"
@@ -144,7 +141,7 @@ class MiningRun:
                 lambda x: np.asarray(x[0]), self.mine_step(self.params, batch)
             )
             found[position] = MinedImage(
-                batch.proposals[0], batch.proposal_mask[0], features, mined, batch.scale[0]
+                batch.proposals[0], batch.proposal_mask[0], features, mined, batch.views.scale[0]
             )
         return found
 
@@ -155,10 +152,9 @@ class MiningRun:
 
     def _mine(self, params: Params, batch: Batch) -> tuple[Mined, jax.Array]:
         key = jax.random.fold_in(jax.random.key(self.config.seed), self.step)
-        outputs = self.method.network.apply({"params": params}, batch, image_keys(key, batch))
-        clean = self.method.mining_feature == "fc7_clean"
-        features = outputs.clean if clean else outputs.features
-        return self.method.mine_stages(outputs, batch, jnp.asarray(self.step)), features
+        scored = self.method.score(params, batch, key)
+        mined = self.method.mine_stages(scored, batch, jnp.asarray(self.step))
+        return mined, self.method.mined_features(scored)
 
     def alpha(self) -> float:
         """Return OIM's α at this step.
@@ -166,8 +162,7 @@ class MiningRun:
         Raises:
           DataError: if the method is not OIM.
         """
-        pairs = tuple((int(start), float(value)) for start, value in self._oim_option("alpha"))
-        return float(alpha_at(pairs, jnp.asarray(self.step)))
+        return float(self._oim.alpha_at(jnp.asarray(self.step)))
 
     def class_graph(
         self, image: MinedImage, stage: int, class_index: int, *, num_rejected: int = 4
@@ -201,8 +196,8 @@ class MiningRun:
                 jnp.asarray(image.boxes),
                 jnp.asarray(image.mask),
                 jnp.int32(core),
-                self._oim_option("fg_iou_thr"),
-                self._oim_option("davg_includes_core"),
+                self._oim.iou_thrs[1],
+                self._oim.davg_includes_core,
                 num_slots=len(pseudo.mask) + num_rejected,
             ),
         )
@@ -214,15 +209,15 @@ class MiningRun:
         rejected = visited[beyond][:num_rejected]
         return ClassGraph(core, neighbours, nodes, rejected, distances, d_avg, limit)
 
-    def _oim_option(self, name: str):
-        """Return an option of OIM as configured, or its default."""
-        if self.config.method.name != "oim":
+    @property
+    def _oim(self) -> Oim:
+        """The method, if it is OIM."""
+        if not isinstance(self.method, Oim):
             raise DataError(
-                f"the graphs are OIM's, but this run's method is {self.config.method.name!r}; "
+                f"the graphs are OIM's, but this run's method is {type(self.method).__name__}; "
                 "the command `pseudo` shows what any method mined"
             )
-        configured = self.config.method.to_dict()
-        return configured.get(name, inspect.signature(oim).parameters[name].default)
+        return self.method
 
 
 @functools.partial(jax.jit, static_argnames="num_slots")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,10 +13,9 @@ from wsod_jax import viz
 from wsod_jax.data.records import ImageSet
 from wsod_jax.evals.response import Resizing, resize_map
 from wsod_jax.experiment import Predictor, check_classes
-from wsod_jax.nn.soft_proposal import SoftProposal
-from wsod_jax.nn.spn_network import SpnNetwork
+from wsod_jax.methods.spn import Spn
 from wsod_jax.ops.soft_proposal import soft_proposals
-from wsod_jax.types import Batch, FeatureMap, Params
+from wsod_jax.types import Batch, Params
 
 FOLLOWED = 100  # steps: enough to see whether a walk settles
 
@@ -72,8 +70,8 @@ def follow_walks(
     Cost: k² / 2 products with D per image: every map is walked to from the start, all in one program.
     """
     check_classes(images, predictor.class_names)
-    network = predictor.method.network
-    follow = jax.jit(lambda params, batch: _follow(network, params, batch, num_steps))
+    method = predictor.method
+    follow = jax.jit(lambda params, batch: _follow(method, params, batch, num_steps))
     views = predictor.one_view().views(images.select(positions), None)
     found = {}
     for batch in views:
@@ -88,11 +86,11 @@ def follow_walks(
 
 
 def _follow(
-    network: SpnNetwork, params: Params, batch: Batch, num_steps: int
+    method: Spn, params: Params, batch: Batch, num_steps: int
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Return M after 0 to k steps [k + 1, b, h, w], the stationary map [b, h, w] and the valid cells [b, 2]."""
-    maps = coupled_features(network, params, batch)
-    module = network.soft_proposal
+    maps = method.coupled_features(params, batch)
+    module = method.soft_proposal
     kernel = dict(
         epsilon_rule=module.epsilon_rule,
         epsilon_factor=module.epsilon_factor,
@@ -107,20 +105,6 @@ def _follow(
     walked = jax.vmap(after)(jnp.arange(num_steps + 1))
     stationary = soft_proposals(maps.features, maps.size, solver="stationary", **kernel)
     return walked, stationary, maps.size
-
-
-def coupled_features(network: SpnNetwork, params: Params, batch: Batch) -> FeatureMap:
-    """Return U, the features that meet their proposal map, wherever in the network the module stands."""
-    met: list[FeatureMap] = []
-
-    def note(function, args, kwargs, context):
-        if isinstance(context.module, SoftProposal) and context.method_name == "__call__":
-            met.append(args[0])
-        return function(*args, **kwargs)
-
-    with nn.intercept_methods(note):
-        network.apply({"params": params}, batch)
-    return met[0]
 
 
 def draw_walk(

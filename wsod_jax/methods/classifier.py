@@ -7,6 +7,7 @@ shows one class, sigmoid cross-entropy where it may show several.
 from __future__ import annotations
 
 import dataclasses
+from typing import ClassVar
 
 import flax.linen as nn
 import jax
@@ -17,13 +18,13 @@ from wsod_jax.losses.classification import (
     classification_loss,
     top1_hits,
 )
-from wsod_jax.methods.contract import Method, image_term
+from wsod_jax.methods.base import Method, Output, image_term
 from wsod_jax.nn.heads import GapClassifier
-from wsod_jax.types import Batch, Detections, LossOutput, Params
+from wsod_jax.types import Batch, LossOutput, Params, Predictions
 
 
 class ClassifierNetwork(nn.Module):
-    """A backbone with a `GapClassifier` on top: [b, H, W, 3] pixels to [b, c] logits."""
+    """A backbone with a `GapClassifier` on top: a batch to [b, c] logits."""
 
     backbone: nn.Module
     num_classes: int
@@ -33,23 +34,37 @@ class ClassifierNetwork(nn.Module):
 
     def __call__(self, batch: Batch) -> jax.Array:
         """Return class logits [b, c]."""
-        return self.head(self.backbone(batch.image, batch.image_size))
+        return self.head(self.backbone(batch)["c5"])
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Classifier(Method):
     """Image classification.
 
     Attributes:
-      network: a `ClassifierNetwork`.
+      backbone: part: the network that makes the map "c5".
+      num_classes: part: c.
       activation: "softmax" for one class per image, "sigmoid" for any number.
     """
 
-    network: ClassifierNetwork
+    backbone: nn.Module
+    num_classes: int
     activation: Activation = "softmax"
 
+    outputs: ClassVar[frozenset[Output]] = frozenset({"image_scores"})
+
+    @property
+    def network(self) -> ClassifierNetwork:
+        """The whole network."""
+        return ClassifierNetwork(self.backbone, self.num_classes)
+
+    @property
+    def single_label(self) -> bool:
+        """Whether an image has exactly one class."""
+        return self.activation == "softmax"
+
     def init(self, key: jax.Array, batch: Batch) -> tuple[Params, dict]:
-        """Initialise the network's parameters; there are no extras."""
+        """Draw the network's parameters; there are no extras."""
         return self.network.init(key, batch)["params"], {}
 
     def loss(
@@ -66,8 +81,10 @@ class Classifier(Method):
             {"top1": image_term(jax.lax.stop_gradient(hit), batch)},
         )
 
-    def predict(self, params: Params, extras: dict, batch: Batch) -> Detections:
+    def predict(
+        self, params: Params, extras: dict, batch: Batch, want: frozenset[Output]
+    ) -> Predictions:
         """Return image-level class probabilities; there are no boxes."""
-        del extras
+        del extras, want
         logits = self.network.apply({"params": params}, batch)
-        return Detections(None, None, None, class_scores(logits, self.activation))
+        return Predictions(image_scores=class_scores(logits, self.activation))

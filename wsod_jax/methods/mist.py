@@ -6,64 +6,89 @@ with IoU < 0.2 to every better-ranked one. Assignment and loss are OICR's.
 
 from __future__ import annotations
 
-from typing import Literal
+import dataclasses
+import math
+from typing import Annotated, ClassVar
 
-from wsod_jax.methods.refinement import RefinedDetector, reweighted_loss
-from wsod_jax.mining import mist as mist_mining
-from wsod_jax.mining.assign import Mined
-from wsod_jax.nn.proposal_network import ProposalNetwork
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from wsod_jax.methods.assign import Mined, fill_slots, positive_classes
+from wsod_jax.methods.oicr import Oicr
+from wsod_jax.ops.boxes import pairwise_iou
+from wsod_jax.ops.masked import masked_top_k
+from wsod_jax.options import COUNT, NOT_NEGATIVE, SHARE, Range
+from wsod_jax.types import Source
 
 
-def mist(
-    network: ProposalNetwork,
-    *,
-    max_classes: int,
-    top_fraction: float = 0.15,
-    overlap_thr: float = 0.2,
-    max_boxes: int = 64,
-    fg_iou_thr: float = 0.5,
-    ignore_iou_thr: float = 0.0,
-    normaliser: Literal["weighted", "real"] = "weighted",
-    first_stage_scale: float = 3.0,
-    mil_reduction: Literal["mean", "sum"] = "mean",
-    mil_scale: float = 1.0,
-) -> RefinedDetector:
-    """Build OICR's loop with MIST's pseudo boxes.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Mist(Oicr):
+    """OICR's loop with MIST's pseudo boxes.
 
-    Args:
-      network: with `num_stages` refinement heads (3 in the paper).
-      max_classes: static maximum of positive classes in an image.
+    Attributes:
       top_fraction: share of the proposals that are candidates.
       overlap_thr: a candidate is kept if its IoU with every better-ranked one is < this.
       max_boxes: static cap of pseudo boxes per class; the metric `mining_overflow` counts the rest.
-      fg_iou_thr, ignore_iou_thr, first_stage_scale: see `oicr`.
-      normaliser: see `oicr`.
-      mil_reduction, mil_scale: see `Wsddn`.
-
-    Returns:
-      A method: `init`, `loss`, `predict`.
+      first_stage_scale: factor on L_1.
     """
 
-    def mine(scores, boxes, mask, labels, features, step) -> Mined:
-        del features, step
-        return mist_mining.mine(
-            scores,
-            boxes,
-            mask,
-            labels,
-            top_fraction=top_fraction,
-            overlap_thr=overlap_thr,
-            max_boxes=max_boxes,
-            fg_iou_thr=fg_iou_thr,
-            ignore_iou_thr=ignore_iou_thr,
-            max_classes=max_classes,
-        )
+    top_fraction: Annotated[float, Range(1e-12, 1)] = 0.15
+    overlap_thr: Annotated[float, SHARE] = 0.2
+    max_boxes: Annotated[int, COUNT] = 64
+    first_stage_scale: Annotated[float, NOT_NEGATIVE] = 3.0
 
-    return RefinedDetector(
-        network,
-        mine,
-        reweighted_loss("off", beta=0.0, normaliser=normaliser),
-        first_stage_scale=first_stage_scale,
-        mil_reduction=mil_reduction,
-        mil_scale=mil_scale,
-    )
+    paper: ClassVar[str] = "Ren et al. 2020 (MIST)"
+
+    def mine(self, source: Source, step: jax.Array) -> Mined:
+        """Mine several boxes per positive class of one image and label all proposals by them.
+
+        Of the n real proposals the floor(`top_fraction` n) best of a class, at least one, are ranked by
+        score. A proposal of this list is an instance if its IoU with *every* better-ranked one, instances or
+        not, is < `overlap_thr` (exclusive); so the best one always is. Instances are weighted by their own scores.
+        Classes do not see each other: two may mine the same proposal, which then belongs to the lower one.
+
+        Args:
+          source: of one image and stage.
+          step: not used.
+
+        Returns:
+          `Mined` with `max_boxes` slots per class, by descending score. No positive class, or no real
+          proposal: all weights 0.
+
+        Ties: lowest index ranks first.   Gradient: none.
+        Cost: O((top_fraction r)^2) memory per class slot.
+        Source: Ren et al. 2020, arXiv:2004.04725, algorithm 1; as in the released code, except that small
+        images keep their best proposal, where that code keeps none of fewer than seven.
+        """
+        del step
+        mask, max_boxes = source.mask, self.max_boxes
+        classes, num_overflow = positive_classes(source.labels, self.max_classes)
+        list_size = max(1, math.floor(self.top_fraction * mask.shape[0] + 1e-6))
+        num_top = jnp.floor(
+            self.top_fraction * jnp.sum(mask) + 1e-6
+        )  # 1e-6: float32 must not lose a box
+        in_list = jnp.arange(list_size) < jnp.maximum(num_top, 1)
+
+        def mine_class(c: Array) -> tuple[Array, ...]:
+            score, index, valid = masked_top_k(source.scores[:, c], mask, list_size)
+            listed = valid & in_list & (c >= 0)
+            ranked = source.boxes_of(c)[index]
+            near = pairwise_iou(ranked, ranked) >= self.overlap_thr  # [l, l]
+            instance = listed & ~jnp.any(jnp.tril(near, -1), axis=1)
+            slot = jnp.where(instance, jnp.cumsum(instance) - 1, max_boxes)
+            lost = jnp.maximum(jnp.sum(instance) - max_boxes, 0)
+            chosen = jnp.full(max_boxes, -1, jnp.int32).at[slot].set(index, mode="drop")
+            return chosen, jnp.zeros(max_boxes).at[slot].set(score, mode="drop"), lost
+
+        chosen, weights, lost = jax.vmap(mine_class)(classes)  # [m, n], [m, n], [m]
+        index, slot_classes = chosen.reshape(-1), jnp.repeat(classes, max_boxes)
+        pseudo = fill_slots(
+            source.boxes_at(index, slot_classes),
+            index=index,
+            classes=slot_classes,
+            scores=weights.reshape(-1),
+            is_core=jnp.tile(jnp.arange(max_boxes) == 0, self.max_classes),
+            mask=index >= 0,
+        )
+        return Mined(self.assign(pseudo, source), pseudo, num_overflow + jnp.sum(lost))

@@ -1,75 +1,113 @@
 """OICR: online instance classifier refinement (Tang et al., CVPR 2017).
 
-WSDDN's X supervises the first of three refinement heads, each head the next. For every positive
-class the best-scored proposal i_c is the pseudo box; proposals with IoU >= 0.5 share its label,
-all others are background, and everyone is weighted by the score of the nearest pseudo box:
+WSDDN's X supervises the first of three refinement heads, each head the next (`RefinementMethod`). For every positive
+class the best-scored proposal j_c is the pseudo box; proposals with IoU >= 0.5 share its label, all others are
+background, and each is weighted by the score of the pseudo box that it overlaps most:
 
-    L = L_mil + Σ_k L_k,   L_k = -(1/|P|) Σ_j w_j (1 + z_j) log x_{j, label_j},
-
-with z = 0 in OICR itself; OIM's instance-reweighted loss sets it (`reweight`).
+    j_c = argmax_r x_cr,     L = L_mil + Σ_k L_k,     L_k = -(1/|P|) Σ_j w_j log x_{y_j, j}.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Literal
 
-from wsod_jax.methods.refinement import RefinedDetector, reweighted_loss
-from wsod_jax.mining import oicr as oicr_mining
-from wsod_jax.mining.assign import Mined
-from wsod_jax.nn.proposal_network import ProposalNetwork
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from wsod_jax.methods.assign import Mined, fill_slots, positive_classes
+from wsod_jax.methods.base import RefinementMethod, log_likelihood
+from wsod_jax.ops.masked import masked_argmax
+from wsod_jax.types import RefineTargets, Source
 
 
-def oicr(
-    network: ProposalNetwork,
-    *,
-    max_classes: int,
-    fg_iou_thr: float = 0.5,
-    ignore_iou_thr: float = 0.0,
-    reweight: Literal["off", "paper", "release"] = "off",
-    beta: float = 0.2,
-    release_core_sign: Literal[-1, 1] = -1,
-    normaliser: Literal["weighted", "real"] = "weighted",
-    first_stage_scale: float = 1.0,
-    mil_reduction: Literal["mean", "sum"] = "mean",
-    mil_scale: float = 1.0,
-) -> RefinedDetector:
-    """Build OICR, or OICR with the instance-reweighted loss ("IR" alone in OIM's Table 6).
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Oicr(RefinementMethod):
+    """OICR.
 
-    Args:
-      network: with `num_stages` refinement heads (3 in the paper).
-      max_classes: static maximum of positive classes in an image.
-      fg_iou_thr: proposals with IoU >= this to a pseudo box are positive.
-      ignore_iou_thr: proposals with IoU < this to every pseudo box get weight 0 (0.1 is the
-        "small trick" of the authors' later releases; 0 is the paper).
-      reweight: instance-reweighted loss, "off" | "paper" | "release".
-      beta: its β.
-      release_core_sign: see `oim`.
-      first_stage_scale: factor on the loss of the first head (3 in the authors' PyTorch release).
-      normaliser: |P| counts the proposals with weight ("weighted", as released) or all ("real", as
-        PyTorch ports do).
-      mil_reduction, mil_scale: see `Wsddn`.
-
-    Returns:
-      A method: `init`, `loss`, `predict`.
+    Attributes:
+      normaliser: |P| counts the proposals with weight ("weighted", as released) or all ("real", as PyTorch ports do).
     """
 
-    def mine(scores, boxes, mask, labels, features, step) -> Mined:
-        del features, step
-        return oicr_mining.mine(
-            scores,
-            boxes,
-            mask,
-            labels,
-            fg_iou_thr=fg_iou_thr,
-            ignore_iou_thr=ignore_iou_thr,
-            max_classes=max_classes,
-        )
+    normaliser: Literal["weighted", "real"] = "weighted"
 
-    return RefinedDetector(
-        network,
-        mine,
-        reweighted_loss(reweight, beta, release_core_sign, normaliser),
-        first_stage_scale=first_stage_scale,
-        mil_reduction=mil_reduction,
-        mil_scale=mil_scale,
+    def mine(self, source: Source, step: jax.Array) -> Mined:
+        """Mine one box per positive class of one image and label all proposals by it.
+
+        For the classes c with y_c = 1 in ascending order,
+
+            j_c = argmax_r x_cr,
+
+        after which proposal j_c is out of the race: its scores are 0 for every later class. Each proposal
+        then takes label and weight of the j_c it overlaps most (`assign_proposals`).
+
+        Args:
+          source: of one image and stage.
+          step: not used.
+
+        Returns:
+          `Mined` with one slot per class. No positive class, or no real proposal: all weights 0.
+
+        Ties: lowest index wins.   Gradient: none.   Cost: O(r max_classes).
+        Source: Tang et al. 2017, arXiv:1704.00138, algorithm 1; removal of rows as in the released code.
+        """
+        del step
+        classes, num_overflow = positive_classes(source.labels, self.max_classes)
+
+        def mine_class(removed: Array, c: Array) -> tuple[Array, tuple[Array, Array]]:
+            left = jnp.where(removed, 0.0, source.scores[:, c])
+            index, score = masked_argmax(left, source.mask)
+            return removed.at[index].set(True), (index, score)
+
+        # Empty slots (class -1) come last, so the rows they remove affect no real class.
+        start = jnp.zeros_like(source.mask)
+        _, (index, score) = jax.lax.scan(mine_class, start, classes)
+        used = (classes >= 0) & jnp.any(source.mask)
+        boxes = source.boxes_at(index, classes)
+        pseudo = fill_slots(boxes, index, classes, score, is_core=used, mask=used)
+        return Mined(self.assign(pseudo, source), pseudo, num_overflow)
+
+    def stage_loss(
+        self, logits: Float[Array, "r k"], mined: Mined, mask: Bool[Array, " r"]
+    ) -> Float[Array, ""]:
+        """Return L_k of one image."""
+        ones = jnp.ones_like(mined.targets.weights)
+        return weighted_cross_entropy(logits, mined.targets, ones, mask, normaliser=self.normaliser)
+
+
+def weighted_cross_entropy(
+    logits: Float[Array, "r k"],
+    targets: RefineTargets,
+    multiplier: Float[Array, " r"],
+    mask: Bool[Array, " r"],
+    *,
+    normaliser: Literal["weighted", "real"],
+) -> Float[Array, ""]:
+    """Return the weighted cross-entropy of one refinement head on one image.
+
+        L = - 1/|P| sum_j w_j m_j log x_{y_j, j}
+
+    with w_j, y_j from `targets`, m_j = `multiplier` (1 in OICR, 1 + z_j in OIM), and x the softmax of `logits`.
+
+    Args:
+      logits: [r, k] background first; masked rows may hold anything.
+      targets: mined labels and weights.
+      multiplier: [r] factor on each weight; it does not enter the normalizer.
+      mask: [r] True = real proposal.
+      normaliser: |P|. "weighted": proposals with w_j > 1e-12, at least 1 (released OICR code);
+        "real": all real proposals, at least 1. They differ only by ignored proposals.
+
+    Returns:
+      [] float32. 0 where all weights are 0.
+
+    Gradient: to `logits` only; finite, and 0 for masked rows.
+    Source: Tang et al. 2017 (OICR), section 3; Lin et al. 2020 (OIM), eqs. 3 and 4.
+    """
+    targets, multiplier = jax.lax.stop_gradient((targets, multiplier))
+    weights = jnp.where(mask, targets.weights, 0.0)
+    counted = weights > 1e-12 if normaliser == "weighted" else mask
+    total = -jnp.sum(
+        jnp.where(mask, weights * multiplier, 0.0) * log_likelihood(logits, targets, mask)
     )
+    return total / jnp.maximum(jnp.sum(counted), 1)

@@ -1,116 +1,314 @@
-"""OIM: object instance mining with an instance-reweighted loss (Lin et al., AAAI 2020).
+"""OIM: object instance mining with an instance-reweighted loss (Lin et al., AAAI 2020), on OICR's refinement loop.
 
 For every positive class the best-scored proposal i_c is the core. Its spatial graph holds the
-proposals with IoU >= T; D_avg is their mean feature distance to the core (Eq. 2). The appearance
-graph adds, nearest first, every proposal that overlaps nothing chosen so far and lies closer than
-α D_avg (Eq. 1); each node brings a spatial graph of its own. The loss reweights what was mined:
+proposals with IoU >= T. The appearance graph adds, nearest first, every proposal that overlaps nothing chosen so far
+and lies closer than α D_avg; each node brings a spatial graph of its own (`Oim.mine`, Algorithm 1):
 
-    L_k = -(1/|P|) Σ_j w_j (1 + z_j) log x_{j, label_j}        (Eq. 4)
-    z_j = β - 1 for the centre of a graph, β for its other members, 0 for background.   (Eq. 5)
+    D_ic,j = || f_ic - f_j ||_2                                                   (1)
+    D_avg  = mean of D_ic,k over IoU(p_ic, p_k) >= T                              (2)
+
+The loss reweights what was mined (`Oim.stage_loss`, `instance_multiplier`):
+
+    L_k = -(1/|P|) Σ_j w_j (1 + z_j) log x_{y_j, j}                               (4)
+    z_j = β - 1 for the center of a graph, β for its other members, 0 for background.   (5)
 
 α falls with training (5, then 2 in the paper): with few reliable features much is admitted, later less.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+import dataclasses
+from typing import Annotated, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
+from jax import Array
+from jax.typing import ArrayLike
+from jaxtyping import Bool, Float, Int
 
 from wsod_jax.errors import ConfigError
-from wsod_jax.methods.refinement import RefinedDetector, reweighted_loss
-from wsod_jax.mining import oim as oim_mining
-from wsod_jax.mining.assign import Mined
-from wsod_jax.nn.proposal_network import ProposalNetwork
+from wsod_jax.methods.assign import Mined, fill_slots, positive_classes
+from wsod_jax.methods.oicr import Oicr, weighted_cross_entropy
+from wsod_jax.nn.proposal_network import ProposalOutputs
+from wsod_jax.ops.boxes import pairwise_iou
+from wsod_jax.ops.masked import masked_argmax, masked_mean
+from wsod_jax.options import NOT_NEGATIVE
+from wsod_jax.types import RefineTargets, Source
+
+MIN_OVERLAP = 1e-6  # IoU from which two instances count as overlapping
 
 
-def oim(
-    network: ProposalNetwork,
-    *,
-    max_classes: int,
-    alpha: tuple[tuple[int, float], ...] = ((0, 5.0), (70_000, 2.0)),
-    reweight: Literal["off", "paper", "release"] = "paper",
-    beta: float = 0.2,
-    release_core_sign: Literal[-1, 1] = -1,
-    graphs: Literal["both", "spatial", "appearance"] = "both",
-    node_neighbours: Literal["paper", "release"] = "paper",
-    mining_feature: Literal["fc7_dropout", "fc7_clean"] = "fc7_dropout",
-    davg_includes_core: bool = True,
-    max_nodes: int = 256,
-    fg_iou_thr: float = 0.5,
-    ignore_iou_thr: float = 0.0,
-    normaliser: Literal["weighted", "real"] = "weighted",
-    first_stage_scale: float = 1.0,
-    mil_reduction: Literal["mean", "sum"] = "mean",
-    mil_scale: float = 1.0,
-) -> RefinedDetector:
-    """Build OIM, with or without the instance-reweighted loss.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Oim(Oicr):
+    """OIM, with or without the instance-reweighted loss.
 
-    Args:
-      network: with `num_stages` refinement heads (3 in the paper).
-      max_classes: static maximum of positive classes in an image.
-      alpha: (first step, α) pairs in ascending order, the first at step 0.
+    Attributes:
+      alpha: (first step, α) pairs in ascending order, the first at step 0. 0 finds no node, which is OICR.
       reweight: instance-reweighted loss: "off" is plain OIM, "paper" is Eq. 5, "release" what the
         released code does (its core factor is -β: gradient ascent, kept only for comparison).
-      beta: β of Eq. 5.
+      beta: β of Eq. 5; the paper's best is 0.2.
       release_core_sign: 1 gives "release" +β for the core, as its author says was meant.
-      graphs: "both"; "spatial" (core and neighbours, no nodes) and "appearance" (core and nodes
-        themselves, no neighbours) are rows SG and AG of the paper's Table 6.
-      node_neighbours: neighbours of nodes are positive ("paper") or background ("release").
-      mining_feature: features after dropout, as released (published α depends on it), or before.
-      davg_includes_core: D_avg averages the core's own distance 0 in, as released.
+      graphs: "both"; "spatial" (core and neighbors, no nodes: what OICR mines) and "appearance" (core and nodes
+        themselves, no neighbors) are rows SG and AG of the paper's Table 6.
+      node_neighbours: neighbors of nodes are positive ("paper") or background ("release").
+      mining_feature: features after dropout, as released (published α depends on it), or before. Between features
+        with dropout all distances are much alike, and α >= 2 takes nearly every box that is apart.
+      davg_includes_core: D_avg averages the core's own distance 0 in, as the paper's loop and the release do.
       max_nodes: static cap of nodes per class; the metric `mining_overflow` counts the rest.
-      fg_iou_thr: the threshold T; IoU >= T.
-      ignore_iou_thr, first_stage_scale: see `oicr`.
-      normaliser: see `oicr`.
-      mil_reduction, mil_scale: see `Wsddn`.
+    """
+
+    alpha: Annotated[tuple[tuple[int, float], ...], NOT_NEGATIVE] = ((0, 5.0), (70_000, 2.0))
+    reweight: Literal["off", "paper", "release"] = "paper"
+    beta: Annotated[float, NOT_NEGATIVE] = 0.2
+    release_core_sign: Literal[-1, 1] = -1
+    graphs: Literal["both", "spatial", "appearance"] = "both"
+    node_neighbours: Literal["paper", "release"] = "paper"
+    mining_feature: Literal["fc7_dropout", "fc7_clean"] = "fc7_dropout"
+    davg_includes_core: bool = True
+    max_nodes: Annotated[int, NOT_NEGATIVE] = 256
+
+    paper: ClassVar[str] = "Lin et al. 2020 (OIM)"
+
+    def __post_init__(self):
+        super().__post_init__()
+        starts = [start for start, _ in self.alpha]
+        if not starts or starts[0] != 0 or starts != sorted(set(starts)):
+            raise ConfigError(
+                "config.method.alpha must be (first step, value) pairs with ascending steps from 0, found "
+                f"{self.alpha}; the paper's schedule is ((0, 5.0), (70000, 2.0))"
+            )
+
+    def alpha_at(self, step: jax.Array) -> jax.Array:
+        """Return α at a step, a scalar: the value of the last pair that has begun."""
+        starts = jnp.array([start for start, _ in self.alpha])
+        values = jnp.array([value for _, value in self.alpha], jnp.float32)
+        return values[jnp.sum(step >= starts) - 1]
+
+    def mined_features(self, scored: ProposalOutputs) -> jax.Array:
+        """Return f, [b, r, f]: the last fully connected features."""
+        return scored.clean if self.mining_feature == "fc7_clean" else scored.features
+
+    def mine(self, source: Source, step: jax.Array) -> Mined:
+        """Mine all instances of each positive class that look like its top box, and label proposals by them.
+
+        For the classes c with y_c = 1 in ascending order: the core is i_c = argmax_r x_cr. Proposals are visited by
+        ascending D (eq. 1). Each with D_ic,j < alpha D_avg (eq. 2) that overlaps neither the core
+        nor an earlier node of this class becomes a node, an instance weighted by its own score x_cj. Core and
+        nodes are then out of the race: their scores are 0 for every later class, which may still take them,
+        with weight 0. Each proposal finally takes label and weight of the core or node it overlaps most
+        (`assign_proposals`): those around it are its spatial graph.
+
+        Args:
+          source: of one image and stage, with features.
+          step: [] update, for α.
+
+        Returns:
+          `Mined` with 1 + `max_nodes` slots per class: the core, then its nodes by ascending distance. No
+          positive class, or no real proposal: all weights 0.
+
+        Ties: lowest index wins; a proposal between two instances belongs to the one recorded first.
+        Gradient: none.
+        Cost: one pass over the features for each positive class; a step over the proposals for each node.
+        Source: Lin et al. 2020 (OIM), algorithm 1 and eqs. 1 and 2. As in the released code T is inclusive
+        and the algorithm's flag starts afresh for every candidate; as printed no node is ever added.
+        """
+        mask, foreground_thr = source.mask, self.iou_thrs[1]
+        alpha = self.alpha_at(step)
+        classes, num_overflow = positive_classes(source.labels, self.max_classes)
+        num_nodes = 0 if self.graphs == "spatial" else self.max_nodes
+        squared_norms = jnp.sum(source.features * source.features, axis=1)  # [r]
+
+        def mine_class(slot: Array, state: tuple[Array, ...]) -> tuple[Array, ...]:
+            removed, indices, weights, lost = state
+            left = jnp.where(removed, 0.0, source.scores[:, classes[slot]])  # [r]
+            core, _ = masked_argmax(left, mask)
+            chosen = core[None]
+            if self.graphs != "spatial":
+                boxes = source.boxes_of(classes[slot])
+                distances = appearance_distances(source.features, squared_norms, core)
+                near, free = spatial_graph(
+                    boxes, mask, core, foreground_thr, self.davg_includes_core
+                )
+                d_avg = masked_mean(distances, near)
+                nodes, found = search_nodes(distances, alpha * d_avg, boxes, free, num_nodes)
+                chosen = jnp.concatenate([chosen, nodes])
+                lost = lost + jnp.maximum(found - num_nodes, 0)
+            filled = chosen >= 0
+            removed = removed.at[jnp.where(filled, chosen, mask.shape[0])].set(True, mode="drop")
+            weights = weights.at[slot].set(jnp.where(filled, left[chosen], 0.0))
+            return removed, indices.at[slot].set(chosen), weights, lost
+
+        empty = jnp.full((self.max_classes, 1 + num_nodes), -1, jnp.int32)
+        num_classes = jnp.where(jnp.any(mask), jnp.sum(classes >= 0), 0)
+        state = (jnp.zeros_like(mask), empty, jnp.zeros(empty.shape), num_overflow)
+        _, indices, weights, num_overflow = jax.lax.fori_loop(0, num_classes, mine_class, state)
+
+        index, slot_classes = indices.reshape(-1), jnp.repeat(classes, 1 + num_nodes)  # [g]
+        is_core = jnp.tile(jnp.arange(1 + num_nodes) == 0, self.max_classes)
+        pseudo = fill_slots(
+            source.boxes_at(index, slot_classes),
+            index=index,
+            classes=slot_classes,
+            scores=weights.reshape(-1),
+            is_core=is_core,
+            mask=index >= 0,
+        )
+        return Mined(self.assign(pseudo, source, self._spreads(is_core)), pseudo, num_overflow)
+
+    def stage_loss(
+        self, logits: Float[Array, "r k"], mined: Mined, mask: Bool[Array, " r"]
+    ) -> Float[Array, ""]:
+        """Return L_k of one image (eq. 4)."""
+        multiplier = instance_multiplier(  # 1 + z_j
+            mined.targets,
+            mode=self.reweight,
+            beta=self.beta,
+            release_core_sign=self.release_core_sign,
+        )
+        return weighted_cross_entropy(
+            logits, mined.targets, multiplier, mask, normaliser=self.normaliser
+        )
+
+    def _spreads(self, is_core: Bool[Array, " g"]) -> Bool[Array, " g"]:
+        """Return which slots give their label to their neighbors."""
+        if self.graphs == "appearance":
+            return jnp.zeros_like(is_core)
+        return is_core if self.node_neighbours == "release" else jnp.ones_like(is_core)
+
+
+def appearance_distances(
+    features: Float[Array, "r f"], squared_norms: Float[Array, " r"], core: Int[Array, ""]
+) -> Float[Array, " r"]:
+    """Return D_core,j = || f_core - f_j ||_2 of every proposal, exactly 0 for the core (eq. 1).
+
+    As ||f_j||^2 + ||f_core||^2 - 2 f_j . f_core this is one matrix product, over the images and stages
+    of a batch together; rounding can lift the distance of equal features to about 1e-3 of their norm.
+
+    Args:
+      features: [r, f] float32.
+      squared_norms: [r] their squared norms.
+      core: [] index of the core.
+    """
+    product = jnp.matmul(features, features[core], precision=jax.lax.Precision.HIGHEST)
+    squared = squared_norms + squared_norms[core] - 2.0 * product
+    return jnp.sqrt(jnp.maximum(squared, 0.0)).at[core].set(0.0)
+
+
+def spatial_graph(
+    boxes: Float[Array, "r 4"],
+    mask: Bool[Array, " r"],
+    core: Int[Array, ""],
+    fg_iou_thr: ArrayLike,
+    includes_core: ArrayLike,
+) -> tuple[Bool[Array, " r"], Bool[Array, " r"]]:
+    """Return the core's spatial graph, over which D_avg is the mean distance, and who is free to be a node.
+
+    Args:
+      boxes: [r, 4] xyxy in pixels.
+      mask: [r] True = real proposal.
+      core: [] its index.
+      fg_iou_thr: [] T, inclusive.
+      includes_core: [] whether the core belongs to its graph.
 
     Returns:
-      A method: `init`, `loss`, `predict`.
+      near: [r] proposals with IoU >= T to the core.
+      free: [r] proposals that do not overlap the core.
     """
-    check_schedule(alpha)
-
-    def mine(scores, boxes, mask, labels, features, step) -> Mined:
-        return oim_mining.mine(
-            scores,
-            boxes,
-            mask,
-            labels,
-            features,
-            alpha_at(alpha, step),
-            graphs=graphs,
-            node_neighbours=node_neighbours,
-            davg_includes_core=davg_includes_core,
-            max_nodes=max_nodes,
-            fg_iou_thr=fg_iou_thr,
-            ignore_iou_thr=ignore_iou_thr,
-            max_classes=max_classes,
-        )
-
-    return RefinedDetector(
-        network,
-        mine,
-        reweighted_loss(reweight, beta, release_core_sign, normaliser),
-        mining_feature=mining_feature,
-        first_stage_scale=first_stage_scale,
-        mil_reduction=mil_reduction,
-        mil_scale=mil_scale,
-    )
+    overlap = pairwise_iou(boxes, boxes[core][None])[:, 0]
+    near = (mask & (overlap >= fg_iou_thr)).at[core].set(includes_core)
+    return near, (mask & (overlap < MIN_OVERLAP)).at[core].set(False)
 
 
-def check_schedule(alpha: tuple[tuple[int, float], ...]) -> None:
-    """Raise `ConfigError` unless `alpha` is (first step, value) pairs that ascend from step 0."""
-    starts = [start for start, _ in alpha]
-    if not starts or starts[0] != 0 or starts != sorted(set(starts)):
-        raise ConfigError(
-            f"alpha must be (first step, value) pairs with ascending steps from 0, found {alpha}; "
-            "the paper's schedule is ((0, 5.0), (70000, 2.0))"
-        )
+def search_nodes(
+    distances: Float[Array, " r"],
+    limit: Float[Array, ""],
+    boxes: Float[Array, "r 4"],
+    free: Bool[Array, " r"],
+    max_nodes: int,
+) -> tuple[Int[Array, " n"], Int[Array, ""]]:
+    """Return the nodes of an appearance graph, nearest first, and how many there are.
+
+    Takes the nearest free proposal while its distance is < `limit`, and frees no longer whatever overlaps
+    it: what a walk over the sorted proposals would accept, without visiting those it would reject.
+
+    Args:
+      distances: [r] to the core.
+      limit: [] alpha D_avg.
+      boxes: [r, 4] xyxy in pixels.
+      free: [r] proposals that may become nodes.
+      max_nodes: number of slots n.
+
+    Returns:
+      nodes: [n] int32 proposal indices, -1 in empty slots, which are last.
+      found: [] int32, may exceed n; the nodes without slot are the farthest.
+
+    Ties: lowest index wins.
+    """
+
+    def any_near(state: tuple[Array, Array, Array]) -> Array:
+        return jnp.min(state[0]) < limit
+
+    def take_nearest(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        reach, nodes, found = state
+        nearest = jnp.argmin(reach).astype(jnp.int32)
+        overlaps = pairwise_iou(boxes, boxes[nearest][None])[:, 0] >= MIN_OVERLAP
+        reach = jnp.where(overlaps, jnp.inf, reach).at[nearest].set(jnp.inf)
+        return reach, nodes.at[found].set(nearest, mode="drop"), found + 1
+
+    reach = jnp.where(free, distances, jnp.inf)
+    state = (reach, jnp.full(max_nodes, -1, jnp.int32), jnp.zeros((), jnp.int32))
+    _, nodes, found = jax.lax.while_loop(any_near, take_nearest, state)
+    return nodes, found
 
 
-def alpha_at(alpha: tuple[tuple[int, float], ...], step: jax.Array) -> jax.Array:
-    """Return α at a step, a scalar: the value of the last pair that has begun."""
-    starts = jnp.array([start for start, _ in alpha])
-    values = jnp.array([value for _, value in alpha], jnp.float32)
-    return values[jnp.sum(step >= starts) - 1]
+def instance_multiplier(
+    targets: RefineTargets,
+    *,
+    mode: Literal["off", "paper", "release"],
+    beta: ArrayLike,
+    release_core_sign: Literal[-1, 1],
+) -> Float[Array, " r"]:
+    """Return the factor 1 + z_j on each proposal's loss weight.
+
+    "paper", where j is the center of a graph if it is a pseudo box itself (core or node):
+
+        1 + z_j = beta        centers,
+                  1 + beta    other members of a graph (foreground),
+                  1           background.
+
+    "release", what the authors' code does to the gradient. With q_j the proposal's own source score for
+    its label (w_j, for background) and ratio_j = q_j / (w_j + 1e-5):
+
+        1 + z_j = -beta       ratio > 0.999 and j is a center,
+                  1           ratio > 0.999 otherwise,
+                  1 + beta    0.299 < ratio <= 0.999,
+                  1           ratio <= 0.299.
+
+    The minus sign climbs the loss of the mined boxes; an author called it a mistake, and
+    `release_core_sign=1` mends it. Below w of about 0.01 the 1e-5 keeps every ratio under 0.999, so
+    that cores and background get 1 + beta: the rule sets in only as scores grow.
+
+    Args:
+      targets: of any miner; with OICR's each graph is a top box and its neighbours.
+      mode: "off" (all ones), "paper" or "release".
+      beta: in [0, 1]; the paper's best is 0.2.
+      release_core_sign: sign of the first line of "release".
+
+    Returns:
+      [r] float32. Masked proposals get a factor too, which their weight 0 makes void.
+
+    Gradient: none (stop_gradient).
+    Source: Lin et al. 2020 (OIM), eqs. 4 and 5. Read to the letter eq. 5 would give the background
+    1 + beta too; the text speaks of the members of a spatial graph.
+    """
+    targets = jax.lax.stop_gradient(targets)
+    ones = jnp.ones_like(targets.weights)
+    if mode == "off":
+        return ones
+    if mode == "paper":
+        member = jnp.where(targets.is_centre, beta, 1.0 + beta)
+        return jnp.where(targets.labels > 0, member, ones).astype(jnp.float32)
+    ratio = targets.source / (targets.weights + 1e-5)
+    weak = jnp.where(ratio > 0.299, 1.0 + beta, ones)
+    strong = jnp.where(targets.is_centre, release_core_sign * beta, ones)
+    return jnp.where(ratio > 0.999, strong, weak).astype(jnp.float32)

@@ -8,53 +8,92 @@ there:
     y_c = Σ_k w_kc Σ_ij V_kij + b_c   an image's class scores, E = ℓ(y, t)
     R_c = Σ_k w_kc V_k                where class c is: its maximum is a point, what exceeds its mean a box
 
-With M uniform this is class activation mapping (CAM): train with `solver="uniform"` for that baseline.
+With M uniform this is class activation mapping (CAM): train with `soft_proposal.solver="uniform"` for that baseline.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from typing import Annotated, ClassVar
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from wsod_jax.errors import ConfigError
 from wsod_jax.losses.classification import (
     Activation,
     class_scores,
     classification_loss,
     top1_hits,
 )
-from wsod_jax.methods.contract import Localiser, image_keys, image_term
+from wsod_jax.methods.base import Method, Output, image_keys, image_term
+from wsod_jax.nn.geometry import ReceptiveField
+from wsod_jax.nn.soft_proposal import SoftProposal
 from wsod_jax.nn.spn_network import SpnNetwork
-from wsod_jax.ops.soft_proposal import Solver
-from wsod_jax.types import Batch, Detections, LossOutput, Params
+from wsod_jax.options import COUNT, DROPOUT
+from wsod_jax.types import Batch, FeatureMap, LossOutput, Params, Predictions
 
 
-@dataclasses.dataclass(frozen=True)
-class Spn(Localiser):
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Spn(Method):
     """Soft proposal network.
 
     Attributes:
-      network: an `SpnNetwork`.
+      backbone: part: the network that makes the map "c5".
+      num_classes: part: c.
+      soft_proposal: how the proposal map is found; its solver may be another one at test.
+      extra_channels: width of the 3x3 convolution that the released networks put after the backbone; `None`
+        leaves it out.
+      extra_groups: its groups of channels.
+      insert_after: name of the backbone's layer that the soft proposal module follows; `None` puts it at the very
+        end. Before the end V feeds further layers, so `soft_proposal.unit_mean` goes with it; the last map is then
+        averaged over its cells.
+      dropout_rate: of the summed features, when training.
       activation: "sigmoid" for any number of classes per image, "softmax" for exactly one (ImageNet).
     """
 
-    network: SpnNetwork
+    backbone: nn.Module
+    num_classes: int
+    soft_proposal: SoftProposal = SoftProposal()
+    extra_channels: Annotated[int | None, COUNT] = 1024
+    extra_groups: Annotated[int, COUNT] = 2
+    insert_after: str | None = None
+    dropout_rate: Annotated[float, DROPOUT] = 0.5
     activation: Activation = "sigmoid"
+
+    paper: ClassVar[str] = "Zhu et al. 2017 (SPN)"
+    outputs: ClassVar[frozenset[Output]] = frozenset({"maps", "image_scores"})
+
+    def __post_init__(self):
+        if (self.insert_after is not None) != self.soft_proposal.unit_mean:
+            raise ConfigError(
+                f"config.method.insert_after is {self.insert_after!r} and config.method.soft_proposal.unit_mean is "
+                f"{self.soft_proposal.unit_mean}, which do not go together: before further layers M has to have mean 1 "
+                "(unit_mean=True), or activations vanish; before the spatial sum it has to sum to 1 (unit_mean=False)"
+            )
+
+    @property
+    def network(self) -> SpnNetwork:
+        """The whole network."""
+        return SpnNetwork(
+            backbone=self.backbone,
+            soft_proposal=self.soft_proposal,
+            num_classes=self.num_classes,
+            extra_channels=self.extra_channels,
+            extra_groups=self.extra_groups,
+            insert_after=self.insert_after,
+            dropout_rate=self.dropout_rate,
+        )
 
     @property
     def single_label(self) -> bool:
         """Whether an image has exactly one class."""
         return self.activation == "softmax"
 
-    def with_solver(self, solver: Solver) -> Spn:
-        """Return the method with another way to find the proposal map; parameters fit both."""
-        soft_proposal = self.network.soft_proposal.clone(solver=solver)
-        return dataclasses.replace(self, network=self.network.clone(soft_proposal=soft_proposal))
-
     def init(self, key: jax.Array, batch: Batch) -> tuple[Params, dict]:
-        """Initialise the network's parameters; there are no extras."""
+        """Draw the network's parameters; there are no extras."""
         return self.network.init(key, batch)["params"], {}
 
     def loss(
@@ -73,32 +112,22 @@ class Spn(Localiser):
             {"classification": image_term(values, batch)}, extras, jax.lax.stop_gradient(metrics)
         )
 
-    def predict(self, params: Params, extras: dict, batch: Batch) -> Detections:
+    def predict(
+        self, params: Params, extras: dict, batch: Batch, want: frozenset[Output]
+    ) -> Predictions:
         """Return class probabilities, response maps and the proposal map; boxes come from the maps."""
         del extras
         outputs = self.network.apply({"params": params}, batch)
         scores = class_scores(outputs.logits, self.activation)
-        return Detections(None, None, None, scores, outputs.maps)
+        return Predictions(image_scores=scores, maps=outputs.maps if "maps" in want else None)
 
-    def saliency(
-        self, params: Params, batch: Batch, class_index: Int[Array, " b"]
-    ) -> Float[Array, "b H W"]:
-        """Return max over channels of |∂y_c / ∂image|: the Grad baseline of the paper's Table 2.
+    def coupled_features(self, params: Params, batch: Batch) -> FeatureMap:
+        """Return U, the features that meet their proposal map."""
+        return self.network.apply({"params": params}, batch).features
 
-        Args:
-          params: the network's.
-          batch: needs `image`.
-          class_index: [b] int32, which class of each image.
-
-        Source: Simonyan et al. 2014.
-        """
-
-        def chosen(image: Float[Array, "b H W 3"]) -> Float[Array, ""]:
-            logits = self.network.apply({"params": params}, batch.replace(image=image)).logits
-            return jnp.sum(jnp.take_along_axis(logits, class_index[:, None], axis=1))
-
-        gradient = jax.grad(chosen)(jnp.asarray(batch.image, jnp.float32))
-        return jnp.max(jnp.abs(gradient), axis=-1)
+    def proposal_field(self) -> ReceptiveField:
+        """Return what the cells of the proposal map see of the image; see `SpnNetwork.proposal_field`."""
+        return self.network.proposal_field()
 
 
 def proposal_peak(

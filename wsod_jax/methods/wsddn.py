@@ -1,96 +1,108 @@
 """WSDDN: weakly supervised deep detection network (Bilen and Vedaldi, CVPR 2016).
 
-Two streams score every proposal, one by a softmax over classes, one by a softmax over proposals:
+Two streams score every proposal, one by a softmax over proposals, one by a softmax over classes:
 
     X = softmax_r(A) ⊙ softmax_c(B),   φ_c = Σ_r X_rc,
-    L = BCE(φ, y)  (+ λ · spatial regulariser).
+    L = BCE(φ, y)  (+ λ · spatial regularizer).
 
-OICR, PCL, MIST and OIM start from the same X; here it is the detector itself.
+OICR, PCL, MIST and OIM start from the same X (`methods/base.py`); here it is the detector itself.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
+from jaxtyping import Array, Bool, Float, Int
 
-from wsod_jax.losses.mil import mil_loss, spatial_regulariser
-from wsod_jax.methods.contract import Method, counted_term, image_keys, image_term
-from wsod_jax.nn.proposal_network import ProposalNetwork, ProposalOutputs
-from wsod_jax.types import Batch, Detections, LossOutput, Params, Term
+from wsod_jax.methods.base import Output, ProposalMethod, image_term, mil_metrics
+from wsod_jax.ops.boxes import pairwise_iou
+from wsod_jax.ops.masked import masked_top_k
+from wsod_jax.options import NOT_NEGATIVE
+from wsod_jax.types import Batch, LossOutput, Params, Predictions
 
 
-@dataclasses.dataclass(frozen=True)
-class Wsddn(Method):
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Wsddn(ProposalMethod):
     """Plain WSDDN.
 
     Attributes:
-      network: with `num_stages=0`.
-      max_classes: static maximum of positive classes in an image (for the regulariser).
-      mil_reduction: "mean" over classes (what the released OICR code optimises) or "sum" (the
-        papers, and WSDDN itself).
-      mil_scale: factor on the MIL loss; 4 makes 80 classes weigh like 20.
-      spatial_weight: λ of the spatial regulariser, 1e-4 in the original; 0 leaves it out.
+      spatial_weight: λ of the spatial regularizer, 1e-4 in the original; 0 leaves it out.
     """
 
-    network: ProposalNetwork
-    max_classes: int
-    mil_reduction: Literal["mean", "sum"] = "mean"
-    mil_scale: float = 1.0
-    spatial_weight: float = 0.0
-
-    def init(self, key: jax.Array, batch: Batch) -> tuple[Params, dict]:
-        """Initialise the network's parameters; there are no extras."""
-        return self.network.init(key, batch)["params"], {}
+    spatial_weight: Annotated[float, NOT_NEGATIVE] = 0.0
 
     def loss(
         self, params: Params, extras: dict, batch: Batch, key: jax.Array, step: jax.Array
     ) -> LossOutput:
-        """Return the MIL loss of every image, and the spatial regulariser where asked for."""
+        """Return the MIL loss of every image, and the spatial regularizer where asked for."""
         del step
-        outputs = self.network.apply({"params": params}, batch, image_keys(key, batch))
-        terms = {"mil": mil_term(outputs, batch, self.mil_reduction, self.mil_scale)}
+        scored = self.score(params, batch, key)
+        terms = {"mil": self.mil_term(scored, batch)}
         if self.spatial_weight:
             smooth = jax.vmap(
-                lambda *image: spatial_regulariser(*image, max_classes=self.max_classes)
-            )(
-                outputs.mil_scores,
-                outputs.features,
-                batch.proposals,
-                outputs.mask,
-                batch.labels,
-            )
+                lambda *image: spatial_regularizer(*image, max_classes=self.max_classes)
+            )(scored.mil_scores, scored.features, batch.proposals, scored.mask, batch.labels)
             terms["spatial"] = image_term(self.spatial_weight * smooth, batch)
-        return LossOutput(terms, extras, mil_metrics(outputs, batch))
+        return LossOutput(terms, extras, mil_metrics(scored, batch))
 
-    def predict(self, params: Params, extras: dict, batch: Batch) -> Detections:
+    def predict(
+        self, params: Params, extras: dict, batch: Batch, want: frozenset[Output]
+    ) -> Predictions:
         """Return X as scores of the proposals."""
-        del extras
-        outputs = self.network.apply({"params": params}, batch)
-        return Detections(batch.proposals, outputs.mil_scores, outputs.mask, outputs.image_scores())
+        del extras, want
+        scored = self.score(params, batch)
+        return Predictions(batch.proposals, scored.mil_scores, scored.mask, scored.image_scores())
 
 
-def mil_term(
-    outputs: ProposalOutputs,
-    batch: Batch,
-    reduction: Literal["mean", "sum"],
-    scale: float,
-) -> Term:
-    """Return L_mil = -Σ_c [y_c log φ_c + (1 - y_c) log(1 - φ_c)], reduced over classes."""
-    values = jax.vmap(lambda phi, labels: mil_loss(phi, labels, reduction=reduction, scale=scale))(
-        outputs.image_scores(), batch.labels
-    )
-    return image_term(values, batch)
+def spatial_regularizer(
+    scores: Float[Array, "r c"],
+    features: Float[Array, "r f"],
+    boxes: Float[Array, "r 4"],
+    mask: Bool[Array, " r"],
+    labels: Int[Array, " c"],
+    *,
+    iou_thr: ArrayLike = 0.6,
+    num_best: int = 10,
+    max_classes: int,
+) -> Float[Array, ""]:
+    """Return how much the features of good boxes differ from those of the best box next to them.
 
+        L = 1/2 sum_{c: y_c = 1} sum_{k in N_c} || p_k (f_k - f_*) ||^2
 
-def mil_metrics(outputs: ProposalOutputs, batch: Batch) -> dict[str, Term]:
-    """Return φ averaged over present and over absent classes, and the number of proposals."""
-    phi = jax.lax.stop_gradient(outputs.image_scores())
-    real = batch.image_mask[:, None]
-    return {
-        "phi_present": counted_term(phi, real & (batch.labels == 1), per="present"),
-        "phi_absent": counted_term(phi, real & (batch.labels == 0), per="absent"),
-        "proposals": image_term(jnp.sum(outputs.mask, axis=1).astype(jnp.float32), batch),
-    }
+    where * is the best proposal of class c, N_c those of the next nine best with IoU(k, *) > `iou_thr`,
+    and p_k = x_ck is a constant.
+
+    Args:
+      scores: [r, c] proposal scores of the detector.
+      features: [r, f] features that the class scores are computed from.
+      boxes: [r, 4] xyxy in pixels.
+      mask: [r] True = real proposal; masked rows may hold anything.
+      labels: [c] only classes with label 1 count.
+      iou_thr: IoU > this makes a neighbour (exclusive).
+      num_best: how many of the best boxes are looked at, the best included.
+      max_classes: static maximum of positive classes; further (higher) ones are left out.
+
+    Returns:
+      [] float32, >= 0, not yet weighted (the authors use 1e-4).
+
+    Ties: lower index ranks first.   Gradient: to features only, f_* included; that of the printed loss,
+    with p_k squared, where the authors' hand-written one has p_k once.
+    Source: Bilen & Vedaldi 2016 (WSDDN), section 3.4.
+    """
+    scores = jax.lax.stop_gradient(scores.astype(jnp.float32))
+
+    def one_class(column: Array) -> Array:
+        weight, best, valid = masked_top_k(column, mask, num_best)
+        overlap = pairwise_iou(boxes[best], boxes[best[:1]])[:, 0]
+        neighbour = valid & (overlap > iou_thr) & (jnp.arange(num_best) > 0)
+        chosen = features[best].astype(jnp.float32)  # [num_best, f]
+        difference = jnp.where(neighbour[:, None], chosen - chosen[:1], 0.0)
+        return 0.5 * jnp.sum((weight[:, None] * difference) ** 2)
+
+    (classes,) = jnp.nonzero(labels == 1, size=max_classes, fill_value=-1)
+    per_class = jax.vmap(one_class, in_axes=1)(scores[:, classes])  # [m]
+    return jnp.sum(jnp.where(classes >= 0, per_class, 0.0))

@@ -13,7 +13,7 @@ from wsod_jax.errors import ConfigError
 from wsod_jax.nn.geometry import ReceptiveField, receptive_field
 from wsod_jax.nn.layers import ConvRelu
 from wsod_jax.nn.pixels import CAFFE_MEAN_RCNN, Pixels, normalise_pixels
-from wsod_jax.types import FeatureMap
+from wsod_jax.types import Batch, FeatureMap
 
 
 def is_frozen(layer: str, frozen: tuple[str, ...]) -> bool:
@@ -22,11 +22,11 @@ def is_frozen(layer: str, frozen: tuple[str, ...]) -> bool:
 
 
 class Backbone(nn.Module):
-    """A convolutional network from RGB pixels to one feature map.
+    """A convolutional network from a batch's RGB pixels to its last map, under the name "c5".
 
-    A subclass adds `__call__(image, image_size) -> FeatureMap` and the properties `channels`, `layers` and
-    `geometry`, the windows that its layers slide, along the path with the largest ones where it branches. Sizes,
-    stride and receptive field follow from `geometry`.
+    A subclass adds `last_map(pixels) -> FeatureMap` and the properties `channels`, `layers` and `geometry`, the
+    windows that its layers slide, along the path with the largest ones where it branches. Sizes, stride and receptive
+    field follow from `geometry`.
 
     Attributes:
       pixels: how the weights were trained; the module converts RGB 0..255 itself.
@@ -67,6 +67,16 @@ class Backbone(nn.Module):
             size = window.output_length(size)
         return size
 
+    def __call__(self, batch: Batch) -> dict[str, FeatureMap]:
+        """Return {"c5": features [b, h, w, channels] after ReLU}, or the batch's own features where it has them.
+
+        Args:
+          batch: needs `image` or `features`.
+        """
+        if batch.features is not None:
+            return batch.features
+        return {"c5": self.last_map(self.network_input(batch.image, batch.image_size))}
+
     def network_input(
         self,
         image: Shaped[Array | np.ndarray, "b H W 3"],
@@ -89,7 +99,7 @@ class Backbone(nn.Module):
                 )
         size = jnp.asarray(image_size, jnp.int32)
         x = normalise_pixels(image, size, pixels=self.pixels, mean=tuple(self.mean))
-        return FeatureMap(x.astype(self.dtype), size)
+        return FeatureMap(x.astype(self.dtype), size, stride=1.0)
 
     def conv(
         self,

@@ -5,8 +5,6 @@ from __future__ import annotations
 from typing import ClassVar
 
 import flax.linen as nn
-import numpy as np
-from jaxtyping import Array, Int, Shaped
 
 from wsod_jax.nn.backbone import Backbone
 from wsod_jax.nn.geometry import Window
@@ -42,13 +40,8 @@ class CnnS(Backbone):
     )
 
     @nn.compact
-    def __call__(
-        self,
-        image: Shaped[Array | np.ndarray, "b H W 3"],
-        image_size: Int[Array | np.ndarray, "b 2"],
-    ) -> FeatureMap:
-        """Map RGB pixels 0..255 to features [b, h, w, 512] after ReLU."""
-        maps = self.network_input(image, image_size)
+    def last_map(self, maps: FeatureMap) -> FeatureMap:
+        """Map normalized pixels to features [b, h, w, 512] after ReLU."""
         maps = self.conv("conv1", 96, kernel=7, stride=2, pad=0)(maps)
         maps = local_response_norm(maps, window=5, alpha=5e-4, beta=0.75, k=2.0)
         maps = max_pool(maps, window=3, stride=3, ceil_mode=True)

@@ -6,8 +6,6 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array, Int, Shaped
 
 from wsod_jax.nn.backbone import Backbone, is_frozen
 from wsod_jax.nn.geometry import Window
@@ -73,7 +71,7 @@ class Inception(nn.Module):
             conv("branch4", 1, max_pool(maps, window=3, stride=1, ceil_mode=False, pad=1)),
         )
         features = jnp.concatenate([branch.features for branch in branches], axis=-1)
-        return FeatureMap(features, maps.size)
+        return maps.replace(features=features)
 
 
 class GoogLeNet(Backbone):
@@ -153,13 +151,8 @@ class GoogLeNet(Backbone):
         return {name: side for name, side in windows.items() if name != self.ends_at}
 
     @nn.compact
-    def __call__(
-        self,
-        image: Shaped[Array | np.ndarray, "b H W 3"],
-        image_size: Int[Array | np.ndarray, "b 2"],
-    ) -> FeatureMap:
-        """Map RGB pixels 0..255 to features [b, h, w, channels] after ReLU."""
-        maps = self.network_input(image, image_size)
+    def last_map(self, maps: FeatureMap) -> FeatureMap:
+        """Map normalized pixels to features [b, h, w, channels] after ReLU."""
         maps = self.conv("conv1", 64, kernel=7, stride=2)(maps)
         maps = self.norm(max_pool(maps, window=3, stride=2, ceil_mode=True))
         maps = self.conv("conv2", 64, kernel=1)(maps)

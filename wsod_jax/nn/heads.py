@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -22,14 +20,6 @@ def _linear(num_outputs: int, name: str) -> nn.Dense:
     return nn.Dense(num_outputs, kernel_init=HEAD_INIT, precision=EXACT, name=name)
 
 
-class MidnOutput(NamedTuple):
-    """`scores` X, and the logits of its two streams; each [b, r, c] float32."""
-
-    scores: Float[Array, "b r c"]
-    det_logits: Float[Array, "b r c"]
-    cls_logits: Float[Array, "b r c"]
-
-
 class MidnHead(nn.Module):
     """Score proposals by two streams, one choosing among proposals, one among classes.
 
@@ -45,10 +35,12 @@ class MidnHead(nn.Module):
     """
 
     num_classes: int
-    det_temperature: float = 1.0
+    det_temperature: float
 
     @nn.compact
-    def __call__(self, features: Float[Array, "b r f"], mask: Bool[Array, "b r"]) -> MidnOutput:
+    def __call__(
+        self, features: Float[Array, "b r f"], mask: Bool[Array, "b r"]
+    ) -> Float[Array, "b r c"]:
         """Map features to scores.
 
         Args:
@@ -56,7 +48,7 @@ class MidnHead(nn.Module):
           mask: [b, r] bool, True = real proposal; the softmax over proposals sees no others.
 
         Returns:
-          `MidnOutput`. Scores sum to at most 1 over r; they are 0 where masked, and all 0 for an image without
+          X [b, r, c] float32. It sums to at most 1 over r, is 0 where masked, and all 0 for an image without
           proposals.
         """
         features = features.astype(jnp.float32)
@@ -65,8 +57,7 @@ class MidnHead(nn.Module):
         among_proposals = masked_softmax(
             det_logits / self.det_temperature, mask[:, :, None], axis=1
         )
-        scores = among_proposals * jax.nn.softmax(cls_logits, axis=-1)
-        return MidnOutput(scores, det_logits, cls_logits)
+        return among_proposals * jax.nn.softmax(cls_logits, axis=-1)
 
 
 class RefinementHeads(nn.Module):
@@ -83,7 +74,7 @@ class RefinementHeads(nn.Module):
     """
 
     num_classes: int
-    num_stages: int = 3
+    num_stages: int
 
     @nn.compact
     def __call__(self, features: Float[Array, "b r f"]) -> Float[Array, "b s r k"]:
@@ -129,7 +120,7 @@ class ResponseHead(nn.Module):
     """
 
     num_classes: int
-    dropout_rate: float = 0.5
+    dropout_rate: float
 
     @nn.compact
     def __call__(

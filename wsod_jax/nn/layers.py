@@ -73,7 +73,7 @@ def max_pool(
             cell = x[:, i::stride, j::stride][:, :rows, :columns]  # [b, rows, columns, d]
             best = cell if best is None else jnp.where(cell > best, cell, best)
     size = rule(maps.size)
-    return FeatureMap(clear_margin(best, size), size)
+    return FeatureMap(clear_margin(best, size), size, maps.stride * stride)
 
 
 def local_response_norm(
@@ -100,7 +100,7 @@ def local_response_norm(
     squares = jnp.pad(x * x, ((0, 0), (0, 0), (0, 0), (reach, reach)))
     total = sum(squares[..., i : i + depth] for i in range(window))  # [b, h, w, d]
     x = x * (k + alpha / window * total) ** -beta
-    return FeatureMap(x.astype(maps.features.dtype), maps.size)
+    return maps.replace(features=x.astype(maps.features.dtype))
 
 
 def framework_uniform(fan_in: int) -> nn.initializers.Initializer:
@@ -170,7 +170,7 @@ class ConvRelu(nn.Module):
         )
         features = nn.relu(features + bias.astype(self.dtype)[None, None, None, :])
         size = Window(self.kernel, self.stride, pad, self.dilation).output_length(maps.size)
-        return FeatureMap(clear_margin(features, size), size)
+        return FeatureMap(clear_margin(features, size), size, maps.stride * self.stride)
 
     def parameters(self, depth: int) -> tuple[Array | np.ndarray, Array | np.ndarray]:
         """Make the kernel [rows, columns, depth / groups, channels] and the bias [channels]."""

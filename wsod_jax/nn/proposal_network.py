@@ -1,4 +1,4 @@
-"""Backbone, RoI pooling, fully connected neck and heads: the network that every proposal method shares."""
+"""Backbone, RoI pooling, box head and scores: the network that every proposal method shares."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ class ProposalNetwork(nn.Module):
     """Score proposals with a multiple-instance head and `num_stages` refinement heads.
 
     Attributes:
-      backbone: module from (image, image_size) to a `FeatureMap`, with a `stride`.
-      neck: module from pooled maps [b, r, p, p, d] and dropout keys to per-proposal features.
+      backbone: module from a batch to maps by name, of which "c5" is pooled.
+      neck: the box head, module from pooled maps [b, r, p, p, d] and dropout keys to per-proposal features.
       num_classes: c.
       num_stages: number of refinement heads s; 0 for plain WSDDN.
       roi_size: bins per side, p.
@@ -61,11 +61,11 @@ class ProposalNetwork(nn.Module):
     backbone: nn.Module
     neck: nn.Module
     num_classes: int
-    num_stages: int = 0
-    roi_size: int = 7
-    pooling: Literal["max", "align"] = "max"
-    det_temperature: float = 1.0
-    score_gate: float = 0.0
+    num_stages: int
+    roi_size: int
+    pooling: Literal["max", "align"]
+    det_temperature: float
+    score_gate: float
 
     def setup(self):
         self.midn = MidnHead(num_classes=self.num_classes, det_temperature=self.det_temperature)
@@ -82,16 +82,10 @@ class ProposalNetwork(nn.Module):
         Returns:
           `ProposalOutputs`; masked proposals score 0 in `mil_scores`.
         """
-        maps = self.feature_map(batch)
+        maps = self.backbone(batch)["c5"]
         mask = batch.proposal_mask & batch.image_mask[:, None]
         pooled = self.pool(maps, batch, mask)  # [b, r, p, p, d]
         return self.score(pooled, mask, dropout_keys)
-
-    def feature_map(self, batch: Batch) -> FeatureMap:
-        """Run the backbone, or take the cached map of a frozen one."""
-        if batch.features is None:
-            return self.backbone(batch.image, batch.image_size)
-        return FeatureMap(batch.features, self.backbone.output_size(batch.image_size))
 
     def pool(self, maps: FeatureMap, batch: Batch, mask: jax.Array) -> jax.Array:
         """Pool every proposal to [b, r, p, p, d]; masked rows are 0."""
@@ -101,7 +95,7 @@ class ProposalNetwork(nn.Module):
             mask,
             maps.size,
             output_size=self.roi_size,
-            spatial_scale=1.0 / self.backbone.stride,
+            spatial_scale=1.0 / maps.stride,
         )
         if self.score_gate and batch.proposal_scores is not None:
             gate = 1.0 + self.score_gate * jnp.where(mask, batch.proposal_scores, 0.0)
@@ -111,12 +105,12 @@ class ProposalNetwork(nn.Module):
     def score(
         self, pooled: jax.Array, mask: jax.Array, dropout_keys: jax.Array | None
     ) -> ProposalOutputs:
-        """Run neck and heads on pooled maps."""
-        neck = self.neck(pooled, dropout_keys)
-        mil_scores, _, _ = self.midn(neck.features, mask)
+        """Run box head and scores on pooled maps."""
+        boxes = self.neck(pooled, dropout_keys)
+        mil_scores = self.midn(boxes.features, mask)
         if self.num_stages:
-            refine_logits = self.refine(neck.features)
+            refine_logits = self.refine(boxes.features)
         else:
             b, r, c = mil_scores.shape
             refine_logits = jnp.zeros((b, 0, r, c + 1), jnp.float32)
-        return ProposalOutputs(mil_scores, refine_logits, neck.features, neck.clean, mask)
+        return ProposalOutputs(mil_scores, refine_logits, boxes.features, boxes.clean, mask)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import flax.linen as nn
 import jax.numpy as jnp
 from flax import struct
@@ -9,6 +11,7 @@ from jaxtyping import Array, Float
 
 from wsod_jax.nn.layers import valid_mask
 from wsod_jax.ops.soft_proposal import EpsilonRule, Solver, soft_proposals
+from wsod_jax.options import COUNT, NOT_NEGATIVE, POSITIVE, Mark
 from wsod_jax.types import FeatureMap
 
 
@@ -42,12 +45,12 @@ class SoftProposal(nn.Module):
     Source: Zhu et al. 2017, sections 3.1 and 3.2.
     """
 
-    solver: Solver = "walk"
+    solver: Annotated[Solver, Mark.TEST] = "walk"
     epsilon_rule: EpsilonRule = "side"
-    epsilon_factor: float = 0.15
-    num_steps: int = 20
-    tolerance: float = 1e-4
-    block_nodes: int | None = None
+    epsilon_factor: Annotated[float, POSITIVE] = 0.15
+    num_steps: Annotated[int, NOT_NEGATIVE] = 20
+    tolerance: Annotated[float, NOT_NEGATIVE] = 1e-4
+    block_nodes: Annotated[int | None, COUNT] = None
     unit_mean: bool = False
 
     def __call__(self, maps: FeatureMap) -> Coupled:
@@ -67,4 +70,4 @@ class SoftProposal(nn.Module):
             mask = valid_mask(maps.size, *maps.features.shape[1:3])
             factor = factor * jnp.sum(mask, axis=(1, 2, 3), keepdims=True)
         features = (maps.features * factor).astype(maps.features.dtype)
-        return Coupled(FeatureMap(features, maps.size), proposal_map)
+        return Coupled(maps.replace(features=features), proposal_map)

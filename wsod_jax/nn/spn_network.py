@@ -24,17 +24,19 @@ class SpnOutputs:
     Attributes:
       logits: [b, c] float32 class scores y.
       maps: response maps R and the proposal map M.
+      features: U, the map that met M, wherever in the network the soft proposal module stands.
     """
 
     logits: jax.Array
     maps: ResponseMaps
+    features: FeatureMap
 
 
 class SpnNetwork(nn.Module):
     """A classifier whose features are gathered where its own proposal map says there are objects.
 
     Attributes:
-      backbone: module from (image, image_size) to a `FeatureMap`.
+      backbone: module from a batch to maps by name, of which "c5" is the last.
       soft_proposal: how the proposal map is found.
       num_classes: c.
       extra_channels: width of the 3x3 convolution that the released networks put after the backbone; `None`
@@ -49,10 +51,10 @@ class SpnNetwork(nn.Module):
     backbone: nn.Module
     soft_proposal: SoftProposal
     num_classes: int
-    extra_channels: int | None = 1024
-    extra_groups: int = 2
-    insert_after: str | None = None
-    dropout_rate: float = 0.5
+    extra_channels: int | None
+    extra_groups: int
+    insert_after: str | None
+    dropout_rate: float
 
     def setup(self):
         self.head = ResponseHead(self.num_classes, self.dropout_rate)
@@ -73,14 +75,15 @@ class SpnNetwork(nn.Module):
           dropout_keys: [b] typed keys, one mask per image; `None` switches dropout off.
         """
         if self.insert_after is None:
-            coupled = self.soft_proposal(self.final_map(self.feature_map(batch)))
+            features = self.final_map(self.backbone(batch)["c5"])
+            coupled = self.soft_proposal(features)
             maps, proposal_size = coupled.maps, coupled.maps.size
         else:
-            last, coupled = self.coupled_inside(batch)
+            last, features, coupled = self.coupled_inside(batch)
             maps, proposal_size = _averaged(self.final_map(last)), coupled.maps.size
         logits, responses = self.head(maps, dropout_keys)
         where = ResponseMaps(responses, maps.size, coupled.proposal_map, proposal_size)
-        return SpnOutputs(logits, where)
+        return SpnOutputs(logits, where, features)
 
     def proposal_field(self) -> ReceptiveField:
         """Return what the cells of the proposal map see of the image.
@@ -90,55 +93,49 @@ class SpnNetwork(nn.Module):
         """
         if self.insert_after is not None:
             raise ConfigError(
-                f"network.insert_after is {self.insert_after!r}: receptive fields are known of a proposal map behind "
-                "the backbone; use a network with insert_after = None"
+                f"method.insert_after is {self.insert_after!r}: receptive fields are known of a proposal map behind "
+                "the backbone; use a run with insert_after = None"
             )
         extra = () if self.extra_channels is None else (EXTRA_WINDOW,)
         return receptive_field((*self.backbone.geometry, *extra))
-
-    def feature_map(self, batch: Batch) -> FeatureMap:
-        """Run the backbone, or take the cached map of a frozen one."""
-        if batch.features is None:
-            return self.backbone(batch.image, batch.image_size)
-        return FeatureMap(batch.features, self.backbone.output_size(batch.image_size))
 
     def final_map(self, maps: FeatureMap) -> FeatureMap:
         """Run what stands between the backbone and the head."""
         return maps if self.extra_channels is None else self.extra(maps)
 
-    def coupled_inside(self, batch: Batch) -> tuple[FeatureMap, Coupled]:
-        """Run the backbone with the soft proposal module after `insert_after`.
+    def coupled_inside(self, batch: Batch) -> tuple[FeatureMap, FeatureMap, Coupled]:
+        """Run the backbone with the soft proposal module after `insert_after`; return its last map, U and V.
 
         Raises:
           ConfigError: the backbone has no such layer, or its map comes from a cache, which has left the layer behind.
         """
         if batch.features is not None:
             raise ConfigError(
-                f"network.insert_after is {self.insert_after!r}, inside a backbone whose maps are cached; set "
+                f"method.insert_after is {self.insert_after!r}, inside a backbone whose maps are cached; set "
                 "train.cache_features to False"
             )
-        found: list[Coupled] = []
+        found: list[tuple[FeatureMap, Coupled]] = []
 
         def couple(layer, args, kwargs, context):
             output = layer(*args, **kwargs)
             path = (self.backbone.name, self.insert_after)
             if context.method_name == "__call__" and context.module.path[-2:] == path:
-                found.append(self.soft_proposal(output))
-                output = found[-1].maps
+                found.append((output, self.soft_proposal(output)))
+                output = found[-1][1].maps
             return output
 
         with nn.intercept_methods(couple):
-            maps = self.feature_map(batch)
+            maps = self.backbone(batch)["c5"]
         if not found:
             raise ConfigError(
-                f"network.insert_after is {self.insert_after!r}, which is no layer of "
+                f"method.insert_after is {self.insert_after!r}, which is no layer of "
                 f"{type(self.backbone).__name__}; its layers are {', '.join(self.backbone.layers)}"
             )
-        return maps, found[0]
+        return maps, *found[0]
 
 
 def _averaged(maps: FeatureMap) -> FeatureMap:
     """Return a map divided by its number of cells: summing it then averages, as M at the end would."""
     mask = valid_mask(maps.size, *maps.features.shape[1:3])
     count = jnp.maximum(jnp.sum(mask, axis=(1, 2, 3), keepdims=True), 1)
-    return FeatureMap(maps.features / count.astype(maps.features.dtype), maps.size)
+    return maps.replace(features=maps.features / count.astype(maps.features.dtype))

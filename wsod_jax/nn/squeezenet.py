@@ -6,8 +6,6 @@ from typing import Any, ClassVar, Literal
 
 import flax.linen as nn
 import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array, Int, Shaped
 
 from wsod_jax.nn.backbone import Backbone, is_frozen
 from wsod_jax.nn.geometry import Window
@@ -61,7 +59,7 @@ class Fire(nn.Module):
         squeezed = conv("squeeze1x1", self.squeeze, 1, 1)(maps)
         points = conv("expand1x1", self.expand, 1, 1)(squeezed)
         patches = conv("expand3x3", self.expand, 3, self.dilation)(squeezed)
-        return FeatureMap(jnp.concatenate([points.features, patches.features], -1), maps.size)
+        return maps.replace(features=jnp.concatenate([points.features, patches.features], -1))
 
 
 class SqueezeNet(Backbone):
@@ -110,13 +108,8 @@ class SqueezeNet(Backbone):
         return tuple(windows)
 
     @nn.compact
-    def __call__(
-        self,
-        image: Shaped[Array | np.ndarray, "b H W 3"],
-        image_size: Int[Array | np.ndarray, "b 2"],
-    ) -> FeatureMap:
-        """Map RGB pixels 0..255 to features [b, h, w, 512] after ReLU."""
-        maps = self.network_input(image, image_size)
+    def last_map(self, maps: FeatureMap) -> FeatureMap:
+        """Map normalized pixels to features [b, h, w, 512] after ReLU."""
         maps = self.conv("conv1", 64, stride=2, pad=0)(maps)
         maps = self.pool_after("conv1", maps)
         for name, (squeeze, expand) in FIRES.items():

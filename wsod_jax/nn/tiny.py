@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import flax.linen as nn
-import numpy as np
-from jaxtyping import Array, Int, Shaped
 
 from wsod_jax.nn.backbone import Backbone
 from wsod_jax.nn.geometry import Window
 from wsod_jax.nn.layers import max_pool
 from wsod_jax.nn.pixels import Pixels
+from wsod_jax.options import COUNT
 from wsod_jax.types import FeatureMap
 
 
@@ -24,7 +23,7 @@ class TinyNet(Backbone):
     """
 
     pixels: Pixels = "torchvision"
-    widths: tuple[int, int, int, int] = (16, 32, 64, 64)
+    widths: Annotated[tuple[int, int, int, int], COUNT] = (16, 32, 64, 64)
     stride: Literal[8, 4] = 8
 
     architecture: ClassVar[str] = "tiny"
@@ -58,13 +57,8 @@ class TinyNet(Backbone):
         return tuple(windows)
 
     @nn.compact
-    def __call__(
-        self,
-        image: Shaped[Array | np.ndarray, "b H W 3"],
-        image_size: Int[Array | np.ndarray, "b 2"],
-    ) -> FeatureMap:
-        """Map RGB pixels 0..255 to features [b, ceil(H / stride), ceil(W / stride), channels] after ReLU."""
-        maps = self.network_input(image, image_size)
+    def last_map(self, maps: FeatureMap) -> FeatureMap:
+        """Map normalized pixels to features [b, ceil(H / stride), ceil(W / stride), channels] after ReLU."""
         for stage, channels in enumerate(self.widths, start=1):
             for i in (1, 2):
                 name = f"conv{stage}_{i}"

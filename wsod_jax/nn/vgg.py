@@ -5,8 +5,6 @@ from __future__ import annotations
 from typing import ClassVar
 
 import flax.linen as nn
-import numpy as np
-from jaxtyping import Array, Int, Shaped
 
 from wsod_jax.nn.backbone import Backbone
 from wsod_jax.nn.geometry import Window
@@ -58,13 +56,8 @@ class Vgg16(Backbone):
         return tuple(windows)
 
     @nn.compact
-    def __call__(
-        self,
-        image: Shaped[Array | np.ndarray, "b H W 3"],
-        image_size: Int[Array | np.ndarray, "b 2"],
-    ) -> FeatureMap:
-        """Map RGB pixels 0..255 to features [b, ceil(H / stride), ceil(W / stride), 512] after ReLU."""
-        maps = self.network_input(image, image_size)
+    def last_map(self, maps: FeatureMap) -> FeatureMap:
+        """Map normalized pixels to features [b, ceil(H / stride), ceil(W / stride), 512] after ReLU."""
         for stage, (num_convs, channels) in enumerate(STAGES, start=1):
             for i in range(num_convs):
                 name = f"conv{stage}_{i + 1}"

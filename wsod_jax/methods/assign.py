@@ -48,25 +48,25 @@ def positive_classes(
 
 
 def fill_slots(
-    boxes: Float[Array, "r 4"],
+    boxes: Float[Array, "g 4"],
     index: Int[Array, " g"],
     classes: Int[Array, " g"],
     scores: Float[Array, " g"],
     is_core: Bool[Array, " g"],
     mask: Bool[Array, " g"],
 ) -> PseudoBoxes:
-    """Return the pseudo boxes that proposals `index` make, with every field 0 in empty slots.
+    """Return pseudo boxes with every field 0 in empty slots.
 
     Args:
-      boxes: [r, 4] proposals.
-      index: [g] the proposal in each slot.
+      boxes: [g, 4] the box in each slot.
+      index: [g] the proposal whose box it is.
       classes: [g] its foreground class.
       scores: [g] its source score.
       is_core: [g] True for a class's top box.
       mask: [g] True where the slot is used.
     """
     return PseudoBoxes(
-        boxes=jnp.where(mask[:, None], boxes[index], 0.0),
+        boxes=jnp.where(mask[:, None], boxes, 0.0),
         classes=jnp.where(mask, classes, 0).astype(jnp.int32),
         scores=jnp.where(mask, scores, 0.0),
         index=jnp.where(mask, index, 0).astype(jnp.int32),
@@ -81,7 +81,7 @@ def assign_proposals(
     boxes: Float[Array, "r 4"],
     mask: Bool[Array, " r"],
     *,
-    fg_iou_thr: ArrayLike,
+    iou_thrs: tuple[ArrayLike, ArrayLike],
     ignore_iou_thr: ArrayLike,
     spreads: Bool[Array, " g"] | None = None,
 ) -> RefineTargets:
@@ -89,7 +89,7 @@ def assign_proposals(
 
     With pseudo boxes q of class c_q and score s_q, proposal j belongs to
     g(j) = argmax_q IoU(p_j, q) and is weighted w_j = s_g(j). Its label is c_g(j) + 1 if
-    IoU >= `fg_iou_thr` and the box spreads its label to its neighbours or p_j is itself a pseudo box;
+    IoU >= foreground threshold and the box spreads its label to its neighbors or p_j is itself a pseudo box;
     else 0 (background).
 
     Args:
@@ -97,7 +97,8 @@ def assign_proposals(
       scores: [r, c] source scores, before any row was removed.
       boxes: [r, 4] proposals.
       mask: [r] True = real proposal.
-      fg_iou_thr: IoU >= this is foreground (inclusive).
+      iou_thrs: (background, foreground): IoU >= foreground is foreground (inclusive); background <= IoU <
+        foreground gets weight 0.
       ignore_iou_thr: IoU < this gets weight 0; 0 ignores nothing.
       spreads: [g] whether neighbours of the box take its label; all do by default.
 
@@ -112,10 +113,13 @@ def assign_proposals(
     """
     assigned, overlap = _closest(pseudo, boxes)
     real = mask & (assigned >= 0)
-    foreground = real & (overlap >= fg_iou_thr)
+    background_thr, foreground_thr = iou_thrs
+    foreground = real & (overlap >= foreground_thr)
+    between = (overlap >= background_thr) & (overlap < foreground_thr)
     if spreads is not None:
         foreground &= spreads[assigned] | is_pseudo(pseudo, mask.shape[0])
-    weights = jnp.where(real & (overlap >= ignore_iou_thr), pseudo.scores[assigned], 0.0)
+    counts = real & (overlap >= ignore_iou_thr) & ~between
+    weights = jnp.where(counts, pseudo.scores[assigned], 0.0)
     classes = pseudo.classes[assigned]
     own_score = jnp.take_along_axis(scores, classes[:, None], axis=1)[:, 0]
     own_index = jnp.arange(mask.shape[0])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -10,16 +10,17 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from wsod_jax.nn.dropout import per_image_dropout
+from wsod_jax.options import COUNT, DROPOUT
 
 
-class NeckOutput(NamedTuple):
+class BoxFeatures(NamedTuple):
     """`features` [b, r, f] after the last ReLU and dropout, and `clean` [b, r, f] before that dropout."""
 
     features: jax.Array
     clean: jax.Array
 
 
-class FcNeck(nn.Module):
+class BoxHead(nn.Module):
     """Flatten pooled maps and apply fc6, fc7, ... each followed by ReLU and dropout.
 
     Maps are flattened in the order row, column, channel; kernels are [inputs, outputs].
@@ -28,20 +29,20 @@ class FcNeck(nn.Module):
       dims: widths of the layers, named fc6, fc7 and so on.
       dropout_rate: after every layer; kept values are scaled up, so prediction needs no scaling.
       log_input: fc6 sees log(1 + x) of the pooled maps. Networks without batch normalisation have heavy-tailed
-        features (SqueezeNet: mean 5, maximum 300), on which a neck that starts from nothing trains badly; leave it
+        features (SqueezeNet: mean 5, maximum 300), on which layers that start from nothing train badly; leave it
         False for pretrained fc6, fc7.
       dtype: type of the computation; parameters stay float32.
     """
 
-    dims: tuple[int, ...] = (4096, 4096)
-    dropout_rate: float = 0.5
+    dims: Annotated[tuple[int, ...], COUNT] = (4096, 4096)
+    dropout_rate: Annotated[float, DROPOUT] = 0.5
     log_input: bool = False
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(
         self, pooled: Float[Array, "b r p p d"], dropout_keys: Key[Array, " b"] | None = None
-    ) -> NeckOutput:
+    ) -> BoxFeatures:
         """Compute features per proposal.
 
         Args:
@@ -59,4 +60,4 @@ class FcNeck(nn.Module):
             if dropout_keys is not None:
                 keys = jax.vmap(jax.random.fold_in, (0, None))(dropout_keys, i)
                 features = per_image_dropout(clean, keys, self.dropout_rate)
-        return NeckOutput(features, clean)
+        return BoxFeatures(features, clean)

@@ -1,1 +1,0 @@
-"""Scores to pseudo labels: pure, jittable, stop-gradient, one image each."""
