@@ -1,4 +1,4 @@
-"""The image-level loss and WSDDN's spatial regulariser."""
+"""The image-level loss."""
 
 from functools import partial
 
@@ -8,14 +8,12 @@ import numpy as np
 import pytest
 from jaxtyping import TypeCheckError
 
-from tests.mining.cases import pad, random_image, to_jax
+from tests.methods.mining_cases import to_jax
 from tests.oracles import losses as oracle
-from tests.oracles.mining import iou
-from wsod_jax.losses.mil import mil_loss, spatial_regulariser
+from wsod_jax.losses.mil import mil_loss
 
 LOSSES = {n: jax.jit(partial(mil_loss, reduction=n, scale=4.0)) for n in ("mean", "sum")}
 value_and_gradient = jax.jit(jax.value_and_grad(mil_loss))
-regulariser = jax.jit(partial(spatial_regulariser, iou_thr=0.3, max_classes=5))
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
@@ -47,66 +45,3 @@ def test_mil_at_the_ends_is_finite_and_still_learns(phi, label):
 def test_mil_rejects_an_unknown_reduction():
     with pytest.raises((ValueError, TypeCheckError), match="reduction"):
         mil_loss(jnp.zeros(2), jnp.zeros(2, jnp.int32), reduction="max")
-
-
-@pytest.mark.parametrize("seed", range(4))
-@pytest.mark.parametrize(("count", "num_positive"), [(40, 2), (40, 5), (40, 0), (4, 2), (1, 1)])
-def test_regulariser_agrees_with_the_loops(seed, count, num_positive):
-    scores, boxes, labels, features = random_image(seed, count, num_positive=num_positive)
-    boxes = boxes / [4, 4, 4, 4] + np.tile(boxes.mean(0), (count, 1))  # crowded: large overlaps
-    boxes = boxes.astype(np.float32)
-    mask = np.arange(count + 3) < count
-    padded = pad([scores, boxes, features], 3)
-    found = regulariser(*to_jax(padded[0], padded[2], padded[1], mask, labels))
-    expected = oracle.spatial(scores, boxes, labels, features, iou, iou_thr=0.3)
-    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-7)
-    if count == 40 and num_positive == 5:
-        assert expected > 0
-
-
-def test_regulariser_pulls_features_together():
-    """Two identical boxes: the gradient is p^2 times their difference, with opposite signs."""
-    boxes = np.array([[0, 0, 10, 10], [0, 0, 10, 10], [50, 50, 60, 60]], np.float32)
-    scores = np.array([[0.9], [0.5], [0.4]], np.float32)
-    features = np.array([[1.0, 2.0], [0.0, 4.0], [9.0, 9.0]], np.float32)
-    mask, labels = np.ones(3, bool), np.array([1], np.int32)
-
-    def loss(scores, features):
-        return spatial_regulariser(scores, features, *to_jax(boxes, mask, labels), max_classes=1)
-
-    find = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))
-    value, (to_scores, to_features) = find(*to_jax(scores, features))
-    np.testing.assert_allclose(value, 0.5 * 0.25 * 5.0)
-    np.testing.assert_allclose(to_features, 0.25 * np.array([[1, -2], [-1, 2], [0, 0]]))
-    assert not to_scores.any()
-
-
-def test_regulariser_counts_overlap_above_the_threshold_only():
-    boxes = np.array([[0, 0, 10, 10], [0, 0, 5, 10]], np.float32)
-    arrays = (
-        np.ones((2, 1), np.float32),
-        np.eye(2, dtype=np.float32),
-        boxes,
-        np.ones(2, bool),
-        np.array([1], np.int32),
-    )
-    assert regulariser(*to_jax(*arrays), iou_thr=0.5) == 0
-    assert regulariser(*to_jax(*arrays), iou_thr=0.499) == 1
-
-
-def test_regulariser_of_an_empty_image():
-    scores, boxes, labels, features = random_image(1)
-    boxes, nan = np.zeros_like(boxes), np.full_like(features, np.nan)
-    arrays = to_jax(scores, nan, boxes, np.zeros(40, bool), labels)
-    loss, gradient = jax.jit(jax.value_and_grad(regulariser, argnums=1))(*arrays)
-    assert loss == 0 and not gradient.any()
-
-
-def test_regulariser_leaves_out_classes_beyond_the_maximum():
-    scores, boxes, labels, features = random_image(0, num_positive=5)
-    boxes[:] = boxes[0]
-    arrays = to_jax(scores, features, boxes, np.ones(40, bool))
-    first = regulariser(*arrays, jnp.asarray(np.array([1, 1, 0, 0, 0], np.int32)))
-    short = jax.jit(partial(spatial_regulariser, max_classes=2))(*arrays, jnp.asarray(labels))
-    np.testing.assert_allclose(short, first, rtol=1e-6)
-    assert first > 0

@@ -7,15 +7,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from wsod_jax.methods.mist import mist
-from wsod_jax.methods.oicr import oicr
-from wsod_jax.methods.oim import oim
-from wsod_jax.methods.pcl import pcl
+from wsod_jax.methods.mist import Mist
+from wsod_jax.methods.oicr import Oicr
+from wsod_jax.methods.oim import Oim
+from wsod_jax.methods.pcl import Pcl
 from wsod_jax.methods.wsddn import Wsddn
-from wsod_jax.nn.neck import FcNeck
-from wsod_jax.nn.proposal_network import ProposalNetwork
+from wsod_jax.nn.box_head import BoxHead
 from wsod_jax.nn.tiny import TinyNet
-from wsod_jax.types import Batch
+from wsod_jax.types import Batch, Views
 
 NUM_CLASSES, NUM_PROPOSALS, CANVAS = 3, 16, (48, 64)
 KEY = jax.random.key(5)
@@ -24,29 +23,32 @@ STEP = jnp.zeros((), jnp.int32)
 # Every method as its config builds it, on one network; `wsddn` with the spatial regulariser too.
 METHODS = {
     "wsddn": functools.partial(Wsddn, spatial_weight=0.01),
-    "oicr": functools.partial(oicr, ignore_iou_thr=0.1),
-    "pcl": pcl,
-    "mist": functools.partial(mist, top_fraction=0.3),
-    "oim": functools.partial(oim, max_nodes=6),
+    "oicr": functools.partial(Oicr, ignore_iou_thr=0.1),
+    "pcl": Pcl,
+    "mist": functools.partial(Mist, top_fraction=0.3),
+    "oim": functools.partial(Oim, max_nodes=6),
 }
 HEADS = {"midn": 10.0, "refine": 40.0}  # how much larger than drawn: no saturation, no near-ties
 
 
-def network(*, num_stages=3, dropout_rate=0.0, frozen=(), dtype=jnp.float32) -> ProposalNetwork:
-    return ProposalNetwork(
+def build(
+    name: str,
+    *,
+    max_classes=NUM_CLASSES,
+    options=None,
+    dropout_rate=0.0,
+    frozen=(),
+    dtype=jnp.float32,
+):
+    """Make a method on a tiny network; `options` are its own."""
+    return METHODS[name](
         backbone=TinyNet(widths=(4, 4, 8, 8), frozen=frozen, dtype=dtype),
-        neck=FcNeck(dims=(16, 16), dropout_rate=dropout_rate, dtype=dtype),
         num_classes=NUM_CLASSES,
-        num_stages=num_stages,
+        max_classes=max_classes,
+        box_head=BoxHead(dims=(16, 16), dropout_rate=dropout_rate, dtype=dtype),
         roi_size=3,
+        **(options or {}),
     )
-
-
-def build(name: str, *, max_classes=NUM_CLASSES, options=None, **network_options):
-    """Make a method; `options` are its own, the others the network's."""
-    stages = 0 if name == "wsddn" else 3
-    net = network(num_stages=stages, **network_options)
-    return METHODS[name](net, max_classes=max_classes, **(options or {}))
 
 
 @functools.cache
@@ -74,6 +76,23 @@ def distinct_boxes(rng, count: int, height: int, width: int) -> np.ndarray:
     return np.clip(rng.permutation(corners), 0, [width, height] * 2).astype(np.float32)
 
 
+def whole_views(sizes) -> Views:
+    """Views of images [b] of these (height, width) that were neither resized nor mirrored."""
+    sizes = jnp.asarray(sizes, jnp.int32)
+    count = len(sizes)
+    return Views(
+        scale=jnp.ones((count, 2)),
+        offset=jnp.zeros((count, 2), jnp.int32),
+        flipped=jnp.zeros(count, bool),
+        original_size=sizes,
+    )
+
+
+def predict_function(method):
+    """Compile (params, extras, batch) -> all that the method predicts."""
+    return jax.jit(lambda p, extras, batch: method.predict(p, extras, batch, method.outputs))
+
+
 def make_batch(seed: int, *, images=2, rows=NUM_PROPOSALS, labels=None) -> Batch:
     """Random pixels, boxes and labels on one canvas; the second image is smaller than the canvas."""
     rng = np.random.default_rng(seed)
@@ -90,6 +109,7 @@ def make_batch(seed: int, *, images=2, rows=NUM_PROPOSALS, labels=None) -> Batch
         image_size=jnp.asarray(sizes),
         image_mask=jnp.ones(images, bool),
         image_index=jnp.arange(7, 7 + images, dtype=jnp.int32),
+        views=whole_views(sizes),
         labels=jnp.asarray(labels, jnp.int32),
         proposals=jnp.asarray(boxes),
         proposal_mask=jnp.ones((images, rows), bool).at[:, rows - 2].set(False),

@@ -20,6 +20,7 @@ from tests.methods.cases import (
     means,
     only,
     params,
+    predict_function,
 )
 
 SECOND = np.array([[False], [True]])  # the batch's second image
@@ -121,7 +122,7 @@ def test_batch_is_its_images_each_on_another_canvas_with_more_rows(name, loss):
 def test_predictions_do_not_depend_on_canvas_or_padding(name):
     if name not in ("wsddn", "oicr"):
         pytest.skip("predicts as OICR does")
-    batch, predict = make_batch(6), jax.jit(build(name).predict)
+    batch, predict = make_batch(6), predict_function(build(name))
     short, long = predict(params(name), {}, batch), predict(params(name), {}, padded(batch))
     assert_close(short.image_scores, long.image_scores)
     assert_close(short.scores, long.scores[:, :NUM_PROPOSALS])

@@ -8,9 +8,17 @@ import jax
 import numpy as np
 import pytest
 
-from tests.methods.cases import KEY, STEP, build, changed, make_batch, means, params
+from tests.methods.cases import (
+    KEY,
+    STEP,
+    build,
+    changed,
+    make_batch,
+    means,
+    params,
+    predict_function,
+)
 from tests.oracles import losses, mining
-from wsod_jax.methods.contract import image_keys
 
 ALPHA = 1.2
 
@@ -20,7 +28,7 @@ def evaluate(method, name, batch):
 
     @jax.jit
     def run(values, batch):
-        outputs = method.network.apply({"params": values}, batch, image_keys(KEY, batch))
+        outputs = method.score(values, batch, KEY)
         return method.loss(values, {}, batch, KEY, STEP), outputs
 
     out, outputs = run(params(name), batch)
@@ -90,21 +98,24 @@ def test_wsddn(reduction):
 
 @pytest.mark.parametrize(
     ("mode", "sign", "normaliser"),
-    [("off", -1, "weighted"), ("paper", -1, "weighted"), ("release", -1, "weighted")]
-    + [("release", 1, "real")],
+    [(None, -1, "weighted"), ("off", -1, "weighted"), ("paper", -1, "weighted")]
+    + [("release", -1, "weighted"), ("release", 1, "real")],
 )
 def test_oicr(mode, sign, normaliser):
-    options = {"reweight": mode, "release_core_sign": sign, "normaliser": normaliser}
-    options |= {"first_stage_scale": 3.0, "ignore_iou_thr": 0.1}
+    """OICR, and OIM's loss on what OICR mines: the row "IR alone" of OIM's Table 6."""
+    options = {"first_stage_scale": 3.0, "ignore_iou_thr": 0.1, "normaliser": normaliser}
+    if mode is not None:
+        options |= {"graphs": "spatial", "reweight": mode, "release_core_sign": sign}
+    name = "oicr" if mode is None else "oim"
     batch = make_batch(22)
-    out, outputs = evaluate(build("oicr", options=options), "oicr", batch)
+    out, outputs = evaluate(build(name, options=options), name, batch)
 
     def stage_loss(image, stage):
         labels, boxes, sources, logits, _, _ = image
         mined = mining.oicr(sources[stage], boxes, labels)
         targets = mining.assign(mined, sources[stage], boxes, ignore_iou_thr=0.1)
         scale = 3.0 if stage == 0 else 1.0
-        return weighted(logits[stage], targets, scale, mode, sign, normaliser)
+        return weighted(logits[stage], targets, scale, mode or "off", sign, normaliser)
 
     check_stages(out, outputs, batch, stage_loss)
     phi, labels = outputs.mil_scores.sum(axis=1), np.asarray(batch.labels)
@@ -174,8 +185,8 @@ def test_taps_of_oim_mine_differently():
 @pytest.mark.parametrize("name", ["wsddn", "oicr"])
 def test_prediction_is_the_mean_of_the_heads(name):
     method, batch = build(name, dropout_rate=0.5), make_batch(26)
-    detections = jax.jit(method.predict)(params(name), {}, batch)
-    outputs = jax.jit(method.network.apply)({"params": params(name)}, batch)
+    detections = predict_function(method)(params(name), {}, batch)
+    outputs = jax.jit(method.score)(params(name), batch)
     scores = outputs.mil_scores if name == "wsddn" else losses.softmax(outputs.refine_logits)
     if name == "oicr":
         scores = scores[..., 1:].mean(axis=1) * np.asarray(outputs.mask)[..., None]

@@ -115,7 +115,8 @@ class FeatureCache:
     """Feature maps of a frozen backbone, computed once per image and view.
 
     Calling it replaces `Batch.image` by `Batch.features`, under the one name "c5". Maps are kept in host
-    memory without their padding. Give `has` to the pipeline as `skip_pixels`, and images whose maps are here are not decoded
+    memory without their padding. Give `has` to the pipeline as `skip_pixels`, and images whose maps are here are not
+    decoded
     any more.
 
     Args:

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from wsod_jax.errors import ConfigError
 from wsod_jax.methods.assign import Mined, fill_slots, positive_classes
 from wsod_jax.methods.oicr import Oicr
 from wsod_jax.ops.boxes import pairwise_iou
@@ -39,6 +40,13 @@ class Mist(Oicr):
     first_stage_scale: Annotated[float, NOT_NEGATIVE] = 3.0
 
     paper: ClassVar[str] = "Ren et al. 2020 (MIST)"
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not 0.0 < self.top_fraction <= 1.0:
+            raise ConfigError(
+                f"config.method.top_fraction is {self.top_fraction}; it must lie in (0, 1]"
+            )
 
     def mine(self, source: Source, step: jax.Array) -> Mined:
         """Mine several boxes per positive class of one image and label all proposals by them.

@@ -8,15 +8,16 @@ import numpy as np
 import pytest
 from jaxtyping import TypeCheckError
 
-from tests.mining.cases import pad, random_image, to_jax
+from tests.methods import mining_cases
+from tests.methods.mining_cases import pad, random_image, to_jax
 from tests.oracles import losses as oracle
-from wsod_jax.losses.refine import cluster_loss, refinement_loss
-from wsod_jax.mining import oicr
+from wsod_jax.methods.oicr import Oicr, weighted_cross_entropy
+from wsod_jax.methods.pcl import cluster_loss
 from wsod_jax.types import PseudoBoxes, RefineTargets
 
-mine = jax.jit(partial(oicr.mine, max_classes=5))
+mine = partial(mining_cases.mine, Oicr)
 REFINEMENT = {
-    n: jax.jit(jax.value_and_grad(partial(refinement_loss, normaliser=n)))
+    n: jax.jit(jax.value_and_grad(partial(weighted_cross_entropy, normaliser=n)))
     for n in ("weighted", "real")
 }
 CLUSTER = jax.jit(jax.value_and_grad(cluster_loss))
@@ -82,7 +83,7 @@ def test_refinement_survives_extreme_logits():
 
 def test_refinement_rejects_an_unknown_normaliser():
     with pytest.raises((ValueError, TypeCheckError), match="normaliser"):
-        refinement_loss(*mined_case(0), normaliser="batch")
+        weighted_cross_entropy(*mined_case(0), normaliser="batch")
 
 
 @pytest.mark.parametrize("seed", range(3))

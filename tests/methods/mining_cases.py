@@ -1,9 +1,14 @@
 """Random and hand-made images for the miners' tests, and the comparison with the oracles."""
 
+import functools
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from tests.oracles import mining as oracle
+from wsod_jax.nn.tiny import TinyNet
+from wsod_jax.types import Source
 
 
 def random_boxes(rng, count, size=100.0):
@@ -64,3 +69,24 @@ def check(mined, expected, scores, boxes, **assign_options):
     np.testing.assert_array_equal(
         np.asarray(mined.pseudo.boxes)[slots], boxes[[row[0] for row in found]].reshape(-1, 4)
     )
+
+
+def make(cls, *, num_classes=5, max_classes=5, **options):
+    """Make a method of which only mining and loss are of interest."""
+    return cls(backbone=TinyNet(), num_classes=num_classes, max_classes=max_classes, **options)
+
+
+def mine_one(cls, scores, boxes, mask, labels, features=None, **options):
+    """Mine one image and stage, at step 0, by the method of these options."""
+    source = Source.of(scores, boxes, mask, labels, features)
+    return make(cls, **options).mine(source, jnp.zeros((), jnp.int32))
+
+
+@functools.cache
+def _compiled(cls, options):
+    return jax.jit(functools.partial(mine_one, cls, **dict(options)))
+
+
+def mine(cls, *arrays, **options):
+    """Mine as `mine_one` does, compiled once per method and options."""
+    return _compiled(cls, tuple(sorted(options.items())))(*arrays)

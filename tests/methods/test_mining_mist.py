@@ -7,11 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.mining.cases import check, pad, random_image, real_boxes, to_jax
+from tests.methods import mining_cases
+from tests.methods.mining_cases import check, pad, random_image, real_boxes, to_jax
 from tests.oracles import mining as oracle
-from wsod_jax.mining import mist
+from wsod_jax.methods.mist import Mist
 
-mine = jax.jit(partial(mist.mine, max_classes=5), static_argnames=("top_fraction", "max_boxes"))
+mine = partial(mining_cases.mine, Mist)
 
 
 def run(scores, boxes, labels, **options):

@@ -7,18 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.mining.cases import check, pad, random_image, real_boxes, to_jax
+from tests.methods import mining_cases
+from tests.methods.mining_cases import check, pad, random_image, real_boxes, to_jax
 from tests.oracles import mining as oracle
-from wsod_jax.mining import oicr
+from wsod_jax.methods.oicr import Oicr
 
-MAX_CLASSES = 5
-
-
-@partial(jax.jit, static_argnames="max_classes")
-def mine(scores, boxes, mask, labels, ignore_iou_thr=0.0, max_classes=MAX_CLASSES):
-    return oicr.mine(
-        scores, boxes, mask, labels, ignore_iou_thr=ignore_iou_thr, max_classes=max_classes
-    )
+mine = partial(mining_cases.mine, Oicr)
 
 
 def run(scores, boxes, labels, **options):
@@ -119,6 +113,19 @@ def test_overlap_at_the_ignore_threshold_counts(width, ignored):
     mined = run(scores, boxes, np.array([1], np.int32), ignore_iou_thr=0.25)
     assert (mined.targets.weights[1] == 0) == ignored
     assert mined.targets.labels[1] == 0
+
+
+@pytest.mark.parametrize(
+    ("width", "weight", "label"),
+    [(12.0, 0.9, 1), (11.99, 0.0, 0), (10.0, 0.0, 0), (9.99, 0.9, 0), (20.0, 0.9, 1)],
+)
+def test_between_the_thresholds_nothing_counts(width, weight, label):
+    """IoU >= 0.6 is foreground, < 0.5 background; [0.5, 0.6) has no weight."""
+    boxes = np.array([[0, 0, 20, 10], [0, 0, width, 10]], np.float32)
+    scores = np.array([[0.9], [0.1]], np.float32)
+    mined = run(scores, boxes, np.array([1], np.int32), iou_thrs=(0.5, 0.6))
+    assert mined.targets.labels[1] == label
+    np.testing.assert_allclose(mined.targets.weights[1], weight)
 
 
 def test_one_proposal_for_two_classes():

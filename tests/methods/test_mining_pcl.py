@@ -7,15 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.mining.cases import check, pad, random_image, real_boxes, to_jax
+from tests.methods import mining_cases
+from tests.methods.mining_cases import check, pad, random_image, real_boxes, to_jax
 from tests.oracles import mining as oracle
-from wsod_jax.mining import pcl
+from wsod_jax.methods.pcl import Pcl, find_centres
+from wsod_jax.methods.pcl import top_scoring as k_means
 
-mine = jax.jit(
-    partial(pcl.mine, max_classes=5), static_argnames=("max_centres", "num_kmeans_clusters")
-)
-top_scoring = jax.jit(pcl.top_scoring)
-find_centres = jax.jit(pcl.find_centres)
+mine = partial(mining_cases.mine, Pcl)
+top_scoring = jax.jit(partial(k_means, num_clusters=3))
 
 
 def run(scores, boxes, labels, **options):
@@ -71,7 +70,7 @@ def check_centres(pairs, scores, expected):
     for a, b in pairs:
         joined[a, b] = joined[b, a] = True
     kept = np.ones(len(scores), bool)
-    values, is_centre = find_centres(*to_jax(np.array(scores, np.float32), joined, kept))
+    values, is_centre = jax.jit(find_centres)(*to_jax(np.array(scores, np.float32), joined, kept))
     assert list(np.flatnonzero(is_centre)) == sorted(expected)
     for n, score in expected.items():
         np.testing.assert_allclose(values[n], score)
@@ -137,7 +136,7 @@ def test_permuting_proposals_permutes_targets():
 def test_classes_beyond_the_maximum_are_counted():
     scores, boxes, labels, _ = random_image(4, num_positive=5)
     arrays = to_jax(scores, boxes, np.ones(40, bool), labels)
-    mined = jax.jit(partial(pcl.mine, max_classes=3))(*arrays)
+    mined = mine(*arrays, max_classes=3)
     assert mined.num_overflow == 2
     labels[3:] = 0
     check(mined, set_cores(oracle.pcl(scores, boxes, labels)), scores, boxes)
@@ -158,7 +157,7 @@ def test_degenerate_images_are_finite():
 def test_a_batch_is_its_images():
     images = [random_image(seed)[:3] for seed in range(3)]
     stacked = to_jax(*(np.stack(x) for x in zip(*images, strict=True)))
-    over_images = jax.jit(jax.vmap(partial(pcl.mine, max_classes=5), in_axes=(0, 0, None, 0)))
+    over_images = jax.jit(jax.vmap(mine, in_axes=(0, 0, None, 0)))
     batch = jax.tree.map(np.asarray, over_images(*stacked[:2], jnp.ones(40, bool), stacked[2]))
     for n, image in enumerate(images):
         jax.tree.map(

@@ -8,19 +8,24 @@ import numpy as np
 import pytest
 from jaxtyping import TypeCheckError
 
-from tests.mining.cases import check, pad, random_image, real_boxes, to_jax
+from tests.methods import mining_cases
+from tests.methods.mining_cases import check, pad, random_image, real_boxes, to_jax
 from tests.oracles import mining as oracle
-from wsod_jax.mining import oicr, oim
+from wsod_jax.methods.oicr import Oicr
+from wsod_jax.methods.oim import Oim
 
-STATIC = ("graphs", "node_neighbours", "davg_includes_core", "max_nodes")
-mine = jax.jit(partial(oim.mine, max_classes=5), static_argnames=STATIC)
-mine_oicr = jax.jit(partial(oicr.mine, max_classes=5))
+mine_oicr = partial(mining_cases.mine, Oicr)
+
+
+def mine(scores, boxes, mask, labels, features, alpha, **options):
+    arrays = scores, boxes, mask, labels, features
+    return mining_cases.mine(Oim, *arrays, alpha=((0, alpha),), **options)
 
 
 def run(scores, boxes, labels, features, alpha, max_nodes=40, **options):
     mask = np.ones(len(boxes), bool)
     arrays = to_jax(scores, boxes, mask, labels, features)
-    return mine(*arrays, jnp.float32(alpha), max_nodes=max_nodes, **options)
+    return mine(*arrays, float(alpha), max_nodes=max_nodes, **options)
 
 
 @pytest.mark.parametrize(
@@ -168,7 +173,7 @@ def test_nodes_beyond_the_maximum_are_counted():
 def test_classes_beyond_the_maximum_are_counted():
     scores, boxes, labels, features = random_image(12, num_positive=5)
     arrays = to_jax(scores, boxes, np.ones(40, bool), labels, features)
-    mined = jax.jit(partial(oim.mine, max_classes=3, max_nodes=1))(*arrays, 2.0)
+    mined = mine(*arrays, 2.0, max_classes=3, max_nodes=1)
     labels[3:] = 0
     full = real_boxes(run(scores, boxes, labels, features, 2.0))
     lost_nodes = sum(max(sum(row[1] == c for row in full) - 2, 0) for c in range(3))
@@ -202,10 +207,10 @@ def test_images_and_stages_batch():
     scores, boxes, labels, features = (np.stack(x) for x in zip(*images, strict=True))
     stages = np.stack([scores, scores[::-1] ** 2], axis=1)  # [b, s, r, c]
     mask = np.ones(40, bool)
-    one = partial(oim.mine, max_classes=5, max_nodes=40)
-    over_stages = jax.vmap(one, in_axes=(0, None, None, None, None, None))
-    over_images = jax.jit(jax.vmap(over_stages, in_axes=(0, 0, None, 0, 0, None)))
-    batch = over_images(*to_jax(stages, boxes, mask, labels, features), 2.0)
+    one = partial(mine, alpha=2.0, max_nodes=40)
+    over_stages = jax.vmap(one, in_axes=(0, None, None, None, None))
+    over_images = jax.jit(jax.vmap(over_stages, in_axes=(0, 0, None, 0, 0)))
+    batch = over_images(*to_jax(stages, boxes, mask, labels, features))
     batch = jax.tree.map(np.asarray, batch)
     for b in range(3):
         for s in range(2):
@@ -245,12 +250,13 @@ def test_nothing_carries_a_gradient():
     scores, boxes, labels, features = random_image(5)
     mask = np.ones(40, bool)
 
-    def total(scores, features, alpha):
-        arrays = to_jax(boxes, mask, labels)
-        mined = oim.mine(scores, *arrays, features, alpha, max_classes=2, max_nodes=8)
+    def total(scores, features):
+        mined = mine(
+            scores, *to_jax(boxes, mask, labels), features, 2.0, max_classes=2, max_nodes=8
+        )
         return jnp.sum(mined.targets.weights + mined.targets.source) + jnp.sum(mined.pseudo.scores)
 
-    gradients = jax.jit(jax.grad(total, argnums=(0, 1, 2)))(*to_jax(scores, features), 2.0)
+    gradients = jax.jit(jax.grad(total, argnums=(0, 1)))(*to_jax(scores, features))
     assert not any(np.any(x) for x in gradients)
 
 
