@@ -9,7 +9,7 @@ from tests.oracles import evals as oracle
 from wsod_jax.errors import DataError
 from wsod_jax.evals.inference import MergedImage, infer, original_boxes
 from wsod_jax.evals.selection import adaptive_thresholds, select, suppress
-from wsod_jax.types import Batch, Detections
+from wsod_jax.types import Batch, Predictions, Views
 
 ROWS, CLASSES = 6, 3
 
@@ -29,8 +29,12 @@ def view(index, boxes, *, scale=1.0, flip=False, width=100, mask=None, represent
         proposals=moved[None],
         proposal_mask=np.ones((1, rows), bool) if mask is None else np.asarray(mask)[None],
         representative=np.arange(rows)[None] if representative is None else representative,
-        scale=np.full((1, 2), scale, np.float32),
-        flipped=np.array([flip]),
+        views=Views(
+            scale=np.full((1, 2), scale, np.float32),
+            offset=np.zeros((1, 2), np.int32),
+            flipped=np.array([flip]),
+            original_size=np.array([[80, 100]], np.int32),
+        ),
     )
 
 
@@ -45,7 +49,7 @@ def width_step(batch):
     size = batch.proposals[..., 2:] - batch.proposals[..., :2]
     scores = jnp.stack([size[..., 0], size[..., 1], size.sum(-1)], -1)
     scores = jnp.where(batch.proposal_mask[..., None], scores, -99.0)
-    return Detections(batch.proposals, scores, batch.proposal_mask, scores.sum(1))
+    return Predictions(batch.proposals, scores, batch.proposal_mask, scores.sum(1))
 
 
 BOXES = np.array([[i, 2 * i, 3 * i + 10, 2 * i + 8] for i in range(ROWS)], np.float32)
@@ -126,7 +130,7 @@ def test_next_batch_is_dispatched_before_the_previous_is_fetched():
     def step(batch):
         name = int(batch.image_index[0])
         events.append(f"dispatch {name}")
-        return Detections(None, None, None, Watched(name, np.zeros((1, 2), np.float32)))
+        return Predictions(None, None, None, Watched(name, np.zeros((1, 2), np.float32)))
 
     images = list(infer(step, [view(i, BOXES) for i in range(3)], num_views=1))
     assert events == [
@@ -149,7 +153,7 @@ def test_missing_views_and_unknown_merges_are_errors():
 
 
 def test_compilations_are_one_per_canvas():
-    step = jax.jit(lambda batch: Detections(None, None, None, batch.image_index[:, None] * 1.0))
+    step = jax.jit(lambda batch: Predictions(None, None, None, batch.image_index[:, None] * 1.0))
     canvases = [view(i, np.tile(BOXES, (1 + i % 2, 1))) for i in range(6)]
     list(infer(step, canvases, num_views=1))
     assert step._cache_size() == 2

@@ -7,7 +7,7 @@ from tests.oracles import localization as oracle
 from wsod_jax.errors import DataError
 from wsod_jax.evals.inference import MergedImage, ViewMaps, infer
 from wsod_jax.evals.maps import MapReading, claims_above, claims_best, locate
-from wsod_jax.types import Batch, Detections, ResponseMaps
+from wsod_jax.types import Batch, Predictions, ResponseMaps, Views
 
 CLASSES = 3
 SIZE_PX = (48, 64)  # of views; reading maps does not look at it
@@ -154,6 +154,16 @@ def test_one_view_needs_no_mean():
     np.testing.assert_array_equal(apart.points, once.points)
 
 
+def whole(flipped) -> Views:
+    """The view of one image in its own pixels."""
+    return Views(
+        scale=np.ones((1, 2), np.float32),
+        offset=np.zeros((1, 2), np.int32),
+        flipped=np.array([flipped]),
+        original_size=np.array([[30, 40]], np.int32),
+    )
+
+
 def in_a_batch(index, maps, *, flipped, size=(3, 4), canvas=(5, 6)):
     """One view as a batch and its prediction, the maps in the corner of a larger canvas."""
     turn = slice(None, None, -1 if flipped else 1)
@@ -166,13 +176,12 @@ def in_a_batch(index, maps, *, flipped, size=(3, 4), canvas=(5, 6)):
         image_size=np.array([[30, 40]], np.int32),
         image_mask=np.array([True]),
         image_index=np.array([index], np.int32),
-        scale=np.ones((1, 2), np.float32),
-        flipped=np.array([flipped]),
+        views=whole(flipped),
     )
     cells = np.array([size], np.int32)
     scores = np.array([[0.9, 0.1, 0.8]], np.float32)
     maps = ResponseMaps(responses, cells, proposal_map, cells)
-    return batch, Detections(None, None, None, scores, maps)
+    return batch, Predictions(None, None, None, scores, maps)
 
 
 def test_mirrored_views_turn_back():
@@ -231,9 +240,10 @@ def test_views_of_different_sizes_weigh_the_same():
             image_size=np.array([[112, 112]], np.int32),
             image_mask=np.ones(1, bool),
             image_index=np.zeros(1, np.int32),
+            views=whole(False),
         )
         maps = ResponseMaps(3 * proposal_map[..., None], size, proposal_map, size)
-        return batch, Detections(None, None, None, np.ones((1, 1), np.float32), maps)
+        return batch, Predictions(None, None, None, np.ones((1, 1), np.float32), maps)
 
     pairs = [batch_and_output(8, True), batch_and_output(32, False)]
     outputs = iter([output for _, output in pairs])

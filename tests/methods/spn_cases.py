@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tests.methods.cases import NUM_CLASSES, make_batch
+from wsod_jax.methods.spn import Spn
 from wsod_jax.nn.soft_proposal import SoftProposal
 from wsod_jax.nn.spn_network import SpnNetwork
 from wsod_jax.nn.tiny import TinyNet
@@ -16,18 +17,30 @@ TINY = TinyNet(widths=(4, 4, 8, 8))  # maps of 6x8 and 5x7 cells for the images 
 WIDTH = 6  # of the extra convolution
 
 
-def spn_network(
-    *, backbone=TINY, extra_channels=WIDTH, insert_after=None, dropout_rate=0.0, **soft_proposal
-) -> SpnNetwork:
-    """Make a network; what is not its own are options of the soft proposal module."""
-    return SpnNetwork(
-        backbone,
-        SoftProposal(**soft_proposal),
-        NUM_CLASSES,
+def spn(
+    *,
+    backbone=TINY,
+    activation="sigmoid",
+    extra_channels=WIDTH,
+    insert_after=None,
+    dropout_rate=0.0,
+    **soft_proposal,
+) -> Spn:
+    """Make a method; what is not its own are options of the soft proposal module."""
+    return Spn(
+        backbone=backbone,
+        num_classes=NUM_CLASSES,
+        soft_proposal=SoftProposal(**soft_proposal),
         extra_channels=extra_channels,
         insert_after=insert_after,
         dropout_rate=dropout_rate,
+        activation=activation,
     )
+
+
+def spn_network(**options) -> SpnNetwork:
+    """Make the network of `spn`."""
+    return spn(**options).network
 
 
 def spn_batch(seed: int, **options) -> Batch:
@@ -63,7 +76,7 @@ def on_canvas(batch: Batch, canvas=(64, 96)) -> Batch:
 def final_features(network: SpnNetwork, params: dict, batch: Batch):
     """Return what the backbone gives, and what the last layer before the soft proposal module makes of it."""
     bound = network.bind({"params": params})
-    maps = bound.feature_map(batch)
+    maps = bound.backbone(batch)["c5"]
     return maps, bound.final_map(maps)
 
 

@@ -4,14 +4,24 @@ import jax
 import numpy as np
 import pytest
 
-from tests.methods.cases import KEY, STEP, assert_close, assert_finite, changed, make_batch, means
+from tests.methods.cases import (
+    KEY,
+    STEP,
+    assert_close,
+    assert_finite,
+    changed,
+    make_batch,
+    means,
+    predict_function,
+)
 from tests.oracles.losses import softmax
-from wsod_jax.methods.classifier import Classifier, ClassifierNetwork
+from wsod_jax.methods.classifier import Classifier
 from wsod_jax.nn.tiny import TinyNet
 
 
 def build(activation):
-    return Classifier(ClassifierNetwork(TinyNet(widths=(4, 4, 8, 8)), 3), activation=activation)
+    backbone = TinyNet(widths=(4, 4, 8, 8))
+    return Classifier(backbone=backbone, num_classes=3, activation=activation)
 
 
 def batch_of(seed, **fields):
@@ -40,7 +50,7 @@ def run(activation):
         return sum(term.mean() for term in out.terms.values()), out
 
     loss = jax.jit(jax.grad(objective, has_aux=True))
-    predict = jax.jit(method.predict)
+    predict = predict_function(method)
     return lambda values, batch: (*loss(values, batch), predict(values, {}, batch).image_scores)
 
 
@@ -93,5 +103,5 @@ def test_margin_and_fillers_change_nothing(run, params):
 def test_probabilities_are_the_softmax_of_the_logits(params):
     method, batch = build("softmax"), batch_of(4)
     logits = method.network.apply({"params": params}, batch)
-    scores = method.predict(params, {}, batch).image_scores
+    scores = method.predict(params, {}, batch, method.outputs).image_scores
     np.testing.assert_allclose(scores, softmax(logits), rtol=1e-5)

@@ -1,5 +1,6 @@
 """SPN: degenerate batches, canvases, fillers; its equations in float64; baselines that it contains."""
 
+import dataclasses
 import functools
 
 import jax
@@ -17,6 +18,7 @@ from tests.methods.cases import (
     loss_function,
     means,
     only,
+    predict_function,
 )
 from tests.methods.spn_cases import (
     TINY,
@@ -24,15 +26,16 @@ from tests.methods.spn_cases import (
     final_features,
     logits_given,
     on_canvas,
+    spn,
     spn_batch,
-    spn_network,
     spn_params,
 )
 from tests.oracles import losses as loss_oracle
 from tests.oracles import soft_proposal as map_oracle
 from tests.oracles import spn as oracle
-from wsod_jax.methods.classifier import Classifier, ClassifierNetwork
-from wsod_jax.methods.spn import Spn, proposal_peak
+from wsod_jax.errors import ConfigError
+from wsod_jax.methods.classifier import Classifier
+from wsod_jax.methods.spn import proposal_peak
 from wsod_jax.nn.squeezenet import SqueezeNet
 from wsod_jax.nn.tiny import TinyNet
 from wsod_jax.train.optim import make_optimizer
@@ -41,13 +44,13 @@ from wsod_jax.train.sharding import make_mesh, put
 from wsod_jax.train.state import init_state
 from wsod_jax.train.step import make_train_step
 
-NETWORK = spn_network(dropout_rate=0.5)
+METHOD = spn(dropout_rate=0.5)
 ONE_CLASS = [[1, 0, 0], [0, 0, 1]]
 
 
 @pytest.fixture(scope="module", params=["sigmoid", "softmax"])
 def method(request):
-    return Spn(NETWORK, request.param)
+    return dataclasses.replace(METHOD, activation=request.param)
 
 
 @pytest.fixture(scope="module")
@@ -58,10 +61,10 @@ def loss(method):
 
 @pytest.fixture(scope="module")
 def predict(method):
-    return jax.jit(method.predict)
+    return predict_function(method)
 
 
-PARAMS = functools.partial(spn_params, NETWORK)
+PARAMS = functools.partial(spn_params, METHOD.network)
 SECOND = np.array([[False], [True]])  # the batch's second image
 DEGENERATE = {
     "no positive label": dict(labels=np.zeros((2, 3))),
@@ -91,14 +94,14 @@ def test_degenerate_batches_are_finite(method, loss, predict, case):
 @pytest.mark.parametrize("options", [{}, {"insert_after": "fire2", "unit_mean": True}])
 def test_image_smaller_than_one_cell(options):
     """Its map has no cell: it says what the bias says, and teaches the bias alone."""
-    network = spn_network(backbone=SqueezeNet(), **options)
-    method, params = Spn(network), spn_params(network)
+    method = spn(backbone=SqueezeNet(), **options)
+    params = spn_params(method.network)
     batch = changed(spn_batch(4), image_size=[[1, 1], [40, 56]], labels=ONE_CLASS)
     out, grads = loss_function(method)(params, batch)
-    found = jax.jit(method.predict)(params, {}, batch)
+    found = predict_function(method)(params, {}, batch)
     assert_finite((out.terms, out.metrics, grads, found))
     np.testing.assert_array_equal(
-        found.maps.size, [[0, 0], network.backbone.output_size(np.array([[40, 56]]))[0]]
+        found.maps.size, [[0, 0], method.backbone.output_size(np.array([[40, 56]]))[0]]
     )
     assert not np.any(found.maps.responses[0])
     if not options:
@@ -171,7 +174,7 @@ def test_prediction_is_the_same_on_any_canvas(predict):
 
 def test_prediction_metrics_and_loss_tell_one_story(method, predict):
     """Without dropout the loss is the cross-entropy of what is predicted."""
-    plain = Spn(spn_network(), method.activation)
+    plain = spn(activation=method.activation)
     batch = spn_batch(9, labels=ONE_CLASS)
     found, (out, _) = predict(PARAMS(), {}, batch), loss_function(plain)(PARAMS(), batch)
     logits = np.asarray(found.maps.responses, np.float64).sum(axis=(1, 2))
@@ -190,6 +193,12 @@ def test_prediction_metrics_and_loss_tell_one_story(method, predict):
     peaks = np.asarray(found.maps.proposal_map).reshape(2, -1).max(axis=1) * [48, 35]
     assert set(values) == {"top1", "proposal_peak"} and values["top1"] == hits.mean()
     assert values["proposal_peak"] == pytest.approx(peaks.mean(), rel=1e-5)
+
+
+def test_module_before_the_end_goes_with_a_map_of_mean_one():
+    for options in ({"insert_after": "conv2_1"}, {"unit_mean": True}):
+        with pytest.raises(ConfigError, match="insert_after.*unit_mean"):
+            spn(**options)
 
 
 def test_peak_of_a_uniform_map_is_one():
@@ -219,12 +228,12 @@ def literal(params, features, proposal_maps, kernel):
 
 def test_gradient_is_that_of_the_printed_loss_with_the_map_held_fixed():
     """Equations 6 to 8. With M made anew for every kernel the differences come out otherwise."""
-    network = spn_network()
-    method, params = Spn(network), spn_params(network)
+    method = spn()
+    network, params = method.network, spn_params(method.network)
     batch = spn_batch(10, labels=ONE_CLASS)
     out, grads = loss_function(method)(params, batch)
     maps, _ = final_features(network, params, batch)
-    found = method.predict(params, {}, batch).maps
+    found = method.predict(params, {}, batch, method.outputs).maps
     sizes = np.asarray(maps.size)
     cut = [np.asarray(maps.features[i, :h, :w], np.float64) for i, (h, w) in enumerate(sizes)]
     fixed = [np.asarray(found.proposal_map[i, :h, :w]) for i, (h, w) in enumerate(sizes)]
@@ -247,10 +256,10 @@ def test_gradient_is_that_of_the_printed_loss_with_the_map_held_fixed():
 
 
 def test_whole_gradient_is_that_of_a_network_given_the_map():
-    network = spn_network()
-    params, batch = spn_params(network), spn_batch(11, labels=ONE_CLASS)
-    method = Spn(network)
-    proposal_map = jax.jit(method.predict)(params, {}, batch).maps.proposal_map
+    method = spn()
+    network, params = method.network, spn_params(method.network)
+    batch = spn_batch(11, labels=ONE_CLASS)
+    proposal_map = predict_function(method)(params, {}, batch).maps.proposal_map
 
     def given(values):
         logits = logits_given(network, values, batch, proposal_map)
@@ -265,59 +274,32 @@ def test_whole_gradient_is_that_of_a_network_given_the_map():
 
 def test_uniform_map_is_the_image_classifier():
     """Same weights, same logits, same gradients as averaging the map and classifying the mean."""
-    network = spn_network(extra_channels=None, solver="uniform")
-    params, batch = spn_params(network), spn_batch(12, labels=ONE_CLASS)
-    spn, classifier = Spn(network, "softmax"), Classifier(ClassifierNetwork(TINY, 3))
+    cam = spn(extra_channels=None, solver="uniform", activation="softmax")
+    classifier = Classifier(backbone=TINY, num_classes=3)
+    params, batch = spn_params(cam.network), spn_batch(12, labels=ONE_CLASS)
     renamed = params | {"head": {"cls": params["head"]}}
     (out, grads), (same, same_grads) = (
-        loss_function(m)(p, batch) for m, p in ((spn, params), (classifier, renamed))
+        loss_function(m)(p, batch) for m, p in ((cam, params), (classifier, renamed))
     )
     assert_close(out.terms, same.terms, 1e-6)
     assert_close(grads, same_grads | {"head": same_grads["head"]["cls"]}, 1e-6)
     scores = [
-        m.predict(p, {}, batch).image_scores for m, p in ((spn, params), (classifier, renamed))
+        m.predict(p, {}, batch, m.outputs).image_scores
+        for m, p in ((cam, params), (classifier, renamed))
     ]
     assert_close(*scores, 1e-6)
     assert np.ptp(scores[0]) > 0.1
-
-
-def test_saliency_is_how_much_a_pixel_moves_the_score():
-    network = spn_network()
-    params, batch = spn_params(network), spn_batch(13)
-    chosen = jnp.array([2, 0], jnp.int32)
-    method = Spn(network)
-    found = np.asarray(jax.jit(method.saliency)(params, batch, chosen))
-    assert found.shape == (2, *CANVAS) and (found >= 0).all()
-    assert not found[1, 40:].any() and not found[1, :, 56:].any()
-    proposal_map = method.predict(params, {}, batch).maps.proposal_map
-    logits = jax.jit(
-        lambda image: logits_given(network, params, batch.replace(image=image), proposal_map)
-    )
-    image = np.asarray(batch.image)
-    for row in range(2):
-        order = np.argsort(-found[row], axis=None)
-        for place in order[[0, 3, 40]]:
-            y, x = np.unravel_index(place, CANVAS)
-            slopes = []
-            for channel in range(3):
-                scores = []
-                for sign in (1, -1):
-                    moved = image.copy()
-                    moved[row, y, x, channel] += sign * 0.1
-                    scores.append(float(logits(jnp.asarray(moved))[row, chosen[row]]))
-                slopes.append(abs(scores[0] - scores[1]) / 0.2)
-            assert found[row, y, x] == pytest.approx(max(slopes), rel=0.05)
 
 
 # -- layers and types
 
 
 def test_frozen_layers_get_no_gradient_but_the_image_does():
-    network = spn_network(backbone=TinyNet(widths=(4, 4, 8, 8), frozen=("conv1", "conv2")))
+    method = spn(backbone=TinyNet(widths=(4, 4, 8, 8), frozen=("conv1", "conv2")))
     params, batch = PARAMS(), spn_batch(14)
 
     def objective(values, image):
-        out = Spn(network).loss(values, {}, batch.replace(image=image), KEY, STEP)
+        out = method.loss(values, {}, batch.replace(image=image), KEY, STEP)
         return out.terms["classification"].mean()
 
     grads, to_image = jax.jit(jax.grad(objective, argnums=(0, 1)))(params, batch.image)
@@ -328,29 +310,28 @@ def test_frozen_layers_get_no_gradient_but_the_image_does():
 
 
 def test_bfloat16_runs_and_stays_close():
-    network = spn_network(backbone=TinyNet(widths=(4, 4, 8, 8), dtype=jnp.bfloat16))
+    method = spn(backbone=TinyNet(widths=(4, 4, 8, 8), dtype=jnp.bfloat16))
     batch = spn_batch(15, labels=ONE_CLASS)
-    out, grads = loss_function(Spn(network))(PARAMS(), batch)
+    out, grads = loss_function(method)(PARAMS(), batch)
     assert_finite((out.terms, out.metrics, grads))
     assert {g.dtype for g in jax.tree.leaves(grads)} == {jnp.dtype("float32")}
-    exact, _ = loss_function(Spn(spn_network()))(PARAMS(), batch)
+    exact, _ = loss_function(spn())(PARAMS(), batch)
     values = [means(o.terms)["classification"] for o in (exact, out)]
     assert values[0] != values[1] and values[0] == pytest.approx(values[1], rel=0.05)
 
 
 def test_canvas_smaller_than_one_cell():
     """The map itself is an array without elements."""
-    network = spn_network(backbone=SqueezeNet())
-    method, batch = Spn(network), spn_batch(17, images=1)
+    method, batch = spn(backbone=SqueezeNet()), spn_batch(17, images=1)
     batch = changed(batch.replace(image=batch.image[:, :8, :8]), image_size=[[8, 8]])
-    out, grads = loss_function(method)(spn_params(network), batch)
-    found = jax.jit(method.predict)(spn_params(network), {}, batch)
+    out, grads = loss_function(method)(spn_params(method.network), batch)
+    found = predict_function(method)(spn_params(method.network), {}, batch)
     assert found.maps.proposal_map.size == found.maps.responses.size == 0
     assert_finite((out.terms, out.metrics, grads, found.image_scores))
 
 
 def test_parameters_are_drawn_as_announced():
-    params, extras = Spn(NETWORK).init(jax.random.key(0), spn_batch(0))
+    params, extras = METHOD.init(jax.random.key(0), spn_batch(0))
     assert extras == {} and set(params) == {"backbone", "extra", "head"}
     assert params["extra"]["kernel"].shape == (3, 3, 4, WIDTH)  # two groups
     assert params["head"]["kernel"].shape == (WIDTH, 3)
@@ -361,7 +342,7 @@ def test_parameters_are_drawn_as_announced():
 
 def test_four_devices_train_as_one_does():
     """Two updates of four images, the last one a filler; dropout on."""
-    method = Spn(NETWORK)
+    method = METHOD
     batch = jax.device_get(
         spn_batch(16, images=4, labels=[[1, 0, 0], [0, 1, -1], [1, 1, 0], [1] * 3])
     )

@@ -1,10 +1,13 @@
 """Backbones: canvases are inert, sizes are exact, frozen layers stop gradients at the parameters only."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.nn.cases import apply, image_batch, init
 from wsod_jax.errors import ConfigError
 from wsod_jax.nn.cnn_s import CnnS
 from wsod_jax.nn.googlenet import GoogLeNet
@@ -31,7 +34,7 @@ BACKBONES = {
 def random_params(backbone, seed=0):
     """Give every parameter, biases too, a value that keeps activations alive."""
     shapes = jax.eval_shape(
-        backbone.init, jax.random.key(0), jnp.zeros((1, 64, 64, 3)), jnp.array([[64, 64]])
+        lambda: init(backbone, jax.random.key(0), jnp.zeros((1, 64, 64, 3)), jnp.array([[64, 64]]))
     )
     rng = np.random.default_rng(seed)
 
@@ -56,12 +59,12 @@ def test_canvas_is_inert(name):
     rng = np.random.default_rng(1)
     sizes = np.array([[37, 52], [40, 41], [57, 71]], np.int32)
     images = [rng.integers(0, 256, (*size, 3), np.uint8) for size in sizes]
-    apply = jax.jit(backbone.apply)
-    padded = apply(params, np.stack([on_canvas(image, 57, 71) for image in images]), sizes)
+    run = jax.jit(functools.partial(apply, backbone))
+    padded = run(params, np.stack([on_canvas(image, 57, 71) for image in images]), sizes)
     np.testing.assert_array_equal(padded.size, backbone.output_size(sizes))
     assert tuple(padded.size[2]) == padded.features.shape[1:3]
     for i in (0, 1):
-        exact = apply(params, images[i][None], sizes[i : i + 1])
+        exact = run(params, images[i][None], sizes[i : i + 1])
         rows, columns = map(int, exact.size[0])
         assert exact.features.shape[1:3] == (rows, columns) == tuple(padded.size[i])
         scale = float(jnp.abs(exact.features).max())
@@ -78,8 +81,9 @@ def test_shapes_names_and_facts(name):
     backbone = BACKBONES[name]
     image = jnp.zeros((2, 64, 96, 3), jnp.uint8)
     size = jnp.array([[64, 96], [33, 47]])
-    variables = jax.eval_shape(backbone.init, jax.random.key(0), image, size)
-    maps = jax.eval_shape(backbone.apply, variables, image, size)
+    variables = jax.eval_shape(lambda: init(backbone, jax.random.key(0), image, size))
+    maps = jax.eval_shape(functools.partial(apply, backbone), variables, image, size)
+    assert maps.stride == backbone.stride
     assert set(variables["params"]) == set(backbone.layers)
     assert maps.features.shape[-1] == backbone.channels
     assert maps.features.dtype == jnp.float32
@@ -114,7 +118,7 @@ def test_frozen_layers_get_no_gradient_but_pass_it_on(backbone, frozen, free):
     image, size = jnp.asarray(pixels, jnp.float32), jnp.array([[41, 46]])
 
     def total(params, image):
-        return jnp.sum(backbone.apply(params, image, size).features)
+        return jnp.sum(apply(backbone, params, image, size).features)
 
     grads, image_grad = jax.jit(jax.grad(total, argnums=(0, 1)))(params, image)
     assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves((grads, image_grad)))
@@ -132,7 +136,7 @@ def test_frozen_layers_get_no_gradient_but_pass_it_on(backbone, frozen, free):
 def test_image_smaller_than_one_cell():
     for name in ("tiny8", "squeezenet16", "cnn_s", "googlenet16"):
         backbone = BACKBONES[name]
-        maps = jax.jit(backbone.apply)(
+        maps = jax.jit(functools.partial(apply, backbone))(
             random_params(backbone), jnp.full((1, 48, 48, 3), 9, jnp.uint8), jnp.array([[1, 1]])
         )
         rows = {"tiny8": 1}.get(name, 0)
@@ -143,9 +147,10 @@ def test_image_smaller_than_one_cell():
 def test_bfloat16_computes_in_bfloat16_with_float32_parameters():
     backbone = TinyNet(widths=(4, 8, 8, 8), dtype=jnp.bfloat16)
     image, size = jnp.zeros((1, 32, 32, 3), jnp.uint8), jnp.array([[32, 32]])
-    variables = jax.eval_shape(backbone.init, jax.random.key(0), image, size)
+    variables = jax.eval_shape(lambda: init(backbone, jax.random.key(0), image, size))
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(variables))
-    assert jax.eval_shape(backbone.apply, variables, image, size).features.dtype == jnp.bfloat16
+    maps = jax.eval_shape(functools.partial(apply, backbone), variables, image, size)
+    assert maps.features.dtype == jnp.bfloat16
 
 
 @pytest.mark.parametrize(
@@ -158,7 +163,7 @@ def test_bfloat16_computes_in_bfloat16_with_float32_parameters():
 )
 def test_impossible_fields_are_config_errors(backbone, found):
     with pytest.raises(ConfigError, match=found):
-        backbone.init(jax.random.key(0), jnp.zeros((1, 16, 16, 3)), jnp.array([[16, 16]]))
+        init(backbone, jax.random.key(0), jnp.zeros((1, 16, 16, 3)), jnp.array([[16, 16]]))
 
 
 def test_published_sizes_of_maps():
@@ -173,3 +178,11 @@ def test_published_sizes_of_maps():
         found = backbone.output_size(np.array([[pixels, pixels]]))
         np.testing.assert_array_equal(found, [[cells, cells]])
     assert GoogLeNet().channels == 832 and GoogLeNet(ends_at="inception5b").channels == 1024
+
+
+def test_features_that_a_batch_brings_are_returned_as_they_are():
+    backbone = TinyNet(widths=(4, 8, 8, 8))
+    batch = image_batch(jnp.zeros((1, 32, 32, 3)), [[32, 32]])
+    maps = backbone.apply(backbone.init(jax.random.key(0), batch), batch)
+    brought = {"c5": maps["c5"].replace(features=maps["c5"].features + 1)}
+    assert backbone.apply({}, batch.replace(image=None, features=brought)) is brought

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.nn.cases import apply, init
 from tests.oracles.pooling import max_pool as oracle_pool
 from wsod_jax.nn.backbone import Backbone
 from wsod_jax.nn.cnn_s import CnnS
@@ -33,8 +34,7 @@ class UnpaddedNet(Backbone):
     )
 
     @nn.compact
-    def __call__(self, image, image_size):
-        maps = self.network_input(image, image_size)
+    def last_map(self, maps):
         maps = self.conv("conv1", 3, kernel=5, stride=2, pad=0)(maps)
         maps = max_pool(maps, window=3, stride=3, ceil_mode=True)
         maps = self.conv("conv2", 3)(maps)
@@ -58,7 +58,7 @@ BACKBONES = {
 def averaging_params(backbone, size):
     """Return parameters that make every layer a mean over its windows, without bias: light spreads, nothing cancels."""
     shapes = jax.eval_shape(
-        backbone.init, jax.random.key(0), jnp.zeros((1, *size, 3)), jnp.array([size])
+        lambda: init(backbone, jax.random.key(0), jnp.zeros((1, *size, 3)), jnp.array([size]))
     )
     return jax.tree.map(
         lambda leaf: jnp.full(leaf.shape, 1 / np.prod(leaf.shape[:-1]) * (leaf.ndim > 1)), shapes
@@ -68,7 +68,7 @@ def averaging_params(backbone, size):
 def lit_cells(backbone, size, lit_rows):
     """Return which rows of cells notice which rows of pixels, [pixel row, cell row] bool, and how many there are."""
     params = averaging_params(backbone, size)
-    respond = jax.jit(lambda image: backbone.apply(params, image, jnp.array([size])))
+    respond = jax.jit(lambda image: apply(backbone, params, image, jnp.array([size])))
     noticed = []
     for row in lit_rows:
         image = np.zeros((1, *size, 3), np.float32)

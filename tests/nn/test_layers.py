@@ -37,7 +37,7 @@ def test_max_pool_equals_oracle_at_every_size(window, stride, ceil_mode, pad):
     sizes = np.array([(h, w) for h in range(0, 8) for w in (0, 1, 2, 5, 6, 7)], np.int32)
     x = -1 - rng.random((len(sizes), 7, 7, 2), np.float32)  # negative: a margin of zeros would win
     pool = functools.partial(max_pool, window=window, stride=stride, ceil_mode=ceil_mode, pad=pad)
-    maps = jax.jit(pool)(FeatureMap(jnp.asarray(x), jnp.asarray(sizes)))
+    maps = jax.jit(pool)(FeatureMap(jnp.asarray(x), jnp.asarray(sizes), 8.0))
     for i, size in enumerate(sizes):
         expected = oracle_pool(x[i], size, window, stride, ceil_mode, pad)
         rows, columns, _ = expected.shape
@@ -50,7 +50,7 @@ def test_max_pool_gradient_goes_to_the_first_of_equals():
     x = jnp.array([[1.0, 2.0, 5.0], [2.0, 2.0, 5.0], [0.0, 0.0, 9.0]])[None, :, :, None]
 
     def total(x):
-        maps = max_pool(FeatureMap(x, jnp.array([[3, 3]])), window=2, stride=2, ceil_mode=True)
+        maps = max_pool(FeatureMap(x, jnp.array([[3, 3]]), 8.0), window=2, stride=2, ceil_mode=True)
         return jnp.sum(maps.features * jnp.array([[1.0, 10.0], [100.0, 1000.0]])[None, :, :, None])
 
     expected = [[0, 1, 10], [0, 0, 0], [100, 0, 1000]]
@@ -68,7 +68,7 @@ def test_conv_equals_a_loop_over_the_kernel(stride, dilation, pad, groups):
     layer = ConvRelu(12, stride=stride, dilation=dilation, pad=pad, groups=groups)
     kernel = rng.standard_normal((3, 3, 6 // groups, 12), np.float32)
     bias = rng.standard_normal(12, np.float32)
-    maps = FeatureMap(clear_margin(jnp.asarray(x), jnp.asarray(size)), jnp.asarray(size))
+    maps = FeatureMap(clear_margin(jnp.asarray(x), jnp.asarray(size)), jnp.asarray(size), 8.0)
     out = layer.apply({"params": {"kernel": kernel, "bias": bias}}, maps)
     p = dilation if pad is None else pad
     for i, (h, w) in enumerate(size):
@@ -93,7 +93,7 @@ def test_local_response_norm_equals_a_loop_over_channels(window, depth):
     rng = np.random.default_rng(3)
     x = rng.uniform(0, 30, (2, 3, 4, depth)).astype(np.float32)
     size = jnp.array([[3, 4], [2, 1]])
-    maps = FeatureMap(clear_margin(jnp.asarray(x), size), size)
+    maps = FeatureMap(clear_margin(jnp.asarray(x), size), size, 8.0)
     out = local_response_norm(maps, window=window, alpha=0.4, beta=0.75, k=2.0)
     expected = np.zeros(x.shape)
     for i, y, z, c in np.ndindex(x.shape):
@@ -109,7 +109,7 @@ def test_local_response_norm_sums_squares_in_float32():
     """Squares of values below 256, and the differences of their sums, are lost in bfloat16."""
     values = np.array([255.0, 1.0, 3.0, 0.5, 254.0])
     x = jnp.asarray(values, jnp.bfloat16).reshape(1, 1, 1, 5)
-    maps = FeatureMap(x, jnp.array([[1, 1]]))
+    maps = FeatureMap(x, jnp.array([[1, 1]]), 8.0)
     out = local_response_norm(maps, window=3, alpha=3.0, beta=0.5, k=0.25)
     assert out.features.dtype == jnp.bfloat16
     total = np.convolve(values**2, np.ones(3), "same")
@@ -118,7 +118,7 @@ def test_local_response_norm_sums_squares_in_float32():
 
 
 def init_conv(depth=8, **options):
-    maps = FeatureMap(jnp.zeros((1, 4, 4, depth)), jnp.array([[4, 4]]))
+    maps = FeatureMap(jnp.zeros((1, 4, 4, depth)), jnp.array([[4, 4]]), 8.0)
     return ConvRelu(64, **options).init(jax.random.key(0), maps)["params"]
 
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.methods.cases import make_batch, network
+from tests.methods.cases import build, make_batch
 from wsod_jax.nn.proposal_network import ProposalNetwork
 from wsod_jax.types import FeatureMap
 
@@ -22,8 +22,8 @@ def batch():
 def pooled(batch, gate: float) -> np.ndarray:
     size = batch.image_size // 8
     features = np.random.default_rng(1).normal(size=(2, 6, 8, 5)).astype(np.float32)
-    net = network(num_stages=0).clone(score_gate=gate)
-    maps = FeatureMap(jnp.asarray(features), size)
+    net = build("wsddn", options={"score_gate": gate}).network
+    maps = FeatureMap(jnp.asarray(features), size, 8.0)
     return np.asarray(net.apply({}, maps, batch, batch.proposal_mask, method=ProposalNetwork.pool))
 
 
@@ -41,7 +41,7 @@ def test_no_gate_without_scores(batch):
 
 
 def test_gated_scores_do_not_depend_on_padding(batch):
-    net = network(num_stages=0).clone(score_gate=10.0)
+    net = build("wsddn", options={"score_gate": 10.0}).network
     params = net.init(jax.random.key(0), batch)
     scores = np.asarray(net.apply(params, batch).mil_scores)
     zeros = np.where(batch.proposal_mask, batch.proposal_scores, 0)

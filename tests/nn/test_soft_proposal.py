@@ -22,11 +22,11 @@ def features():
 
 def couple(features, size=SIZE, **options):
     module = SoftProposal(**options)
-    return jax.jit(lambda *maps: module.apply({}, FeatureMap(*maps)))(features, size)
+    return jax.jit(lambda *maps: module.apply({}, FeatureMap(*maps, 8.0)))(features, size)
 
 
 def test_has_no_parameters(features):
-    maps = FeatureMap(features, SIZE)
+    maps = FeatureMap(features, SIZE, 8.0)
     assert jax.eval_shape(SoftProposal().init, jax.random.key(0), maps) == {}
 
 

@@ -20,6 +20,7 @@ from wsod_jax.nn.googlenet import GoogLeNet
 from wsod_jax.nn.squeezenet import SqueezeNet
 from wsod_jax.nn.tiny import TinyNet
 from wsod_jax.nn.vgg import Vgg16
+from wsod_jax.types import FeatureMap
 
 
 def run(network, batch, params=None):
@@ -144,7 +145,7 @@ def test_after_the_last_layer_is_at_the_end():
     [(TINY, "conv5_3"), (TINY, "conv1"), (TINY, ""), (GoogLeNet(), "branch1")],
 )
 def test_layers_that_do_not_exist_are_named_with_those_that_do(backbone, layer):
-    network = spn_network(backbone=backbone, insert_after=layer)
+    network = spn_network(backbone=backbone, insert_after=layer, unit_mean=True)
     with pytest.raises(
         ConfigError, match=f"'{layer}', which is no layer of .*conv1.*{backbone.layers[-1]}"
     ):
@@ -153,7 +154,10 @@ def test_layers_that_do_not_exist_are_named_with_those_that_do(backbone, layer):
 
 def test_no_layer_is_inside_cached_features():
     inside = spn_network(insert_after="conv2_1", unit_mean=True)
-    batch = spn_batch(7).replace(image=None, features=jnp.zeros((2, 6, 8, 8)))
+    batch = spn_batch(7)
+    batch = batch.replace(
+        image=None, features={"c5": FeatureMap(jnp.zeros((2, 6, 8, 8)), batch.image_size // 8, 8.0)}
+    )
     with pytest.raises(
         ConfigError, match="insert_after is 'conv2_1'.*train.cache_features to False"
     ):

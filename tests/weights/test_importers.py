@@ -1,6 +1,7 @@
 """Importers: converted files give the features of independent torch networks; wrong files are refused."""
 
 import collections
+import functools
 import hashlib
 import importlib.util
 import pickle
@@ -10,8 +11,9 @@ import jax
 import numpy as np
 import pytest
 
+from tests.nn.cases import apply
 from wsod_jax.errors import DataError
-from wsod_jax.nn.neck import FcNeck
+from wsod_jax.nn.box_head import BoxHead
 from wsod_jax.nn.squeezenet import SqueezeNet
 from wsod_jax.nn.vgg import Vgg16
 from wsod_jax.weights import caffe, conversion, keras, torchvision
@@ -36,7 +38,7 @@ def blobs():
 def features(backbone, params, image):
     """Run the backbone and return [b, d, h, w], as torch has it."""
     size = np.array([image.shape[1:3]], np.int32)
-    maps = jax.jit(backbone.apply)({"params": params}, image, size)
+    maps = jax.jit(functools.partial(apply, backbone))({"params": params}, image, size)
     return np.asarray(maps.features).transpose(0, 3, 1, 2)
 
 
@@ -163,7 +165,7 @@ def test_first_dense_layer_takes_maps_in_row_column_channel_order():
     pooled = rng.standard_normal((1, 2, 3, 3, 5), np.float32)
     matrix = rng.standard_normal((4, 45), np.float32)
     kernel = conversion.dense_kernel_from_map(matrix, channels=5, side=3)
-    found = FcNeck((4,)).apply(
+    found = BoxHead((4,)).apply(
         {"params": {"fc6": {"kernel": kernel, "bias": np.zeros(4, np.float32)}}},
         jax.numpy.asarray(pooled),
     )
@@ -196,7 +198,7 @@ def test_fully_connected_layers_at_full_size(tmp_path, blobs, form):
         params, _ = caffe.convert_vgg16(path)
     pooled = rng.standard_normal((1, 3, 7, 7, 512), np.float32)
     neck_params = {name: params[name] for name in ("fc6", "fc7")}
-    found = FcNeck().apply({"params": neck_params}, jax.numpy.asarray(pooled)).features
+    found = BoxHead().apply({"params": neck_params}, jax.numpy.asarray(pooled)).features
     flat = torch.from_numpy(pooled[0]).permute(0, 3, 1, 2).flatten(1)
     x = torch.relu(flat @ torch.from_numpy(fc6).T + torch.from_numpy(bias6))
     x = torch.relu(x @ torch.from_numpy(fc7).T + torch.from_numpy(bias7))
