@@ -39,7 +39,7 @@ from wsod_jax.data.proposal_import import import_proposals
 from wsod_jax.data.proposals import ProposalSet
 from wsod_jax.data.records import ImageSet
 from wsod_jax.data.selective_search import SearchOptions, run_selective_search
-from wsod_jax.data.voc import read_ground_truth, read_image_set
+from wsod_jax.data.voc import Voc
 from wsod_jax.errors import ConfigError, DataError
 
 LINE_SECONDS = 10  # between progress lines where the output is not a terminal
@@ -152,7 +152,7 @@ def read_images(data: Path, splits: list[str] | None) -> ImageSet:
             raise DataError(
                 f"{data} is in VOC layout: choose --split out of {', '.join(found[:20])}."
             )
-        sets = [read_image_set(data, split) for split in splits]
+        sets = [Voc(root=data).images(split) for split in splits]
         records = {r.image_id: r for s in sets for r in s.records}
         name = f"{data} {' '.join(splits)}"
         return ImageSet(name, sets[0].class_names, tuple(records.values()))
@@ -242,7 +242,7 @@ def print_recall(
         print("No recall report: the folder has no annotated boxes.")
         return
     for split in options.split:
-        truth = read_ground_truth(options.data, split)
+        truth = Voc(root=options.data).ground_truth(split)
         print(f"\n{split}")
         print(measure_recall(proposals, truth).table())
         print()

@@ -63,7 +63,7 @@ import numpy as np
 from wsod_jax import viz
 from wsod_jax.data.proposals import ProposalSet, check_proposals
 from wsod_jax.data.records import ImageRecord
-from wsod_jax.data.voc import read_ground_truth
+from wsod_jax.data.voc import Voc
 from wsod_jax.errors import ConfigError, DataError
 from wsod_jax.evals.pictures import draw_image_detections, draw_precision_recall
 from wsod_jax.evals.predictions import read_index, read_predictions
@@ -338,7 +338,7 @@ def show_curves(options: argparse.Namespace) -> None:
 def show_instances(options: argparse.Namespace) -> None:
     counts, class_names = {}, None
     for data in options.data:
-        truth = read_ground_truth(data, options.split)
+        truth = Voc(root=data).ground_truth(options.split)
         if class_names not in (None, truth.class_names):
             raise DataError(
                 f"{data} has the classes {truth.class_names}, but {options.data[0]} has {class_names}; "

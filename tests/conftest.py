@@ -56,13 +56,13 @@ def tiny_set(tmp_path_factory) -> tuple[Path, Path]:
     from wsod_jax.data.records import ImageSet
     from wsod_jax.data.selective_search import SearchOptions, run_selective_search
     from wsod_jax.data.synthetic import SyntheticSpec, write_synthetic
-    from wsod_jax.data.voc import read_image_set
+    from wsod_jax.data.voc import Voc
 
     root = tmp_path_factory.mktemp("tiny_set")
     data, proposals = root / "data", root / "proposals.npz"
     spec = SyntheticSpec(num_trainval=8, num_test=4, size=96, aspects=(1.0, 0.75, 4 / 3))
     write_synthetic(data, spec)
-    splits = [read_image_set(data, split) for split in ("trainval", "test")]
+    splits = [Voc(root=data).images(split) for split in ("trainval", "test")]
     records = splits[0].records + splits[1].records
     images = ImageSet("all", splits[0].class_names, records)
     run_selective_search(images, proposals, options=SearchOptions(min_side=6.0))

@@ -24,7 +24,7 @@ from scripts import evaluate
 from scripts import train as script
 from wsod_jax.data.images import read_image
 from wsod_jax.data.proposals import ProposalSet
-from wsod_jax.data.voc import read_image_set
+from wsod_jax.data.voc import Voc
 from wsod_jax.errors import ConfigError, DataError
 from wsod_jax.train.checkpoint import checkpoint_steps, load_checkpoint
 from wsod_jax.train.logging import JsonlWriter, read_jsonl
@@ -156,7 +156,7 @@ def garbled_boxes(trained_run, config, folder):
 
 def labels_only(trained_run, config, folder):
     """The same pictures in a plain folder, with a CSV of labels; no box exists anywhere."""
-    images = read_image_set(trained_run.data, "trainval")
+    images = Voc(root=trained_run.data).images("trainval")
     (folder / "data").mkdir()
     with (folder / "labels.csv").open("w", newline="") as file:
         writer = csv.writer(file)
@@ -383,7 +383,7 @@ def test_split_without_boxes_is_predicted_and_not_measured(trained_run, copied_r
 def test_image_that_cannot_be_read_is_left_out_and_told(copied_run, trained_run, tmp_path):
     """Its file breaks off after the header, so that only decoding finds out."""
     shutil.copytree(trained_run.data, tmp_path / "data")
-    broken = read_image_set(tmp_path / "data", "test").records[0]
+    broken = Voc(root=tmp_path / "data").images("test").records[0]
     broken.path.write_bytes(broken.path.read_bytes()[: broken.path.stat().st_size // 2])
     out = tmp_path / "o"
     arguments = ["--workdir", str(copied_run), "--out", str(out), *FAST]

@@ -12,7 +12,7 @@ from wsod_jax import build
 from wsod_jax.data import proposal_writing
 from wsod_jax.data.proposals import ProposalSet
 from wsod_jax.data.records import ImageRecord, ImageSet
-from wsod_jax.data.voc import read_image_set
+from wsod_jax.data.voc import Voc
 from wsod_jax.errors import ConfigError, DataError
 from wsod_jax.evals.field_boxes import FieldOptions, field_boxes
 from wsod_jax.experiment import TrainingData, open_checkpoint
@@ -28,7 +28,7 @@ FEW = FieldOptions(20, (0.25, 0.5))
 
 @pytest.fixture(scope="module")
 def images(spn_run):
-    splits = [read_image_set(spn_run.data, split) for split in ("trainval", "test")]
+    splits = [Voc(root=spn_run.data).images(split) for split in ("trainval", "test")]
     return ImageSet("both", splits[0].class_names, splits[0].records + splits[1].records)
 
 

@@ -15,7 +15,7 @@ from tests.data.voc_tree import write_voc
 from tests.oracles import localization as oracle
 from tests.test_end_to_end import labels_only, losses, read_report
 from wsod_jax import build
-from wsod_jax.data.voc import read_image_set
+from wsod_jax.data.voc import Voc
 from wsod_jax.errors import ConfigError, DataError
 from wsod_jax.evaluation.baselines import COLUMNS
 from wsod_jax.evaluation.maps import MapSplit
@@ -294,7 +294,7 @@ def test_runs_that_cannot_be_joined(spn_run, trained_run, tmp_path):
 def test_image_that_cannot_be_read_is_missed(evaluated, spn_run, tmp_path, truth):
     """One in either split breaks off after its header, so that only decoding finds out."""
     data = Path(shutil.copytree(spn_run.data, tmp_path / "data"))
-    broken = [read_image_set(data, split).records[0] for split in ("test", "trainval")]
+    broken = [Voc(root=data).images(split).records[0] for split in ("test", "trainval")]
     for record in broken:
         record.path.write_bytes(record.path.read_bytes()[: record.path.stat().st_size // 2])
     report = measure(

@@ -34,10 +34,15 @@ from ml_collections import ConfigDict, FrozenConfigDict
 
 from wsod_jax.config_values import suggestion
 from wsod_jax.construction import check_known, choose, construct, hidden
-from wsod_jax.data import coco, folder, image_folder, tfds, voc
+from wsod_jax.data.coco import Coco
+from wsod_jax.data.folder import Folder
+from wsod_jax.data.image_folder import ImageFolder
 from wsod_jax.data.proposals import ProposalSet
+from wsod_jax.data.reader import Reader
 from wsod_jax.data.records import GroundTruth, ImageSet, check_single_label, is_single_label
+from wsod_jax.data.tfds import Tfds
 from wsod_jax.data.transforms import ProposalRules
+from wsod_jax.data.voc import Voc
 from wsod_jax.errors import ConfigError
 from wsod_jax.methods.base import Method
 from wsod_jax.methods.classifier import Classifier
@@ -82,11 +87,11 @@ BACKBONES = {
     "cnn_s": CnnS,
 }
 READERS = {
-    "voc": voc,
-    "coco": coco,
-    "image_folder": image_folder,
-    "folder": folder,
-    "tfds": tfds,
+    "voc": Voc,
+    "coco": Coco,
+    "image_folder": ImageFolder,
+    "folder": Folder,
+    "tfds": Tfds,
 }
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 SECTIONS = ("seed", "method", "backbone", "data", "train", "optim", "log", "eval")
@@ -232,12 +237,7 @@ def warm_start(config: ConfigDict) -> Callable[[Params], Params] | None:
 
 def images(config: ConfigDict, split: str) -> ImageSet:
     """Read a split's images and labels. No box is read."""
-    reader, options = _reader(config, split)
-    if hasattr(reader, "read_ground_truth"):
-        options = _of_function(options, reader.read_image_set, reader.read_ground_truth)
-    if "split" in inspect.signature(reader.read_image_set).parameters:
-        return construct(reader.read_image_set, options, "data", split=split)
-    return construct(reader.read_image_set, options, "data")
+    return reader(config).images(split)
 
 
 def check_labels(config: ConfigDict, image_set: ImageSet) -> None:
@@ -257,19 +257,18 @@ def check_labels(config: ConfigDict, image_set: ImageSet) -> None:
 
 def has_boxes(config: ConfigDict) -> bool:
     """Return whether the data's reader knows boxes, so that detections can be measured."""
-    return hasattr(_reader(config, "")[0], "read_ground_truth")
+    return reader(config).has_boxes
 
 
 def ground_truth(config: ConfigDict, split: str) -> GroundTruth:
     """Read a split's boxes, for evaluation."""
-    reader, options = _reader(config, split)
-    if not hasattr(reader, "read_ground_truth"):
+    made = reader(config)
+    if not made.has_boxes:
         raise ConfigError(
             f"data read by {config.data.reader!r} has no boxes, so nothing can be measured; "
             "scripts/predict.py draws detections without"
         )
-    options = _of_function(options, reader.read_ground_truth, reader.read_image_set)
-    return construct(reader.read_ground_truth, options, "data", split=split)
+    return made.ground_truth(split)
 
 
 def proposals(config: ConfigDict) -> ProposalSet | None:
@@ -319,7 +318,7 @@ def settings_used(config: ConfigDict) -> dict[str, dict[str, Any]]:
         "soft_proposal": [SoftProposal],
         "backbone": [BACKBONES[config.backbone.name]],
         "neck": [BoxHead],
-        "data": [READERS[config.data.reader].read_image_set],
+        "data": [READERS[config.data.reader]],
         "proposals": [ProposalRules],
         "train": [TrainSettings],
         "optim": [learning_rate, make_optimizer],
@@ -351,20 +350,11 @@ def from_dict(values: Mapping[str, Any]) -> ConfigDict:
     return config
 
 
-def _reader(config: ConfigDict, split: str) -> tuple[Any, dict]:
-    """Return the data's reader and its arguments for a split, which may be of a year of its own."""
+def reader(config: ConfigDict) -> Reader:
+    """Make the data's reader."""
     options = dict(config.data.items())
-    name, test_year = options.pop("reader", None), options.pop("test_year", None)
-    splits = {key: options.pop(key, None) for key in ("train_split", "val_split", "test_split")}
-    if test_year is not None and split == splits["test_split"]:
-        options["year"] = test_year
-    return choose(READERS, {"name": name}, "data.reader")[0], options
-
-
-def _of_function(options: dict, function: Callable, other: Callable) -> dict:
-    """Return the options without those that only another function of the same section takes."""
-    own, others = (inspect.signature(f).parameters for f in (function, other))
-    return {key: value for key, value in options.items() if key in own or key not in others}
+    cls, _ = choose(READERS, {"name": options.pop("reader", None)}, "data.reader")
+    return construct(cls, options, "data")
 
 
 def _dtype(name: str, section: str) -> jnp.dtype:

@@ -12,7 +12,7 @@ import numpy as np
 from wsod_jax import viz
 from wsod_jax.data.folder import list_images
 from wsod_jax.data.records import ImageRecord, ImageSet
-from wsod_jax.data.voc import read_ground_truth, read_image_set
+from wsod_jax.data.voc import Voc
 from wsod_jax.errors import DataError
 from wsod_jax.evals.tables import TruthTable
 
@@ -26,8 +26,8 @@ def read_images(data: Path, split: str | None) -> tuple[ImageSet, TruthTable | N
     if not split:
         found = sorted(path.stem for path in (data / "ImageSets" / "Main").glob("*.txt"))
         raise DataError(f"{data} is in VOC layout: choose --split out of {', '.join(found[:20])}.")
-    images = read_image_set(data, split)
-    truth = read_ground_truth(data, split).select(images.image_ids)
+    images = Voc(root=data).images(split)
+    truth = Voc(root=data).ground_truth(split).select(images.image_ids)
     return images, TruthTable.from_annotations(
         truth.boxes.values(), num_classes=len(images.class_names)
     )

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from tests.data.voc_tree import write_voc
-from wsod_jax.data import voc
 from wsod_jax.data.arrays import FeatureCache, play_batches, save_batches
 from wsod_jax.data.pipeline import train_batches, view_batches
 from wsod_jax.data.transforms import Canvases
+from wsod_jax.data.voc import Voc
 from wsod_jax.errors import ConfigError, DataError
 from wsod_jax.types import Batch, FeatureMap
 
@@ -20,13 +20,12 @@ CANVASES = Canvases((16, 24), multiple=8)
 @pytest.fixture
 def images(tmp_path):
     sizes = [(20, 30), (30, 20), (24, 24)]
-    return voc.read_image_set(
-        write_voc(
+    return Voc(
+        root=write_voc(
             tmp_path / "set",
             {f"i{n}": (s, [("cat", (1, 1, 9, 9), False)]) for n, s in enumerate(sizes)},
-        ),
-        "trainval",
-    )
+        )
+    ).images("trainval")
 
 
 def views(images, **options):

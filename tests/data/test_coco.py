@@ -8,9 +8,9 @@ import pytest
 from PIL import Image
 
 from tests.data.voc_tree import pixels
-from wsod_jax.data import coco
+from wsod_jax.data.coco import Coco
 from wsod_jax.data.records import training_images
-from wsod_jax.errors import DataError
+from wsod_jax.errors import ConfigError, DataError
 from wsod_jax.evals.coco import coco_box_ap
 from wsod_jax.evals.tables import DetectionTable, TruthTable
 
@@ -59,7 +59,7 @@ def as_dict(images):
 
 @pytest.mark.parametrize("folder", ["val2014", "images/val2014"])
 def test_images_and_labels(tmp_path, folder):
-    images = coco.read_image_set(write(tmp_path, folder=folder), "val2014")
+    images = Coco(root=write(tmp_path, folder=folder)).images("val2014")
     assert images.class_names == ("person", "dog", "brush")  # by id: 1, 18, 90
     assert as_dict(images) == {
         "b": (0, 1, 0),  # of persons there is a crowd only
@@ -76,24 +76,24 @@ def test_images_and_labels(tmp_path, folder):
 
 @pytest.mark.parametrize(("rule", "label"), [("drop", 0), ("ignore", -1), ("keep", 1)])
 def test_a_class_with_crowds_only(tmp_path, rule, label):
-    images = coco.read_image_set(write(tmp_path), "val2014", crowd=rule)
+    images = Coco(root=write(tmp_path), crowd=rule).images("val2014")
     assert as_dict(images)["b"] == (label, 1, 0)
     assert as_dict(images)["sub/a"] == (0, 1, 1)  # a crowd, and one dog by itself, listed before it
     reverse = {"annotations": ANNOTATIONS[::-1]}
-    images = coco.read_image_set(write(tmp_path, content=reverse), "val2014", crowd=rule)
+    images = Coco(root=write(tmp_path, content=reverse), crowd=rule).images("val2014")
     assert as_dict(images)["b"] == (label, 1, 0) and as_dict(images)["sub/a"] == (0, 1, 1)
 
 
 def test_labels_do_not_look_at_boxes(tmp_path):
-    expected = coco.read_image_set(write(tmp_path), "val2014")
+    expected = Coco(root=write(tmp_path)).images("val2014")
     bare = [{k: v for k, v in item.items() if k not in ("bbox", "area")} for item in ANNOTATIONS]
-    found = coco.read_image_set(write(tmp_path, content={"annotations": bare}), "val2014")
+    found = Coco(root=write(tmp_path, content={"annotations": bare})).images("val2014")
     assert found == expected
-    assert coco.read_ground_truth(tmp_path, "val2014").counts == {"clipped": 0, "dropped": 9}
+    assert Coco(root=tmp_path).ground_truth("val2014").counts == {"clipped": 0, "dropped": 9}
 
 
 def test_boxes(tmp_path):
-    truth = coco.read_ground_truth(write(tmp_path), "val2014")
+    truth = Coco(root=write(tmp_path)).ground_truth("val2014")
     assert truth.class_names == ("person", "dog", "brush") and list(truth.boxes) == [
         "b",
         "sub/a",
@@ -119,6 +119,17 @@ def test_boxes(tmp_path):
     np.testing.assert_array_equal(table.crowd, [False, True, False, False, True])
 
 
+def test_boxes_to_train_on_ignore_crowds(tmp_path):
+    made = Coco(root=write(tmp_path)).boxes("val2014")
+    assert made.images.image_ids == ("b", "sub/a", "c", "d") and made.max_targets == 3
+    assert [boxes.ignore.tolist() for boxes in made.boxes] == [
+        [False, True],
+        [False, False, True],
+        [],
+        [],
+    ]
+
+
 def test_scores_are_those_of_the_file_itself(tmp_path):
     """COCO's own evaluation of the file, and ours of what is read from it, are the same numbers."""
     from pycocotools.coco import COCO
@@ -138,7 +149,7 @@ def test_scores_are_those_of_the_file_itself(tmp_path):
         near = np.float32(box) + np.float32(rng.uniform(-0.5, 0.5, 4))
         found.append((image, category, float(np.float32(rng.random())), near))
     root = write(tmp_path, content={"annotations": items})
-    truth = coco.read_ground_truth(root, "val2014")
+    truth = Coco(root=root).ground_truth("val2014")
     numbers, categories = [image["id"] for image in IMAGES], [1, 18, 90]
     corners = np.stack([box for *_, box in found])
     corners[:, 2:] += corners[:, :2]
@@ -169,18 +180,18 @@ def test_missing_image_is_skipped_or_named(tmp_path, caplog):
     root = write(tmp_path)
     (root / "val2014" / "sub" / "a.jpg").unlink()
     with caplog.at_level(logging.WARNING):
-        images = coco.read_image_set(root, "val2014")
+        images = Coco(root=root).images("val2014")
     assert list(as_dict(images)) == ["b", "c", "d"] and images.counts["bad_image"] == 1
     assert "a.jpg: no such image" in caplog.text
-    assert len(coco.read_ground_truth(root, "val2014")) == 4
+    assert len(Coco(root=root).ground_truth("val2014")) == 4
     with pytest.raises(DataError, match=r"a\.jpg: no such image"):
-        coco.read_image_set(root, "val2014", on_bad="error")
-    with pytest.raises(DataError, match="on_bad='warn'"):
-        coco.read_image_set(root, "val2014", on_bad="warn")
+        Coco(root=root, on_bad="error").images("val2014")
+    with pytest.raises(ConfigError, match="on_bad='warn'"):
+        Coco(root=root, on_bad="warn").images("val2014")
     for image in ("b", "c", "d"):
         (root / "val2014" / f"{image}.jpg").unlink()
     with pytest.raises(DataError, match="no image is left of 4"):
-        coco.read_image_set(root, "val2014")
+        Coco(root=root).images("val2014")
 
 
 def replaced(items, position, **changes):
@@ -217,9 +228,9 @@ def replaced(items, position, **changes):
 )  # fmt: skip
 def test_faults_of_the_file_are_named(tmp_path, content, message):
     root = write(tmp_path, content=content)
-    for read in (coco.read_image_set, coco.read_ground_truth):
+    for read in (Coco(root=root).images, Coco(root=root).ground_truth):
         with pytest.raises(DataError, match=rf"instances_val2014\.json: .*{message}"):
-            read(root, "val2014")
+            read("val2014")
 
 
 @pytest.mark.parametrize("text", [b"", b"{", b"[]", b"\xff\xfe{}", b"[" * 100_000])
@@ -227,14 +238,14 @@ def test_a_file_that_is_no_json_of_coco(tmp_path, text):
     root = write(tmp_path)
     (root / "annotations" / "instances_val2014.json").write_bytes(text)
     with pytest.raises(DataError, match=r"instances_val2014\.json"):
-        coco.read_image_set(root, "val2014")
+        Coco(root=root).images("val2014")
 
 
 def test_missing_files(tmp_path):
     with pytest.raises(DataError, match="splits found: none"):
-        coco.read_image_set(tmp_path, "val2014")
+        Coco(root=tmp_path).images("val2014")
     root = write(tmp_path, folder="test2014")
     with pytest.raises(DataError, match="splits found: val2014"):
-        coco.read_image_set(root, "train2014")
+        Coco(root=root).images("train2014")
     with pytest.raises(DataError, match=r"no folder of images; looked for .*val2014 and "):
-        coco.read_image_set(root, "val2014")
+        Coco(root=root).images("val2014")

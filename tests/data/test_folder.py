@@ -5,7 +5,7 @@ import logging
 import pytest
 from PIL import Image
 
-from wsod_jax.data.folder import list_images, read_image_set
+from wsod_jax.data.folder import Folder, list_images
 from wsod_jax.errors import DataError
 
 
@@ -22,7 +22,7 @@ def folder(tmp_path):
 def read(folder, text, **options):
     path = folder.parent / "labels.csv"
     path.write_text(text, encoding=options.pop("encoding", "utf-8"))
-    return read_image_set(folder, path, **options)
+    return Folder(folder=folder, labels_csv=path, **options).images("all")
 
 
 def as_dict(images):
@@ -45,8 +45,15 @@ def test_one_row_per_label(folder):
 
 
 def test_given_class_names_fix_the_order(folder):
-    images = read(folder, "image,labels\na.jpg,cat\n", class_names=["dog", "cat", "cow"])
+    images = read(folder, "image,labels\na.jpg,cat\n", class_names=("dog", "cat", "cow"))
     assert as_dict(images) == {"a": (0, 1, 0)}
+
+
+def test_there_are_no_splits_and_no_boxes(folder):
+    (folder.parent / "labels.csv").write_text("image,labels\na.jpg,cat\n")
+    data = Folder(folder=folder, labels_csv=folder.parent / "labels.csv")
+    assert data.images(data.train_split) == data.images("any")
+    assert not data.has_boxes and not hasattr(data, "ground_truth") and not hasattr(data, "boxes")
 
 
 def test_byte_order_mark_and_crlf(folder):
@@ -81,7 +88,7 @@ def test_faults_name_their_line(folder, text, message):
 
 def test_unknown_class(folder):
     with pytest.raises(DataError, match=r":2: unknown class 'cow'; allowed are cat, dog"):
-        read(folder, "image,labels\na.jpg,cow\n", class_names=["cat", "dog"])
+        read(folder, "image,labels\na.jpg,cow\n", class_names=("cat", "dog"))
 
 
 def test_not_utf8(folder):
@@ -91,9 +98,9 @@ def test_not_utf8(folder):
 
 def test_missing_files(folder, tmp_path):
     with pytest.raises(DataError, match="no such labels file"):
-        read_image_set(folder, tmp_path / "none.csv")
+        Folder(folder=folder, labels_csv=tmp_path / "none.csv").images("all")
     with pytest.raises(DataError, match="no such folder"):
-        read_image_set(tmp_path / "none", tmp_path / "none.csv")
+        Folder(folder=tmp_path / "none", labels_csv="none.csv").images("all")
 
 
 def test_bad_image_is_skipped_and_counted_or_named(folder, caplog):

@@ -8,10 +8,10 @@ import pytest
 from PIL import Image
 
 from tests.data.voc_tree import OBJECT
-from wsod_jax.data import image_folder, size_index
-from wsod_jax.data.image_folder import read_ground_truth, read_image_set
+from wsod_jax.data import size_index
+from wsod_jax.data.image_folder import ImageFolder
 from wsod_jax.data.records import check_single_label
-from wsod_jax.errors import DataError
+from wsod_jax.errors import ConfigError, DataError
 
 TRAIN = {
     "n02/x_1.JPEG": (8, 6),
@@ -44,7 +44,7 @@ def as_dict(images):
 
 
 def test_a_class_is_a_folder(root):
-    images = read_image_set(root, "train")
+    images = ImageFolder(root=root).images("train")
     assert images.class_names == ("n01", "n02", "n03", "n10")
     assert as_dict(images) == {
         "n01/x_1": (1, 0, 0, 0),
@@ -63,14 +63,14 @@ def test_a_class_is_a_folder(root):
 
 
 def test_flat_with_a_csv(root):
-    images = read_image_set(root, "val", class_names=["n01", "n02", "n03", "n10"])
+    images = ImageFolder(root=root, class_names=("n01", "n02", "n03", "n10")).images("val")
     assert as_dict(images) == {"v_0": (1, 0, 0, 0), "v_1": (0, 0, 0, 1), "v_2": (0, 1, 0, 0)}
-    assert read_image_set(root, "val").class_names == ("n01", "n02", "n10")
+    assert ImageFolder(root=root).images("val").class_names == ("n01", "n02", "n10")
     (root / "val.csv").write_text("image,labels\nv_1,n10;n01\nv_0,\n")
-    images = read_image_set(root, "val")
+    images = ImageFolder(root=root).images("val")
     assert as_dict(images) == {"v_0": (0, 0), "v_1": (1, 1)} and images.counts["unlabelled"] == 1
     with pytest.raises(DataError, match=r"val\.csv:2: unknown class 'n10'; allowed are n01"):
-        read_image_set(root, "val", class_names=["n01"])
+        ImageFolder(root=root, class_names=("n01",)).images("val")
 
 
 def test_readable_names_are_shared_by_all_splits(root):
@@ -78,30 +78,30 @@ def test_readable_names_are_shared_by_all_splits(root):
     (root / "class_names.txt").write_text(lines)
     expected = ("tench, Tinca tinca", "crane (n02)", "n03", "crane (n10)", "never seen")
     for split in ("train", "val"):
-        images = read_image_set(root, split)
+        images = ImageFolder(root=root).images(split)
         assert images.class_names == expected and images.labels.shape[1] == 5
     assert as_dict(images)["v_1"] == (0, 0, 0, 1, 0)
-    images = read_image_set(root, "train", class_names=["n10", "n03", "n02", "n01"])
+    images = ImageFolder(root=root, class_names=("n10", "n03", "n02", "n01")).images("train")
     assert images.class_names == ("crane (n10)", "n03", "crane (n02)", "tench, Tinca tinca")
     (root / "class_names.txt").write_text("n10 a\nn10 b\n")
     with pytest.raises(DataError, match=r"class_names\.txt:2: class folder 'n10' occurs twice"):
-        read_image_set(root, "train")
+        ImageFolder(root=root).images("train")
 
 
 def test_unknown_class_folder(root):
     (root / "class_names.txt").write_text("n01 a\nn02 b\n")
     with pytest.raises(DataError, match=r"2 classes are not among the 2.*the first is 'n03'"):
-        read_image_set(root, "train")
+        ImageFolder(root=root).images("train")
     with pytest.raises(DataError, match="the first is 'n01'"):
-        read_image_set(root, "train", class_names=["n02", "n03", "n10"])
+        ImageFolder(root=root, class_names=("n02", "n03", "n10")).images("train")
     with pytest.raises(DataError, match="distinct"):
-        read_image_set(root, "train", class_names=["n01", "n01"])
+        ImageFolder(root=root, class_names=("n01", "n01")).images("train")
 
 
 def test_strays_are_left_out(root):
     save(root / "train" / "stray.jpg", (5, 5))
     save(root / "train" / ".cache" / "thumb.jpg", (5, 5))
-    images = read_image_set(root, "train")
+    images = ImageFolder(root=root).images("train")
     assert len(images) == 4 and images.counts["unlabelled"] == 1
     assert images.class_names == ("n01", "n02", "n03", "n10")
 
@@ -110,24 +110,24 @@ def test_a_class_may_be_a_link(root, tmp_path_factory):
     elsewhere = tmp_path_factory.mktemp("elsewhere")
     save(elsewhere / "z.jpg", (5, 4))
     (root / "train" / "n05").symlink_to(elsewhere)
-    assert as_dict(read_image_set(root, "train"))["n05/z"] == (0, 0, 0, 1, 0)
+    assert as_dict(ImageFolder(root=root).images("train"))["n05/z"] == (0, 0, 0, 1, 0)
 
 
 def test_same_name_but_for_the_suffix(root):
     save(root / "train" / "n02" / "x_1.png", (5, 5))
     with pytest.raises(DataError, match="differ only in the suffix"):
-        read_image_set(root, "train")
+        ImageFolder(root=root).images("train")
 
 
 def test_nothing_there(root):
     with pytest.raises(DataError, match="no such folder"):
-        read_image_set(root, "test")
+        ImageFolder(root=root).images("test")
     (root / "test" / "n01").mkdir(parents=True)
     with pytest.raises(DataError, match="holds no image"):
-        read_image_set(root, "test")
+        ImageFolder(root=root).images("test")
     save(root / "flat" / "a.jpg", (4, 4))
     with pytest.raises(DataError, match=r"at least one.*flat\.csv"):
-        read_image_set(root, "flat")
+        ImageFolder(root=root).images("flat")
 
 
 # The index of sizes
@@ -148,38 +148,40 @@ def opened(monkeypatch):
 
 
 def test_headers_are_read_once(root, opened):
-    first = read_image_set(root, "train")
+    first = ImageFolder(root=root).images("train")
     assert len(opened) == 4 and (root / "train.sizes.npz").is_file()
     opened.clear()
-    assert read_image_set(root, "train") == first and not opened
-    read_image_set(root, "val"), opened.clear()
-    assert len(read_image_set(root, "val")) == 3 and not opened
+    assert ImageFolder(root=root).images("train") == first and not opened
+    ImageFolder(root=root).images("val"), opened.clear()
+    assert len(ImageFolder(root=root).images("val")) == 3 and not opened
 
 
 def test_only_new_headers_are_read(root, opened):
-    read_image_set(root, "train")
+    ImageFolder(root=root).images("train")
     opened.clear()
     (root / "train" / "n02" / "x_1.JPEG").unlink()
     save(root / "train" / "n03" / "new.jpg", (11, 12))
-    images = read_image_set(root, "train")
+    images = ImageFolder(root=root).images("train")
     assert opened == ["new.jpg"] and list(as_dict(images))[2:] == ["n03/new", "n10/deep/er"]
     assert (images.records[2].height, images.records[2].width) == (12, 11)
     save(root / "train" / "n02" / "x_1.JPEG", (2, 3))  # back, but of another size
-    images = read_image_set(root, "train")
+    images = ImageFolder(root=root).images("train")
     assert opened == ["new.jpg", "x_1.JPEG"]
     assert (images.records[1].height, images.records[1].width) == (3, 2)
 
 
 def test_index_elsewhere(root, tmp_path, opened):
     index = tmp_path / "cache.npz"
-    first = read_image_set(root, "train", index_path=index)
+    first = ImageFolder(root=root, index_path=index).images("train")
     assert index.is_file() and not list(root.glob("*.sizes.npz")) and len(opened) == 4
-    assert read_image_set(root, "train", index_path=str(index)) == first and len(opened) == 4
+    assert (
+        ImageFolder(root=root, index_path=str(index)).images("train") == first and len(opened) == 4
+    )
 
 
 @pytest.mark.parametrize("damage", ["text", "cut", "other", "sizes"])
 def test_damaged_index_is_made_anew(root, opened, damage, caplog):
-    first = read_image_set(root, "train")
+    first = ImageFolder(root=root).images("train")
     index = root / "train.sizes.npz"
     if damage == "text":
         index.write_bytes(b"hello")
@@ -192,13 +194,13 @@ def test_damaged_index_is_made_anew(root, opened, damage, caplog):
             index, paths=np.frombuffer(b"n01/x_1.png\0", np.uint8), sizes=np.ones((2, 2), "i4")
         )
     opened.clear()
-    assert read_image_set(root, "train") == first and len(opened) == 4
+    assert ImageFolder(root=root).images("train") == first and len(opened) == 4
     assert "damaged" in caplog.text
-    assert read_image_set(root, "train") == first and len(opened) == 4
+    assert ImageFolder(root=root).images("train") == first and len(opened) == 4
 
 
 def test_index_that_cannot_be_written(root, caplog):
-    images = read_image_set(root, "train", index_path=root / "nowhere" / "i.npz")
+    images = ImageFolder(root=root, index_path=root / "nowhere" / "i.npz").images("train")
     assert len(images) == 4 and "index_path" in caplog.text
 
 
@@ -209,31 +211,31 @@ def test_bad_images_are_skipped_and_tried_again(root, caplog):
     for _ in range(2):
         caplog.clear()
         with caplog.at_level(logging.WARNING):
-            images = read_image_set(root, "train")
+            images = ImageFolder(root=root).images("train")
         assert len(images) == 3 and images.counts["bad_image"] == 1 and "x_2.JPEG" in caplog.text
     with pytest.raises(DataError, match="x_2"):
-        read_image_set(root, "train", on_bad="error")
-    with pytest.raises(DataError, match="on_bad='warn'"):
-        read_image_set(root, "train", on_bad="warn")
+        ImageFolder(root=root, on_bad="error").images("train")
+    with pytest.raises(ConfigError, match="on_bad='warn'"):
+        ImageFolder(root=root, on_bad="warn").images("train")
     bad.write_bytes(good)
-    assert len(read_image_set(root, "train")) == 4
+    assert len(ImageFolder(root=root).images("train")) == 4
 
 
 def test_what_was_read_before_an_error_is_kept(root, opened, monkeypatch):
     monkeypatch.setattr(size_index, "_CHUNK", 1)
     (root / "train" / "n10" / "deep" / "er.jpg").write_bytes(b"no image")  # the last one
     with pytest.raises(DataError, match="er.jpg"):
-        read_image_set(root, "train", on_bad="error")
+        ImageFolder(root=root, on_bad="error").images("train")
     opened.clear()
-    assert len(read_image_set(root, "train")) == 3 and opened == ["er.jpg"]
+    assert len(ImageFolder(root=root).images("train")) == 3 and opened == ["er.jpg"]
 
 
 def test_odd_file_names_come_back(root, opened):
     for name in ("two words.jpg", "line\nbreak.jpg", "ä.jpg"):
         save(root / "train" / "n03" / name, (5, 6))
-    first = read_image_set(root, "train")
+    first = ImageFolder(root=root).images("train")
     opened.clear()
-    assert read_image_set(root, "train") == first and not opened and len(first) == 7
+    assert ImageFolder(root=root).images("train") == first and not opened and len(first) == 7
 
 
 def test_sizes_do_not_depend_on_the_order_of_threads(root, monkeypatch):
@@ -245,7 +247,9 @@ def test_sizes_do_not_depend_on_the_order_of_threads(root, monkeypatch):
 
     monkeypatch.setattr(size_index, "_CHUNK", 1)
     monkeypatch.setattr(size_index, "image_size", slow_first)
-    sizes = {r.image_id: (r.width, r.height) for r in read_image_set(root, "train").records}
+    sizes = {
+        r.image_id: (r.width, r.height) for r in ImageFolder(root=root).images("train").records
+    }
     assert sizes == {name.rpartition(".")[0]: size for name, size in TRAIN.items()}
 
 
@@ -274,8 +278,8 @@ def test_boxes(root, flat):
         write_xml(folder / f"{name}.xml", (4, 4), objects)
     if not flat:
         write_xml(folder / "n02/x_1.xml", (8, 6), [("n10", (2, 2, 3, 3)), ("n02", (5, 5, 5, 5))])
-    truth = read_ground_truth(root, "train")
-    assert truth.class_names == read_image_set(root, "train").class_names
+    truth = ImageFolder(root=root).ground_truth("train")
+    assert truth.class_names == ImageFolder(root=root).images("train").class_names
     np.testing.assert_array_equal(truth.boxes["n02/x_2"].boxes, [[0, 1, 5, 9]])  # clipped
     assert truth.boxes["n10/deep/er"].boxes.shape == (0, 4)
     if flat:  # two images are named x_1, so the XML of that name is nobody's
@@ -291,31 +295,31 @@ def test_boxes(root, flat):
 def test_boxes_of_a_flat_split_elsewhere(root, tmp_path):
     (root / "class_names.txt").write_text("n01 tench\nn02 crane\nn10 crane\n")
     write_xml(tmp_path / "xml" / "val" / "v_1.xml", (3, 5), [("n10", (1, 1, 2, 2))])
-    truth = read_ground_truth(root, "val", annotations=tmp_path / "xml")
+    truth = ImageFolder(root=root, annotations=tmp_path / "xml").ground_truth("val")
     assert truth.class_names == ("tench", "crane (n02)", "crane (n10)")
     assert list(truth.boxes) == ["v_1"] and truth.boxes["v_1"].classes.tolist() == [2]
     assert truth.counts["bad_image"] == 2
     with pytest.raises(DataError, match=r"v_0\.xml"):
-        read_ground_truth(root, "val", annotations=tmp_path / "xml", on_bad="error")
+        ImageFolder(root=root, annotations=tmp_path / "xml", on_bad="error").ground_truth("val")
     with pytest.raises(DataError, match="no such folder of annotations"):
-        read_ground_truth(root, "val")
+        ImageFolder(root=root).ground_truth("val")
 
 
 def test_faulty_annotations(root):
     path = root / "annotations" / "val" / "v_1.xml"
     write_xml(path, (3, 5), [("Scottish_deerhound", (1, 1, 2, 2))])
     with pytest.raises(DataError, match=r"v_1\.xml: unknown class 'Scottish_deerhound'"):
-        read_ground_truth(root, "val")
+        ImageFolder(root=root).ground_truth("val")
     path.write_text("<annotation><object>")
     with pytest.raises(DataError, match="no annotation could be read"):
-        read_ground_truth(root, "val")
+        ImageFolder(root=root).ground_truth("val")
     path.write_text('<!DOCTYPE a [<!ENTITY b "c">]><a>&b;</a>')
     with pytest.raises(DataError, match="refused"):
-        read_ground_truth(root, "val")
+        ImageFolder(root=root).ground_truth("val")
 
 
 def test_labels_do_not_look_at_boxes(root):
-    expected = read_image_set(root, "train")
+    expected = ImageFolder(root=root).images("train")
     write_xml(root / "annotations" / "train" / "n01" / "x_1.xml", (4, 4), [("zebra", (1, 1, 2, 2))])
-    assert read_image_set(root, "train") == expected
-    assert image_folder.read_image_set.__annotations__["return"] == "ImageSet"
+    assert ImageFolder(root=root).images("train") == expected
+    assert ImageFolder.images.__annotations__["return"] == "ImageSet"

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 
 from tests.data.voc_tree import write_voc
-from wsod_jax.data import voc
 from wsod_jax.data.pipeline import train_batches, view_batches
 from wsod_jax.data.proposals import ProposalSet
 from wsod_jax.data.records import ImageRecord, ImageSet
 from wsod_jax.data.transforms import Canvases
+from wsod_jax.data.voc import Voc
 from wsod_jax.errors import ConfigError, DataError
 
 SIZES = [(40, 60), (60, 40), (50, 50), (45, 64), (64, 30), (30, 100), (40, 41)]
@@ -33,7 +33,7 @@ def tree(tmp_path):
 
 @pytest.fixture
 def images(tmp_path):
-    return voc.read_image_set(tree(tmp_path), "trainval")
+    return Voc(root=tree(tmp_path)).images("trainval")
 
 
 def random_boxes(seed, count, height, width):
@@ -158,7 +158,7 @@ def test_annotated_boxes_change_no_training_batch(tmp_path, images):
             text = text.replace(f">{value}</", f">{other}</")
         assert text != path.read_text()
         path.write_text(text)
-    garbled = voc.read_image_set(tmp_path / "VOC2007", "trainval")
+    garbled = Voc(root=tmp_path / "VOC2007").images("trainval")
     assert_same(take(train(garbled, proposals), 6), expected)
 
 

@@ -7,16 +7,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from wsod_jax.data import voc
 from wsod_jax.data.records import (
     BoxAnnotations,
+    BoxSet,
     GroundTruth,
+    ImageBoxes,
     ImageRecord,
     ImageSet,
     check_single_label,
     is_single_label,
     training_images,
 )
+from wsod_jax.data.voc import Voc
 from wsod_jax.errors import DataError
 
 
@@ -131,5 +133,83 @@ def test_ground_truth_selection():
 
 
 def test_readers_of_labels_and_boxes_return_different_types():
-    assert voc.read_image_set.__annotations__["return"] == "ImageSet"
-    assert voc.read_ground_truth.__annotations__["return"] == "GroundTruth"
+    assert Voc.images.__annotations__["return"] == "ImageSet"
+    assert Voc.ground_truth.__annotations__["return"] == "GroundTruth"
+
+
+# Boxes to train on
+
+
+def boxes_of(*corners, classes=None, ignore=None, weights=None):
+    count = len(corners)
+    return ImageBoxes(
+        np.array(corners, np.float32).reshape(-1, 4),
+        np.zeros(count, np.int32) if classes is None else np.array(classes, np.int32),
+        np.zeros(count, bool) if ignore is None else np.array(ignore, bool),
+        None if weights is None else np.array(weights, np.float32),
+    )
+
+
+def test_a_box_set_is_no_image_set():
+    assert not issubclass(BoxSet, ImageSet) and not issubclass(ImageSet, BoxSet)
+    assert set(BoxSet.__mro__) & set(ImageSet.__mro__) == {object}
+
+
+def test_box_set_selection_and_largest_number_of_boxes():
+    made = BoxSet(
+        image_set((1, 0), (0, 1), (1, 1)),
+        (boxes_of((0, 0, 1, 1)), boxes_of(), boxes_of((0, 0, 2, 2), (1, 1, 2, 2), ignore=(0, 1))),
+        "annotations",
+    )
+    assert len(made) == 3 and made.max_targets == 2
+    part = made.select([1, 0])
+    assert part.images.image_ids == ("i1", "i0") and part.source == "annotations"
+    assert [len(boxes) for boxes in part.boxes] == [0, 1] and part.max_targets == 1
+    assert made.select([1]).max_targets == 1  # arrays have a row
+
+
+@pytest.mark.parametrize(
+    ("boxes", "message"),
+    [
+        (boxes_of((0, 0, 1, np.nan)), "not finite"),
+        (boxes_of((3, 0, 1, 1)), "x2 < x1"),
+        (boxes_of((0, 0, 1, 1), classes=(2,)), "outside 0 to 1"),
+        (boxes_of((0, 0, 1, 1), classes=(-1,)), "outside 0 to 1"),
+        (boxes_of((0, 0, 1, 1), classes=(0, 1)), r"classes has shape \(2,\) for 1 boxes"),
+        (boxes_of((0, 0, 1, 1), ignore=()), r"ignore has shape \(0,\)"),
+        (boxes_of((0, 0, 1, 1), weights=(-0.1,)), "a weight is negative"),
+        (boxes_of((0, 0, 1, 1), weights=(np.inf,)), "a weight is negative or not finite"),
+        (ImageBoxes(np.zeros((1, 5)), np.zeros(1, int), np.zeros(1, bool)), r"shape \(1, 5\)"),
+    ],
+)
+def test_faulty_boxes_name_their_image(boxes, message):
+    with pytest.raises(DataError, match=f"set: image 'i1': .*{message}"):
+        BoxSet(image_set((1, 0), (0, 1)), (boxes_of(), boxes), "annotations")
+
+
+def test_every_image_has_its_boxes_and_every_set_a_source():
+    with pytest.raises(DataError, match="boxes of 1 images for 2 images"):
+        BoxSet(image_set((1, 0), (0, 1)), (boxes_of(),), "annotations")
+    with pytest.raises(DataError, match="where its boxes come from"):
+        BoxSet(image_set((1, 0)), (boxes_of(),), "")
+
+
+def test_annotations_become_boxes_to_train_on(caplog):
+    two = np.float32([[0, 0, 2, 2], [1, 1, 3, 3], [0, 1, 2, 3]])
+    crowd = BoxAnnotations.from_lists(
+        two, [1, 0, 1], [True, False, False], crowd=[False, False, True]
+    )
+    images = image_set((1, 0), (0, 1), (1, 1))
+    truth = GroundTruth(("cat", "dog"), {"i2": crowd, "i0": BoxAnnotations.from_lists([], [], [])})
+    with caplog.at_level(logging.WARNING):
+        made = BoxSet.from_ground_truth(images, truth)
+    assert made.images.image_ids == ("i0", "i2") and made.source == "annotations"
+    assert made.images.counts["no_annotation"] == 1 and "left out 1 images" in caplog.text
+    np.testing.assert_array_equal(made.boxes[1].boxes, two)
+    assert made.boxes[1].classes.tolist() == [1, 0, 1] and made.boxes[1].weights is None
+    assert made.boxes[1].ignore.tolist() == [True, False, True]
+    assert len(made.boxes[0]) == 0
+    with pytest.raises(DataError, match="none of its 3 images has annotated boxes"):
+        BoxSet.from_ground_truth(images, GroundTruth(("cat", "dog"), {}))
+    with pytest.raises(DataError, match="same class_names"):
+        BoxSet.from_ground_truth(images, GroundTruth(("dog", "cat"), truth.boxes))

@@ -15,7 +15,7 @@ from wsod_jax.data.selective_search import SearchOptions, propose
 from wsod_jax.data.synthetic import SyntheticSpec, pretraining_spec, split_ids, write_synthetic
 from wsod_jax.data.synthetic_objects import CATALOGUE
 from wsod_jax.data.synthetic_scenes import mask_box, render_scene
-from wsod_jax.data.voc import read_ground_truth, read_image_set
+from wsod_jax.data.voc import Voc
 from wsod_jax.errors import ConfigError, DataError
 from wsod_jax.ops.boxes import box_area, pairwise_iou
 
@@ -156,9 +156,9 @@ def test_another_set_is_not_overwritten(tmp_path):
 def test_the_tree_reads_as_voc(tmp_path):
     write_synthetic(tmp_path, SMALL)
     for split, count in (("trainval", 5), ("train", 3), ("val", 2), ("test", 2)):
-        images = read_image_set(tmp_path, split, on_bad="error")
+        images = Voc(root=tmp_path, on_bad="error").images(split)
         assert len(images) == count and images.class_names == SMALL.classes
-        truth = read_ground_truth(tmp_path, split, on_bad="error")
+        truth = Voc(root=tmp_path, on_bad="error").ground_truth(split)
         assert not any(truth.counts.values())
         for record in images.records:
             index = int(record.image_id) - 1

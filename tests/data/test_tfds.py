@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from tests.data.voc_tree import write_voc
-from wsod_jax.data import tfds as reader
-from wsod_jax.data import voc
-from wsod_jax.errors import DataError
+from wsod_jax.data.tfds import Tfds
+from wsod_jax.data.voc import Voc
+from wsod_jax.errors import ConfigError, DataError
 
 datasets = pytest.importorskip("tensorflow_datasets")
 
@@ -89,8 +89,8 @@ def data(tmp_path_factory):
 @pytest.mark.parametrize("rule", ["drop", "ignore", "keep"])
 def test_same_images_and_labels_as_the_voc_layout(data, rule):
     tree, data_dir = data
-    found = reader.read_image_set("voc/2007", "trainval", data_dir=data_dir, difficult=rule)
-    expected = voc.read_image_set(tree, "trainval", difficult=rule)
+    found = Tfds(name="voc/2007", data_dir=data_dir, difficult=rule).images("trainval")
+    expected = Voc(root=tree, difficult=rule).images("trainval")
     assert found.class_names == expected.class_names
     by_id = {record.image_id: record for record in found.records}
     assert set(by_id) == set(expected.image_ids)
@@ -102,8 +102,8 @@ def test_same_images_and_labels_as_the_voc_layout(data, rule):
 
 def test_same_boxes_as_the_voc_layout(data):
     tree, data_dir = data
-    found = reader.read_ground_truth("voc/2007", "trainval", data_dir=data_dir)
-    expected = voc.read_ground_truth(tree, "trainval")
+    found = Tfds(name="voc/2007", data_dir=data_dir).ground_truth("trainval")
+    expected = Voc(root=tree).ground_truth("trainval")
     assert set(found.boxes) == set(expected.boxes)
     for image_id, annotations in expected.boxes.items():
         np.testing.assert_array_equal(found.boxes[image_id].boxes, annotations.boxes)
@@ -115,21 +115,21 @@ def test_same_boxes_as_the_voc_layout(data):
 def test_splits(data):
     _, data_dir = data
     for split, expected in (("train", 1), ("val", 2), ("validation[:1]", 1), ("trainval", 3)):
-        assert len(reader.read_image_set("voc/2007", split, data_dir=data_dir)) == expected
+        assert len(Tfds(name="voc/2007", data_dir=data_dir).images(split)) == expected
     with pytest.raises(DataError, match="it has train, validation"):
-        reader.read_image_set("voc/2007", "test", data_dir=data_dir)
+        Tfds(name="voc/2007", data_dir=data_dir).images("test")
 
 
 def test_versions(data):
     _, data_dir = data
-    assert len(reader.read_image_set("voc/2007:5.0.0", "train", data_dir=data_dir)) == 1
+    assert len(Tfds(name="voc/2007:5.0.0", data_dir=data_dir).images("train")) == 1
     with pytest.raises(DataError, match=r"found 5\.0\.0"):
-        reader.read_image_set("voc/2007:4.0.0", "train", data_dir=data_dir)
+        Tfds(name="voc/2007:4.0.0", data_dir=data_dir).images("train")
 
 
 def test_what_is_not_prepared_is_not_downloaded(tmp_path):
     with pytest.raises(DataError, match="tfds build voc/2012 --data_dir"):
-        reader.read_image_set("voc/2012", "train", data_dir=tmp_path)
+        Tfds(name="voc/2012", data_dir=tmp_path).images("train")
     assert not list(tmp_path.iterdir())
-    with pytest.raises(DataError, match="drop, ignore, keep"):
-        reader.read_image_set("voc/2012", "train", data_dir=tmp_path, difficult="some")
+    with pytest.raises(ConfigError, match="drop, ignore, keep"):
+        Tfds(name="voc/2012", data_dir=tmp_path, difficult="some").images("train")

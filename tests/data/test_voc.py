@@ -9,9 +9,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.data.voc_tree import write_voc, write_xml
-from wsod_jax.data import voc
 from wsod_jax.data.records import training_images
-from wsod_jax.errors import DataError
+from wsod_jax.data.voc import Voc
+from wsod_jax.errors import ConfigError, DataError
 
 BOX = (2, 3, 10, 12)
 IMAGES = {
@@ -35,7 +35,7 @@ def root(tmp_path):
     ],
 )
 def test_labels_by_rule_for_difficult_objects(root, rule, expected):
-    images = voc.read_image_set(root, "trainval", difficult=rule)
+    images = Voc(root=root, difficult=rule).images("trainval")
     assert [record.labels for record in images.records] == expected
     assert images.class_names == ("cat", "dog")
     assert images.counts["no_object"] == 1
@@ -44,16 +44,16 @@ def test_labels_by_rule_for_difficult_objects(root, rule, expected):
 def test_order_of_objects_does_not_decide_the_label(root):
     write_xml(root, "b", (30, 20), list(reversed(IMAGES["b"][1])))
     for rule in ("drop", "ignore", "keep"):
-        assert voc.read_image_set(root, "trainval", difficult=rule).records[1].labels == (0, 1)
+        assert Voc(root=root, difficult=rule).images("trainval").records[1].labels == (0, 1)
 
 
 def test_unknown_rule_is_refused(root):
-    with pytest.raises(DataError, match="drop, ignore, keep"):
-        voc.read_image_set(root, "trainval", difficult="maybe")
+    with pytest.raises(ConfigError, match="drop, ignore, keep"):
+        Voc(root=root, difficult="maybe").images("trainval")
 
 
 def test_records(root):
-    a, b, c = voc.read_image_set(root, "trainval").records
+    a, b, c = Voc(root=root).images("trainval").records
     assert (a.image_id, a.height, a.width) == ("a", 20, 30)
     assert (b.height, b.width) == (30, 20)
     assert a.path == root / "JPEGImages" / "a.jpg"
@@ -61,7 +61,7 @@ def test_records(root):
 
 
 def test_boxes_become_continuous(root):
-    truth = voc.read_ground_truth(root, "trainval")
+    truth = Voc(root=root).ground_truth("trainval")
     np.testing.assert_array_equal(truth.boxes["a"].boxes, [[1, 2, 10, 12], [0, 0, 30, 20]])
     np.testing.assert_array_equal(truth.boxes["a"].classes, [0, 1])
     np.testing.assert_array_equal(truth.boxes["a"].difficult, [False, True])
@@ -71,11 +71,11 @@ def test_boxes_become_continuous(root):
 
 
 def test_box_values_never_reach_the_image_set(root):
-    expected = voc.read_image_set(root, "trainval")
+    expected = Voc(root=root).images("trainval")
     for path in (root / "Annotations").iterdir():
         text = path.read_text()
         path.write_text(text.replace("bndbox", "x").replace("<xmin>", "<xmin>garbage"))
-    assert voc.read_image_set(root, "trainval") == expected
+    assert Voc(root=root).images("trainval") == expected
 
 
 def test_every_way_to_name_the_root(root):
@@ -87,58 +87,81 @@ def test_every_way_to_name_the_root(root):
         (devkit, None),
         (devkit, "2007"),
     ):
-        assert len(voc.read_image_set(folder, "trainval", year=year)) == 3
-    assert len(voc.read_image_set(devkit.parent, "trainval", year="07")) == 3
+        assert len(Voc(root=folder, year=year).images("trainval")) == 3
+    assert len(Voc(root=devkit.parent, year="07").images("trainval")) == 3
 
 
 def test_union_of_years(root):
     write_voc(root.parent / "VOC2012", {"2012_x": ((8, 8), [("cat", (1, 1, 4, 4), False)])})
-    images = voc.read_image_set(root.parent, "trainval", year="07+12")
+    images = Voc(root=root.parent, year="07+12").images("trainval")
     assert images.image_ids == ("a", "b", "c", "2012_x")
     assert images.name == "voc 2007 2012 trainval"
-    assert set(voc.read_ground_truth(root.parent, "trainval", year="07+12").boxes) == {
+    assert set(Voc(root=root.parent, year="07+12").ground_truth("trainval").boxes) == {
         *"abc",
         "2012_x",
     }
     with pytest.raises(DataError, match="choose with year="):
-        voc.read_image_set(root.parent, "trainval")
+        Voc(root=root.parent).images("trainval")
     for wrong in ("07+07", "7", "07+", "soon"):
         with pytest.raises(DataError, match="07\\+12"):
-            voc.read_image_set(root.parent, "trainval", year=wrong)
+            Voc(root=root.parent, year=wrong).images("trainval")
     with pytest.raises(DataError, match="VOC2009"):
-        voc.read_image_set(root.parent, "trainval", year="09")
+        Voc(root=root.parent, year="09").images("trainval")
     with pytest.raises(DataError, match="give its parent"):
-        voc.read_image_set(root, "trainval", year="12")
+        Voc(root=root, year="12").images("trainval")
+
+
+def test_only_the_test_split_is_of_the_year_of_the_test(root):
+    cat = [("cat", (1, 1, 4, 4), False)]
+    write_voc(root.parent / "VOC2012", {"x": ((8, 8), cat)}, split="test")
+    write_voc(root.parent / "VOC2012", {"y": ((8, 8), cat)}, split="trainval")
+    data = Voc(root=root.parent, year="2007", test_year="2012")
+    assert data.images("trainval").image_ids == ("a", "b", "c")
+    assert data.images("test").image_ids == ("x",) == tuple(data.ground_truth("test").boxes)
+    assert data.boxes("test").images.image_ids == ("x",)
+    with pytest.raises(ConfigError, match="test_year='2012'"):
+        Voc(root=root.parent, year="2007", test_year="2012", test_split="trainval")
+
+
+def test_boxes_to_train_on(root):
+    data = Voc(root=root)
+    made, truth = data.boxes("trainval"), data.ground_truth("trainval")
+    assert made.images.records == data.images("trainval").records
+    assert made.source == "annotations" and made.max_targets == 2
+    for image_id, boxes in zip("abc", made.boxes, strict=True):
+        np.testing.assert_array_equal(boxes.boxes, truth.boxes[image_id].boxes)
+        np.testing.assert_array_equal(boxes.ignore, truth.boxes[image_id].difficult)
+    assert data.has_boxes and hash(data) == hash(Voc(root=root))
 
 
 def test_class_names(tmp_path, root):
-    assert voc.read_image_set(root, "trainval", class_names=["dog", "cat"]).records[0].labels == (
+    assert Voc(root=root, class_names=("dog", "cat")).images("trainval").records[0].labels == (
         0,
         1,
     )
     (root / "classes.txt").rename(tmp_path / "classes.txt")  # beside VOCdevkit
-    assert voc.read_image_set(root, "trainval").class_names == ("cat", "dog")
+    assert Voc(root=root).images("trainval").class_names == ("cat", "dog")
     (tmp_path / "classes.txt").unlink()
-    images = voc.read_image_set(root, "trainval")
+    images = Voc(root=root).images("trainval")
     assert len(images.class_names) == 20 and images.class_names == tuple(sorted(images.class_names))
     with pytest.raises(DataError, match="distinct"):
-        voc.read_image_set(root, "trainval", class_names=["cat", "cat"])
+        Voc(root=root, class_names=("cat", "cat")).images("trainval")
 
 
 def test_missing_root_and_split(root):
     with pytest.raises(DataError, match="no such folder"):
-        voc.read_image_set(root / "nowhere", "trainval")
+        Voc(root=root / "nowhere").images("trainval")
     with pytest.raises(DataError, match="found trainval"):
-        voc.read_image_set(root, "test")
+        Voc(root=root).images("test")
     with pytest.raises(DataError, match="choose with year="):
-        voc.read_image_set(root / "JPEGImages", "test")
+        Voc(root=root / "JPEGImages").images("test")
 
 
 def test_unknown_class_lists_the_allowed_ones(root):
     write_xml(root, "b", (30, 20), [("zebra", BOX, False)])
-    for read in (voc.read_image_set, voc.read_ground_truth):
+    for read in (Voc(root=root).images, Voc(root=root).ground_truth):
         with pytest.raises(DataError, match=r"b\.xml: unknown class 'zebra'; allowed are cat, dog"):
-            read(root, "trainval")
+            read("trainval")
 
 
 def test_boxes_outside_and_without_area(root):
@@ -152,25 +175,25 @@ def test_boxes_outside_and_without_area(root):
         ("dog", ("", "x", 9, 8), False),
     ]
     write_xml(root, "a", (20, 30), objects)
-    truth = voc.read_ground_truth(root, "trainval")
+    truth = Voc(root=root).ground_truth("trainval")
     np.testing.assert_array_equal(
         truth.boxes["a"].boxes, [[0, 0, 10, 10], [4, 4, 30, 20], [8, 2, 9, 8]]
     )
     assert truth.counts["clipped"] == 2
     assert truth.counts["dropped"] == 4
-    assert voc.read_image_set(root, "trainval").records[0].labels == (1, 1)
+    assert Voc(root=root).images("trainval").records[0].labels == (1, 1)
 
 
 def test_ground_truth_without_images_uses_the_annotated_size(root):
     write_xml(root, "a", (20, 30), [("cat", (5, 5, 40, 30), False)])
     (root / "JPEGImages" / "a.jpg").unlink()
-    truth = voc.read_ground_truth(root, "trainval")
+    truth = Voc(root=root).ground_truth("trainval")
     np.testing.assert_array_equal(truth.boxes["a"].boxes, [[4, 4, 30, 20]])
 
 
 def test_size_of_the_file_decides(root):
     write_xml(root, "a", (99, 99), [("cat", (5, 5, 40, 30), False)])
-    truth = voc.read_ground_truth(root, "trainval")
+    truth = Voc(root=root).ground_truth("trainval")
     np.testing.assert_array_equal(truth.boxes["a"].boxes, [[4, 4, 30, 20]])
     assert truth.counts["size_differs"] == 1
 
@@ -195,33 +218,33 @@ def remove_xml(root):
 def test_one_bad_image_is_skipped_and_counted_or_named(root, fault, caplog):
     fault(root)
     with caplog.at_level(logging.WARNING):
-        images = voc.read_image_set(root, "trainval")
+        images = Voc(root=root).images("trainval")
     assert images.image_ids == ("a", "c")
     assert images.counts["bad_image"] == 1
     assert "b." in caplog.text and "1 bad_image" in caplog.text
     with pytest.raises(DataError, match=r"b\."):
-        voc.read_image_set(root, "trainval", on_bad="error")
+        Voc(root=root, on_bad="error").images("trainval")
 
 
 def test_bad_xml_in_ground_truth(root):
     break_xml(root)
-    truth = voc.read_ground_truth(root, "trainval")
+    truth = Voc(root=root).ground_truth("trainval")
     assert set(truth.boxes) == {"a", "c"} and truth.counts["bad_image"] == 1
     with pytest.raises(DataError, match=r"b\.xml"):
-        voc.read_ground_truth(root, "trainval", on_bad="error")
+        Voc(root=root, on_bad="error").ground_truth("trainval")
 
 
 def test_nothing_left_is_an_error(root):
     for path in (root / "JPEGImages").iterdir():
         path.unlink()
     with pytest.raises(DataError, match="no image is left"):
-        voc.read_image_set(root, "trainval")
+        Voc(root=root).images("trainval")
 
 
 def test_split_without_any_annotation_has_no_labels(root, caplog):
     shutil.rmtree(root / "Annotations")
     with caplog.at_level(logging.WARNING):
-        images = voc.read_image_set(root, "trainval", on_bad="error")
+        images = Voc(root=root, on_bad="error").images("trainval")
     assert images.image_ids == ("a", "b", "c")
     assert (images.labels == -1).all()
     assert images.counts["no_annotation"] == 3 and images.counts["no_object"] == 0
@@ -229,43 +252,42 @@ def test_split_without_any_annotation_has_no_labels(root, caplog):
     with pytest.raises(DataError, match="none of its 3 images has a positive label"):
         training_images(images)
     with pytest.raises(DataError, match="no annotation"):
-        voc.read_ground_truth(root, "trainval")
+        Voc(root=root).ground_truth("trainval")
 
 
 def test_entity_bomb_is_refused_even_when_skipping(root):
     bomb = '<!DOCTYPE a [<!ENTITY x "ha"><!ENTITY y "&x;&x;">]><annotation>&y;</annotation>'
     (root / "Annotations" / "b.xml").write_text(bomb)
-    for read in (voc.read_image_set, voc.read_ground_truth):
+    for read in (Voc(root=root).images, Voc(root=root).ground_truth):
         with pytest.raises(DataError, match=r"b\.xml: refused"):
-            read(root, "trainval")
+            read("trainval")
 
 
 @pytest.mark.parametrize("line", ["../../secret", "/etc/passwd", "x/../../y"])
 def test_ids_stay_in_the_folder(root, line):
     (root / "ImageSets" / "Main" / "trainval.txt").write_text(f"a\n{line}\n")
     with pytest.raises(DataError, match=r"trainval\.txt:2.*leads out"):
-        voc.read_image_set(root, "trainval")
+        Voc(root=root).images("trainval")
 
 
 def test_split_lines(root):
     split = root / "ImageSets" / "Main" / "trainval.txt"
     split.write_text("a  1\n\nb -1\n")
-    assert voc.read_image_set(root, "trainval").image_ids == ("a", "b")
+    assert Voc(root=root).images("trainval").image_ids == ("a", "b")
     split.write_text("a\nb\na\n")
     with pytest.raises(DataError, match=r"trainval\.txt:3: image 'a' occurs twice"):
-        voc.read_image_set(root, "trainval")
+        Voc(root=root).images("trainval")
 
 
 def test_not_utf8(root):
     (root / "ImageSets" / "Main" / "trainval.txt").write_bytes(b"a\n\xff\xfe\n")
     with pytest.raises(DataError, match=r"trainval\.txt: not a text file"):
-        voc.read_image_set(root, "trainval")
+        Voc(root=root).images("trainval")
 
 
 def test_unknown_on_bad(root):
-    for read in (voc.read_image_set, voc.read_ground_truth):
-        with pytest.raises(DataError, match="on_bad='warn'"):
-            read(root, "trainval", on_bad="warn")
+    with pytest.raises(ConfigError, match="on_bad='warn'"):
+        Voc(root=root, on_bad="warn")
 
 
 @settings(
@@ -275,7 +297,7 @@ def test_unknown_on_bad(root):
 def test_any_annotation_is_read_or_counted_or_refused(root, content):
     (root / "Annotations" / "b.xml").write_bytes(content)
     try:
-        truth = voc.read_ground_truth(root, "trainval")
+        truth = Voc(root=root).ground_truth("trainval")
     except DataError:
         return
     assert truth.counts["bad_image"] + ("b" in truth.boxes) == 1

@@ -10,7 +10,7 @@ from configs.spn_googlenet_ilsvrc import get_config
 from scripts import evaluate
 from scripts import train as script
 from tests.conftest import four_steps
-from wsod_jax.data.voc import read_ground_truth, read_image_set
+from wsod_jax.data.voc import Voc
 from wsod_jax.errors import DataError
 from wsod_jax.evals.ilsvrc import read_blacklist
 from wsod_jax.train.sharding import make_mesh
@@ -24,8 +24,8 @@ def folder_run(tiny_set, tmp_path_factory):
     data, _ = tiny_set
     root = tmp_path_factory.mktemp("imagenet")
     for split, name in (("trainval", "train"), ("test", "val")):
-        images = read_image_set(data, split)
-        truth = read_ground_truth(data, split)
+        images = Voc(root=data).images(split)
+        truth = Voc(root=data).ground_truth(split)
         for number, record in enumerate(images.records, start=1):
             own = images.class_names[truth.boxes[record.image_id].classes[0]]
             image_id = f"set_{name}_{number:08d}"
@@ -90,7 +90,7 @@ def test_blacklist_names_images_by_id_or_number(tmp_path):
 def test_several_labels_are_refused_before_training(spn_run, tmp_path):
     config = spn_run.config.copy_and_resolve_references()
     config.method.activation = "softmax"
-    labels = read_image_set(spn_run.data, "trainval").labels
+    labels = Voc(root=spn_run.data).images("trainval").labels
     assert (np.sum(labels == 1, axis=1) > 1).any()
     with pytest.raises(DataError, match="sigmoid"):
         four_steps(config, (spn_run.data, None), tmp_path)

@@ -14,104 +14,118 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Annotated, Any
 
 from wsod_jax.data.faults import OnBad, check_on_bad, log_counts, skip_or_raise
+from wsod_jax.data.reader import BoxReader
 from wsod_jax.data.records import BoxAnnotations, GroundTruth, ImageRecord, ImageSet
 from wsod_jax.data.voc import DifficultRule, difficult_label
 from wsod_jax.errors import DataError
+from wsod_jax.options import Mark
 
 
-def read_image_set(
-    root: str | Path,
-    split: str,
-    *,
-    crowd: DifficultRule = "drop",
-    on_bad: OnBad = "skip",
-) -> ImageSet:
-    """Read a split's images and their image-level labels; boxes are not looked at.
+@dataclass(frozen=True, kw_only=True)
+class Coco(BoxReader):
+    """A data set in COCO layout.
 
-    Args:
+    Attributes:
       root: the folder that holds `annotations`.
-      split: like "train2014" or "val2014"; names the file of annotations and the folder of images.
       crowd: the label of a class of which an image has crowd regions only, and no single object: "drop" 0,
         absent; "ignore" -1, unknown; "keep" 1, present.
       on_bad: what to do about an image whose file is missing: "skip" leaves it out, logged and counted
         as `bad_image`; "error" raises. A fault in the JSON always raises.
-
-    Returns:
-      The images in the order of the file; an id is the file's name without suffix. Sizes are the file's; an
-      image of another size is found when it is decoded. `counts["no_object"]` images have no annotation,
-      which is legal: all their labels are 0. `counts["crowd_only"]` classes of images have crowds only.
-
-    Raises:
-      DataError: see `on_bad`; also if no image is left.
     """
-    if_crowd = difficult_label(crowd)
-    check_on_bad(on_bad)
-    annotations = _Annotations.read(Path(root), split)
-    present: dict[int, dict[int, bool]] = {number: {} for number in annotations.images}
-    for item in annotations.objects:
-        classes = present[item["image_id"]]
-        index = annotations.class_index[item["category_id"]]
-        classes[index] = classes.get(index, False) or not item["iscrowd"]
-    folder = _image_folder(Path(root), split)
-    files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
-    counts, records = Counter(bad_image=0, no_object=0, crowd_only=0), []
-    for number, image in annotations.images.items():
-        if image.file_name not in files:
-            missing = DataError(f"{folder / image.file_name}: no such image file.")
-            skip_or_raise(missing, on_bad, counts)
-            continue
-        labels = [0] * len(annotations.class_names)
-        for index, single in present[number].items():
-            labels[index] = 1 if single else if_crowd
-            counts["crowd_only"] += not single
-        counts["no_object"] += not present[number]
-        path = folder / image.file_name
-        records.append(ImageRecord(image.image_id, path, image.height, image.width, tuple(labels)))
-    name = f"coco {split}"
-    log_counts(name, counts)
-    if not records:
-        raise DataError(f"{name}: no image is left of {len(annotations.images)} in {folder}.")
-    return ImageSet(name, annotations.class_names, tuple(records), dict(counts))
 
+    root: Annotated[str | Path, Mark.LOCATION]
+    train_split: str = "train2014"
+    test_split: str = "val2014"
+    crowd: DifficultRule = "drop"
+    on_bad: OnBad = "skip"
 
-def read_ground_truth(root: str | Path, split: str) -> GroundTruth:
-    """Read the boxes of a split, for evaluation.
+    def __post_init__(self):
+        difficult_label(self.crowd)
+        check_on_bad(self.on_bad)
 
-    Boxes that reach outside their image are clipped (`counts["clipped"]`); those without area or with
-    unreadable coordinates are dropped (`counts["dropped"]`). Image files need not be there.
+    def images(self, split: str) -> ImageSet:
+        """Read a split's images and their image-level labels; boxes are not looked at.
 
-    Args:
-      root: as in `read_image_set`.
-      split: likewise.
+        Args:
+          split: like "train2014"; names the file of annotations and the folder of images.
 
-    Returns:
-      Boxes of every image of the split. Crowd regions are included, marked as difficult and as crowd; areas
-      are the annotated ones, of the mask, or of the box where the file has none.
+        Returns:
+          The images in the order of the file; an id is the file's name without suffix. Sizes are the file's; an
+          image of another size is found when it is decoded. `counts["no_object"]` images have no annotation,
+          which is legal: all their labels are 0. `counts["crowd_only"]` classes of images have crowds only.
 
-    Raises:
-      DataError: if the JSON is missing or faulty.
-    """
-    annotations = _Annotations.read(Path(root), split)
-    counts = Counter(clipped=0, dropped=0)
-    objects: dict[int, list[tuple]] = {number: [] for number in annotations.images}
-    for item in annotations.objects:
-        number = item["image_id"]
-        box = _inside(item.get("bbox"), annotations.images[number], counts)
-        if box is not None:
+        Raises:
+          DataError: see `on_bad`; also if no image is left.
+        """
+        if_crowd = difficult_label(self.crowd)
+        annotations = _Annotations.read(Path(self.root), split)
+        present: dict[int, dict[int, bool]] = {number: {} for number in annotations.images}
+        for item in annotations.objects:
+            classes = present[item["image_id"]]
             index = annotations.class_index[item["category_id"]]
-            objects[number].append((box, index, bool(item["iscrowd"]), _area(item, box)))
-    boxes = {}
-    for number, image in annotations.images.items():
-        columns = [list(column) for column in zip(*objects[number], strict=True)] or [[]] * 4
-        corners, classes, crowd, areas = columns
-        boxes[image.image_id] = BoxAnnotations.from_lists(
-            corners, classes, crowd, areas=areas, crowd=crowd
-        )
-    log_counts(f"ground truth of {split} in {root}", counts)
-    return GroundTruth(annotations.class_names, boxes, dict(counts))
+            classes[index] = classes.get(index, False) or not item["iscrowd"]
+        folder = _image_folder(Path(self.root), split)
+        files = {
+            path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()
+        }
+        counts, records = Counter(bad_image=0, no_object=0, crowd_only=0), []
+        for number, image in annotations.images.items():
+            if image.file_name not in files:
+                missing = DataError(f"{folder / image.file_name}: no such image file.")
+                skip_or_raise(missing, self.on_bad, counts)
+                continue
+            labels = [0] * len(annotations.class_names)
+            for index, single in present[number].items():
+                labels[index] = 1 if single else if_crowd
+                counts["crowd_only"] += not single
+            counts["no_object"] += not present[number]
+            path = folder / image.file_name
+            records.append(
+                ImageRecord(image.image_id, path, image.height, image.width, tuple(labels))
+            )
+        name = f"coco {split}"
+        log_counts(name, counts)
+        if not records:
+            raise DataError(f"{name}: no image is left of {len(annotations.images)} in {folder}.")
+        return ImageSet(name, annotations.class_names, tuple(records), dict(counts))
+
+    def ground_truth(self, split: str) -> GroundTruth:
+        """Read the boxes of a split, for evaluation.
+
+        Boxes that reach outside their image are clipped (`counts["clipped"]`); those without area or with
+        unreadable coordinates are dropped (`counts["dropped"]`). Image files need not be there.
+
+        Args:
+          split: as in `images`.
+
+        Returns:
+          Boxes of every image of the split. Crowd regions are included, marked as difficult and as crowd; areas
+          are the annotated ones, of the mask, or of the box where the file has none.
+
+        Raises:
+          DataError: if the JSON is missing or faulty.
+        """
+        annotations = _Annotations.read(Path(self.root), split)
+        counts = Counter(clipped=0, dropped=0)
+        objects: dict[int, list[tuple]] = {number: [] for number in annotations.images}
+        for item in annotations.objects:
+            number = item["image_id"]
+            box = _inside(item.get("bbox"), annotations.images[number], counts)
+            if box is not None:
+                index = annotations.class_index[item["category_id"]]
+                objects[number].append((box, index, bool(item["iscrowd"]), _area(item, box)))
+        boxes = {}
+        for number, image in annotations.images.items():
+            columns = [list(column) for column in zip(*objects[number], strict=True)] or [[]] * 4
+            corners, classes, crowd, areas = columns
+            boxes[image.image_id] = BoxAnnotations.from_lists(
+                corners, classes, crowd, areas=areas, crowd=crowd
+            )
+        log_counts(f"ground truth of {split} in {self.root}", counts)
+        return GroundTruth(annotations.class_names, boxes, dict(counts))
 
 
 @dataclass(frozen=True)

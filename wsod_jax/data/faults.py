@@ -6,7 +6,7 @@ import logging
 from collections.abc import Mapping
 from typing import Literal
 
-from wsod_jax.errors import DataError
+from wsod_jax.errors import ConfigError, DataError
 
 logger = logging.getLogger(__name__)
 
@@ -19,9 +19,9 @@ class HostileFile(DataError):
 
 
 def check_on_bad(on_bad: OnBad) -> None:
-    """Raise `DataError` unless `on_bad` is one of the two."""
+    """Raise `ConfigError` unless `on_bad` is one of the two."""
     if on_bad not in ("error", "skip"):
-        raise DataError(f'on_bad={on_bad!r}; allowed are "error" and "skip".')
+        raise ConfigError(f'on_bad={on_bad!r}; allowed are "error" and "skip".')
 
 
 def skip_or_raise(error: DataError, on_bad: OnBad, counts: dict[str, int]) -> None:

@@ -17,64 +17,81 @@ import csv
 import logging
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Annotated
 
 from wsod_jax.data.faults import OnBad, check_on_bad
 from wsod_jax.data.images import SUFFIXES, image_size
+from wsod_jax.data.reader import Reader
 from wsod_jax.data.records import ImageRecord, ImageSet
 from wsod_jax.errors import DataError
+from wsod_jax.options import Mark
 
 logger = logging.getLogger(__name__)
 
 _SEPARATOR = ";"
 
 
-def read_image_set(
-    folder: str | Path,
-    labels_csv: str | Path,
-    *,
-    class_names: Sequence[str] | None = None,
-    on_bad: OnBad = "skip",
-) -> ImageSet:
-    """Read a folder of images and a CSV of their labels.
+@dataclass(frozen=True, kw_only=True)
+class Folder(Reader):
+    """A folder of images and a CSV of their labels. It has no splits: all of them name the whole folder.
 
-    Args:
+    Attributes:
       folder: searched with its subfolders.
       labels_csv: in one of the two forms above, UTF-8.
       class_names: the classes, in label order; by default all names in the CSV, sorted.
       on_bad: what to do about an image whose header cannot be read: "skip" leaves it out, logged and
         counted as `bad_image`; "error" raises. A faulty CSV always raises.
-
-    Returns:
-      The images named in the CSV, sorted by id. `counts["unlabelled"]` images of the folder are not in it.
-
-    Raises:
-      DataError: with the line number, for an unknown image, a duplicate row, an empty or unknown class;
-        also for a missing column or file, or if no image is left.
     """
-    files = _image_files(Path(folder))
-    labels_csv = Path(labels_csv)
-    labels = read_labels(labels_csv, files, class_names)
-    if class_names is None:
-        class_names = sorted({name for names in labels.values() for name in names})
-    if not class_names:
-        raise DataError(f"{labels_csv}: names no class at all.")
-    counts = Counter(bad_image=0, unlabelled=len(files) - len(labels))
-    sizes = _sizes({image_id: files[image_id] for image_id in labels}, on_bad, counts)
-    if not sizes:
-        raise DataError(f"{labels_csv}: none of its {len(labels)} images can be read.")
-    records = [
-        ImageRecord(
-            image_id,
-            files[image_id],
-            *sizes[image_id],
-            tuple(int(name in labels[image_id]) for name in class_names),
-        )
-        for image_id in sorted(sizes)
-    ]
-    if counts["unlabelled"]:
-        logger.warning("%s: left out %d images without a row", labels_csv, counts["unlabelled"])
-    return ImageSet(f"folder {folder}", tuple(class_names), tuple(records), dict(counts))
+
+    folder: Annotated[str | Path, Mark.LOCATION]
+    labels_csv: Annotated[str | Path, Mark.LOCATION]
+    train_split: str = "all"
+    test_split: str = "all"
+    class_names: tuple[str, ...] | None = None
+    on_bad: OnBad = "skip"
+
+    def __post_init__(self):
+        check_on_bad(self.on_bad)
+
+    def images(self, split: str) -> ImageSet:
+        """Read the folder and the labels of its images.
+
+        Args:
+          split: any name; there is one set of images.
+
+        Returns:
+          The images named in the CSV, sorted by id. `counts["unlabelled"]` images of the folder are not in it.
+
+        Raises:
+          DataError: with the line number, for an unknown image, a duplicate row, an empty or unknown class;
+            also for a missing column or file, or if no image is left.
+        """
+        files = _image_files(Path(self.folder))
+        labels_csv = Path(self.labels_csv)
+        labels = read_labels(labels_csv, files, self.class_names)
+        class_names = self.class_names
+        if class_names is None:
+            class_names = sorted({name for names in labels.values() for name in names})
+        if not class_names:
+            raise DataError(f"{labels_csv}: names no class at all.")
+        counts = Counter(bad_image=0, unlabelled=len(files) - len(labels))
+        sizes = _sizes({image_id: files[image_id] for image_id in labels}, self.on_bad, counts)
+        if not sizes:
+            raise DataError(f"{labels_csv}: none of its {len(labels)} images can be read.")
+        records = [
+            ImageRecord(
+                image_id,
+                files[image_id],
+                *sizes[image_id],
+                tuple(int(name in labels[image_id]) for name in class_names),
+            )
+            for image_id in sorted(sizes)
+        ]
+        if counts["unlabelled"]:
+            logger.warning("%s: left out %d images without a row", labels_csv, counts["unlabelled"])
+        return ImageSet(f"folder {self.folder}", tuple(class_names), tuple(records), dict(counts))
 
 
 def list_images(images: str | Path | Sequence[str | Path], *, on_bad: OnBad = "skip") -> ImageSet:

@@ -16,127 +16,131 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 from wsod_jax.data.faults import OnBad, check_on_bad, log_counts, skip_or_raise
 from wsod_jax.data.folder import read_labels
 from wsod_jax.data.images import SUFFIXES
+from wsod_jax.data.reader import BoxReader
 from wsod_jax.data.records import GroundTruth, ImageRecord, ImageSet
 from wsod_jax.data.size_index import indexed_sizes
 from wsod_jax.data.voc_xml import annotated_size, read_boxes, read_xml
 from wsod_jax.errors import DataError
+from wsod_jax.options import Mark
 
 
-def read_image_set(
-    root: str | Path,
-    split: str,
-    *,
-    class_names: Sequence[str] | None = None,
-    index_path: str | Path | None = None,
-    on_bad: OnBad = "skip",
-) -> ImageSet:
-    """Read a split's images and their labels: of a class folder's images one-hot, of a CSV's as it says.
+@dataclass(frozen=True, kw_only=True)
+class ImageFolder(BoxReader):
+    """A data set in ImageNet layout.
 
-    The sizes of a large set take minutes to read, and are kept in an index for the next start. A million
-    images then take about 20 s and 1 GB of memory.
-
-    Args:
+    Attributes:
       root: the folder that holds the splits.
-      split: name of the folder, like "train".
       class_names: the class folders, in label order; by default as above.
+      annotations: the folder of the boxes; <root>/annotations by default.
       index_path: the file of sizes; <root>/<split>.sizes.npz by default.
-      on_bad: what to do about an image whose header cannot be read: "skip" leaves it out, logged and
-        counted as `bad_image`; "error" raises. A faulty CSV, and an unknown class, always raise.
-
-    Returns:
-      The images sorted by id, which is the path below the split's folder without suffix. Classes bear the
-      names of class_names.txt, followed by the folder where two have one name.
-      `counts["unlabelled"]` images, outside class folders or without a row, are not in it.
-
-    Raises:
-      DataError: see `on_bad`; also if no image is left.
+      on_bad: what to do about an image whose header cannot be read, or whose XML is missing or broken where
+        boxes are read: "skip" leaves it out, logged and counted as `bad_image`; "error" raises. A faulty
+        CSV, and an unknown class, always raise.
     """
-    check_on_bad(on_bad)
-    found = _Split.read(Path(root), split, class_names)
-    names = [found.files[image_id] for image_id in found.shown]
-    counts = Counter(bad_image=0, unlabelled=len(found.files) - len(names))
-    index = _index_path(Path(root), split, index_path)
-    sizes = indexed_sizes(found.folder, names, index, on_bad=on_bad, counts=counts)
-    vectors: dict[frozenset[str], tuple[int, ...]] = {}  # one per combination, shared by its images
-    records = []
-    for image_id, shown in found.shown.items():
-        size = sizes.get(found.files[image_id])
-        if size is None:
-            continue
-        if shown not in vectors:
-            vectors[shown] = tuple(int(name in shown) for name in found.class_folders)
-        path = found.folder / found.files[image_id]
-        records.append(ImageRecord(image_id, path, *size, vectors[shown]))
-    name = f"images {split}"
-    log_counts(name, counts)
-    if not records:
-        raise DataError(f"{name}: no image is left of {len(found.files)} in {found.folder}.")
-    return ImageSet(name, found.class_names, tuple(records), dict(counts))
 
+    root: Annotated[str | Path, Mark.LOCATION]
+    train_split: str = "train"
+    test_split: str = "val"
+    class_names: tuple[str, ...] | None = None
+    annotations: Annotated[str | Path | None, Mark.LOCATION] = None
+    index_path: Annotated[str | Path | None, Mark.LOCATION] = None
+    on_bad: OnBad = "skip"
 
-def read_ground_truth(
-    root: str | Path,
-    split: str,
-    *,
-    annotations: str | Path | None = None,
-    class_names: Sequence[str] | None = None,
-    index_path: str | Path | None = None,
-    on_bad: OnBad = "skip",
-) -> GroundTruth:
-    """Read the boxes of a split, for evaluation.
+    def __post_init__(self):
+        check_on_bad(self.on_bad)
 
-    The XML of an image is <annotations>/<split>/<id>.xml, or <annotations>/<split>/<file name>.xml where no
-    two images have that file name. Its objects bear names of class folders. Boxes that reach outside their
-    image are clipped (`counts["clipped"]`); those without area or with unreadable coordinates are dropped
-    (`counts["dropped"]`).
+    def images(self, split: str) -> ImageSet:
+        """Read a split's images and their labels: of a class folder's images one-hot, of a CSV's as it says.
 
-    Args:
-      root: as in `read_image_set`; so are `split`, `class_names` and `index_path`.
-      split: name of the folder.
-      annotations: <root>/annotations by default.
-      class_names: the class folders, in label order.
-      index_path: the file of sizes; where it is missing, it is made.
-      on_bad: what to do about a missing or broken XML or image: "skip" leaves the image out, logged and
-        counted as `bad_image`; "error" raises.
+        The sizes of a large set take minutes to read, and are kept in an index for the next start. A million
+        images then take about 20 s and 1 GB of memory.
 
-    Returns:
-      Boxes of every image of the split that has an XML. The image's size counts, not the annotated one;
-      `counts["size_differs"]` annotations have another.
+        Args:
+          split: name of the folder, like "train".
 
-    Raises:
-      DataError: see `on_bad`; also for an unknown class, and if no image is left.
-    """
-    check_on_bad(on_bad)
-    root = Path(root)
-    found = _Split.read(root, split, class_names)
-    folder = Path(annotations or root / "annotations") / split
-    if not folder.is_dir():
-        raise DataError(f"{folder}: no such folder of annotations; without it there are no boxes.")
-    counts = Counter(bad_image=0, clipped=0, dropped=0, size_differs=0)
-    names = [found.files[image_id] for image_id in found.shown]
-    index = _index_path(root, split, index_path)
-    sizes = indexed_sizes(found.folder, names, index, on_bad=on_bad, counts=counts)
-    boxes = {}
-    for image_id, path in _xml_paths(folder, found.shown).items():
-        size = sizes.get(found.files[image_id])
-        if size is None:
-            continue
-        try:
-            xml = read_xml(path)
-        except DataError as error:
-            skip_or_raise(error, on_bad, counts)
-            continue
-        counts["size_differs"] += annotated_size(xml) not in (None, size)
-        boxes[image_id] = read_boxes(xml, size, found.class_folders, path, counts)
-    name = f"ground truth of {split} in {root}"
-    log_counts(name, counts)
-    if not boxes:
-        raise DataError(f"{name}: no annotation could be read.")
-    return GroundTruth(found.class_names, boxes, dict(counts))
+        Returns:
+          The images sorted by id, which is the path below the split's folder without suffix. Classes bear the
+          names of class_names.txt, followed by the folder where two have one name.
+          `counts["unlabelled"]` images, outside class folders or without a row, are not in it.
+
+        Raises:
+          DataError: see `on_bad`; also if no image is left.
+        """
+        found = _Split.read(Path(self.root), split, self.class_names)
+        counts = Counter(bad_image=0, unlabelled=len(found.files) - len(found.shown))
+        sizes = self._sizes(found, split, counts)
+        vectors: dict[
+            frozenset[str], tuple[int, ...]
+        ] = {}  # one per combination, shared by its images
+        records = []
+        for image_id, shown in found.shown.items():
+            size = sizes.get(found.files[image_id])
+            if size is None:
+                continue
+            if shown not in vectors:
+                vectors[shown] = tuple(int(name in shown) for name in found.class_folders)
+            path = found.folder / found.files[image_id]
+            records.append(ImageRecord(image_id, path, *size, vectors[shown]))
+        name = f"images {split}"
+        log_counts(name, counts)
+        if not records:
+            raise DataError(f"{name}: no image is left of {len(found.files)} in {found.folder}.")
+        return ImageSet(name, found.class_names, tuple(records), dict(counts))
+
+    def ground_truth(self, split: str) -> GroundTruth:
+        """Read the boxes of a split, for evaluation.
+
+        The XML of an image is <annotations>/<split>/<id>.xml, or <annotations>/<split>/<file name>.xml where no
+        two images have that file name. Its objects bear names of class folders. Boxes that reach outside their
+        image are clipped (`counts["clipped"]`); those without area or with unreadable coordinates are dropped
+        (`counts["dropped"]`).
+
+        Args:
+          split: name of the folder.
+
+        Returns:
+          Boxes of every image of the split that has an XML. The image's size counts, not the annotated one;
+          `counts["size_differs"]` annotations have another.
+
+        Raises:
+          DataError: see `on_bad`; also for an unknown class, and if no image is left.
+        """
+        found = _Split.read(Path(self.root), split, self.class_names)
+        folder = Path(self.annotations or Path(self.root) / "annotations") / split
+        if not folder.is_dir():
+            raise DataError(
+                f"{folder}: no such folder of annotations; without it there are no boxes."
+            )
+        counts = Counter(bad_image=0, clipped=0, dropped=0, size_differs=0)
+        sizes = self._sizes(found, split, counts)
+        boxes = {}
+        for image_id, path in _xml_paths(folder, found.shown).items():
+            size = sizes.get(found.files[image_id])
+            if size is None:
+                continue
+            try:
+                xml = read_xml(path)
+            except DataError as error:
+                skip_or_raise(error, self.on_bad, counts)
+                continue
+            counts["size_differs"] += annotated_size(xml) not in (None, size)
+            boxes[image_id] = read_boxes(xml, size, found.class_folders, path, counts)
+        name = f"ground truth of {split} in {self.root}"
+        log_counts(name, counts)
+        if not boxes:
+            raise DataError(f"{name}: no annotation could be read.")
+        return GroundTruth(found.class_names, boxes, dict(counts))
+
+    def _sizes(self, found: _Split, split: str, counts: Counter) -> dict[str, tuple[int, int]]:
+        """Return path below the split's folder -> (height, width) of the labelled images that can be read."""
+        names = [found.files[image_id] for image_id in found.shown]
+        index = Path(self.index_path or Path(self.root) / f"{split}.sizes.npz")
+        return indexed_sizes(found.folder, names, index, on_bad=self.on_bad, counts=counts)
 
 
 @dataclass(frozen=True)
@@ -177,10 +181,6 @@ class _Split:
             shown = {i: of_one[i.partition("/")[0]] for i in files if "/" in i}
         class_names = _checked_names(class_names, existing, folder, labels_csv)
         return cls(folder, files, shown, class_names, _distinct(class_names, readable))
-
-
-def _index_path(root: Path, split: str, index_path: str | Path | None) -> Path:
-    return Path(index_path or root / f"{split}.sizes.npz")
 
 
 def _xml_paths(folder: Path, image_ids: Iterable[str]) -> dict[str, Path]:

@@ -1,8 +1,8 @@
-"""What a reader returns. Image labels and boxes are separate objects, so that boxes cannot reach training.
+"""What a reader returns. Image labels and boxes are separate objects, so that boxes reach training on purpose only.
 
-`ImageSet` holds images with labels per image: the only thing the input pipeline accepts. `GroundTruth`
-holds boxes: the only thing evaluation accepts beside predictions. Each reader module has one function for
-each, `read_image_set` and `read_ground_truth`, and the first never looks at a box.
+`ImageSet` holds images with labels per image: what methods with image-level supervision train on. `GroundTruth`
+holds boxes: the only thing evaluation accepts beside predictions. `BoxSet` contains an `ImageSet` and boxes to
+train on; it is no `ImageSet`, so it cannot be given where one is wanted.
 """
 
 from __future__ import annotations
@@ -200,6 +200,129 @@ class GroundTruth:
                 f"{len(missing)} images have no ground truth, the first is {missing[0]!r}."
             )
         return dataclasses.replace(self, boxes={i: self.boxes[i] for i in image_ids})
+
+
+@dataclass(frozen=True, eq=False)
+class ImageBoxes:
+    """The boxes of one image that a method trains on.
+
+    Attributes:
+      boxes: [n, 4] float32 xyxy, pixels of the original image, continuous edges.
+      classes: [n] int32, 0-based.
+      ignore: [n] bool, neither positive nor negative: crowds and difficult objects.
+      weights: [n] float32 >= 0, how much each counts, such as the score of a pseudo box; `None` is 1 for all.
+    """
+
+    boxes: np.ndarray
+    classes: np.ndarray
+    ignore: np.ndarray
+    weights: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.boxes)
+
+
+@dataclass(frozen=True, eq=False)
+class BoxSet:
+    """Images and the boxes to train on. Only a stream of kind "boxes" takes one.
+
+    Attributes:
+      images: the images with their labels.
+      boxes: of every image, in the order of `images.records`.
+      source: what the boxes are, for checkpoints and reports: "annotations", or which pseudo labels.
+    """
+
+    images: ImageSet
+    boxes: tuple[ImageBoxes, ...]
+    source: str
+
+    def __post_init__(self):
+        if not self.source:
+            raise DataError(
+                f"{self.images.name}: a set of boxes must say where its boxes come from."
+            )
+        if len(self.boxes) != len(self.images):
+            raise DataError(
+                f"{self.images.name}: boxes of {len(self.boxes)} images for {len(self.images)} images."
+            )
+        for record, boxes in zip(self.images.records, self.boxes, strict=True):
+            fault = _box_fault(boxes, len(self.images.class_names))
+            if fault:
+                raise DataError(f"{self.images.name}: image {record.image_id!r}: {fault}.")
+
+    @classmethod
+    def from_ground_truth(
+        cls, images: ImageSet, truth: GroundTruth, *, source: str = "annotations"
+    ) -> BoxSet:
+        """Join images and their annotations; difficult objects and crowds are to be ignored.
+
+        Args:
+          images: the images.
+          truth: of the same data set.
+          source: what the boxes are.
+
+        Returns:
+          The images that have an annotation; `images.counts["no_annotation"]` says how many were left out.
+
+        Raises:
+          DataError: if the classes differ, or no image has an annotation.
+        """
+        if truth.class_names != images.class_names:
+            raise DataError(
+                f"{images.name}: the images have the classes {images.class_names}, their boxes "
+                f"{truth.class_names}; read both with the same class_names."
+            )
+        keep = [i for i, record in enumerate(images.records) if record.image_id in truth.boxes]
+        if not keep:
+            raise DataError(f"{images.name}: none of its {len(images)} images has annotated boxes.")
+        left_out = len(images) - len(keep)
+        if left_out:
+            logger.warning("%s: left out %d images without annotated boxes", images.name, left_out)
+        images = images.select(keep)
+        images = dataclasses.replace(images, counts={**images.counts, "no_annotation": left_out})
+        found = (truth.boxes[image_id] for image_id in images.image_ids)
+        return cls(images, tuple(_to_ignore_difficult(item) for item in found), source)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def max_targets(self) -> int:
+        """The most boxes that an image has, ignored ones included; at least 1, so that arrays are never empty."""
+        return max([1, *map(len, self.boxes)])
+
+    def select(self, keep: Iterable[int]) -> BoxSet:
+        """Return the set with only the images at positions `keep`, in that order."""
+        keep = list(keep)
+        boxes = tuple(self.boxes[i] for i in keep)
+        return dataclasses.replace(self, images=self.images.select(keep), boxes=boxes)
+
+
+def _to_ignore_difficult(annotations: BoxAnnotations) -> ImageBoxes:
+    ignore = annotations.difficult
+    if annotations.crowd is not None:
+        ignore = ignore | annotations.crowd
+    return ImageBoxes(annotations.boxes, annotations.classes, ignore)
+
+
+def _box_fault(boxes: ImageBoxes, num_classes: int) -> str | None:
+    """Return what is wrong with an image's boxes, if anything is."""
+    count = len(boxes.boxes)
+    if boxes.boxes.shape != (count, 4):
+        return f"its boxes have shape {boxes.boxes.shape}; it must be [n, 4]"
+    columns = {"classes": boxes.classes, "ignore": boxes.ignore, "weights": boxes.weights}
+    for name, column in columns.items():
+        if column is not None and column.shape != (count,):
+            return f"{name} has shape {column.shape} for {count} boxes"
+    if not np.isfinite(boxes.boxes).all():
+        return "a box is not finite"
+    if (boxes.boxes[:, 2:] < boxes.boxes[:, :2]).any():
+        return "a box has x2 < x1 or y2 < y1; boxes are (x1, y1, x2, y2)"
+    if count and not 0 <= boxes.classes.min() <= boxes.classes.max() < num_classes:
+        return f"a class is outside 0 to {num_classes - 1}"
+    if boxes.weights is not None and not (np.isfinite(boxes.weights) & (boxes.weights >= 0)).all():
+        return "a weight is negative or not finite"
+    return None
 
 
 def training_images(image_set: ImageSet) -> ImageSet:

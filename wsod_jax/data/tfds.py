@@ -9,17 +9,20 @@ from __future__ import annotations
 import functools
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 
 from wsod_jax.data.images import image_size
 from wsod_jax.data.loading import import_tensorflow
+from wsod_jax.data.reader import BoxReader
 from wsod_jax.data.records import BoxAnnotations, GroundTruth, ImageRecord, ImageSet
 from wsod_jax.data.voc import DifficultRule, difficult_label
 from wsod_jax.errors import ConfigError, DataError
 from wsod_jax.ops.boxes import box_area, clip_boxes
+from wsod_jax.options import Mark
 
 if TYPE_CHECKING:
     import tensorflow_datasets
@@ -27,66 +30,74 @@ if TYPE_CHECKING:
 _SPLITS = {"trainval": "train+validation", "val": "validation"}  # VOC's names for them
 
 
-def read_image_set(
-    name: str,
-    split: str,
-    *,
-    data_dir: str | Path | None = None,
-    difficult: DifficultRule = "drop",
-) -> ImageSet:
-    """Read a prepared data set's images and their image-level labels; boxes are not decoded.
+@dataclass(frozen=True, kw_only=True)
+class Tfds(BoxReader):
+    """A prepared data set in the form of tensorflow-datasets' VOC.
 
-    Args:
+    Attributes:
       name: "voc/2007" or "voc/2012", with or without a version.
-      split: "train", "val", "trainval", "test", or any split expression of tensorflow-datasets.
       data_dir: where it is prepared; ~/tensorflow_datasets by default.
-      difficult: the label of a class of which an image has difficult objects only, as in `voc.read_image_set`.
-
-    Returns:
-      The images; ids are the file names without suffix, as in the VOC layout.
-
-    Raises:
-      DataError: if the data set is not there or is not like VOC, or the split is unknown.
-      ConfigError: if tensorflow-datasets is not installed.
+      difficult: the label of a class of which an image has difficult objects only, as in `Voc`.
     """
-    if_difficult = difficult_label(difficult)
-    builder = _prepared(name, data_dir)
-    class_names = _class_names(builder)
-    records = []
-    for example in _examples(builder, split, ("labels", "labels_no_difficult")):
-        image_id, encoded = _image(example)
-        labels = np.zeros(len(class_names), int)
-        labels[example["labels"]] = if_difficult
-        labels[example["labels_no_difficult"]] = 1
-        size = image_size(encoded, name=image_id)
-        source = functools.partial(bytes, encoded)
-        records.append(ImageRecord(image_id, source, *size, tuple(labels.tolist())))
-    return ImageSet(f"{name} {split}", class_names, tuple(records))
 
+    name: str
+    data_dir: Annotated[str | Path | None, Mark.LOCATION] = None
+    train_split: str = "trainval"
+    test_split: str = "test"
+    difficult: DifficultRule = "drop"
 
-def read_ground_truth(name: str, split: str, *, data_dir: str | Path | None = None) -> GroundTruth:
-    """Read the boxes of a prepared data set, for evaluation.
+    def __post_init__(self):
+        difficult_label(self.difficult)
 
-    The data set holds VOC's 1-based inclusive edges divided by the image's size; they become continuous
-    edges in pixels, as in `voc.read_ground_truth`.
+    def images(self, split: str) -> ImageSet:
+        """Read a split's images and their image-level labels; boxes are not decoded.
 
-    Args:
-      name: as in `read_image_set`; so are `split` and `data_dir`.
-      split: which images.
-      data_dir: where it is prepared.
+        Args:
+          split: "train", "val", "trainval", "test", or any split expression of tensorflow-datasets.
 
-    Returns:
-      Boxes of every image of the split, difficult ones included and marked.
+        Returns:
+          The images; ids are the file names without suffix, as in the VOC layout.
 
-    Raises:
-      DataError: as in `read_image_set`.
-    """
-    builder = _prepared(name, data_dir)
-    boxes, counts = {}, Counter(clipped=0, dropped=0)
-    for example in _examples(builder, split, ("objects",)):
-        image_id, encoded = _image(example)
-        boxes[image_id] = _boxes(example["objects"], image_size(encoded, name=image_id), counts)
-    return GroundTruth(_class_names(builder), boxes, dict(counts))
+        Raises:
+          DataError: if the data set is not there or is not like VOC, or the split is unknown.
+          ConfigError: if tensorflow-datasets is not installed.
+        """
+        if_difficult = difficult_label(self.difficult)
+        builder = _prepared(self.name, self.data_dir)
+        class_names = _class_names(builder)
+        records = []
+        for example in _examples(builder, split, ("labels", "labels_no_difficult")):
+            image_id, encoded = _image(example)
+            labels = np.zeros(len(class_names), int)
+            labels[example["labels"]] = if_difficult
+            labels[example["labels_no_difficult"]] = 1
+            size = image_size(encoded, name=image_id)
+            source = functools.partial(bytes, encoded)
+            records.append(ImageRecord(image_id, source, *size, tuple(labels.tolist())))
+        return ImageSet(f"{self.name} {split}", class_names, tuple(records))
+
+    def ground_truth(self, split: str) -> GroundTruth:
+        """Read the boxes of a split, for evaluation.
+
+        The data set holds VOC's 1-based inclusive edges divided by the image's size; they become continuous
+        edges in pixels, as in `Voc.ground_truth`.
+
+        Args:
+          split: as in `images`.
+
+        Returns:
+          Boxes of every image of the split, difficult ones included and marked.
+
+        Raises:
+          DataError: as in `images`.
+          ConfigError: likewise.
+        """
+        builder = _prepared(self.name, self.data_dir)
+        boxes, counts = {}, Counter(clipped=0, dropped=0)
+        for example in _examples(builder, split, ("objects",)):
+            image_id, encoded = _image(example)
+            boxes[image_id] = _boxes(example["objects"], image_size(encoded, name=image_id), counts)
+        return GroundTruth(_class_names(builder), boxes, dict(counts))
 
 
 def _prepared(name: str, data_dir: str | Path | None) -> tensorflow_datasets.core.DatasetBuilder:

@@ -10,14 +10,17 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path, PurePath
-from typing import Literal
+from typing import Annotated, Literal
 
 from wsod_jax.data.faults import OnBad, check_on_bad, log_counts, skip_or_raise
 from wsod_jax.data.images import SUFFIXES, image_size
+from wsod_jax.data.reader import BoxReader
 from wsod_jax.data.records import GroundTruth, ImageRecord, ImageSet
 from wsod_jax.data.voc_xml import annotated_size, class_index, named_objects, read_boxes, read_xml
-from wsod_jax.errors import DataError
+from wsod_jax.errors import ConfigError, DataError
+from wsod_jax.options import Mark
 
 logger = logging.getLogger(__name__)
 
@@ -30,21 +33,14 @@ CLASS_NAMES = (
 DifficultRule = Literal["drop", "ignore", "keep"]
 
 
-def read_image_set(
-    root: str | Path,
-    split: str,
-    *,
-    year: str | int | None = None,
-    class_names: Sequence[str] | None = None,
-    difficult: DifficultRule = "drop",
-    on_bad: OnBad = "skip",
-) -> ImageSet:
-    """Read a split's images and their image-level labels; boxes are not looked at.
+@dataclass(frozen=True, kw_only=True)
+class Voc(BoxReader):
+    """A data set in VOC layout.
 
-    Args:
+    Attributes:
       root: a folder in VOC layout (VOCdevkit/VOC2007), or the VOCdevkit folder together with `year`.
-      split: name of a file in ImageSets/Main, like "trainval".
       year: "2007", 2012, or a union like "07+12" (each year's split of that name).
+      test_year: the year of `test_split`, if another one.
       class_names: the classes, in label order. By default those of a classes.txt (one name per line) in
         the folder or up to two levels above it, else the 20 VOC classes.
       difficult: the label of a class whose objects in an image are all marked difficult: "drop" 0,
@@ -52,23 +48,100 @@ def read_image_set(
       on_bad: what to do about an image whose file or XML is missing or broken: "skip" leaves it out,
         logged and counted as `bad_image`; "error" raises. A missing split, an unknown class, an unsafe
         id and XML that declares entities always raise.
-
-    A split of which no image at all has an XML is read without labels, as the test splits of the VOC
-    challenges come: every label is -1, unknown; such images are counted as `no_annotation`.
-
-    Returns:
-      The images in the order of the split files, sizes from the image headers. `counts["no_object"]`
-      images have no object, which is legal: all their labels are 0.
-
-    Raises:
-      DataError: see `on_bad`; also if no image is left.
     """
-    if_difficult = difficult_label(difficult)
-    check_on_bad(on_bad)
-    folders = _folders(Path(root), year)
-    class_names = _class_names(folders[0], class_names)
-    counts, records = Counter(bad_image=0, no_object=0, no_annotation=0), []
-    for folder in folders:
+
+    root: Annotated[str | Path, Mark.LOCATION]
+    year: str | int | None = None
+    test_year: str | int | None = None
+    train_split: str = "trainval"
+    test_split: str = "test"
+    class_names: tuple[str, ...] | None = None
+    difficult: DifficultRule = "drop"
+    on_bad: OnBad = "skip"
+
+    def __post_init__(self):
+        difficult_label(self.difficult)
+        check_on_bad(self.on_bad)
+        if self.test_year is not None and self.test_split == self.train_split:
+            raise ConfigError(
+                f"test_year={self.test_year!r} is the year of test_split alone, but train_split has the same name, "
+                f"{self.train_split!r}. Set year alone, or name another split."
+            )
+
+    def images(self, split: str) -> ImageSet:
+        """Read a split's images and their image-level labels; boxes are not looked at.
+
+        A split of which no image at all has an XML is read without labels, as the test splits of the VOC
+        challenges come: every label is -1, unknown; such images are counted as `no_annotation`.
+
+        Args:
+          split: name of a file in ImageSets/Main, like "trainval".
+
+        Returns:
+          The images in the order of the split files, sizes from the image headers. `counts["no_object"]`
+          images have no object, which is legal: all their labels are 0.
+
+        Raises:
+          DataError: see `on_bad`; also if no image is left.
+        """
+        folders, class_names = self._layout(split)
+        counts, records = Counter(bad_image=0, no_object=0, no_annotation=0), []
+        for folder in folders:
+            records += self._records(folder, split, class_names, counts)
+        name = " ".join(["voc", *(folder.name.removeprefix("VOC") for folder in folders), split])
+        log_counts(name, counts)
+        if not records:
+            raise DataError(f"{name}: no image is left of split {split!r} in {self.root}.")
+        return ImageSet(name, class_names, tuple(records), dict(counts))
+
+    def ground_truth(self, split: str) -> GroundTruth:
+        """Read the boxes of a split, for evaluation.
+
+        Boxes that reach outside their image are clipped (`counts["clipped"]`); those without area or with
+        unreadable coordinates are dropped (`counts["dropped"]`). Images need not be there: where one is
+        missing, the size in its XML counts.
+
+        Args:
+          split: name of a file in ImageSets/Main.
+
+        Returns:
+          Boxes of every image of the split, difficult ones included and marked.
+
+        Raises:
+          DataError: see `on_bad`; also if no image is left.
+        """
+        folders, class_names = self._layout(split)
+        counts, boxes = Counter(bad_image=0, clipped=0, dropped=0, size_differs=0), {}
+        for folder in folders:
+            files = _image_files(folder)
+            for image_id in _split_ids(folder, split):
+                try:
+                    xml = read_xml(_xml_path(folder, image_id))
+                except DataError as error:
+                    skip_or_raise(error, self.on_bad, counts)
+                    continue
+                size = annotated_size(xml)
+                if image_id in files:
+                    size = _file_size(files[image_id], size, counts)
+                boxes[image_id] = read_boxes(
+                    xml, size, class_names, _xml_path(folder, image_id), counts
+                )
+        name = f"ground truth of {split} in {self.root}"
+        log_counts(name, counts)
+        if not boxes:
+            raise DataError(f"{name}: no annotation could be read.")
+        return GroundTruth(class_names, boxes, dict(counts))
+
+    def _layout(self, split: str) -> tuple[list[Path], tuple[str, ...]]:
+        """Return the folders that hold a split, one per year, and the classes."""
+        of_test = self.test_year is not None and split == self.test_split
+        folders = _folders(Path(self.root), self.test_year if of_test else self.year)
+        return folders, _class_names(folders[0], self.class_names)
+
+    def _records(
+        self, folder: Path, split: str, class_names: tuple[str, ...], counts: Counter
+    ) -> Iterator[ImageRecord]:
+        """Yield the images of one year."""
         files = _image_files(folder)
         image_ids = list(_split_ids(folder, split))
         annotated = any(_xml_path(folder, image_id).exists() for image_id in image_ids)
@@ -79,88 +152,37 @@ def read_image_set(
                 split,
             )
         for image_id in image_ids:
+            xml, objects = _xml_path(folder, image_id), None
             try:
                 path = _find_image(folder, files, image_id)
                 height, width = image_size(path)
-                objects = (
-                    named_objects(read_xml(_xml_path(folder, image_id))) if annotated else None
-                )
+                if annotated:
+                    objects = named_objects(read_xml(xml))
             except DataError as error:
-                skip_or_raise(error, on_bad, counts)
+                skip_or_raise(error, self.on_bad, counts)
                 continue
             if objects is None:
                 counts["no_annotation"] += 1
                 labels = (-1,) * len(class_names)
             else:
                 counts["no_object"] += not objects
-                xml = _xml_path(folder, image_id)
+                if_difficult = difficult_label(self.difficult)
                 labels = _image_labels(objects, class_names, if_difficult, xml)
-            records.append(ImageRecord(image_id, path, height, width, labels))
-    name = " ".join(["voc", *(folder.name.removeprefix("VOC") for folder in folders), split])
-    log_counts(name, counts)
-    if not records:
-        raise DataError(f"{name}: no image is left of split {split!r} in {root}.")
-    return ImageSet(name, class_names, tuple(records), dict(counts))
+            yield ImageRecord(image_id, path, height, width, labels)
 
 
 def difficult_label(rule: DifficultRule) -> int:
-    """Return the label of a class whose objects in an image are all marked difficult; see `read_image_set`."""
-    labels = {"drop": 0, "ignore": -1, "keep": 1}
-    if rule not in labels:
-        raise DataError(f"difficult={rule!r}; allowed are {', '.join(labels)}.")
-    return labels[rule]
-
-
-def read_ground_truth(
-    root: str | Path,
-    split: str,
-    *,
-    year: str | int | None = None,
-    class_names: Sequence[str] | None = None,
-    on_bad: OnBad = "skip",
-) -> GroundTruth:
-    """Read the boxes of a split, for evaluation.
-
-    Boxes that reach outside their image are clipped (`counts["clipped"]`); those without area or with
-    unreadable coordinates are dropped (`counts["dropped"]`). Images need not be there: where one is
-    missing, the size in its XML counts.
-
-    Args:
-      root: as in `read_image_set`; so are the other arguments.
-      split: name of a file in ImageSets/Main.
-      year: the year or years.
-      class_names: the classes, in label order.
-      on_bad: what to do about a missing or broken XML: "skip" leaves the image out, logged and counted.
-
-    Returns:
-      Boxes of every image of the split, difficult ones included and marked.
+    """Return the label of a class whose objects in an image are all marked difficult; see `Voc.difficult`.
 
     Raises:
-      DataError: see `on_bad`; also if no image is left.
+      ConfigError: for another rule.
     """
-    check_on_bad(on_bad)
-    folders = _folders(Path(root), year)
-    class_names = _class_names(folders[0], class_names)
-    counts, boxes = Counter(bad_image=0, clipped=0, dropped=0, size_differs=0), {}
-    for folder in folders:
-        files = _image_files(folder)
-        for image_id in _split_ids(folder, split):
-            try:
-                xml = read_xml(_xml_path(folder, image_id))
-            except DataError as error:
-                skip_or_raise(error, on_bad, counts)
-                continue
-            size = annotated_size(xml)
-            if image_id in files:
-                size = _file_size(files[image_id], size, counts)
-            boxes[image_id] = read_boxes(
-                xml, size, class_names, _xml_path(folder, image_id), counts
-            )
-    name = f"ground truth of {split} in {root}"
-    log_counts(name, counts)
-    if not boxes:
-        raise DataError(f"{name}: no annotation could be read.")
-    return GroundTruth(class_names, boxes, dict(counts))
+    labels = {"drop": 0, "ignore": -1, "keep": 1}
+    if rule not in labels:
+        raise ConfigError(
+            f"the rule for difficult objects or crowds is {rule!r}; allowed are {', '.join(labels)}."
+        )
+    return labels[rule]
 
 
 def _folders(root: Path, year: str | int | None) -> list[Path]:
