@@ -13,8 +13,9 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from wsod_jax import build
-from wsod_jax.data.assembling import SkipPixels
+from wsod_jax.data.loading import Loading, SkipPixels
 from wsod_jax.data.pipeline import TrainStream, ViewStream, train_batches, view_batches
+from wsod_jax.data.plan import Order
 from wsod_jax.data.proposals import ProposalSet
 from wsod_jax.data.records import GroundTruth, ImageSet, training_images
 from wsod_jax.data.transforms import ProposalRules
@@ -97,14 +98,15 @@ class TrainingData:
             self.image_set,
             self.proposals,
             canvases=self.settings.canvases,
-            batch_size=self.settings.micro_batch,
-            accumulate=self.settings.accumulate,
-            flip=self.settings.flip,
-            seed=self.seed,
+            order=Order(
+                batch_size=self.settings.micro_batch,
+                accumulate=self.settings.accumulate,
+                flip=self.settings.flip,
+                seed=self.seed,
+            ),
+            rules=self.rules,
+            loading=Loading(loader=self.settings.loader, skip_pixels=skip_pixels),
             start_step=start_step,
-            loader=self.settings.loader,
-            skip_pixels=skip_pixels,
-            **rule_arguments(self.rules),
         )
 
     def example(self) -> Batch:
@@ -124,9 +126,8 @@ class TrainingData:
             self.proposals,
             canvases=canvases,
             flips=(False,),
-            batch_size=1,
-            loader="threads",
-            **rule_arguments(self.rules),
+            rules=self.rules,
+            loading=Loading(loader="threads"),
         )
         return list(stream)
 
@@ -195,8 +196,8 @@ class Predictor:
             canvases=self.settings.canvases(purpose),
             flips=self.settings.flips,
             batch_size=self.settings.micro_batch,
-            loader=self.settings.loader,
-            **rule_arguments(self.rules),
+            rules=self.rules,
+            loading=Loading(loader=self.settings.loader),
         )
 
     def with_weights(self, params: Params, extras: dict) -> Predictor:
@@ -366,11 +367,6 @@ def truth_table(images: ImageSet, truth: GroundTruth) -> TruthTable:
     """Return the ground truth of a set as the evaluators read it."""
     selected = truth.select(images.image_ids)
     return TruthTable.from_annotations(selected.boxes.values(), num_classes=len(truth.class_names))
-
-
-def rule_arguments(rules: ProposalRules | None) -> dict:
-    """Return proposal rules as arguments of the batch functions."""
-    return {} if rules is None else dataclasses.asdict(rules)
 
 
 def change_config(config: ConfigDict, changes: Sequence[str]) -> ConfigDict:

@@ -16,7 +16,9 @@ import numpy as np
 from scripts.benchmarks.kernels import random_boxes
 from scripts.benchmarks.timing import Measure
 from scripts.benchmarks.training import LAPTOP, SMALL, make_batch, make_method, whole_step
+from wsod_jax.data.loading import Loading
 from wsod_jax.data.pipeline import train_batches, view_batches
+from wsod_jax.data.plan import Order
 from wsod_jax.data.proposals import ProposalSet
 from wsod_jax.data.records import ImageRecord, ImageSet
 from wsod_jax.data.transforms import Canvases
@@ -81,7 +83,11 @@ def input_rate(*, small: bool, repeats: int) -> list[Measure]:
     ]
     for loader in ("threads", "tf"):
         stream = train_batches(
-            image_set, proposals, canvases=Canvases(scales), batch_size=1, seed=0, loader=loader
+            image_set,
+            proposals,
+            canvases=Canvases(scales),
+            order=Order(),
+            loading=Loading(loader=loader),
         )
         rates = [images_per_second(stream, num_images) for _ in range(min(repeats, 3))]
         stream.close()
@@ -108,7 +114,7 @@ def compilations(*, small: bool, repeats: int) -> list[Measure]:
     tx = make_optimizer(schedule=piecewise_constant([1e-3]))
     mesh = make_mesh(1)
     stream = train_batches(
-        image_set, proposals, canvases=canvases, batch_size=1, seed=0, loader="threads"
+        image_set, proposals, canvases=canvases, order=Order(), loading=Loading(loader="threads")
     )
     train_step = make_train_step(method, tx, seed=0, mesh=mesh)
     state, shapes = None, set()
@@ -125,7 +131,9 @@ def compilations(*, small: bool, repeats: int) -> list[Measure]:
     # mAP by the shorter side, CorLoc by the longer one, as OIM is evaluated
     for resize in ("short", "long"):
         sides = dataclasses.replace(canvases, resize=resize)
-        views = view_batches(image_set, proposals, canvases=sides, loader="threads")
+        views = view_batches(
+            image_set, proposals, canvases=sides, loading=Loading(loader="threads")
+        )
         images = list(infer(functools.partial(predict, state.params), views, num_views=10))
     bound = 2 * len(canvases.shapes())
     predicting = predict._cache_size()

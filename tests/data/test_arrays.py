@@ -8,11 +8,13 @@ import pytest
 
 from tests.data.voc_tree import write_voc
 from wsod_jax.data.arrays import FeatureCache, play_batches, save_batches
+from wsod_jax.data.loading import Loading
 from wsod_jax.data.pipeline import train_batches, view_batches
+from wsod_jax.data.plan import Order
 from wsod_jax.data.transforms import Canvases
 from wsod_jax.data.voc import Voc
 from wsod_jax.errors import ConfigError, DataError
-from wsod_jax.types import Batch, FeatureMap
+from wsod_jax.types import Batch, FeatureMap, Targets, Views
 
 CANVASES = Canvases((16, 24), multiple=8)
 
@@ -29,7 +31,8 @@ def images(tmp_path):
 
 
 def views(images, **options):
-    return view_batches(images, None, canvases=CANVASES, batch_size=2, loader="threads", **options)
+    loading = Loading(loader="threads", **options)
+    return view_batches(images, None, canvases=CANVASES, batch_size=2, loading=loading)
 
 
 def assert_same(a, b):
@@ -53,7 +56,22 @@ def test_batches_of_features_come_back(tmp_path):
         image_size=np.ones((1, 2), np.int32),
         image_mask=np.array([True]),
         image_index=np.array([4], np.int32),
-        features=np.ones((1, 2, 3, 4), np.float16),
+        views=Views(
+            scale=np.ones((1, 2), np.float32),
+            offset=np.zeros((1, 2), np.int32),
+            flipped=np.array([True]),
+            original_size=np.ones((1, 2), np.int32),
+        ),
+        features={
+            "c5": FeatureMap(np.ones((1, 2, 3, 4), np.float16), np.ones((1, 2), np.int32), 14.0)
+        },
+        targets=Targets(
+            boxes=np.ones((1, 3, 4), np.float32),
+            classes=np.ones((1, 3), np.int32),
+            weights=np.ones((1, 3), np.float32),
+            ignore=np.array([[True, False, False]]),
+            mask=np.array([[True, True, False]]),
+        ),
     )
     save_batches([batch], tmp_path / "b.npz")
     assert_same(list(play_batches(tmp_path / "b.npz")), [batch])
@@ -101,7 +119,7 @@ class Backbone:
         for i in range(b):
             maps[i, size[i, 0] :] = 0
             maps[i, :, size[i, 1] :] = 0
-        return FeatureMap(maps, size)
+        return FeatureMap(maps, size, 8.0)
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 0), ("float16", 0.1)])
@@ -112,11 +130,12 @@ def test_cached_features_equal_computed_ones(images, dtype, tolerance):
     for _ in range(3):
         for batch in batches:
             cached = cache(batch)
-            assert cached.image is None and cached.features.dtype == np.float32
+            assert cached.image is None and cached.features["c5"].features.dtype == np.float32
             expected = np.where(
                 batch.image_mask[:, None, None, None], Backbone()(batch).features, 0
             )
-            np.testing.assert_allclose(cached.features, expected, rtol=0, atol=tolerance)
+            found = cached.features["c5"].features
+            np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance)
             np.testing.assert_array_equal(cached.image_size, batch.image_size)
     assert backbone.calls == len(batches)
     assert len(cache) == cache.num_computed == 3 * 4
@@ -134,13 +153,14 @@ def test_cached_images_are_not_decoded_any_more(images):
 
 def test_cache_serves_training_with_prefetch(images):
     cache = FeatureCache(Backbone(), dtype="float32")
-    options = dict(canvases=CANVASES, batch_size=2, accumulate=2, seed=0, loader="threads")
-    plain = train_batches(images, None, **options)
-    cached = train_batches(images, None, **options, skip_pixels=cache.has, prefetch=3)
+    options = dict(canvases=CANVASES, order=Order(batch_size=2, accumulate=2))
+    plain = train_batches(images, None, **options, loading=Loading(loader="threads"))
+    loading = Loading(loader="threads", skip_pixels=cache.has, prefetch=3)
+    cached = train_batches(images, None, **options, loading=loading)
     for expected, found in itertools.islice(zip(plain, cached, strict=True), 12):
         for a, b in zip(expected, found, strict=True):
             maps = np.where(a.image_mask[:, None, None, None], Backbone()(a).features, 0)
-            np.testing.assert_array_equal(cache(b).features, maps)
+            np.testing.assert_array_equal(cache(b).features["c5"].features, maps)
     plain.close()
     cached.close()
     assert len(cache) == 3 * 4
@@ -170,7 +190,11 @@ def test_too_large_features_and_wrong_dtype(images):
 def test_windows_are_not_cached(images):
     canvases = Canvases((16,), "warp", crop_margin=8)
     stream = train_batches(
-        images, None, canvases=canvases, batch_size=1, seed=0, loader="threads", flip=False
+        images,
+        None,
+        canvases=canvases,
+        order=Order(flip=False),
+        loading=Loading(loader="threads"),
     )
     [batch] = next(stream)
     stream.close()
@@ -179,7 +203,7 @@ def test_windows_are_not_cached(images):
         cache(batch)
     # The map of the whole image does not stand in for those of its windows.
     index, record = int(batch.image_index[0]), images.records[int(batch.image_index[0])]
-    cache(batch.replace(offset=None))
+    cache(batch.replace(views=batch.views.replace(offset=np.zeros((1, 2), np.int32))))
     whole, window = (
         canvases.view(record.height, record.width, 16, crop=crop) for crop in (None, (0.0, 0.0))
     )

@@ -12,10 +12,12 @@ import numpy as np
 import pytest
 
 from tests.data.voc_tree import write_voc
+from wsod_jax.data.loading import Loading
 from wsod_jax.data.pipeline import train_batches, view_batches
+from wsod_jax.data.plan import Order
 from wsod_jax.data.proposals import ProposalSet
-from wsod_jax.data.records import ImageRecord, ImageSet
-from wsod_jax.data.transforms import Canvases
+from wsod_jax.data.records import BoxSet, ImageBoxes, ImageRecord, ImageSet
+from wsod_jax.data.transforms import Canvases, ProposalRules
 from wsod_jax.data.voc import Voc
 from wsod_jax.errors import ConfigError, DataError
 
@@ -51,11 +53,28 @@ def make_proposals(images, *, counts=None, scores=False, boxes=None):
     return ProposalSet.from_images(sizes, made, values, generator="test")
 
 
-def train(images, proposals, **changes):
-    options = dict(
-        canvases=CANVASES, batch_size=2, accumulate=2, max_proposals=16, seed=3, loader="threads"
+def taken_from(options, cls):
+    names = {field.name for field in dataclasses.fields(cls)}
+    return {name: options.pop(name) for name in list(options) if name in names}
+
+
+def train(images, proposals, *, canvases=CANVASES, start_step=0, **changes):
+    options = dict(batch_size=2, accumulate=2, max_proposals=16, seed=3, loader="threads") | changes
+    order = Order(**taken_from(options, Order))
+    loading = Loading(**taken_from(options, Loading))
+    rules = None if options["max_proposals"] is None else ProposalRules(**options)
+    return train_batches(
+        images,
+        proposals,
+        canvases=canvases,
+        order=order,
+        rules=rules,
+        loading=loading,
+        start_step=start_step,
     )
-    return train_batches(images, proposals, **{**options, **changes})
+
+
+THREADS = Loading(loader="threads")
 
 
 def take(stream, count):
@@ -90,12 +109,12 @@ def test_contents_of_a_batch(images):
             assert batch.image[i, : size[0], : size[1]].any()
             assert tuple(batch.labels[i]) == record.labels
             expected = np.float32([size[1] / record.width, size[0] / record.height])
-            np.testing.assert_array_equal(batch.scale[i], expected)
+            np.testing.assert_array_equal(batch.views.scale[i], expected)
             # Back in the original image, every proposal is one of the file's.
             boxes = batch.proposals[i].copy()
-            if batch.flipped[i]:
+            if batch.views.flipped[i]:
                 boxes[:, [0, 2]] = size[1] - boxes[:, [2, 0]]
-            boxes = boxes / np.tile(batch.scale[i], 2)
+            boxes = boxes / np.tile(batch.views.scale[i], 2)
             file = proposals.get(record.image_id)
             count = min(len(file), 16)
             kept = np.sort(np.argsort(-proposals.get_scores(record.image_id), kind="stable")[:16])
@@ -117,7 +136,11 @@ def test_both_loaders_give_the_same_batches(images):
         assert_same(a, b)
         assert first.counts == second.counts
     views = [
-        list(view_batches(images, None, canvases=CANVASES, batch_size=2, loader=name))
+        list(
+            view_batches(
+                images, None, canvases=CANVASES, batch_size=2, loading=Loading(loader=name)
+            )
+        )
         for name in ("threads", "tf")
     ]
     assert_same(*views)
@@ -173,13 +196,14 @@ def test_warped_micro_batches_mix_orientations(images):
         height, width = batch.image.shape[1:3]
         assert height == width and (batch.image_size == height).all()
     proposals = make_proposals(images)
-    options = dict(canvases=Canvases((48,), "warp"), batch_size=3, flips=(False,), loader="threads")
-    batches = list(view_batches(images, proposals, max_proposals=20, dedup_stride=None, **options))
+    options = dict(canvases=Canvases((48,), "warp"), batch_size=3, flips=(False,), loading=THREADS)
+    rules = ProposalRules(20, dedup_stride=None)
+    batches = list(view_batches(images, proposals, rules=rules, **options))
     assert [batch.image_index.tolist() for batch in batches] == [[0, 1, 2], [3, 4, 5], [6, -1, -1]]
     for batch in batches:
-        assert batch.offset is None
+        assert not batch.views.offset.any()
         for index, boxes, scale in zip(
-            batch.image_index, batch.proposals, batch.scale, strict=True
+            batch.image_index, batch.proposals, batch.views.scale, strict=True
         ):
             if index >= 0:
                 record = images.records[index]
@@ -201,13 +225,14 @@ def test_windows_show_the_image_that_their_offset_says(images, resize):
             height, width = batch.image_size[i]
             resized = [int(np.floor(side * scale + 0.5)) for side in (width, height)]
             np.testing.assert_array_equal(
-                batch.scale[i], np.float32(resized) / np.float32([record.width, record.height])
+                batch.views.scale[i],
+                np.float32(resized) / np.float32([record.width, record.height]),
             )
-            left, top = batch.offset[i]
+            left, top = batch.views.offset[i]
             whole = cv2.resize(record.load(), resized, interpolation=cv2.INTER_LINEAR)
             expected = whole[top : top + height, left : left + width]
             assert expected.shape == (height, width, 3)  # the window lies inside
-            expected = expected[:, ::-1] if batch.flipped[i] else expected
+            expected = expected[:, ::-1] if batch.views.flipped[i] else expected
             np.testing.assert_array_equal(batch.image[i, :height, :width], expected)
             seen.setdefault(record.image_id, set()).add((left, top))
     assert all(len(offsets) > 1 for offsets in seen.values()) and len(seen) == 7
@@ -230,7 +255,7 @@ def test_windows_and_proposals_exclude_each_other(images):
 
 
 def test_views_are_whole_whatever_the_margin(images):
-    options = dict(batch_size=2, loader="threads")
+    options = dict(batch_size=2, loading=THREADS)
     bare = dataclasses.replace(WARPED, crop_margin=0)
     assert_same(
         list(view_batches(images, None, canvases=WARPED, **options)),
@@ -253,8 +278,8 @@ def test_without_proposals(images):
 def test_scores_of_proposals_reach_the_batch_in_the_rows_of_their_boxes(images):
     proposals = make_proposals(images, scores=True)
     stream = view_batches(
-        images, proposals, canvases=Canvases((48,)), flips=(True,), max_proposals=20, dedup_stride=None,
-        loader="threads",
+        images, proposals, canvases=Canvases((48,)), flips=(True,), rules=ProposalRules(20, dedup_stride=None),
+        loading=THREADS,
     )  # fmt: skip
     for batch in stream:
         expected = proposals.get_scores(images.image_ids[batch.image_index[0]])
@@ -273,8 +298,8 @@ def test_counts(images):
     proposals = make_proposals(images, boxes=boxes)
     pair = images.select([0, 1])
     stream = view_batches(
-        pair, proposals, canvases=Canvases((48,)), flips=(False,), max_proposals=16, dedup_stride=8,
-        min_side_px=2, loader="threads",
+        pair, proposals, canvases=Canvases((48,)), flips=(False,), rules=ProposalRules(16, min_side_px=2),
+        loading=THREADS,
     )  # fmt: skip
     batches = list(stream)
     assert stream.counts["images"] == 2
@@ -296,7 +321,7 @@ def test_counts_follow_what_was_handed_out(images):
 
 def test_shrunk_images_are_counted(images):
     wide = images.select([5])  # 30 x 100
-    stream = view_batches(wide, None, canvases=CANVASES, flips=(False,), loader="threads")
+    stream = view_batches(wide, None, canvases=CANVASES, flips=(False,), loading=THREADS)
     assert len(list(stream)) == 2
     assert stream.counts["shrunk"] == 2
 
@@ -341,7 +366,7 @@ def test_bad_image_can_be_an_error(images, loader):
 
 def test_image_deleted_after_reading_the_set(images):
     images.records[3].path.unlink()
-    stream = view_batches(images, None, canvases=CANVASES, batch_size=2, loader="threads")
+    stream = view_batches(images, None, canvases=CANVASES, batch_size=2, loading=THREADS)
     masks = {}
     for batch in stream:
         for index, real in zip(batch.image_index.tolist(), batch.image_mask.tolist(), strict=True):
@@ -357,7 +382,7 @@ def test_image_without_proposals_is_skipped_in_training_only(images):
     [update] = take(stream, 1)
     assert {int(b.image_index[0]) for b in update if not b.image_mask[0]} == {4}
     assert stream.counts["without_proposals"] == 1
-    for batch in view_batches(images, proposals, canvases=CANVASES, loader="threads"):
+    for batch in view_batches(images, proposals, canvases=CANVASES, loading=THREADS):
         assert batch.image_mask.all()
         assert batch.proposal_mask.any() == (batch.image_index[0] != 4)
 
@@ -383,7 +408,7 @@ def test_unknown_loader(images):
 
 def test_views_follow_each_other_and_share_rows(images):
     proposals = make_proposals(images)
-    stream = view_batches(images, proposals, canvases=CANVASES, batch_size=2, loader="threads")
+    stream = view_batches(images, proposals, canvases=CANVASES, batch_size=2, loading=THREADS)
     batches = list(stream)
     assert len(batches) == len(stream) and stream.views_per_image == 4
     seen = []
@@ -396,9 +421,9 @@ def test_views_follow_each_other_and_share_rows(images):
             boxes = batch.proposals.copy()
             mirrored = batch.image_size[:, 1, None, None] - boxes[:, :, [2, 0]]
             boxes[:, :, [0, 2]] = np.where(
-                batch.flipped[:, None, None], mirrored, boxes[:, :, [0, 2]]
+                batch.views.flipped[:, None, None], mirrored, boxes[:, :, [0, 2]]
             )
-            originals.append(boxes / np.tile(batch.scale, 2)[:, None])
+            originals.append(boxes / np.tile(batch.views.scale, 2)[:, None])
         real = group[0].proposals.any(axis=-1)  # [b, r], without padding
         for other in originals[1:]:
             np.testing.assert_allclose(other[real], originals[0][real], atol=1e-3)
@@ -418,7 +443,11 @@ def test_views_decode_each_image_once(images):
     watched_set = ImageSet("w", images.class_names, tuple(map(watched, images.records)))
     list(
         view_batches(
-            watched_set, None, canvases=CANVASES, batch_size=2, loader="threads", workers=3
+            watched_set,
+            None,
+            canvases=CANVASES,
+            batch_size=2,
+            loading=Loading(loader="threads", workers=3),
         )
     )
     assert sorted(reads) == sorted(images.image_ids)
@@ -428,15 +457,17 @@ def test_skip_pixels(images):
     def skip(index, view):
         return index == 1 and view.flipped
 
-    for batch in view_batches(images, None, canvases=CANVASES, skip_pixels=skip, loader="threads"):
-        skipped = batch.image_index[0] == 1 and batch.flipped[0]
+    for batch in view_batches(
+        images, None, canvases=CANVASES, loading=Loading(loader="threads", skip_pixels=skip)
+    ):
+        skipped = batch.image_index[0] == 1 and batch.views.flipped[0]
         assert batch.image.any() != skipped
         assert batch.image_mask.all()
 
 
 def test_no_images():
     empty = ImageSet("none", ("cat",), ())
-    assert list(view_batches(empty, None, canvases=CANVASES, loader="threads")) == []
+    assert list(view_batches(empty, None, canvases=CANVASES, loading=THREADS)) == []
     with pytest.raises(DataError, match="no images to train on"):
         train(empty, None)
 
@@ -449,3 +480,114 @@ def test_modules_import_without_tensorflow():
         "assert not {'tensorflow', 'tensorflow_datasets'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# Several processes
+
+
+def box_set(images):
+    def one(record, number):
+        boxes = random_boxes(number, 1 + number % 3, record.height, record.width)
+        return ImageBoxes(boxes, np.zeros(len(boxes), np.int32), np.zeros(len(boxes), bool))
+
+    found = (one(record, number) for number, record in enumerate(images.records))
+    return BoxSet(images, tuple(found), "annotations")
+
+
+def joined(parts):
+    return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
+
+
+@pytest.mark.parametrize("loader", ["threads", "tf"])
+@pytest.mark.parametrize("kind", ["proposals", "boxes", "windows"])
+def test_rows_of_all_processes_are_those_of_one(images, kind, loader):
+    if loader == "tf":
+        pytest.importorskip("tensorflow")
+    data, proposals = images, None
+    if kind == "proposals":
+        proposals = make_proposals(images, scores=True)
+    else:
+        data = box_set(images)
+    truncate(images, 2)
+    options = dict(batch_size=4, start_step=1, canvases=WARPED if kind == "windows" else CANVASES)
+    whole = train(data, proposals, **options)
+    expected, totals = take(whole, 5), whole.counts
+    for count in (2, 4):
+        streams = [
+            train(
+                data, proposals, process_index=index, process_count=count, loader=loader, **options
+            )
+            for index in range(count)
+        ]
+        updates = [take(stream, 5) for stream in streams]
+        found = [
+            [joined(parts) for parts in zip(*update, strict=True)]
+            for update in zip(*updates, strict=True)
+        ]
+        assert_same(found, expected)
+        assert {name: sum(stream.counts[name] for stream in streams) for name in totals} == totals
+
+
+def test_rows_of_all_processes_in_evaluation(images):
+    options = dict(canvases=CANVASES, batch_size=4)
+    expected = list(view_batches(images, None, **options, loading=THREADS))
+    parts = [
+        view_batches(
+            images,
+            None,
+            **options,
+            loading=Loading(loader="threads", process_index=index, process_count=2),
+        )
+        for index in range(2)
+    ]
+    assert_same([joined(rows) for rows in zip(*parts, strict=True)], expected)
+
+
+def test_a_process_decodes_its_own_rows_alone(images):
+    read = []
+
+    def watched(record):
+        def source():
+            read.append(record.image_id)
+            return record.path.read_bytes()
+
+        return ImageRecord(record.image_id, source, record.height, record.width, record.labels)
+
+    watched_set = ImageSet("w", images.class_names, tuple(map(watched, images.records)))
+    options = dict(batch_size=4, accumulate=2, workers=1, prefetch=0)
+    stream = train(watched_set, None, process_index=1, process_count=2, **options)
+    update = next(stream)
+    shown = {images.image_ids[i] for batch in update for i in batch.image_index if i >= 0}
+    stream.close()
+    assert shown <= set(read) and len(read) <= 2 * 3  # two rows each, one micro-batch ahead
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"process_index": 2, "process_count": 2}, "process_index=2 of process_count=2"),
+        ({"process_index": -1}, "process_index=-1"),
+        ({"process_count": 2}, r"batch_size=3 cannot be shared evenly by 2 processes"),
+        ({"workers": 0}, "workers=0"),
+        ({"prefetch": -1}, "prefetch=-1"),
+    ],
+)
+def test_impossible_loading(images, options, message):
+    with pytest.raises(ConfigError, match=message):
+        train(images, None, batch_size=3, **options)
+    if options == {"process_count": 2}:
+        with pytest.raises(ConfigError, match=message):
+            loading = Loading(loader="threads", **options)
+            view_batches(images, None, canvases=CANVASES, batch_size=3, loading=loading)
+
+
+@pytest.mark.parametrize("crop_margin", [0, 12])
+def test_both_loaders_give_the_same_targets(images, crop_margin):
+    pytest.importorskip("tensorflow")
+    canvases = dataclasses.replace(CANVASES, crop_margin=crop_margin)
+    taken = [
+        take(train(box_set(images), None, canvases=canvases, loader=name), 5)
+        for name in ("threads", "tf")
+    ]
+    assert_same(*taken)
+    assert taken[0][0][0].targets.mask.any()

@@ -3,16 +3,16 @@
 import numpy as np
 import pytest
 
-from wsod_jax.data.plan import FILLER, TrainPlan, ViewPlan, group_by_orientation
+from wsod_jax.data.plan import FILLER, Order, TrainPlan, ViewPlan, group_by_orientation
 from wsod_jax.errors import ConfigError, DataError
 
 PORTRAIT = tuple(bool(i % 3 == 0) for i in range(23))  # 8 portraits, 15 landscapes
 
 
 def plan(**changes):
-    options = dict(
-        portrait=PORTRAIT, batch_size=4, accumulate=2, scales=(1, 2, 3), flip=True, seed=7
-    )
+    order = dict(batch_size=4, accumulate=2, flip=True, seed=7)
+    order = {key: changes.pop(key, value) for key, value in order.items()}
+    options = dict(portrait=PORTRAIT, scales=(1, 2, 3), order=Order(**order))
     return TrainPlan(**{**options, **changes})
 
 
@@ -99,6 +99,19 @@ def test_windows_belong_to_seed_epoch_and_image():
             whole.flipped,
             whole.scale,
         )
+
+
+@pytest.mark.parametrize("crop", [False, True])
+def test_processes_share_a_micro_batch_in_order(crop):
+    for batch in epoch(plan(crop=crop, batch_size=6), 0):
+        parts = [batch.part(index, 3) for index in range(3)]
+        for name in ("rows", "flipped", *(("crops",) if crop else ())):
+            assert all(len(getattr(part, name)) == 2 for part in parts)
+            assert sum((getattr(part, name) for part in parts), ()) == getattr(batch, name)
+        for part in parts:
+            assert (part.scale, part.portrait) == (batch.scale, batch.portrait)
+            assert (part.crops is None) == (not crop)
+        assert batch.part(0, 1) == batch
 
 
 def test_scales_and_flips_are_drawn_evenly():

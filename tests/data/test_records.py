@@ -204,7 +204,7 @@ def test_annotations_become_boxes_to_train_on(caplog):
     with caplog.at_level(logging.WARNING):
         made = BoxSet.from_ground_truth(images, truth)
     assert made.images.image_ids == ("i0", "i2") and made.source == "annotations"
-    assert made.images.counts["no_annotation"] == 1 and "left out 1 images" in caplog.text
+    assert made.images.counts["without_boxes"] == 1 and "left out 1 images" in caplog.text
     np.testing.assert_array_equal(made.boxes[1].boxes, two)
     assert made.boxes[1].classes.tolist() == [1, 0, 1] and made.boxes[1].weights is None
     assert made.boxes[1].ignore.tolist() == [True, False, True]

@@ -1,33 +1,37 @@
-"""Planned micro-batch -> arrays: decode, place, add proposals, pad. A pure function of the plan.
+"""Planned micro-batch -> arrays: decode, place, add proposals and boxes, pad. A pure function of the plan.
 
-There is no argument for boxes: image sets hold labels per image only.
+The assembler itself knows images and labels. What else a row holds is added by its parts: `ProposalRows`, and
+`TargetRows`, which is made of a `BoxSet` alone. Without that part no code fills `Batch.targets`.
 """
 
 from __future__ import annotations
 
 import logging
 from collections import Counter, OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from threading import Lock
-from typing import Literal
+from typing import Any, Protocol
 
 import jax
 import numpy as np
 
+from wsod_jax.data.loading import Loading
 from wsod_jax.data.plan import FILLER, PlannedBatch
 from wsod_jax.data.proposals import ProposalSet, check_proposals
-from wsod_jax.data.records import ImageSet
+from wsod_jax.data.records import BoxSet, ImageSet
 from wsod_jax.data.transforms import (
     Canvases,
     ProposalRules,
     View,
     clean_proposals,
+    place_boxes,
     place_image,
     place_proposals,
     view_factors,
 )
-from wsod_jax.errors import ConfigError, DataError
-from wsod_jax.types import Batch, Views
+from wsod_jax.errors import DataError
+from wsod_jax.ops.boxes import box_area
+from wsod_jax.types import Batch, Targets, Views
 
 logger = logging.getLogger(__name__)
 
@@ -41,53 +45,145 @@ COUNTS = (
     "clipped",  # proposals that reached outside their image
     "dropped",  # proposals that are too small, or without area inside their image
     "capped",  # proposals beyond max_proposals
+    "targets",  # boxes to learn from that a view shows, ignored ones included
+    "hidden_targets",  # boxes to learn from of which a view shows nothing
 )
-SkipPixels = Callable[[int, View], bool]
 
 
-class Assembler:
-    """Makes the arrays of planned micro-batches. Safe to call from several threads.
+class RowPart(Protocol):
+    """What adds fields to the row of an image."""
+
+    def empty(self) -> dict[str, Any]:
+        """Return the fields of a masked row, by name in `Batch`, without the leading axis."""
+
+    def fields(self, index: int, view: View, counts: Counter) -> tuple[dict[str, Any], bool]:
+        """Return the fields of an image's row, and whether the image can be used.
+
+        Args:
+          index: of the image in its set.
+          view: where it goes.
+          counts: grows, by the names in `COUNTS`.
+        """
+
+
+class ProposalRows:
+    """The proposals of every row.
 
     Args:
-      image_set: the images.
-      proposals: their proposals, or `None` for methods without.
-      canvases: the static image shapes.
-      rules: which proposals are used; ignored without proposals.
-      mask_empty: mask an image that has no usable proposal, as training does.
-      on_bad_image: what to do about an image that cannot be read: "skip" masks its row, counts it, and
-        logs its name once; "error" raises.
-      skip_pixels: says for (image index, view) whether pixels are not needed (a cache has the features);
-        the image is then not decoded and stays zero.
-      keep_decoded: number of decoded images kept for their next view.
+      proposals: of all images.
+      images: the images.
+      rules: which proposals are used.
+      mask_empty: an image that has no usable proposal cannot be used, as in training.
 
     Raises:
       DataError: if an image has no entry in the proposals, or one for another image size.
     """
 
     def __init__(
+        self, proposals: ProposalSet, images: ImageSet, rules: ProposalRules, *, mask_empty: bool
+    ):
+        check_proposals(proposals, images)
+        self._proposals, self._images, self._rules = proposals, images, rules
+        self._mask_empty = mask_empty
+
+    def empty(self) -> dict[str, Any]:
+        """Return masked proposals."""
+        count = self._rules.max_proposals
+        has_scores = self._proposals.scores is not None
+        return dict(
+            proposals=np.zeros((count, 4), np.float32),
+            proposal_mask=np.zeros(count, bool),
+            representative=np.arange(count, dtype=np.int32),
+            proposal_scores=np.zeros(count, np.float32) if has_scores else None,
+        )
+
+    def fields(self, index: int, view: View, counts: Counter) -> tuple[dict[str, Any], bool]:
+        """Return an image's proposals on a view, and whether there are any, or need not be."""
+        record = self._images.records[index]
+        image_size = (record.height, record.width)
+        boxes = self._proposals.get(record.image_id)
+        scores = self._proposals.get_scores(record.image_id)
+        clean = clean_proposals(boxes, scores, image_size, self._rules)
+        placed = place_proposals(clean, image_size, view, self._rules)
+        kept = int(placed.mask.sum())
+        counts["without_proposals"] += kept == 0
+        counts["proposals"] += kept
+        counts["merged"] += len(clean.boxes) - kept
+        counts["clipped"] += clean.clipped
+        counts["dropped"] += clean.dropped
+        counts["capped"] += clean.capped
+        fields = dict(
+            proposals=placed.boxes,
+            proposal_mask=placed.mask,
+            representative=placed.representative,
+            proposal_scores=placed.scores,
+        )
+        return fields, kept > 0 or not self._mask_empty
+
+
+class TargetRows:
+    """The boxes to learn from, padded to `max_targets` of the set.
+
+    Args:
+      box_set: the images and their boxes.
+    """
+
+    def __init__(self, box_set: BoxSet):
+        self._box_set = box_set
+        self._max_targets = box_set.max_targets
+
+    def empty(self) -> dict[str, Any]:
+        """Return masked targets."""
+        count = self._max_targets
+        targets = Targets(
+            boxes=np.zeros((count, 4), np.float32),
+            classes=np.zeros(count, np.int32),
+            weights=np.zeros(count, np.float32),
+            ignore=np.zeros(count, bool),
+            mask=np.zeros(count, bool),
+        )
+        return {"targets": targets}
+
+    def fields(self, index: int, view: View, counts: Counter) -> tuple[dict[str, Any], bool]:
+        """Return an image's boxes on a view; an image without any can be used: it shows background."""
+        record, found = self._box_set.images.records[index], self._box_set.boxes[index]
+        boxes = place_boxes(found.boxes, (record.height, record.width), view)
+        shown = box_area(boxes) > 0
+        counts["targets"] += int(shown.sum())
+        counts["hidden_targets"] += int((~shown).sum())
+        targets, count = self.empty()["targets"], len(found)
+        targets.boxes[:count] = boxes
+        targets.classes[:count] = found.classes
+        targets.weights[:count] = 1.0 if found.weights is None else found.weights
+        targets.ignore[:count] = found.ignore
+        targets.mask[:count] = shown
+        return {"targets": targets}, True
+
+
+class Assembler:
+    """Makes the arrays of planned micro-batches. Safe to call from several threads.
+
+    Args:
+      images: the images.
+      canvases: the static image shapes.
+      parts: what rows hold beside the image and its labels.
+      loading: what to do about an image that cannot be read, and which images need no pixels.
+      keep_decoded: number of decoded images kept for their next view.
+    """
+
+    def __init__(
         self,
-        image_set: ImageSet,
-        proposals: ProposalSet | None,
+        images: ImageSet,
         canvases: Canvases,
-        rules: ProposalRules,
+        parts: Sequence[RowPart],
+        loading: Loading,
         *,
-        mask_empty: bool,
-        on_bad_image: Literal["skip", "error"] = "skip",
-        skip_pixels: SkipPixels | None = None,
         keep_decoded: int = 0,
     ):
-        if on_bad_image not in ("skip", "error"):
-            raise ConfigError(f'on_bad_image={on_bad_image!r}; allowed are "skip" and "error".')
-        if proposals is not None:
-            check_proposals(proposals, image_set)
-        self._image_set = image_set
-        self._proposals = proposals
+        self._images = images
         self._canvases = canvases
-        self._rules = rules
-        self._mask_empty = mask_empty
-        self._on_bad_image = on_bad_image
-        self._skip_pixels = skip_pixels
-        self._has_scores = proposals is not None and proposals.scores is not None
+        self._parts = tuple(parts)
+        self._loading = loading
         self._decoded = _KeepRecent(self._decode, keep_decoded)
         self._named: set[int] = set()
         self._naming = Lock()
@@ -116,20 +212,24 @@ class Assembler:
         if index == FILLER:
             return row
         counts["images"] += 1
-        record = self._image_set.records[index]
+        record = self._images.records[index]
         image_size = (record.height, record.width)
         view = self._canvases.view(*image_size, planned.scale, flipped, crop)
-        if self._skip_pixels is None or not self._skip_pixels(index, view):
+        skip_pixels = self._loading.skip_pixels
+        if skip_pixels is None or not skip_pixels(index, view):
             image = self._pixels(index)
             if image is None:
                 counts["bad_images"] += 1
                 return row
             row = row.replace(image=place_image(image, view))
         counts["shrunk"] += view.shrunk
-        row, has_boxes = self._with_proposals(row, index, view, counts)
+        usable = True
+        for part in self._parts:
+            fields, part_usable = part.fields(index, view, counts)
+            row, usable = row.replace(**fields), usable and part_usable
         return row.replace(
             image_size=np.array(view.size, np.int32),
-            image_mask=np.array(has_boxes or not self._mask_empty),
+            image_mask=np.array(usable),
             labels=np.array(record.labels, np.int32),
             views=Views(
                 scale=np.array(view_factors(image_size, view), np.float32),
@@ -140,7 +240,7 @@ class Assembler:
         )
 
     def _filler(self, index: int, planned: PlannedBatch) -> Batch:
-        """Return a masked row: one black pixel and no proposals."""
+        """Return a masked row: one black pixel, no proposals and no targets."""
         canvas = self._canvases.shape(planned.scale, planned.portrait)
         row = Batch(
             image=np.zeros((*canvas, 3), np.uint8),
@@ -153,51 +253,18 @@ class Assembler:
                 flipped=np.array(False),
                 original_size=np.ones(2, np.int32),
             ),
-            labels=np.zeros(len(self._image_set.class_names), np.int32),
+            labels=np.zeros(len(self._images.class_names), np.int32),
         )
-        if self._proposals is None:
-            return row
-        count = self._rules.max_proposals
-        return row.replace(
-            proposals=np.zeros((count, 4), np.float32),
-            proposal_mask=np.zeros(count, bool),
-            representative=np.arange(count, dtype=np.int32),
-            proposal_scores=np.zeros(count, np.float32) if self._has_scores else None,
-        )
-
-    def _with_proposals(
-        self, row: Batch, index: int, view: View, counts: Counter
-    ) -> tuple[Batch, bool]:
-        """Return the row with an image's proposals, and whether it has any, or needs none."""
-        if self._proposals is None:
-            return row, True
-        record = self._image_set.records[index]
-        image_size = (record.height, record.width)
-        boxes = self._proposals.get(record.image_id)
-        scores = self._proposals.get_scores(record.image_id)
-        clean = clean_proposals(boxes, scores, image_size, self._rules)
-        placed = place_proposals(clean, image_size, view, self._rules)
-        row = row.replace(
-            proposals=placed.boxes,
-            proposal_mask=placed.mask,
-            representative=placed.representative,
-            proposal_scores=placed.scores,
-        )
-        kept = int(placed.mask.sum())
-        counts["without_proposals"] += kept == 0
-        counts["proposals"] += kept
-        counts["merged"] += len(clean.boxes) - kept
-        counts["clipped"] += clean.clipped
-        counts["dropped"] += clean.dropped
-        counts["capped"] += clean.capped
-        return row, kept > 0
+        for part in self._parts:
+            row = row.replace(**part.empty())
+        return row
 
     def _pixels(self, index: int) -> np.ndarray | None:
         """Return the decoded image, or `None` for one that cannot be read and is to be skipped."""
         try:
             return self._decoded(index)
         except DataError as error:
-            if self._on_bad_image == "error":
+            if self._loading.on_bad_image == "error":
                 raise
             with self._naming:
                 if index not in self._named:
@@ -206,7 +273,7 @@ class Assembler:
             return None
 
     def _decode(self, index: int) -> np.ndarray:
-        return self._image_set.records[index].load()
+        return self._images.records[index].load()
 
 
 class _KeepRecent:

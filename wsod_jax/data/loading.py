@@ -7,25 +7,87 @@ import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from types import ModuleType
-from typing import Literal, TypeVar
+from typing import Literal, TypeVar, get_args
 
 import jax
 import numpy as np
 
+from wsod_jax.data.transforms import View
 from wsod_jax.errors import ConfigError, DataError
 
 Arrays = TypeVar("Arrays")  # a pytree of NumPy arrays
 Loader = Literal["tf", "threads"]
+OnBadImage = Literal["skip", "error"]
+SkipPixels = Callable[[int, View], bool]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loading:
+    """How a process makes its batches. Nothing here changes what the micro-batches of all processes hold together.
+
+    Attributes:
+      loader: "tf" (tf.data) or "threads" (needs no TensorFlow); the batches are the same.
+      workers: threads; by default one per core that this process may use.
+      prefetch: finished micro-batches held ready.
+      on_bad_image: what to do about an image that cannot be read: "skip" masks its row, counts it, and logs
+        its name once; "error" raises.
+      process_index, process_count: which process this is, and of how many. Of the n rows of a micro-batch it
+        makes the (process_index + 1)-th of `process_count` equal shares, in order.
+      skip_pixels: says for (image index, view) whether pixels are not needed (a cache has the features);
+        the image is then not decoded and stays zero.
+    """
+
+    loader: Loader = "tf"
+    workers: int | None = None
+    prefetch: int = 2
+    on_bad_image: OnBadImage = "skip"
+    process_index: int = 0
+    process_count: int = 1
+    skip_pixels: SkipPixels | None = None
+
+    def __post_init__(self):
+        if self.loader not in get_args(Loader):
+            raise ConfigError(f'loader={self.loader!r}; allowed are "tf" and "threads".')
+        if self.on_bad_image not in get_args(OnBadImage):
+            raise ConfigError(
+                f'on_bad_image={self.on_bad_image!r}; allowed are "skip" and "error".'
+            )
+        if self.prefetch < 0 or (self.workers is not None and self.workers < 1):
+            raise ConfigError(
+                f"workers={self.workers}, prefetch={self.prefetch}; allowed are 1 worker and more (None: one "
+                "per core), and a prefetch of 0 and more."
+            )
+        if not 0 <= self.process_index < self.process_count:
+            raise ConfigError(
+                f"process_index={self.process_index} of process_count={self.process_count}; the index counts "
+                "from 0 to process_count - 1."
+            )
+
+    @property
+    def num_workers(self) -> int:
+        """Threads that make batches."""
+        return self.workers or num_cores()
+
+    def rows_per_process(self, batch_size: int) -> int:
+        """Return how many rows of a micro-batch this process makes.
+
+        Raises:
+          ConfigError: if the processes cannot share the rows evenly.
+        """
+        if batch_size % self.process_count:
+            raise ConfigError(
+                f"batch_size={batch_size} cannot be shared evenly by {self.process_count} processes; make it a "
+                f"multiple of {self.process_count}."
+            )
+        return batch_size // self.process_count
 
 
 def load(
     assemble: Callable[[int], Arrays],
     numbers: range | itertools.count,
-    *,
-    loader: Loader,
-    workers: int | None,
-    prefetch: int,
+    loading: Loading,
 ) -> Iterator[Arrays]:
     """Yield `assemble(number)` for each number, in order, working ahead.
 
@@ -33,20 +95,14 @@ def load(
       assemble: makes the arrays of one micro-batch, as a pytree; called from several threads at once. Structure and
         dtypes are the same for every number.
       numbers: a range, or an endless `itertools.count`.
-      loader: "tf" runs it in tf.data, "threads" in a thread pool without TensorFlow.
-      workers: threads; by default one per core this process may use.
-      prefetch: finished micro-batches held ready.
+      loading: with what, with how many threads, and how far ahead.
 
     Raises:
       DataError: what `assemble` raised.
-      ConfigError: for an unknown loader, or "tf" where TensorFlow is not installed.
+      ConfigError: where TensorFlow is asked for and not installed.
     """
-    workers = workers or num_cores()
-    if loader == "threads":
-        return _load_with_threads(assemble, numbers, workers, prefetch)
-    if loader == "tf":
-        return _load_with_tf(assemble, numbers, workers, prefetch)
-    raise ConfigError(f'loader={loader!r}; allowed are "tf" and "threads".')
+    run = _load_with_tf if loading.loader == "tf" else _load_with_threads
+    return run(assemble, numbers, loading.num_workers, loading.prefetch)
 
 
 def num_cores() -> int:

@@ -1,22 +1,22 @@
-"""Image set and proposals -> streams of `Batch`es in NumPy, with static shapes, for training and evaluation.
+"""Images and proposals -> streams of `Batch`es in NumPy, with static shapes, for training and evaluation.
 
 `plan.py` says which images make up a micro-batch, `assembling.py` turns it into arrays, `loading.py` runs
-that ahead of use. There is no argument for boxes: only labels per image reach training.
+that ahead of use. A stream of an `ImageSet` holds labels per image alone; boxes to learn from are in a stream of
+a `BoxSet`, and in no other.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from typing import Literal
 
 import numpy as np
 
-from wsod_jax.data.assembling import COUNTS, Assembler, SkipPixels
-from wsod_jax.data.loading import Loader, load, num_cores
-from wsod_jax.data.plan import TrainPlan, ViewPlan
+from wsod_jax.data.assembling import COUNTS, Assembler, ProposalRows, RowPart, TargetRows
+from wsod_jax.data.loading import Loading, load
+from wsod_jax.data.plan import Order, TrainPlan, ViewPlan
 from wsod_jax.data.proposals import ProposalSet
-from wsod_jax.data.records import ImageSet
+from wsod_jax.data.records import BoxSet, ImageSet
 from wsod_jax.data.transforms import Canvases, ProposalRules
 from wsod_jax.errors import ConfigError
 from wsod_jax.types import Batch
@@ -32,7 +32,7 @@ class _Stream:
 
     @property
     def counts(self) -> dict[str, int]:
-        """Totals over the micro-batches handed out so far, by the names in `assembling.COUNTS`."""
+        """Totals over this process's rows handed out so far, by the names in `assembling.COUNTS`."""
         return dict(zip(COUNTS, self._totals.tolist(), strict=True))
 
     def close(self) -> None:
@@ -64,7 +64,7 @@ class TrainStream(_Stream):
         return self
 
     def __next__(self) -> list[Batch]:
-        return [self._next_batch() for _ in range(self.plan.accumulate)]
+        return [self._next_batch() for _ in range(self.plan.order.accumulate)]
 
 
 class ViewStream(_Stream):
@@ -94,50 +94,32 @@ class ViewStream(_Stream):
 
 
 def train_batches(
-    image_set: ImageSet,
+    data: ImageSet | BoxSet,
     proposals: ProposalSet | None,
     *,
     canvases: Canvases,
-    batch_size: int,
-    accumulate: int = 1,
-    max_proposals: int | None = None,
-    dedup_stride: float | None = 8.0,
-    min_side_px: float = 0.0,
-    min_side: float = 0.0,
-    flip: bool = True,
-    seed: int,
+    order: Order,
+    rules: ProposalRules | None = None,
+    loading: Loading = Loading(),  # noqa: B008  (frozen)
     start_step: int = 0,
-    loader: Loader = "tf",
-    workers: int | None = None,
-    prefetch: int = 2,
-    on_bad_image: Literal["skip", "error"] = "skip",
-    skip_pixels: SkipPixels | None = None,
 ) -> TrainStream:
     """Return the endless training stream, from update `start_step` on.
 
     The batches of an update depend on the data, the arguments and its number alone, so a restart from
     step n continues bit for bit without reading what came before. Micro-batches hold one orientation and
-    one scale; the incomplete last one of each orientation in an epoch is filled with masked rows.
+    one scale; the incomplete last one of each orientation in an epoch is filled with masked rows. The rows of
+    all processes, one process after the other, are those of a single process.
 
     Args:
-      image_set: the images; use `records.training_images` first.
+      data: the images; use `records.training_images` first. Only of a `BoxSet` do batches have `targets`, all
+        boxes moved into the view and padded to `max_targets` of the set.
       proposals: their proposals, or `None` for methods without.
       canvases: scales and static shapes. With a `crop_margin`, a random window of every image is shown.
-      batch_size: rows per micro-batch, over all devices.
-      accumulate: micro-batches per update.
-      max_proposals: R; by default the largest number any image of the proposals has.
-      dedup_stride: merge proposals that agree on a grid of this many pixels; `None` merges nothing.
-      min_side_px: drop proposals with a side below this, in pixels of the original image.
-      min_side: the same as a fraction of the original image's shorter side.
-      flip: mirror images at random, with probability 1/2.
-      seed: of order, scales, mirroring and windows.
+      order: sizes of micro-batches and updates, mirroring and the seed.
+      rules: which proposals are used; by default as many as an image of the file has, and the defaults of
+        `ProposalRules`.
+      loading: how this process makes its batches, and which rows are its own.
       start_step: number of the first update, 0-based.
-      loader: "tf" (tf.data) or "threads" (needs no TensorFlow); the batches are the same.
-      workers: threads; by default one per core.
-      prefetch: finished micro-batches held ready.
-      on_bad_image: "skip" masks an unreadable image's row, counts it and logs its name once; "error"
-        raises.
-      skip_pixels: see `Assembler`.
 
     Returns:
       A `TrainStream`. An image without usable proposals is masked and counted.
@@ -151,50 +133,35 @@ def train_batches(
             f"crop_margin={canvases.crop_margin}, but there are proposals: those outside an image's random "
             "window would have to be left out, and no longer cover its labels. Set crop_margin=0."
         )
-    plan = TrainPlan(
-        portrait=_portrait(image_set, canvases),
-        batch_size=batch_size,
-        accumulate=accumulate,
-        scales=canvases.scales,
-        flip=flip,
-        seed=seed,
-        crop=canvases.crop_margin > 0,
-    )
-    assemble = Assembler(
-        image_set,
-        proposals,
-        canvases,
-        _rules(proposals, max_proposals, dedup_stride, min_side_px, min_side),
-        mask_empty=True,
-        on_bad_image=on_bad_image,
-        skip_pixels=skip_pixels,
-    )
+    parts: list[RowPart] = []
+    if isinstance(data, BoxSet):
+        images = data.images
+        parts.append(TargetRows(data))
+    else:
+        images = data
+    if proposals is not None:
+        rules = rules or _default_rules(proposals)
+        parts.append(ProposalRows(proposals, images, rules, mask_empty=True))
+    plan = TrainPlan(_portrait(images, canvases), canvases.scales, order, canvases.crop_margin > 0)
+    assemble = Assembler(images, canvases, parts, loading)
+    loading.rows_per_process(order.batch_size)
     loaded = load(
-        lambda number: assemble(plan[number]),
-        itertools.count(start_step * accumulate),
-        loader=loader,
-        workers=workers,
-        prefetch=prefetch,
+        lambda number: assemble(plan[number].part(loading.process_index, loading.process_count)),
+        itertools.count(start_step * order.accumulate),
+        loading,
     )
     return TrainStream(loaded, canvases, plan)
 
 
 def view_batches(
-    image_set: ImageSet,
+    images: ImageSet,
     proposals: ProposalSet | None,
     *,
     canvases: Canvases,
     flips: Sequence[bool] = (False, True),
     batch_size: int = 1,
-    max_proposals: int | None = None,
-    dedup_stride: float | None = 8.0,
-    min_side_px: float = 0.0,
-    min_side: float = 0.0,
-    loader: Loader = "tf",
-    workers: int | None = None,
-    prefetch: int = 2,
-    on_bad_image: Literal["skip", "error"] = "skip",
-    skip_pixels: SkipPixels | None = None,
+    rules: ProposalRules | None = None,
+    loading: Loading = Loading(),  # noqa: B008  (frozen)
 ) -> ViewStream:
     """Return every image at every scale, whole, mirrored or not, image-major.
 
@@ -203,20 +170,13 @@ def view_batches(
     in each of its views.
 
     Args:
-      image_set: the images; labels are not needed.
+      images: the images; labels are not needed.
       proposals: their proposals, or `None` for methods without.
       canvases: scales and static shapes.
       flips: which mirrorings each scale is seen with.
-      batch_size: rows per micro-batch.
-      max_proposals: as in `train_batches`; so are the arguments that follow.
-      dedup_stride: see there.
-      min_side_px: see there.
-      min_side: see there.
-      loader: see there.
-      workers: see there.
-      prefetch: see there.
-      on_bad_image: see there.
-      skip_pixels: see there.
+      batch_size: rows per micro-batch, over all processes.
+      rules: as in `train_batches`.
+      loading: likewise.
 
     Returns:
       A `ViewStream`. An image without usable proposals stays, with all its rows masked.
@@ -225,40 +185,28 @@ def view_batches(
       DataError: as in `train_batches`.
       ConfigError: for impossible numbers.
     """
-    plan = ViewPlan(_portrait(image_set, canvases), batch_size, canvases.scales, tuple(flips))
-    workers = workers or num_cores()
-    groups_in_work = (workers + prefetch) // plan.views_per_image + 2
-    assemble = Assembler(
-        image_set,
-        proposals,
-        canvases,
-        _rules(proposals, max_proposals, dedup_stride, min_side_px, min_side),
-        mask_empty=False,
-        on_bad_image=on_bad_image,
-        skip_pixels=skip_pixels,
-        keep_decoded=groups_in_work * batch_size if plan.views_per_image > 1 else 0,
-    )
+    if not isinstance(images, ImageSet):
+        raise TypeError(f"views show an ImageSet, found {type(images).__name__}; a BoxSet has one.")
+    parts: list[RowPart] = []
+    if proposals is not None:
+        rules = rules or _default_rules(proposals)
+        parts.append(ProposalRows(proposals, images, rules, mask_empty=False))
+    plan = ViewPlan(_portrait(images, canvases), batch_size, canvases.scales, tuple(flips))
+    rows = loading.rows_per_process(batch_size)
+    groups_in_work = (loading.num_workers + loading.prefetch) // plan.views_per_image + 2
+    keep_decoded = groups_in_work * rows if plan.views_per_image > 1 else 0
+    assemble = Assembler(images, canvases, parts, loading, keep_decoded=keep_decoded)
     loaded = load(
-        lambda number: assemble(plan[number]),
+        lambda number: assemble(plan[number].part(loading.process_index, loading.process_count)),
         range(len(plan)),
-        loader=loader,
-        workers=workers,
-        prefetch=prefetch,
+        loading,
     )
     return ViewStream(loaded, canvases, plan)
 
 
-def _portrait(image_set: ImageSet, canvases: Canvases) -> tuple[bool, ...]:
-    return tuple(canvases.is_portrait(r.height, r.width) for r in image_set.records)
+def _portrait(images: ImageSet, canvases: Canvases) -> tuple[bool, ...]:
+    return tuple(canvases.is_portrait(r.height, r.width) for r in images.records)
 
 
-def _rules(
-    proposals: ProposalSet | None,
-    max_proposals: int | None,
-    dedup_stride: float | None,
-    min_side_px: float,
-    min_side: float,
-) -> ProposalRules:
-    if max_proposals is None:
-        max_proposals = 1 if proposals is None else max(1, proposals.max_count)
-    return ProposalRules(max_proposals, dedup_stride, min_side_px, min_side)
+def _default_rules(proposals: ProposalSet) -> ProposalRules:
+    return ProposalRules(max(1, proposals.max_count))

@@ -6,6 +6,7 @@ run restarts anywhere.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from dataclasses import dataclass
@@ -17,6 +18,31 @@ from wsod_jax.errors import ConfigError, DataError
 FILLER = -1  # the record index of rows that only fill a micro-batch
 
 _ORDER, _FLIP, _SCALE, _CROP = 1, 2, 3, 4  # what a random draw is for
+
+
+@dataclass(frozen=True, kw_only=True)
+class Order:
+    """How training images are dealt into updates, and how chance changes them.
+
+    Attributes:
+      batch_size: rows per micro-batch, over all devices and processes.
+      accumulate: micro-batches per update.
+      flip: mirror an image with probability 1/2, drawn anew in every epoch.
+      seed: of order, scales, mirroring and windows; not negative.
+    """
+
+    batch_size: int = 1
+    accumulate: int = 1
+    flip: bool = True
+    seed: int = 0
+
+    def __post_init__(self):
+        if self.batch_size < 1 or self.accumulate < 1:
+            raise ConfigError(
+                f"batch_size={self.batch_size} and accumulate={self.accumulate}; both must be at least 1."
+            )
+        if self.seed < 0:
+            raise ConfigError(f"seed={self.seed}; it must not be negative.")
 
 
 @dataclass(frozen=True)
@@ -37,6 +63,20 @@ class PlannedBatch:
     scale: int
     portrait: bool
     crops: tuple[tuple[float, float], ...] | None = None
+
+    def part(self, index: int, count: int) -> PlannedBatch:
+        """Return the rows of process `index` of `count`: an equal share of them, in order.
+
+        Args:
+          index: 0 to count - 1.
+          count: divides the number of rows.
+        """
+        size = len(self.rows) // count
+        own = slice(index * size, (index + 1) * size)
+        crops = None if self.crops is None else self.crops[own]
+        return dataclasses.replace(
+            self, rows=self.rows[own], flipped=self.flipped[own], crops=crops
+        )
 
 
 def group_by_orientation(
@@ -78,53 +118,43 @@ class TrainPlan:
 
     Attributes:
       portrait: per image, whether it goes on an upright canvas; micro-batches do not mix the two.
-      batch_size: rows per micro-batch.
-      accumulate: micro-batches per update.
       scales: to draw from.
-      flip: mirror an image with probability 1/2, drawn anew in every epoch.
-      seed: non-negative.
+      order: sizes of micro-batches and updates, mirroring and the seed.
       crop: draw a window of every image, anew in every epoch.
     """
 
     portrait: tuple[bool, ...]
-    batch_size: int
-    accumulate: int
     scales: tuple[int, ...]
-    flip: bool
-    seed: int
+    order: Order
     crop: bool = False
 
     def __post_init__(self):
         if not self.portrait:
             raise DataError("there are no images to train on.")
-        if self.batch_size < 1 or self.accumulate < 1:
-            raise ConfigError("batch_size and accumulate must be at least 1.")
-        if self.seed < 0:
-            raise ConfigError(f"seed={self.seed}; it must not be negative.")
 
     @functools.cached_property
     def batches_per_epoch(self) -> int:
         """Micro-batches in which every image occurs once."""
         high = sum(self.portrait)
         counts = (high, len(self.portrait) - high)
-        return sum(math.ceil(count / self.batch_size) for count in counts)
+        return sum(math.ceil(count / self.order.batch_size) for count in counts)
 
     @property
     def steps_per_epoch(self) -> float:
         """Updates in which every image occurs once; not always whole."""
-        return self.batches_per_epoch / self.accumulate
+        return self.batches_per_epoch / self.order.accumulate
 
     def num_steps(self, epochs: float) -> int:
         """Return the number of updates after which `epochs` epochs are complete."""
-        return math.ceil(epochs * self.batches_per_epoch / self.accumulate)
+        return math.ceil(epochs * self.batches_per_epoch / self.order.accumulate)
 
     def __getitem__(self, number: int) -> PlannedBatch:
         """Return micro-batch `number` (>= 0)."""
         epoch, position = divmod(number, self.batches_per_epoch)
         groups, flips, crops = _epoch(self, epoch)
         rows = groups[position]
-        scale = self.scales[_random(self.seed, _SCALE, number).integers(len(self.scales))]
-        flipped = tuple(bool(self.flip and row != FILLER and flips[row]) for row in rows)
+        scale = self.scales[_random(self.order.seed, _SCALE, number).integers(len(self.scales))]
+        flipped = tuple(bool(self.order.flip and row != FILLER and flips[row]) for row in rows)
         windows = None
         if crops is not None:
             windows = tuple((0.0, 0.0) if r == FILLER else tuple(crops[r].tolist()) for r in rows)
@@ -136,11 +166,12 @@ def _epoch(
     plan: TrainPlan, epoch: int
 ) -> tuple[list[tuple[int, ...]], np.ndarray, np.ndarray | None]:
     """Return an epoch's groups, and per image whether it is mirrored and which window is shown."""
-    count = len(plan.portrait)
-    order = _random(plan.seed, _ORDER, epoch).permutation(count)
-    flips = _random(plan.seed, _FLIP, epoch).random(count) < 0.5
-    crops = _random(plan.seed, _CROP, epoch).random((count, 2)) if plan.crop else None
-    return group_by_orientation(order, np.array(plan.portrait), plan.batch_size), flips, crops
+    count, seed = len(plan.portrait), plan.order.seed
+    order = _random(seed, _ORDER, epoch).permutation(count)
+    flips = _random(seed, _FLIP, epoch).random(count) < 0.5
+    crops = _random(seed, _CROP, epoch).random((count, 2)) if plan.crop else None
+    groups = group_by_orientation(order, np.array(plan.portrait), plan.order.batch_size)
+    return groups, flips, crops
 
 
 def _random(*key: int) -> np.random.Generator:

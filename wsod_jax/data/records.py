@@ -262,7 +262,7 @@ class BoxSet:
           source: what the boxes are.
 
         Returns:
-          The images that have an annotation; `images.counts["no_annotation"]` says how many were left out.
+          The images that have an annotation; `images.counts["without_boxes"]` says how many were left out.
 
         Raises:
           DataError: if the classes differ, or no image has an annotation.
@@ -279,7 +279,7 @@ class BoxSet:
         if left_out:
             logger.warning("%s: left out %d images without annotated boxes", images.name, left_out)
         images = images.select(keep)
-        images = dataclasses.replace(images, counts={**images.counts, "no_annotation": left_out})
+        images = dataclasses.replace(images, counts={**images.counts, "without_boxes": left_out})
         found = (truth.boxes[image_id] for image_id in images.image_ids)
         return cls(images, tuple(_to_ignore_difficult(item) for item in found), source)
 
