@@ -114,7 +114,6 @@ def test_changed_test_settings():
         ("train", "ema_decay", "abc", "numbers, None"),
         ("train", "ema_decay", 1.0, "numbers from 0 to"),
         ("optim", "learning_rate", float("nan"), "numbers from 0 up"),
-        ("optim", "groups", (("bias", 2.0),), "tuples of tuples"),
         ("log", "num_pictures", -1, "numbers from 0 up"),
         ("eval", "top_k", 0, "numbers from 1 up"),
         ("eval", "iou_thrs", (0.5, 75), "numbers from 0 to 1"),
@@ -446,6 +445,39 @@ def test_frozen_layers_get_no_update_whatever_the_decay():
     np.testing.assert_allclose(rates, [1e-4, 1e-4, 1e-5], rtol=1e-6)
 
 
+def test_groups_of_parameters_are_tuples_or_dicts():
+    config = get_config()
+    config.backbone.frozen = ()
+    config.optim = {"learning_rate": 0.1, "momentum": 0.0, "groups": [["bias", 2.0, 0.0]]}
+    config.optim.groups += ({"pattern": "mask", "decay_steps": [1], "decay_factor": 3.0},)
+    tx, _ = build.optimizer(config)
+    params = {"head": {"bias": np.ones(1, np.float32)}, "mask": np.ones(1, np.float32)}
+    state = tx.init(params)
+    first, state = tx.update(params, state, params)
+    second, _ = tx.update(params, state, params)
+    np.testing.assert_allclose([first["head"]["bias"][0], first["mask"][0]], [-0.2, -0.1])
+    np.testing.assert_allclose([second["head"]["bias"][0], second["mask"][0]], [-0.2, -0.3])
+
+
+@pytest.mark.parametrize(
+    ("group", "message"),
+    [
+        (("bias", "fast"), r"config\.optim\.groups\.lr is 'fast'; allowed are numbers"),
+        (("bias", 1.0, -1.0), r"config\.optim\.groups\.decay is -1\.0; allowed are numbers from 0"),
+        (("bias", 1.0, 1.0, (), 1.0, 0, 7), r"config\.optim\.groups.*up to 6 values \(pattern, lr"),
+        ("bias", "a group is a tuple"),
+        ((), r"config\.optim\.groups lacks pattern"),
+        ({"pattern": "bias", "rate": 2.0}, r"config\.optim\.groups\.rate does not exist.*lr"),
+        ({"pattern": "("}, "no.* regular expression"),
+    ],
+)
+def test_groups_that_are_none_are_refused(group, message):
+    config = get_config()
+    config.optim = {**config.optim, "groups": (group,)}
+    with pytest.raises(ConfigError, match=message):
+        build.optimizer(config)
+
+
 def test_cosine_with_warm_up():
     config = get_config()
     config.optim = {"learning_rate": 0.2, "shape": "cosine", "warmup_steps": 2, "warmup_factor": 0}
@@ -481,7 +513,8 @@ def test_every_range_is_of_a_setting_that_exists():
         "backbone": list(build.BACKBONES.values()),
         "neck": [build.FcNeck],
         "train": [build.TrainSettings],
-        "optim": [build.learning_rate, build.make_optimizer],
+        "optim": [build.Optimizer],
+        "optim.groups": [build.Group],
         "log": [build.LogSettings],
         "eval": [build.EvalSettings],
         "localization": [build.LocalizationSettings],

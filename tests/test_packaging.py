@@ -19,7 +19,7 @@ SCRIPTS = sorted((ROOT / "scripts").glob("*.py"))
 
 # Which floor of the house a room is on. A file imports from lower floors and from its own room.
 FLOORS = {
-    **dict.fromkeys(["types", "errors", "config_values", "restricted_pickle", "ops", "viz"], 1),
+    **dict.fromkeys(["types", "errors", "options", "config_values", "restricted_pickle", "ops", "viz"], 1),
     **dict.fromkeys(["nn", "mining", "losses", "weights"], 2),
     **dict.fromkeys(["methods", "data", "evals"], 3),
     "train": 4,

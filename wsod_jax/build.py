@@ -12,7 +12,7 @@ constructor, so a misspelt key is an error with a suggestion, and a config goes 
     data       reader, splits (train, test, and val if wanted), and the arguments of the reader
     proposals  path, and the fields of `ProposalRules` (absent for methods without proposals)
     train      `TrainSettings`
-    optim      schedule and `make_optimizer`
+    optim      `Optimizer`
     log        `LogSettings`
     eval       `EvalSettings`
     localization  `LocalizationSettings` (spn alone)
@@ -24,25 +24,20 @@ import dataclasses
 import inspect
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from wsod_jax.config_values import suggestion
-from wsod_jax.construction import check_known, choose, construct, hidden
-from wsod_jax.data.coco import Coco
-from wsod_jax.data.folder import Folder
-from wsod_jax.data.image_folder import ImageFolder
+from wsod_jax.construction import choose, construct, hidden
+from wsod_jax.data import coco, folder, image_folder, tfds, voc
 from wsod_jax.data.proposals import ProposalSet
-from wsod_jax.data.reader import Reader
 from wsod_jax.data.records import GroundTruth, ImageSet, check_single_label, is_single_label
-from wsod_jax.data.tfds import Tfds
 from wsod_jax.data.transforms import ProposalRules
-from wsod_jax.data.voc import Voc
 from wsod_jax.errors import ConfigError
 from wsod_jax.methods.base import Method
 from wsod_jax.methods.classifier import Classifier
@@ -63,8 +58,7 @@ from wsod_jax.nn.squeezenet import SqueezeNet
 from wsod_jax.nn.tiny import TinyNet
 from wsod_jax.nn.vgg import Vgg16
 from wsod_jax.settings import EvalSettings, LocalizationSettings, LogSettings, TrainSettings
-from wsod_jax.train.optim import make_optimizer
-from wsod_jax.train.schedules import Schedule, cosine, piecewise_constant, warm_up
+from wsod_jax.train.optim import Group, Optimizer, Schedule
 from wsod_jax.types import Params
 from wsod_jax.weights.npz import check_meta, load_weights, merge_weights
 
@@ -87,11 +81,11 @@ BACKBONES = {
     "cnn_s": CnnS,
 }
 READERS = {
-    "voc": Voc,
-    "coco": Coco,
-    "image_folder": ImageFolder,
-    "folder": Folder,
-    "tfds": Tfds,
+    "voc": voc,
+    "coco": coco,
+    "image_folder": image_folder,
+    "folder": folder,
+    "tfds": tfds,
 }
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 SECTIONS = ("seed", "method", "backbone", "data", "train", "optim", "log", "eval")
@@ -174,45 +168,26 @@ def method(config: ConfigDict, *, num_classes: int, max_classes: int) -> Method:
     return construct(function, options, "method", **given)
 
 
-def learning_rate(
-    *,
-    num_steps: int,
-    learning_rate: float,
-    shape: Literal["steps", "cosine"] = "steps",
-    decay_steps: tuple[int, ...] = (),
-    decay_factor: float = 0.1,
-    warmup_steps: int = 0,
-    warmup_factor: float = 1 / 3,
-) -> Schedule:
-    """Make a schedule: constant with drops at `decay_steps`, or half a cosine, after a linear warm-up."""
-    if shape == "cosine":
-        schedule = cosine(learning_rate, total_steps=num_steps)
-    else:
-        values = [learning_rate * decay_factor**i for i in range(len(decay_steps) + 1)]
-        schedule = piecewise_constant(values, decay_steps)
-    return warm_up(schedule, steps=warmup_steps, factor=warmup_factor)
-
-
 def optimizer(config: ConfigDict) -> tuple[optax.GradientTransformation, Schedule]:
-    """Make the optimiser and its schedule; layers that the backbone freezes get neither step nor memory."""
-    own = set(inspect.signature(learning_rate).parameters)
+    """Make the optimizer and its schedule; layers that the backbone freezes get neither step nor memory."""
     options = dict(config.optim.items())
-    for key in options:
-        check_known(key, [*own, *inspect.signature(make_optimizer).parameters], "optim")
-    schedule = construct(
-        learning_rate,
-        {key: value for key, value in options.items() if key in own},
-        "optim",
-        num_steps=config.train.num_steps,
-    )
-    tx = construct(
-        make_optimizer,
-        {key: value for key, value in options.items() if key not in own},
-        "optim",
-        schedule=schedule,
-        frozen=tuple(f"^backbone/{prefix}" for prefix in config.backbone.get("frozen", ())),
-    )
-    return tx, schedule
+    options["groups"] = tuple(map(_group, options.get("groups", ())))
+    frozen = tuple(f"^backbone/{prefix}" for prefix in config.backbone.get("frozen", ()))
+    chosen = construct(Optimizer, options, "optim")
+    return chosen.transformation(config.train.num_steps, frozen)
+
+
+def _group(values: Sequence[Any] | Mapping[str, Any]) -> Group:
+    """Make a group of parameters of its options by name, or in the order of the fields of `Group`."""
+    if not isinstance(values, Mapping):
+        names = [field.name for field in dataclasses.fields(Group)]
+        if isinstance(values, str) or len(values) > len(names):
+            raise ConfigError(
+                f"config.optim.groups holds {values!r}; a group is a tuple of up to {len(names)} values "
+                f"({', '.join(names)}), or a dict of these"
+            )
+        values = dict(zip(names, values, strict=False))
+    return construct(Group, values, "optim.groups")
 
 
 def warm_start(config: ConfigDict) -> Callable[[Params], Params] | None:
@@ -237,7 +212,12 @@ def warm_start(config: ConfigDict) -> Callable[[Params], Params] | None:
 
 def images(config: ConfigDict, split: str) -> ImageSet:
     """Read a split's images and labels. No box is read."""
-    return reader(config).images(split)
+    reader, options = _reader(config, split)
+    if hasattr(reader, "read_ground_truth"):
+        options = _of_function(options, reader.read_image_set, reader.read_ground_truth)
+    if "split" in inspect.signature(reader.read_image_set).parameters:
+        return construct(reader.read_image_set, options, "data", split=split)
+    return construct(reader.read_image_set, options, "data")
 
 
 def check_labels(config: ConfigDict, image_set: ImageSet) -> None:
@@ -257,18 +237,19 @@ def check_labels(config: ConfigDict, image_set: ImageSet) -> None:
 
 def has_boxes(config: ConfigDict) -> bool:
     """Return whether the data's reader knows boxes, so that detections can be measured."""
-    return reader(config).has_boxes
+    return hasattr(_reader(config, "")[0], "read_ground_truth")
 
 
 def ground_truth(config: ConfigDict, split: str) -> GroundTruth:
     """Read a split's boxes, for evaluation."""
-    made = reader(config)
-    if not made.has_boxes:
+    reader, options = _reader(config, split)
+    if not hasattr(reader, "read_ground_truth"):
         raise ConfigError(
             f"data read by {config.data.reader!r} has no boxes, so nothing can be measured; "
             "scripts/predict.py draws detections without"
         )
-    return made.ground_truth(split)
+    options = _of_function(options, reader.read_ground_truth, reader.read_image_set)
+    return construct(reader.read_ground_truth, options, "data", split=split)
 
 
 def proposals(config: ConfigDict) -> ProposalSet | None:
@@ -318,10 +299,10 @@ def settings_used(config: ConfigDict) -> dict[str, dict[str, Any]]:
         "soft_proposal": [SoftProposal],
         "backbone": [BACKBONES[config.backbone.name]],
         "neck": [BoxHead],
-        "data": [READERS[config.data.reader]],
+        "data": [READERS[config.data.reader].read_image_set],
         "proposals": [ProposalRules],
         "train": [TrainSettings],
-        "optim": [learning_rate, make_optimizer],
+        "optim": [Optimizer],
     }
     used = {}
     for section in functions.keys() & config.keys():
@@ -334,7 +315,6 @@ def settings_used(config: ConfigDict) -> dict[str, dict[str, Any]]:
         if "dtype" in defaults:
             defaults["dtype"] = jnp.dtype(defaults["dtype"]).name
         used[section] = defaults | config[section].to_dict()
-    used["optim"].pop("frozen")  # the backbone's
     return {section: used[section] for section in functions if section in used}
 
 
@@ -350,11 +330,20 @@ def from_dict(values: Mapping[str, Any]) -> ConfigDict:
     return config
 
 
-def reader(config: ConfigDict) -> Reader:
-    """Make the data's reader."""
+def _reader(config: ConfigDict, split: str) -> tuple[Any, dict]:
+    """Return the data's reader and its arguments for a split, which may be of a year of its own."""
     options = dict(config.data.items())
-    cls, _ = choose(READERS, {"name": options.pop("reader", None)}, "data.reader")
-    return construct(cls, options, "data")
+    name, test_year = options.pop("reader", None), options.pop("test_year", None)
+    splits = {key: options.pop(key, None) for key in ("train_split", "val_split", "test_split")}
+    if test_year is not None and split == splits["test_split"]:
+        options["year"] = test_year
+    return choose(READERS, {"name": name}, "data.reader")[0], options
+
+
+def _of_function(options: dict, function: Callable, other: Callable) -> dict:
+    """Return the options without those that only another function of the same section takes."""
+    own, others = (inspect.signature(f).parameters for f in (function, other))
+    return {key: value for key, value in options.items() if key in own or key not in others}
 
 
 def _dtype(name: str, section: str) -> jnp.dtype:

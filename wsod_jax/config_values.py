@@ -55,6 +55,8 @@ RANGES: Mapping[str, tuple[float, float]] = {
     "optim.clip_norm": _POSITIVE,
     "optim.betas": (0, 0.999999999),
     "optim.eps": _NOT_NEGATIVE,
+    "optim.groups.lr": _NOT_NEGATIVE,
+    "optim.groups.decay": _NOT_NEGATIVE,
     "log.every": _COUNT,
     "log.checkpoint_every": _COUNT,
     "log.milestones_every": _NOT_NEGATIVE,

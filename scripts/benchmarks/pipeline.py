@@ -26,8 +26,7 @@ from wsod_jax.evals.inference import infer
 from wsod_jax.methods.oim import Oim
 from wsod_jax.nn.box_head import BoxHead
 from wsod_jax.nn.tiny import TinyNet
-from wsod_jax.train.optim import make_optimizer
-from wsod_jax.train.schedules import piecewise_constant
+from wsod_jax.train.optim import Optimizer
 from wsod_jax.train.sharding import make_mesh, put
 from wsod_jax.train.state import init_state
 from wsod_jax.train.step import make_train_step
@@ -111,7 +110,7 @@ def compilations(*, small: bool, repeats: int) -> list[Measure]:
     method = Oim(
         backbone=TinyNet(), num_classes=4, max_classes=4, box_head=BoxHead((16,)), max_nodes=4
     )
-    tx = make_optimizer(schedule=piecewise_constant([1e-3]))
+    tx, _ = Optimizer(learning_rate=1e-3).transformation(1)
     mesh = make_mesh(1)
     stream = train_batches(
         image_set, proposals, canvases=canvases, order=Order(), loading=Loading(loader="threads")

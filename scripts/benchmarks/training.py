@@ -17,8 +17,7 @@ from wsod_jax.methods.base import RefinementMethod, image_keys, image_term
 from wsod_jax.methods.oim import Oim
 from wsod_jax.nn.box_head import BoxHead
 from wsod_jax.nn.vgg import STAGES, Vgg16
-from wsod_jax.train.optim import make_optimizer
-from wsod_jax.train.schedules import piecewise_constant
+from wsod_jax.train.optim import Group, Optimizer
 from wsod_jax.train.sharding import make_mesh, put
 from wsod_jax.train.state import init_state
 from wsod_jax.train.step import make_train_step
@@ -101,16 +100,13 @@ def whole_step(method: RefinementMethod, batch: Batch, repeats: int) -> WholeSte
     """Time whole updates: forward, backward and SGD as published, the state donated."""
     mesh = make_mesh(1)
     groups = (
-        (r"(midn|refine).*kernel", 10.0, 1.0),
-        (r"(midn|refine).*bias", 20.0, 0.0),
-        ("bias", 2.0, 0.0),
+        Group(r"(midn|refine).*kernel", 10.0, 1.0),
+        Group(r"(midn|refine).*bias", 20.0, 0.0),
+        Group("bias", 2.0, 0.0),
     )
-    tx = make_optimizer(
-        schedule=piecewise_constant([1e-3]),
-        weight_decay=5e-4,
-        groups=groups,
-        frozen=tuple(f"^backbone/{layer}" for layer in method.backbone.frozen),
-    )
+    optimizer = Optimizer(learning_rate=1e-3, weight_decay=5e-4, groups=groups)
+    frozen = tuple(f"^backbone/{layer}" for layer in method.backbone.frozen)
+    tx, _ = optimizer.transformation(1, frozen)
     step = make_train_step(method, tx, seed=0, mesh=mesh)
     state = init_state(method, tx, seed=0, batch=batch, mesh=mesh)
     placed = put(batch, mesh)

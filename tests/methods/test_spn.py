@@ -38,8 +38,7 @@ from wsod_jax.methods.classifier import Classifier
 from wsod_jax.methods.spn import proposal_peak
 from wsod_jax.nn.squeezenet import SqueezeNet
 from wsod_jax.nn.tiny import TinyNet
-from wsod_jax.train.optim import make_optimizer
-from wsod_jax.train.schedules import piecewise_constant
+from wsod_jax.train.optim import Optimizer
 from wsod_jax.train.sharding import make_mesh, put
 from wsod_jax.train.state import init_state
 from wsod_jax.train.step import make_train_step
@@ -349,7 +348,7 @@ def test_four_devices_train_as_one_does():
     batch = batch.replace(image_mask=np.array([True, True, True, False]))
     states, reports = [], []
     for devices in (1, 4):
-        mesh, tx = make_mesh(devices), make_optimizer(schedule=piecewise_constant((0.05,), ()))
+        mesh, (tx, _) = make_mesh(devices), Optimizer(learning_rate=0.05).transformation(2)
         state = init_state(method, tx, seed=0, batch=batch, mesh=mesh)
         step = make_train_step(method, tx, seed=0, mesh=mesh)
         for _ in range(2):

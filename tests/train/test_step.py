@@ -12,23 +12,22 @@ import pytest
 
 from tests.train.toy import Toy, part, toy_batches
 from wsod_jax.errors import ConfigError
-from wsod_jax.train.optim import make_optimizer
-from wsod_jax.train.schedules import piecewise_constant
+from wsod_jax.train.optim import Group, Optimizer
 from wsod_jax.train.sharding import make_mesh, put
 from wsod_jax.train.state import init_state
 from wsod_jax.train.step import make_train_step
 from wsod_jax.types import Term
 
 SEED = 3
-SCHEDULE = piecewise_constant((0.05, 0.005), (3,))
+OPTIMIZER = Optimizer(
+    learning_rate=0.05, decay_steps=(3,), weight_decay=0.01, groups=(Group("bias", 2.0, 0.0),)
+)
 
 
 def build(*, devices: int = 1, accumulate: int = 1, method: Toy | None = None, ema_decay=None):
     method = method or Toy()
     mesh = make_mesh(devices)
-    tx = make_optimizer(
-        schedule=SCHEDULE, weight_decay=0.01, groups=[("bias", 2.0, 0.0)], frozen=["^frozen"]
-    )
+    tx, schedule = OPTIMIZER.transformation(6, ["^frozen"])
     state = init_state(
         method, tx, seed=SEED, batch=toy_batches(1)[0], mesh=mesh, ema=ema_decay is not None
     )
@@ -39,7 +38,7 @@ def build(*, devices: int = 1, accumulate: int = 1, method: Toy | None = None, e
         mesh=mesh,
         accumulate=accumulate,
         ema_decay=ema_decay,
-        schedule=SCHEDULE,
+        schedule=schedule,
     )
     return state, step
 
@@ -208,7 +207,7 @@ def test_two_streams_of_their_own_sizes():
 
     streams = {"weak": toy_batches(1)[0], "strong": toy_batches(1, images=4, seed=1)[0]}
     method, mesh = TwoStreams(), make_mesh(4)
-    tx = make_optimizer(schedule=SCHEDULE)
+    tx, _ = Optimizer(learning_rate=0.05, decay_steps=(3,)).transformation(6)
     state = init_state(method, tx, seed=SEED, batch=streams, mesh=mesh)
     step = make_train_step(method, tx, seed=SEED, mesh=mesh)
     state, metrics = run(state, step, [[streams]])
@@ -278,7 +277,7 @@ def test_cues_made_between_two_programs():
     method, mesh = Cued(), make_mesh(4)
     plain = toy_batches(1)[0]
     batch = {"plain": plain, "cues": np.zeros((8, 5), np.float32)}
-    tx = make_optimizer(schedule=SCHEDULE)
+    tx, _ = Optimizer(learning_rate=0.05, decay_steps=(3,)).transformation(6)
     state = init_state(method, tx, seed=SEED, batch=batch, mesh=mesh)
     step = make_train_step(method, tx, seed=SEED, mesh=mesh)
     cues = np.asarray(jax.jit(method.propose)(state.params, put(plain, mesh)))

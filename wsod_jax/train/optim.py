@@ -1,21 +1,31 @@
-"""Optimisers with multipliers per group of parameters, as the detectors' released solvers had them."""
+"""Optimizers with multipliers and schedules per group of parameters, as the detectors' released solvers had them."""
 
 from __future__ import annotations
 
-import inspect
+import dataclasses
 import re
-from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from wsod_jax.errors import ConfigError
-from wsod_jax.train.schedules import Schedule
+from wsod_jax.options import BELOW_ONE, NOT_NEGATIVE, POSITIVE, SHARE
 from wsod_jax.types import Params
 
-Rule = tuple[str, float, float]  # (regular expression, learning-rate multiplier, decay multiplier)
+Schedule = Callable[[jax.Array | int], jax.Array]  # update count, starting at 0 -> [] float32
+_ADAM = ("adam", "adamw")
+_OWNERS = {  # option -> the optimizers that have it
+    "momentum": ("sgd",),
+    "update_rule": ("sgd",),
+    "momentum_reset_steps": ("sgd",),
+    "betas": _ADAM,
+    "eps": _ADAM,
+}
+_OF_SCHEDULES = ("decay_steps", "decay_factor", "warmup_steps")  # what a group may have of its own
 
 
 class SgdState(NamedTuple):
@@ -31,78 +41,194 @@ class LrState(NamedTuple):
     count: jax.Array
 
 
-def make_optimizer(
-    *,
-    schedule: Schedule,
-    name: Literal["sgd", "adamw"] = "sgd",
-    momentum: float = 0.9,
-    weight_decay: float = 0.0,
-    groups: Sequence[Rule] = (),
-    frozen: Sequence[str] = (),
-    clip_norm: float | None = None,
-    momentum_reset_steps: Sequence[int] = (),
-    update_rule: Literal["caffe", "pytorch"] = "caffe",
-    betas: tuple[float, float] = (0.9, 0.999),
-    eps: float = 1e-8,
-) -> optax.GradientTransformation:
-    """Make SGD with momentum, or AdamW, with multipliers per parameter and no memory for frozen ones.
+@dataclass(frozen=True)
+class Group:
+    """Parameters that have a learning rate, a weight decay or a schedule of their own.
 
-    With g the gradient (clipped first), w the parameter, η the scheduled rate, a and d the multipliers
-    of the first rule whose expression is found in the parameter's path ("heads/refine/bias"):
+    Attributes:
+      pattern: regular expression, searched anywhere in a parameter's path ("refine/head/bias").
+      lr: multiplies the learning rate.
+      decay: multiplies the weight decay.
+      decay_steps, decay_factor, warmup_steps: this group's own schedule, as in `Optimizer`; `None` takes the
+        optimizer's. With `decay_steps` the schedule is one of steps, whatever the optimizer's shape.
+    """
 
-      caffe:    v ← μ v + η a (g + λ d w);  w ← w − v     (old steps keep the rate of their time)
-      pytorch:  v ← μ v + (g + λ d w);      w ← w − η a v
-      adamw:    w ← w − η a (m̂ / (√v̂ + ε) + λ d w)
+    pattern: str
+    lr: Annotated[float, NOT_NEGATIVE] = 1.0
+    decay: Annotated[float, NOT_NEGATIVE] = 1.0
+    decay_steps: tuple[int, ...] | None = None
+    decay_factor: Annotated[float | None, NOT_NEGATIVE] = None
+    warmup_steps: Annotated[int | None, NOT_NEGATIVE] = None
 
-    Args:
-      schedule: update count -> η.
-      name: "sgd" or "adamw".
+    def __post_init__(self) -> None:
+        """Raise `ConfigError` for what is no regular expression."""
+        _check_expressions([self.pattern])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optimizer:
+    """SGD with momentum, Adam or AdamW, with multipliers per parameter and no memory for frozen ones.
+
+    With g the gradient (clipped first), w the parameter, η the scheduled rate of its group, a and d the multipliers
+    of the first group whose expression is found in its path (a = d = 1 without one), λ the weight decay:
+
+      sgd, caffe:    v ← μ v + η a (g + λ d w);  w ← w − v     (old steps keep the rate of their time)
+      sgd, pytorch:  v ← μ v + (g + λ d w);      w ← w − η a v
+      adam:          w ← w − η a m̂ / (√v̂ + ε), with moments of g + λ d w
+      adamw:         w ← w − η a (m̂ / (√v̂ + ε) + λ d w), with moments of g
+
+    Attributes:
+      name: which one.
+      learning_rate: η after the warm-up and before the first drop.
+      shape: of the schedule: constant with drops, or half a cosine that ends at 0 with the last update.
+      decay_steps: updates from which on (inclusive) η is multiplied once more by `decay_factor`; ascending.
+      decay_factor: of shape "steps"; it may exceed 1.
+      warmup_steps: η rises linearly over so many updates, from `warmup_factor` of it.
+      warmup_factor: in [0, 1].
       momentum: μ (SGD only; so are `momentum_reset_steps` and `update_rule`).
-      weight_decay: λ.
-      groups: ordered rules (expression, a, d), searched anywhere in the path; the first that matches
-        wins, a parameter without a match has a = d = 1.
-      frozen: expressions of the parameters that never change; these take precedence over groups.
-      clip_norm: largest global norm of the trained parameters' gradient, or `None`.
       momentum_reset_steps: updates that start from zero momentum, as a fresh solver would.
       update_rule: which of the two SGD rules.
-      betas: decay rates of the two moments (AdamW only).
-      eps: ε (AdamW only).
-
-    Returns:
-      An optax transformation. Its `init` raises ConfigError for a rule that decides no parameter.
+      betas: decay rates of the two moments (Adam and AdamW only).
+      eps: ε (Adam and AdamW only).
+      weight_decay: λ.
+      clip_norm: largest global norm of the trained parameters' gradient, or `None`.
+      groups: ordered; the first one that matches a parameter decides.
 
     Raises:
-      ConfigError: for an unknown name or rule, or an option that the named optimiser does not have, unless
-        at its default.
-    Source: Caffe's SGDSolver; torch.optim.SGD; Loshchilov and Hutter 2019, alg. 2.
+      ConfigError: for an unknown name, rule or shape, an option that the named optimizer or shape does not have
+        unless it is at its default, and steps or factors that make no schedule.
+    Source: Caffe's SGDSolver; torch.optim.SGD, torch.optim.Adam; Loshchilov and Hutter 2019, alg. 2.
     """
-    if name not in ("sgd", "adamw") or update_rule not in ("caffe", "pytorch"):
-        raise ConfigError(
-            f"optimiser {name!r} with update rule {update_rule!r} is unknown; "
-            "names are 'sgd' and 'adamw', rules 'caffe' and 'pytorch'"
-        )
-    _check_owner("sgd", name, momentum=momentum, update_rule=update_rule)
-    _check_owner("sgd", name, momentum_reset_steps=tuple(momentum_reset_steps))
-    _check_owner("adamw", name, betas=tuple(betas), eps=eps)
-    _check_expressions([*frozen, *(rule[0] for rule in groups)])
-    parts = [] if clip_norm is None else [optax.clip_by_global_norm(clip_norm)]
-    if name == "sgd":
-        parts.append(
-            _sgd(
-                schedule,
-                momentum,
-                weight_decay,
-                tuple(groups),
-                tuple(momentum_reset_steps),
-                update_rule,
+
+    name: Literal["sgd", "adam", "adamw"] = "sgd"
+    learning_rate: Annotated[float, NOT_NEGATIVE]
+    shape: Literal["steps", "cosine"] = "steps"
+    decay_steps: tuple[int, ...] = ()
+    decay_factor: Annotated[float, NOT_NEGATIVE] = 0.1
+    warmup_steps: Annotated[int, NOT_NEGATIVE] = 0
+    warmup_factor: Annotated[float, SHARE] = 1 / 3
+    momentum: Annotated[float, BELOW_ONE] = 0.9
+    momentum_reset_steps: tuple[int, ...] = ()
+    update_rule: Literal["caffe", "pytorch"] = "caffe"
+    betas: Annotated[tuple[float, float], BELOW_ONE] = (0.9, 0.999)
+    eps: Annotated[float, NOT_NEGATIVE] = 1e-8
+    weight_decay: Annotated[float, NOT_NEGATIVE] = 0.0
+    clip_norm: Annotated[float | None, POSITIVE] = None
+    groups: tuple[Group, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Raise `ConfigError` for options that do not go together."""
+        if self.name not in ("sgd", *_ADAM) or self.update_rule not in ("caffe", "pytorch"):
+            raise ConfigError(
+                f"optim: optimizer {self.name!r} with update rule {self.update_rule!r} is unknown; "
+                "names are 'sgd', 'adam' and 'adamw', rules 'caffe' and 'pytorch'"
             )
+        for key, owners in _OWNERS.items():
+            if self.name not in owners and self._is_changed(key):
+                raise ConfigError(
+                    f"optim.{key} belongs to {' and '.join(map(repr, owners))}, but the optimizer is "
+                    f"{self.name!r}; drop it or change the optimizer's name"
+                )
+        self._check_schedule()
+        for group in self.groups:
+            self._as_group(group)
+
+    def transformation(
+        self, num_steps: int, frozen: Sequence[str] = ()
+    ) -> tuple[optax.GradientTransformation, Schedule]:
+        """Make the optax transformation and the schedule of the parameters that no group takes.
+
+        Args:
+          num_steps: updates of the whole run, over which a cosine is stretched.
+          frozen: expressions of the parameters that never change; these take precedence over groups.
+
+        Returns:
+          The transformation, whose `init` raises ConfigError for an expression that decides no parameter, and
+          the schedule: update count -> [] float32.
+
+        Raises:
+          ConfigError: for a cosine over no update, or what is no regular expression.
+        """
+        _check_expressions(frozen)
+        schedule = self._schedule(num_steps)
+        own = (
+            self._as_group(g)._schedule(num_steps) if _has_schedule(g) else schedule
+            for g in self.groups
         )
-    else:
-        parts += [
-            optax.scale_by_adam(b1=betas[0], b2=betas[1], eps=eps),
-            _decay_and_scale(schedule, weight_decay, tuple(groups)),
-        ]
-    return _trained_only(optax.chain(*parts), tuple(groups), tuple(frozen))
+        rules = _Rules(self.groups, tuple(own), schedule)
+        parts = [] if self.clip_norm is None else [optax.clip_by_global_norm(self.clip_norm)]
+        if self.name == "sgd":
+            parts.append(_sgd(self, rules))
+        else:
+            moments = optax.scale_by_adam(b1=self.betas[0], b2=self.betas[1], eps=self.eps)
+            decay = _add_decay(self.weight_decay, rules)
+            parts += [decay, moments] if self.name == "adam" else [moments, decay]
+            parts.append(_scale_by_rate(rules))
+        return _trained_only(optax.chain(*parts), self.groups, tuple(frozen)), schedule
+
+    def _is_changed(self, key: str) -> bool:
+        return getattr(self, key) != getattr(type(self), key)
+
+    def _check_schedule(self) -> None:
+        if self.shape not in ("steps", "cosine"):
+            raise ConfigError(f"optim.shape is {self.shape!r}; allowed are 'steps' and 'cosine'")
+        for key in ("decay_steps", "decay_factor"):
+            if self.shape == "cosine" and self._is_changed(key):
+                raise ConfigError(
+                    f"optim.{key} belongs to shape 'steps', but the shape is 'cosine'; drop it or change the shape"
+                )
+        if any(b <= a for a, b in zip((0, *self.decay_steps), self.decay_steps, strict=False)):
+            raise ConfigError(
+                f"optim.decay_steps must increase from above 0, found {self.decay_steps}; sort them"
+            )
+        if self.decay_factor < 0:
+            raise ConfigError(
+                f"optim.decay_factor is {self.decay_factor}; allowed are numbers from 0 up"
+            )
+        if self.warmup_steps < 0 or not 0 <= self.warmup_factor <= 1:
+            raise ConfigError(
+                "optim.warmup_steps must be 0 or more and optim.warmup_factor in [0, 1], found "
+                f"{self.warmup_steps} and {self.warmup_factor}"
+            )
+
+    def _as_group(self, group: Group) -> Optimizer:
+        """Return these options with the group's schedule in place of the common one."""
+        own = {k: v for k in _OF_SCHEDULES if (v := getattr(group, k)) is not None}
+        shape = "steps" if "decay_steps" in own else self.shape
+        try:
+            return dataclasses.replace(self, groups=(), shape=shape, **own)
+        except ConfigError as error:
+            raise ConfigError(f"optim.groups, {group.pattern!r}: {error}") from error
+
+    def _schedule(self, num_steps: int) -> Schedule:
+        """Return update count -> learning rate [] float32; a drop belongs to the later value (`>=`)."""
+        if self.shape == "cosine":
+            if num_steps < 1:
+                raise ConfigError(
+                    f"optim.shape 'cosine' needs train.num_steps >= 1, found {num_steps}; use 'steps'"
+                )
+            half_wave = optax.cosine_decay_schedule(self.learning_rate, 1, exponent=1)
+
+            def shaped(step: jax.Array | int) -> jax.Array:
+                return half_wave(jnp.asarray(step, jnp.float32) / num_steps)
+        else:
+            # Joined constants, as every value is rounded to float32 once; optax.piecewise_constant_schedule
+            # multiplies rounded factors.
+            count = len(self.decay_steps) + 1
+            values = [self.learning_rate * self.decay_factor**i for i in range(count)]
+            shaped = optax.join_schedules(
+                list(map(optax.constant_schedule, values)), list(self.decay_steps)
+            )
+
+        def schedule(step: jax.Array | int) -> jax.Array:
+            rate = jnp.asarray(shaped(step), jnp.float32)
+            if self.warmup_steps == 0:
+                return rate
+            # optax.linear_schedule subtracts from 1, which rounds small values away.
+            share = jnp.clip(jnp.asarray(step, jnp.float32) / self.warmup_steps, 0.0, 1.0)
+            return rate * (self.warmup_factor + (1.0 - self.warmup_factor) * share)
+
+        return schedule
 
 
 def path_name(path: tuple) -> str:
@@ -110,36 +236,70 @@ def path_name(path: tuple) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
-def _multipliers(path: tuple, groups: tuple[Rule, ...]) -> tuple[float, float]:
-    name = path_name(path)
-    return next(((a, d) for pattern, a, d in groups if re.search(pattern, name)), (1.0, 1.0))
+class _Rate(NamedTuple):
+    """What moves a parameter at an update: the scheduled rate [] float32, and its group's multipliers."""
+
+    rate: jax.Array
+    lr: float
+    decay: float
 
 
-def _sgd(
-    schedule: Schedule,
-    momentum: float,
-    weight_decay: float,
-    groups: tuple[Rule, ...],
-    reset_steps: tuple[int, ...],
-    rule: str,
-) -> optax.GradientTransformation:
-    """SGD with momentum; see `make_optimizer` for the two rules."""
+@dataclass(frozen=True)
+class _Rules:
+    """Groups, a schedule for each, and the schedule of all other parameters."""
+
+    groups: tuple[Group, ...]
+    schedules: tuple[Schedule, ...]
+    default: Schedule
+
+    def at(self, count: jax.Array) -> Callable[[tuple], _Rate]:
+        """Return the function from a parameter's path to what moves it at update `count`."""
+        rates = {s: s(count) for s in dict.fromkeys((self.default, *self.schedules))}
+
+        def of(path: tuple) -> _Rate:
+            i = _winner(path_name(path), self.groups)
+            if i is None:
+                return _Rate(rates[self.default], 1.0, 1.0)
+            return _Rate(rates[self.schedules[i]], self.groups[i].lr, self.groups[i].decay)
+
+        return of
+
+    def decay(self, path: tuple) -> float:
+        """Return the multiplier of a parameter's weight decay."""
+        i = _winner(path_name(path), self.groups)
+        return 1.0 if i is None else self.groups[i].decay
+
+
+def _winner(name: str, groups: tuple[Group, ...]) -> int | None:
+    """Return the position of the first group that matches a parameter's path."""
+    return next((i for i, g in enumerate(groups) if re.search(g.pattern, name)), None)
+
+
+def _has_schedule(group: Group) -> bool:
+    return any(getattr(group, key) is not None for key in _OF_SCHEDULES)
+
+
+def _sgd(options: Optimizer, rules: _Rules) -> optax.GradientTransformation:
+    """SGD with momentum; see `Optimizer` for the two rules."""
+    is_caffe = options.update_rule == "caffe"
 
     def init(params: Params) -> SgdState:
         return SgdState(jnp.zeros((), jnp.int32), jax.tree.map(jnp.zeros_like, params))
 
     def update(grads: Params, state: SgdState, params: Params) -> tuple[Params, SgdState]:
-        rate = schedule(state.count)
-        is_reset = jnp.any(state.count == jnp.asarray(reset_steps, jnp.int32))
+        of = rules.at(state.count)
+        resets = jnp.asarray(options.momentum_reset_steps, jnp.int32)
+        is_reset = jnp.any(state.count == resets)
 
         def accumulate(path: tuple, grad: jax.Array, v: jax.Array, w: jax.Array) -> jax.Array:
-            lr, decay = _multipliers(path, groups)
-            grad = grad + weight_decay * decay * w
-            kept = jnp.where(is_reset, jnp.zeros_like(v), momentum * v)
-            return kept + (rate * lr * grad if rule == "caffe" else grad)
+            rate, lr, decay = of(path)
+            grad = grad + options.weight_decay * decay * w
+            kept = jnp.where(is_reset, jnp.zeros_like(v), options.momentum * v)
+            return kept + (rate * lr * grad if is_caffe else grad)
 
         def move(path: tuple, v: jax.Array) -> jax.Array:
-            return -v if rule == "caffe" else -rate * _multipliers(path, groups)[0] * v
+            rate, lr, _ = of(path)
+            return -v if is_caffe else -rate * lr * v
 
         trace = jax.tree_util.tree_map_with_path(accumulate, grads, state.momentum, params)
         return jax.tree_util.tree_map_with_path(move, trace), SgdState(state.count + 1, trace)
@@ -147,32 +307,41 @@ def _sgd(
     return optax.GradientTransformation(init, update)
 
 
-def _decay_and_scale(
-    schedule: Schedule, weight_decay: float, groups: tuple[Rule, ...]
-) -> optax.GradientTransformation:
-    """Add decoupled decay and multiply by the rate, both with their group's multipliers."""
+def _add_decay(weight_decay: float, rules: _Rules) -> optax.GradientTransformation:
+    """Add every parameter times its weight decay."""
+
+    def add(updates: Params, params: Params) -> Params:
+        return jax.tree_util.tree_map_with_path(
+            lambda path, u, w: u + weight_decay * rules.decay(path) * w, updates, params
+        )
+
+    return optax.stateless(add)
+
+
+def _scale_by_rate(rules: _Rules) -> optax.GradientTransformation:
+    """Multiply by the negative rate, each parameter by its group's."""
 
     def init(params: Params) -> LrState:
         del params
         return LrState(jnp.zeros((), jnp.int32))
 
     def update(updates: Params, state: LrState, params: Params) -> tuple[Params, LrState]:
-        rate = schedule(state.count)
+        del params
+        of = rules.at(state.count)
 
-        def scale(path: tuple, u: jax.Array, w: jax.Array) -> jax.Array:
-            lr, decay = _multipliers(path, groups)
-            return -rate * lr * (u + weight_decay * decay * w)
+        def scale(path: tuple, u: jax.Array) -> jax.Array:
+            rate, lr, _ = of(path)
+            return -rate * lr * u
 
-        scaled = jax.tree_util.tree_map_with_path(scale, updates, params)
-        return scaled, LrState(state.count + 1)
+        return jax.tree_util.tree_map_with_path(scale, updates), LrState(state.count + 1)
 
     return optax.GradientTransformation(init, update)
 
 
 def _trained_only(
-    inner: optax.GradientTransformation, groups: tuple[Rule, ...], frozen: tuple[str, ...]
+    inner: optax.GradientTransformation, groups: tuple[Group, ...], frozen: tuple[str, ...]
 ) -> optax.GradientTransformation:
-    """Give the optimiser only the parameters that are not frozen; check the rules against the names."""
+    """Give the optimizer only the parameters that are not frozen; check the rules against the names."""
 
     def is_frozen(path: tuple) -> bool:
         return any(re.search(pattern, path_name(path)) for pattern in frozen)
@@ -197,17 +366,6 @@ def _trained_only(
     return optax.GradientTransformation(init, split.update)
 
 
-def _check_owner(owner: str, name: str, **options: Any) -> None:
-    """Raise `ConfigError` for options of the optimiser `owner` that are changed while `name` runs."""
-    defaults = inspect.signature(make_optimizer).parameters
-    changed = [key for key, value in options.items() if value != defaults[key].default]
-    if changed and name != owner:
-        raise ConfigError(
-            f"{', '.join(changed)} belongs to {owner!r}, but the optimiser is {name!r}; drop it or change "
-            "the optimiser's name"
-        )
-
-
 def _check_expressions(patterns: Sequence[str]) -> None:
     for pattern in patterns:
         try:
@@ -216,12 +374,9 @@ def _check_expressions(patterns: Sequence[str]) -> None:
             raise ConfigError(f"{pattern!r} is not a regular expression: {error}") from error
 
 
-def _check_rules(names: list[str], groups: tuple[Rule, ...], frozen: tuple[str, ...]) -> None:
-    winners = {
-        next((i for i, rule in enumerate(groups) if re.search(rule[0], name)), None)
-        for name in names
-    }
-    idle = [f"group {rule[0]!r}" for i, rule in enumerate(groups) if i not in winners]
+def _check_rules(names: list[str], groups: tuple[Group, ...], frozen: tuple[str, ...]) -> None:
+    winners = {_winner(name, groups) for name in names}
+    idle = [f"group {g.pattern!r}" for i, g in enumerate(groups) if i not in winners]
     idle += [f"frozen {p!r}" for p in frozen if not any(re.search(p, name) for name in names)]
     if idle:
         raise ConfigError(

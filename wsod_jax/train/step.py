@@ -13,7 +13,7 @@ from flax import struct
 from jax.sharding import Mesh
 
 from wsod_jax.errors import ConfigError
-from wsod_jax.train.schedules import Schedule
+from wsod_jax.train.optim import Schedule
 from wsod_jax.train.sharding import replicated
 from wsod_jax.train.state import TrainState
 from wsod_jax.types import LossOutput, Params, Term
