@@ -18,8 +18,8 @@ Where to get what can be converted:
   caffe_googlenet           BVLC's GoogLeNet, exported likewise. BGR, mean only; set the backbone's pixels to "caffe",
                             branch3_kernel to 5, pool4_window to 3 and lrn to True.
   keras_squeezenet_npz      SqueezeNet 1.1 with keys <layer>/kernel and <layer>/bias. BGR, mean only.
-  checkpoint                the backbone, and nothing else, of a run of scripts/train.py: its workdir (the newest step)
-                            or the folder of one step.
+  checkpoint                a run of scripts/train.py: its workdir (the newest step) or the folder of one step. All but
+                            the layers that score classes is written: backbone, box head, SPN's extra convolution.
 
 The convention of the pixels is stored in the file and checked whenever it is loaded. Nothing that a .pth or .pkl
 file contains is run.
@@ -40,7 +40,6 @@ from typing import Any
 import jax
 from flax.traverse_util import flatten_dict
 
-from wsod_jax import build
 from wsod_jax.errors import ConfigError, DataError
 from wsod_jax.train.checkpoint import load_checkpoint
 from wsod_jax.types import Params
@@ -49,7 +48,7 @@ from wsod_jax.weights.npz import save_weights
 
 
 def convert_checkpoint(path: str) -> tuple[Params, dict[str, Any]]:
-    """Return the backbone's parameters of a training run, and what they are.
+    """Return the parameters of a training run that another one can start from, and what they are.
 
     Args:
       path: a workdir, or the folder of one step.
@@ -57,10 +56,15 @@ def convert_checkpoint(path: str) -> tuple[Params, dict[str, Any]]:
     Raises:
       DataError: if there is no such checkpoint, or it is damaged.
     """
-    params, _, metadata = load_checkpoint(path)
-    description = build.backbone(build.from_dict(metadata["config"])).description
+    params, _, metadata = load_checkpoint(path, weights=None)
+    if metadata["backbone"] is None:
+        raise DataError(
+            f"checkpoint {path} is of the method {metadata['method']!r}, which has no backbone whose pixels and mean "
+            "could be written; start from it directly, with train.init_from"
+        )
+    kept = {name: layers for name, layers in params.items() if name not in CLASS_LAYERS}
     source = f"wsod_jax checkpoint {path}, {metadata['method']}, step {metadata['step']}"
-    return jax.device_get(params["backbone"]), {**description, "source": source}
+    return jax.device_get(kept), {**metadata["backbone"], "source": source}
 
 
 IMPORTERS = {
@@ -73,6 +77,7 @@ IMPORTERS = {
     "keras_squeezenet_npz": keras.convert_squeezenet,
     "checkpoint": convert_checkpoint,
 }
+CLASS_LAYERS = ("midn", "refine", "head")  # what a checkpoint has for its own classes
 WITH_FC = ("torchvision_vgg16", "caffe_vgg16")
 
 

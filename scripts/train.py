@@ -106,6 +106,8 @@ def run(config, workdir: Path) -> None:
         config=config.to_dict(),
         split=config.data.train_split,
         seed=config.seed,
+        result=method.result,
+        backbone=method.backbone.description,
     )
     checkpoints = Checkpoints(
         workdir / "checkpoints",

@@ -366,7 +366,8 @@ def test_weights_reach_backbone_and_neck_and_those_of_another_network_do_not(tmp
         "neck": {"fc6": {"kernel": np.zeros_like(fc6)}},
         "midn": {"cls": {"kernel": np.zeros_like(fc6)}},
     }
-    merged = build.warm_start(config)(drawn)
+    merged, extras = build.warm_start(config)(drawn, {})
+    assert extras == {}
     assert (merged["backbone"]["conv1_1"]["kernel"] == 0.25).all()
     assert (merged["backbone"]["conv1_1"]["bias"] == 1).all()
     assert (merged["neck"]["fc6"]["kernel"] == 0.5).all()

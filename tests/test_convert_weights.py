@@ -1,4 +1,4 @@
-"""The backbone of a run as the pretrained weights of another one."""
+"""The layers of a run as the pretrained weights of another one."""
 
 import jax
 import numpy as np
@@ -9,13 +9,14 @@ from wsod_jax.train.checkpoint import load_checkpoint
 from wsod_jax.weights.npz import load_weights
 
 
-def test_checkpoint_gives_its_backbone_and_nothing_else(trained_run, tmp_path, capsys):
+def test_checkpoint_gives_all_but_the_layers_of_its_classes(trained_run, tmp_path, capsys):
     out = tmp_path / "weights" / "tiny.npz"
     workdir = str(trained_run.workdir)
     assert convert_weights.main(["--from", "checkpoint", workdir, "--out", str(out)]) == 0
     assert "source: wsod_jax checkpoint" in capsys.readouterr().out
     loaded, meta = load_weights(out)
-    expected = load_checkpoint(workdir).params["backbone"]
+    expected = load_checkpoint(workdir).params
+    expected = {name: expected[name] for name in ("backbone", "neck")}
     jax.tree.map(np.testing.assert_array_equal, loaded, jax.device_get(expected))
     assert meta["architecture"] == "tiny" and meta["pixels"] == "torchvision"
     assert workdir in meta["source"] and "step 4" in meta["source"]
@@ -23,8 +24,9 @@ def test_checkpoint_gives_its_backbone_and_nothing_else(trained_run, tmp_path, c
     config = trained_run.config.copy_and_resolve_references()
     config.backbone.weights = str(out)
     drawn = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), load_checkpoint(workdir).params)
-    warmed = build.warm_start(config)(drawn)
-    jax.tree.map(np.testing.assert_array_equal, warmed["backbone"], loaded)
+    warmed, _ = build.warm_start(config)(drawn, {})
+    for module in ("backbone", "neck"):
+        jax.tree.map(np.testing.assert_array_equal, warmed[module], loaded[module])
     assert all(not leaf.any() for leaf in jax.tree.leaves(warmed["midn"]))
 
 

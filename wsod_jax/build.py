@@ -58,9 +58,9 @@ from wsod_jax.nn.squeezenet import SqueezeNet
 from wsod_jax.nn.tiny import TinyNet
 from wsod_jax.nn.vgg import Vgg16
 from wsod_jax.settings import EvalSettings, LocalizationSettings, LogSettings, TrainSettings
+from wsod_jax.train.init_from import init_from, read_sources
 from wsod_jax.train.optim import Group, Optimizer, Schedule
 from wsod_jax.types import Params
-from wsod_jax.weights.npz import check_meta, load_weights, merge_weights
 
 logger = logging.getLogger(__name__)
 
@@ -190,22 +190,23 @@ def _group(values: Sequence[Any] | Mapping[str, Any]) -> Group:
     return construct(Group, values, "optim.groups")
 
 
-def warm_start(config: ConfigDict) -> Callable[[Params], Params] | None:
-    """Return the function that puts pretrained weights into drawn parameters, or `None`.
+def warm_start(
+    config: ConfigDict,
+) -> Callable[[Params, dict], tuple[Params, dict]] | None:
+    """Return the function that puts other weights into drawn parameters and extras, or `None`.
 
     Raises:
-      DataError: if the file is missing, damaged, or was made for another network.
+      DataError: if the file or run is missing, damaged, or was made for another network.
     """
     path = config.backbone.get("weights")
     if path is None:
         return None
-    loaded, meta = load_weights(path)
-    check_meta(meta, backbone(config).description, path=path)
+    sources = read_sources((path,), backbone(config).description)
 
-    def merge(params: Params) -> Params:
-        merged, report = merge_weights(params, loaded, prefix=("backbone", "neck"))
-        print(f"weights: {path}: {report}")
-        return merged
+    def merge(params: Params, extras: dict) -> tuple[Params, dict]:
+        params, extras, report = init_from(params, extras, sources)
+        print(f"weights: {report}")
+        return params, extras
 
     return merge
 

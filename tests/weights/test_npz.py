@@ -1,13 +1,12 @@
-"""The weight file format and merging: round trips, damage, shapes, reports."""
+"""The weight file format: round trips and damage."""
 
 import json
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from wsod_jax.errors import DataError
-from wsod_jax.weights.npz import load_weights, merge_weights, save_weights
+from wsod_jax.weights.npz import load_weights, save_weights
 
 META = {"architecture": "tiny", "pixels": "torchvision", "source": "a test"}
 
@@ -21,14 +20,6 @@ def weights():
             "bias": np.ones(4, np.float32),
         },
         "fc6": {"kernel": rng.standard_normal((8, 5), np.float32)},
-    }
-
-
-def network():
-    return {
-        "backbone": {"conv1": {"kernel": jnp.zeros((3, 3, 3, 4)), "bias": jnp.zeros(4)}},
-        "neck": {"fc6": {"kernel": jnp.zeros((8, 5), jnp.bfloat16), "bias": jnp.zeros(5)}},
-        "midn": {"cls": {"kernel": jnp.zeros((5, 2))}},
     }
 
 
@@ -94,32 +85,3 @@ def test_failed_writes_leave_the_old_file(tmp_path, weights):
         save_weights(path, weights, {**META, "odd": json})
     load_weights(path)
     assert len(list(tmp_path.iterdir())) == 1
-
-
-def test_merge_finds_each_layer_its_place(weights):
-    params = network()
-    merged, report = merge_weights(
-        params, {**weights, "fc8": {"bias": np.ones(3)}}, prefix=("backbone", "neck")
-    )
-    np.testing.assert_array_equal(merged["backbone"]["conv1"]["kernel"], weights["conv1"]["kernel"])
-    assert merged["neck"]["fc6"]["kernel"].dtype == jnp.bfloat16
-    assert report.loaded == ("backbone/conv1/bias", "backbone/conv1/kernel", "neck/fc6/kernel")
-    assert report.missing == ("neck/fc6/bias",)
-    assert report.unused == ("fc8/bias",)
-    assert "3 parameters loaded" in str(report) and "neck/fc6/bias" in str(report)
-    assert not np.any(params["backbone"]["conv1"]["kernel"])
-    assert not np.any(merged["midn"]["cls"]["kernel"])
-
-
-def test_merge_at_the_root(weights):
-    _, report = merge_weights(network()["backbone"], weights)
-    assert report.loaded == ("conv1/bias", "conv1/kernel") and report.unused == ("fc6/kernel",)
-
-
-def test_merge_refuses_other_shapes_and_other_networks(weights):
-    params = network()
-    params["neck"]["fc6"]["kernel"] = jnp.zeros((9, 5))
-    with pytest.raises(DataError, match=r"neck/fc6/kernel has shape \(9, 5\).*\(8, 5\)"):
-        merge_weights(params, weights, prefix=("backbone", "neck"))
-    with pytest.raises(DataError, match="none of the weights"):
-        merge_weights(params, weights, prefix="midn")

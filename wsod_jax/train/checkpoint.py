@@ -196,7 +196,7 @@ def load_checkpoint(
     path: str | epath.Path,
     *,
     step: int | None = None,
-    weights: Literal["params", "ema"] = "params",
+    weights: Literal["params", "ema"] | None = None,
     sharding: jax.sharding.Sharding | None = None,
 ) -> LoadedCheckpoint:
     """Read parameters, extras and metadata of a checkpoint; no optimiser or method is needed.
@@ -204,7 +204,8 @@ def load_checkpoint(
     Args:
       path: a step's folder, the folder of checkpoints, or a workdir that contains `checkpoints`.
       step: which step; `None` takes the newest (or the one that `path` names).
-      weights: the trained parameters or their running average.
+      weights: the trained parameters or their running average; `None` takes the ones that are the run's
+        detector (its metadata's "result").
       sharding: where to place the arrays; `None` uses the first local device.
 
     Returns:
@@ -217,6 +218,8 @@ def load_checkpoint(
     damage = find_damage(folder, parts=("weights", "metadata"))
     if damage is not None:
         raise DataError(f"checkpoint {folder} cannot be used: {damage}; choose another step")
+    metadata = _read_metadata(folder)
+    weights = metadata["result"] if weights is None else weights
     stored = _stored_layout(folder)
     if weights not in stored:
         raise DataError(
@@ -226,7 +229,7 @@ def load_checkpoint(
     place = sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     wanted = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), stored)
     tree = _read(folder / "weights", wanted)
-    return LoadedCheckpoint(tree[weights], tree["extras"], _read_metadata(folder))
+    return LoadedCheckpoint(tree[weights], tree["extras"], metadata)
 
 
 def checkpoint_steps(path: str | epath.Path) -> list[int]:

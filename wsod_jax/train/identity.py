@@ -7,7 +7,7 @@ import platform
 import warnings
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
-from typing import Any
+from typing import Any, Literal
 
 import jax
 from etils import epath
@@ -20,7 +20,14 @@ BOX_CONVENTION = "xyxy, absolute pixels, continuous edges (width = x2 - x1)"
 
 
 def run_metadata(
-    *, method: str, class_names: Sequence[str], config: Mapping[str, Any], split: str, seed: int
+    *,
+    method: str,
+    class_names: Sequence[str],
+    config: Mapping[str, Any],
+    split: str,
+    seed: int,
+    result: Literal["params", "ema"] = "params",
+    backbone: Mapping[str, Any] | None = None,
 ) -> dict:
     """Describe a run, for the JSON beside each of its checkpoints.
 
@@ -30,6 +37,8 @@ def run_metadata(
       config: the whole configuration, plain values only.
       split: what it trains on.
       seed: the run's seed.
+      result: which weights are the detector, the trained ones or their running average.
+      backbone: the `description` of the backbone, which the weights are made for; `None` for methods without.
 
     Returns:
       A dict that survives JSON unchanged, with package versions and the box convention added.
@@ -37,6 +46,8 @@ def run_metadata(
     packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
     described = {
         "method": method,
+        "result": result,
+        "backbone": backbone,
         "class_names": list(class_names),
         "box_convention": BOX_CONVENTION,
         "split": split,

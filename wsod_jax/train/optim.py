@@ -62,7 +62,7 @@ class Group:
 
     def __post_init__(self) -> None:
         """Raise `ConfigError` for what is no regular expression."""
-        _check_expressions([self.pattern])
+        check_expressions([self.pattern])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,7 +149,7 @@ class Optimizer:
         Raises:
           ConfigError: for a cosine over no update, or what is no regular expression.
         """
-        _check_expressions(frozen)
+        check_expressions(frozen)
         schedule = self._schedule(num_steps)
         own = (
             self._as_group(g)._schedule(num_steps) if _has_schedule(g) else schedule
@@ -234,6 +234,15 @@ class Optimizer:
 def path_name(path: tuple) -> str:
     """Return a pytree path as text: "backbone/conv1_1/kernel"."""
     return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def check_expressions(patterns: Sequence[str]) -> None:
+    """Raise `ConfigError` for what is no regular expression."""
+    for pattern in patterns:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise ConfigError(f"{pattern!r} is not a regular expression: {error}") from error
 
 
 class _Rate(NamedTuple):
@@ -364,14 +373,6 @@ def _trained_only(
         return split.init(params)
 
     return optax.GradientTransformation(init, split.update)
-
-
-def _check_expressions(patterns: Sequence[str]) -> None:
-    for pattern in patterns:
-        try:
-            re.compile(pattern)
-        except re.error as error:
-            raise ConfigError(f"{pattern!r} is not a regular expression: {error}") from error
 
 
 def _check_rules(names: list[str], groups: tuple[Group, ...], frozen: tuple[str, ...]) -> None:

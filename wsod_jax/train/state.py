@@ -46,7 +46,7 @@ def init_state(
     batch: Any,
     mesh: Mesh,
     ema: bool = False,
-    warm_start: Callable[[Params], Params] | None = None,
+    warm_start: Callable[[Params, dict], tuple[Params, dict]] | None = None,
 ) -> TrainState:
     """Make the state of step 0, placed on the mesh.
 
@@ -60,8 +60,8 @@ def init_state(
       batch: pytree of arrays or `jax.ShapeDtypeStruct`, one micro-batch.
       mesh: where the state lives.
       ema: keep a running average of the parameters, starting as their copy.
-      warm_start: takes the drawn parameters and returns them with pretrained weights merged in; same
-        names, shapes and dtypes.
+      warm_start: takes the drawn parameters and extras and returns them with other weights merged in;
+        same names, shapes and dtypes.
 
     Returns:
       `TrainState` with step 0, replicated on every device of the mesh.
@@ -86,16 +86,20 @@ def init_state(
             "average of the parameters to the loss; give the method's own entry another name"
         )
     if warm_start is not None:
-        params = _warm_started(params, warm_start, placed)
+        params, extras = _warm_started((params, extras), warm_start, placed)
     opt_state = jax.jit(tx.init, out_shardings=placed)(params)
     average = jax.tree.map(jnp.copy, params) if ema else None
     step = jax.device_put(jnp.zeros((), jnp.int32), placed)
     return TrainState(step, params, extras, opt_state, average)
 
 
-def _warm_started(params: Params, warm_start: Callable[[Params], Params], placed: Any) -> Params:
-    warmed = warm_start(params)
-    before, after = _layout(params), _layout(warmed)
+def _warm_started(
+    drawn: tuple[Params, dict],
+    warm_start: Callable[[Params, dict], tuple[Params, dict]],
+    placed: Any,
+) -> tuple[Params, dict]:
+    warmed = warm_start(*drawn)
+    before, after = _layout(drawn), _layout(warmed)
     if before != after:
         wrong = sorted(k for k in before.keys() | after.keys() if before.get(k) != after.get(k))
         raise ConfigError(
@@ -106,6 +110,6 @@ def _warm_started(params: Params, warm_start: Callable[[Params], Params], placed
     return jax.device_put(warmed, placed)
 
 
-def _layout(tree: Params) -> dict[str, str]:
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
+def _layout(tree: tuple[Params, dict]) -> dict[str, str]:
+    leaves = jax.tree_util.tree_leaves_with_path(dict(zip(("params", "extras"), tree, strict=True)))
     return {path_name(path): f"{x.dtype}{list(x.shape)}" for path, x in leaves}

@@ -1,7 +1,8 @@
 """The product's weight files: one npz with an array per parameter and a JSON description of where they come from.
 
-Keys are parameter paths ("fire2/squeeze1x1/kernel"); kernels are [rows, columns, in, out] or [in, out], float32. The
-key "__meta__" holds JSON:
+Keys are parameter paths, of a backbone and its fully connected layers ("fire2/squeeze1x1/kernel", "fc6/bias"), or of a
+whole network ("backbone/fire2/squeeze1x1/kernel", "neck/fc6/bias"); kernels are [rows, columns, in, out] or
+[in, out], float32. The key "__meta__" holds JSON:
 
     architecture  which network ("vgg16", "squeezenet1_1", "googlenet", "cnn_s", "tiny")
     pixels        input convention, "caffe", "torchvision" or "inception"; with "caffe", `mean` is the blue, green,
@@ -21,11 +22,10 @@ import json
 import os
 import zipfile
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
@@ -35,30 +35,6 @@ from wsod_jax.types import Params
 
 META_KEY = "__meta__"
 MEAN_TOLERANCE = 2.0  # grey levels of 255
-
-
-class MergeReport(NamedTuple):
-    """What `merge_weights` did; parameter paths, sorted.
-
-    Attributes:
-      loaded: parameters that got their value from the file.
-      missing: parameters below the given prefixes that the file does not have.
-      unused: arrays of the file that no parameter asked for.
-    """
-
-    loaded: tuple[str, ...]
-    missing: tuple[str, ...]
-    unused: tuple[str, ...]
-
-    def __str__(self) -> str:
-        lines = [f"{len(self.loaded)} parameters loaded"]
-        if self.missing:
-            lines.append(
-                f"{len(self.missing)} keep their initial value: {_shortened(self.missing)}"
-            )
-        if self.unused:
-            lines.append(f"{len(self.unused)} in the file were not used: {_shortened(self.unused)}")
-        return "; ".join(lines)
 
 
 def array_checksum(arrays: Mapping[str, np.ndarray]) -> str:
@@ -167,9 +143,9 @@ def check_meta(
     """Check that weights were made for a network as it is built.
 
     Args:
-      meta: description from `load_weights`.
+      meta: description from `load_weights`, or of the backbone of a run.
       description: the backbone's `description`.
-      path: the weights file, for the message.
+      path: the weights file or run, for the message.
 
     Raises:
       DataError: architecture, channel order, mean or pooling differ; using such weights would run, and be wrong.
@@ -183,7 +159,7 @@ def check_meta(
     ]
     if wrong:
         raise DataError(
-            f"weights file {path} does not fit the backbone: {'; '.join(wrong)}. Set the backbone's fields to the "
+            f"the weights of {path} do not fit the backbone: {'; '.join(wrong)}. Set the backbone's fields to the "
             "file's values, or convert other weights with scripts/convert_weights.py"
         )
 
@@ -193,57 +169,3 @@ def _agree(key: str, found: Any, expected: Any) -> bool:
     if key == "mean" and isinstance(found, list) and len(found) == len(expected):
         return bool(np.allclose(found, expected, rtol=0, atol=MEAN_TOLERANCE))
     return found == expected
-
-
-def merge_weights(
-    params: Params, loaded: Params, *, prefix: str | tuple[str, ...] = ""
-) -> tuple[Params, MergeReport]:
-    """Put loaded arrays in the place of freshly initialised parameters.
-
-    A loaded array "fc6/kernel" goes to "<prefix>/fc6/kernel" for the first prefix under which the network has such a
-    parameter: with `prefix=("backbone", "neck")`, a VGG16 file fills the convolutions and fc6, fc7.
-
-    Args:
-      params: the network's parameters; unchanged, the result is a new dict.
-      loaded: nested dict from `load_weights`.
-      prefix: path or paths inside `params`; "" is the root.
-
-    Returns:
-      The merged parameters, of the types of `params`, and a `MergeReport`.
-
-    Raises:
-      DataError: a shape differs, or nothing of the file fits anywhere.
-    """
-    prefixes = (prefix,) if isinstance(prefix, str) else prefix
-    merged = dict(flatten_dict(params, sep="/"))
-    loaded_paths, unused = [], []
-    for name, array in flatten_dict(loaded, sep="/").items():
-        places = [f"{p}/{name}" if p else name for p in prefixes]
-        place = next((path for path in places if path in merged), None)
-        if place is None:
-            unused.append(name)
-            continue
-        if merged[place].shape != array.shape:
-            raise DataError(
-                f"parameter {place} has shape {tuple(merged[place].shape)}, the weights file has "
-                f"{tuple(array.shape)} for {name}; build the network as the file needs it, or leave the layer out "
-                "(convert_weights.py --without_fc drops fc6 and fc7)"
-            )
-        merged[place] = jnp.array(array, merged[place].dtype)
-        loaded_paths.append(place)
-    if not loaded_paths:
-        raise DataError(
-            f"none of the weights ({_shortened(sorted(unused))}) has a place under {list(prefixes)}; the network's "
-            f"parameters are {_shortened(sorted(merged))}"
-        )
-    below = {path for path in merged if any(not p or path.startswith(f"{p}/") for p in prefixes)}
-    missing = below - set(loaded_paths)
-    report = MergeReport(tuple(sorted(loaded_paths)), tuple(sorted(missing)), tuple(sorted(unused)))
-    return unflatten_dict(merged, sep="/"), report
-
-
-def _shortened(names: Iterable[str], limit: int = 6) -> str:
-    """Join the first names and count the others."""
-    names = list(names)
-    rest = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + rest
