@@ -5,24 +5,22 @@ python scripts/make_proposals.py --data demo/data/debug --split trainval test --
 python scripts/train.py --config configs/debug_tiny.py --workdir demo/debug
 """
 
-from configs.synthetic import get_config as synthetic
+from wsod_jax import presets
 
 
 def get_config(variant: str = "oim_ir"):
     """Return the configuration of one method: wsddn, oicr, pcl, mist, oim or oim_ir."""
-    config = synthetic(variant)
-    config.backbone.weights = None
-    config.neck.dims = (32, 32)
+    config = presets.on_synthetic(presets.small_set(variant, num_steps=6))
+    config.method.box_head.dims = (32, 32)
+    if config.method.name == "oim":
+        config.method.alpha = ((0, 5.0), (4, 2.0))
     config.data.root = "demo/data/debug"
     config.proposals.path = "demo/data/debug_proposals.npz"
     config.proposals.max_proposals = 64
-    config.train.num_steps = 6
+    config.train.init_from = ()
     config.train.micro_batch = 2
     config.train.scales = (96,)
-    config.optim.decay_steps = (4,)
     config.optim.warmup_steps = 2
-    if config.method.name == "oim":
-        config.method.alpha = ((0, 5.0), (4, 2.0))
     config.log.every = 1
     config.log.checkpoint_every = 3
     config.log.milestones_every = 3

@@ -1,25 +1,26 @@
-"""MIST with VGG16 on VOC 2007: mAP 54.9 with its dropout block (Ren et al. 2020, released model zoo).
+"""MIST with VGG16 on VOC 2007: mAP 54.9 with its drop block and regression (Ren et al. 2020, Table 3; model zoo).
 
-Schedule as released: batch 8, learning rate 0.01, decay 1e-4, warm-up 200, steps at 20k and 26.7k of 30k. The
-concrete drop block and the box regression branch of the release are not part of this configuration.
+Batch 8, learning rate 0.01, decay 1e-4, warm-up 200, steps at 20k and 26.7k of 30k, six scales in training and,
+mirrored too, at test, as in the released V_16_voc07.yaml. The published number stands for more than runs here:
+
+- Concrete DropBlock and box regression, with a regression branch on each head, are not built;
+- the release keeps the best 100 boxes of an image over all classes, here 100 of each class;
+- it has two streams with C + 1 outputs where the others and this file have C, and draws new layers from N(0, 0.001),
+  here N(0, 0.01);
+- it leaves out the last ReLU before RoI pooling; its authors saw little effect.
 """
 
-from configs.voc_vgg16 import voc_vgg16
+from wsod_jax import presets
 
 
 def get_config():
     """Return the configuration."""
-    config = voc_vgg16()
-    config.method.name = "mist"
-    config.method.first_stage_scale = 3.0
-    config.train.num_steps = 30_000
-    config.train.accumulate = 8
-    config.train.scales = (480, 576, 688, 864, 1000, 1200)
-    config.optim.learning_rate = 0.01
-    config.optim.decay_steps = (20_000, 26_700)
-    config.optim.warmup_steps = 200
-    config.optim.weight_decay = 1e-4
-    config.optim.update_rule = "pytorch"
-    config.optim.groups = ((r"bias", 2.0, 0.0),)
-    config.eval.average_per_image = None
-    return config
+    return presets.on_voc(
+        presets.mist_vgg16(
+            batch_size=8,
+            learning_rate=0.01,
+            num_steps=30_000,
+            decay_steps=(20_000, 26_700),
+            warmup_steps=200,
+        )
+    )

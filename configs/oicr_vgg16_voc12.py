@@ -3,13 +3,13 @@
 The released code does not state its VOC 2012 schedule; PCL's (first step at 60k) stands in.
 """
 
-from configs import oicr_vgg16_voc07
-from configs.voc_vgg16 import on_voc12
+from wsod_jax import presets
 
 
 def get_config():
     """Return the configuration."""
-    config = on_voc12(oicr_vgg16_voc07.get_config())
+    config = presets.on_voc(presets.vgg16_detector("oicr"), year="2012")
     config.train.num_steps = 90_000
     config.optim.decay_steps = (60_000,)
+    config.eval.resize = "long"
     return config

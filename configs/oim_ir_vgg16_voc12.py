@@ -2,10 +2,9 @@
 Tables 3 and 4). Test boxes are not public: evaluation writes the predictions for the challenge server.
 """
 
-from configs import oim_ir_vgg16_voc07
-from configs.voc_vgg16 import on_voc12
+from wsod_jax import presets
 
 
 def get_config():
     """Return the configuration."""
-    return on_voc12(oim_ir_vgg16_voc07.get_config())
+    return presets.on_voc(presets.oim_vgg16(reweight="paper"), year="2012")

@@ -3,13 +3,12 @@
 With --config.method.ignore_iou_thr=0.1 the authors report mAP 47.2.
 """
 
-from configs.voc_vgg16 import voc_vgg16
+from wsod_jax import presets
 
 
 def get_config():
     """Return the configuration."""
-    config = voc_vgg16()
-    config.method.name = "pcl"
+    config = presets.on_voc(presets.vgg16_detector("pcl"))
     config.train.num_steps = 50_000
-    config.eval.resize = "long"
+    config.eval.resize = "long"  # the released test code scales the long side
     return config

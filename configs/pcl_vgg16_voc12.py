@@ -3,13 +3,13 @@
 The length after the step is not published; 20k updates follow it here.
 """
 
-from configs import pcl_vgg16_voc07
-from configs.voc_vgg16 import on_voc12
+from wsod_jax import presets
 
 
 def get_config():
     """Return the configuration."""
-    config = on_voc12(pcl_vgg16_voc07.get_config())
+    config = presets.on_voc(presets.vgg16_detector("pcl"), year="2012")
     config.train.num_steps = 80_000
     config.optim.decay_steps = (60_000,)
+    config.eval.resize = "long"
     return config

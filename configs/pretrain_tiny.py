@@ -13,7 +13,7 @@ def get_config():
     config = ConfigDict()
     config.seed = 0
     config.method = dict(name="classifier", activation="softmax")
-    config.backbone = dict(name="tiny", weights=None, pixels="torchvision", stride=4)
+    config.backbone = dict(name="tiny", pixels="torchvision", stride=4)
     config.data = dict(
         reader="voc", root="demo/data/objects", train_split="trainval", test_split="test"
     )

@@ -3,9 +3,12 @@
 The extra convolution of the released VGG16 network follows conv5 here too; the release has no CNN-S.
 """
 
-from configs.spn import VOC07_TRAINVAL, cnn_s, on_voc07, spn
+from wsod_jax import presets
 
 
 def get_config():
     """Return the configuration."""
-    return on_voc07(spn(cnn_s(), size=224, images=VOC07_TRAINVAL, epochs=20, micro_batch=16))
+    config = presets.spn(
+        "cnn_s", size=224, images=presets.VOC07_TRAINVAL, epochs=20, micro_batch=16
+    )
+    return presets.on_voc(config)

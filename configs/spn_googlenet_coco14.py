@@ -1,16 +1,18 @@
 """SP-GoogLeNet-GAP on COCO 2014, train to val: image mAP 56.0; `cam`, without proposals, 54.4 (Zhu et al. 2017, Table 6).
 
-The paper starts from its own ImageNet training (configs/spn_googlenet_ilsvrc.py); this file from torchvision's
-weights. To do as the paper did, convert the checkpoint of that run:
---config.backbone.weights=weights/spn_googlenet_ilsvrc.npz
+The paper starts from its own ImageNet training; this file from torchvision's weights. To do as the paper did, start
+from a run of configs/spn_googlenet_ilsvrc.py, whose new convolution is taken along and whose classes are not:
+--config.train.init_from="('runs/spn_ilsvrc',)"
 """
 
-from configs.spn import COCO14_TRAIN, SOLVERS, googlenet, on_coco14, spn
+from wsod_jax import presets
 
 
 def get_config(variant: str = "spn"):
-    """Return the configuration of one variant: spn or cam."""
-    config = spn(googlenet(), size=224, images=COCO14_TRAIN, epochs=50, micro_batch=16)
-    config.network.extra_groups = 1
-    config.soft_proposal.solver = SOLVERS[variant]
-    return on_coco14(config)
+    """Return the configuration of one variant: spn or cam (also spn_stationary, which is not published)."""
+    config = presets.spn(
+        "googlenet", size=224, images=presets.COCO14_TRAIN, epochs=50, micro_batch=16
+    )
+    config.method.extra_groups = 1
+    config.method.soft_proposal.solver = presets.of_variant(variant, presets.SOLVERS)
+    return presets.on_coco(config, "2014", "train2014", "val2014")

@@ -5,15 +5,17 @@
 
 `cam` is GoogLeNet-GAP, the same network with a uniform proposal map: pointing 80.8 (61.9), image mAP 83.4.
 The convolution after inception4e has no groups, as in Zhou et al. 2016; the released SPN has two
-(--config.network.extra_groups=2). Its 2.1 for the kernel's reach is 0.15 of a side of 14 cells.
+(--config.method.extra_groups=2). Its 2.1 for the kernel's reach is 0.15 of a side of 14 cells.
 """
 
-from configs.spn import SOLVERS, VOC07_TRAINVAL, googlenet, on_voc07, spn
+from wsod_jax import presets
 
 
 def get_config(variant: str = "spn"):
-    """Return the configuration of one variant: spn or cam."""
-    config = spn(googlenet(), size=224, images=VOC07_TRAINVAL, epochs=20, micro_batch=16)
-    config.network.extra_groups = 1
-    config.soft_proposal.solver = SOLVERS[variant]
-    return on_voc07(config)
+    """Return the configuration of one variant: spn or cam (also spn_stationary, which is not published)."""
+    config = presets.spn(
+        "googlenet", size=224, images=presets.VOC07_TRAINVAL, epochs=20, micro_batch=16
+    )
+    config.method.extra_groups = 1
+    config.method.soft_proposal.solver = presets.of_variant(variant, presets.SOLVERS)
+    return presets.on_voc(config)

@@ -1,4 +1,5 @@
-"""SPN with VGG16 on VOC 2007: pointing 87.5 (difficult 78.1), CorLoc 60.6, Object Energy 62.2 (Zhu et al. 2017).
+"""SPN with VGG16 on VOC 2007: pointing 87.5 (difficult 78.1), CorLoc 60.6, Object Energy 62.2 (Zhu et al. 2017,
+Tables 1, 2 and 4).
 
     python scripts/train.py --config configs/spn_vgg16_voc07.py --workdir runs/spn_224
     python scripts/train.py --config configs/spn_vgg16_voc07.py:560 --workdir runs/spn_560
@@ -8,22 +9,22 @@
 
 Pointing is the 224-pixel model's. CorLoc 60.6 was counted with the boxes of all three, any of which may hit: that is
 "CorLoc any" of the last command. Which network has the published energy is not said.
-The released VGG networks have a nearly flat spatial kernel: --config.soft_proposal.epsilon_rule=area
+The released VGG networks have a nearly flat spatial kernel: --config.method.soft_proposal.epsilon_rule=area
 Images that keep their shape: --config.train.resize=short --config.eval.resize=short --config.eval.corloc_resize=short
 """
 
-from configs.spn import VOC07_TRAINVAL, on_voc07, spn, vgg16
+from wsod_jax import presets
 
 MICRO_BATCHES = {"112": 16, "224": 16, "560": 4}
 
 
 def get_config(variant: str = "224"):
     """Return the configuration of one image size: 112, 224 or 560."""
-    config = spn(
-        vgg16(),
+    config = presets.spn(
+        "vgg16",
+        micro_batch=presets.of_variant(variant, MICRO_BATCHES),
         size=int(variant),
-        images=VOC07_TRAINVAL,
+        images=presets.VOC07_TRAINVAL,
         epochs=20,
-        micro_batch=MICRO_BATCHES[variant],
     )
-    return on_voc07(config)
+    return presets.on_voc(config)
