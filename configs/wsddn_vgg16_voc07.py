@@ -11,7 +11,8 @@ One image per update, 10 epochs at 1e-5 and 10 at 1e-6, all layers at one rate, 
 --config.train.num_steps=100220 --config.optim.learning_rate=1e-5 --config.optim.decay_steps="(50110,)"
 --config.optim.groups="(('bias',1.0,0.0),)"
 Without the dilation the stride is 16; dedup_stride=1 merges exact duplicates only, since equal cells may differ in
-objectness. Boxes are projected as OICR does, and pixels are Caffe's (docs/methods.md).
+objectness. Boxes are projected as OICR does (docs/methods.md), and the mean that is subtracted from pixels is Caffe's
+where the original takes the training set's.
 """
 
 from wsod_jax import presets
