@@ -25,6 +25,7 @@ FLOORS = {
     "train": 4,
     "settings": 4,
     "construction": 4,
+    "presets": 5,
     "build": 5,
     "experiment": 6,
     "evaluation": 7,
