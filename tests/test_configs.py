@@ -22,10 +22,9 @@ from wsod_jax import build, presets
 from wsod_jax.config import RunConfig
 from wsod_jax.data.transforms import Canvases
 from wsod_jax.errors import ConfigError
-from wsod_jax.overrides import override
 from wsod_jax.train.sharding import make_mesh
 from wsod_jax.train.state import TrainState
-from wsod_jax.train.step import make_train_step
+from wsod_jax.train.step import TrainStep
 from wsod_jax.types import Batch, Views
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -200,7 +199,7 @@ def documented_overrides(name: str) -> list[str]:
 
 def overridden(name: str, settings: list[str]) -> RunConfig:
     """Return a configuration with settings in place, as the command line puts them there."""
-    values, dropped = override(CONFIGS[name], settings, build.TABLES)
+    values, dropped = build.override(CONFIGS[name], settings)
     assert not dropped
     return build.read_config(values)
 
@@ -309,7 +308,7 @@ class Traced:
             config, num_classes=self.num_classes, max_classes=6, max_targets=1
         )
         tx, schedule = build.optimizer(config)
-        self.step = make_train_step(
+        self.step = TrainStep(
             self.method,
             tx,
             seed=config.seed,

@@ -20,8 +20,8 @@ from wsod_jax.data.transforms import Canvases
 from wsod_jax.nn.backbone import is_frozen
 from wsod_jax.train.sharding import make_mesh, put
 from wsod_jax.train.state import init_state
-from wsod_jax.train.step import make_train_step
-from wsod_jax.types import Batch
+from wsod_jax.train.step import TrainStep
+from wsod_jax.types import Batch, Views
 
 NUM_CLASSES = 20
 SIZES = {  # configuration: (scale's position among the sorted ones, proposals, or None for none)
@@ -52,6 +52,12 @@ def random_batch(canvases: Canvases, scale: int, rows: int | None, seed: int) ->
         image_mask=np.ones(1, bool),
         image_index=np.array([seed], np.int32),
         labels=labels,
+        views=Views(
+            scale=np.ones((1, 2), np.float32),
+            offset=np.zeros((1, 2), np.int32),
+            flipped=np.zeros(1, bool),
+            original_size=np.array([view.size], np.int32),
+        ),
     )
     return batch if rows is None else with_proposals(batch, rows, rng)
 
@@ -77,13 +83,13 @@ def peak_gib() -> float:
 
 def check_training(config, scale, rows):
     """Do two updates; return the state."""
-    settings, mesh = build.train_settings(config), make_mesh(1)
-    method = build.method(config, num_classes=NUM_CLASSES, max_classes=4)
+    mesh = make_mesh(1)
+    method = build.method(config, num_classes=NUM_CLASSES, max_classes=4, max_targets=1)
     tx, schedule = build.optimizer(config)
-    batches = [random_batch(settings.canvases, scale, rows, seed) for seed in (1, 2)]
+    batches = [random_batch(config.train.canvases, scale, rows, seed) for seed in (1, 2)]
     state = init_state(method, tx, seed=0, batch=batches[0], mesh=mesh)
     before = jax.device_get(state.params["backbone"])
-    step = make_train_step(method, tx, seed=0, mesh=mesh, schedule=schedule)
+    step = TrainStep(method, tx, seed=0, mesh=mesh, schedule=schedule)
     for batch in batches:
         state, metrics = step.update(state, [put(batch, mesh)])
         for name, value in jax.device_get(metrics).items():
@@ -96,7 +102,7 @@ def check_training(config, scale, rows):
     for layer, arrays in before.items():
         leaves = zip(*map(jax.tree.leaves, (arrays, after[layer])), strict=True)
         moved = any(np.any(a != b) for a, b in leaves)
-        assert moved == (not is_frozen(layer, method.network.backbone.frozen)), layer
+        assert moved == (not is_frozen(layer, config.backbone.frozen)), layer
     return method, state
 
 
@@ -119,11 +125,12 @@ def check_maps(maps):
 
 def check_prediction(config, method, state, rows):
     """Predict two views of one image on the largest canvas of the test; compile once."""
-    settings = build.eval_settings(config)
-    predict = jax.jit(method.predict)
+    settings = config.eval
+    predict = jax.jit(method.predict, static_argnums=3)
     for seed in (3, 4):
         batch = random_batch(settings.canvases("map"), max(settings.scales), rows, seed)
-        found = predict(state.params, state.extras, jax.tree.map(jnp.asarray, batch))
+        arrays = jax.tree.map(jnp.asarray, batch)
+        found = predict(state.params, state.extras, arrays, method.outputs)
         assert np.isfinite(found.image_scores).all()
         if rows is None:
             check_maps(found.maps)
@@ -144,6 +151,7 @@ def test_two_updates_and_a_prediction(name):
     config.optim.learning_rate = (
         1e-7  # at the published rate random weights are not finite for long
     )
+    config = build.read_config(config)
     scale = sorted(config.train.scales)[position]
     method, state = check_training(config, scale, rows)
     if name in PREDICTING:

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 
 from wsod_jax import build
 from wsod_jax.data.images import read_image
@@ -43,18 +42,16 @@ def test_library_snippet(trained_run, tmp_path):
 def test_config_for_own_images_builds():
     names = {}
     exec(python_block("my_pictures"), names)
-    config = names["get_config"]()
-    assert isinstance(config, ConfigDict)
-    method = build.method(config, num_classes=3, max_classes=2)
-    assert method.network.num_stages == 3
-    backbone = build.backbone(config)
+    config = build.read_config(names["get_config"]())
+    method = build.method(config, num_classes=3, max_classes=2, max_targets=1)
+    assert method.num_stages == 3
     assert "--from torchvision_squeezenet1_1" in README
-    check_meta(torchvision.SQUEEZENET_META, backbone.description, path=config.backbone.weights)
+    (weights,) = config.train.init_from
+    check_meta(torchvision.SQUEEZENET_META, config.backbone.description, path=weights)
     build.optimizer(config)
-    settings = build.train_settings(config), build.eval_settings(config), build.log_settings(config)
-    assert settings[0].scales == settings[1].scales == (448,)
-    assert build.proposal_rules(config).max_proposals == 512
-    assert not build.has_boxes(config)
+    assert config.train.scales == config.eval.scales == (448,)
+    assert config.proposals.max_proposals == 512
+    assert not hasattr(config.data, "ground_truth")  # a folder of images has no boxes
 
 
 def test_results_are_between_their_markers():
