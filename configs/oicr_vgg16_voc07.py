@@ -1,8 +1,7 @@
 """OICR with VGG16 on VOC 2007: mAP 41.2, CorLoc 60.6 (Tang et al. 2017, Tables 1 and 2; released solver).
 
-With the authors' later trick of ignoring proposals far from every pseudo box, --config.method.ignore_iou_thr=0.1.
-The instance-reweighted loss alone (OIM's Table 6: 43.4) is --config.method.reweight=paper here;
-configs/oim_vgg16_voc07.py has that row with OIM's schedule and test, like its neighbors in the table.
+The authors' later trick of ignoring proposals far from every pseudo box is --config.method.ignore_iou_thr=0.1.
+OICR with the instance-reweighted loss (OIM's Table 6: 43.4) is a row of configs/oim_vgg16_voc07.py.
 """
 
 from wsod_jax import presets
