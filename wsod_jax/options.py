@@ -1,14 +1,22 @@
 """Marks on the fields of option classes: what a value may be, and what a trained run may change.
 
 A class of options is a frozen dataclass (or a flax module) whose fields carry their default, their type and, as
-`Annotated[type, mark, ...]`, these marks. `config.py` reads them; nothing else needs to.
+`Annotated[type, mark, ...]`, these marks. `parsing.py` and `config.py` read them; nothing else needs to.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import enum
+import functools
 import math
+import types
+import typing
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Annotated, Any
+
+import flax.linen as nn
 
 
 @dataclass(frozen=True)
@@ -46,3 +54,64 @@ NOT_NEGATIVE = Range(0)
 POSITIVE = Range(1e-12)
 BELOW_ONE = Range(0, 0.999999999)
 DROPOUT = Range(0, 0.999)
+
+UNIONS = (typing.Union, types.UnionType)
+
+
+@functools.cache
+def option_hints(cls: type, with_parts: bool = True) -> Mapping[str, Any]:
+    """Return the options of a class with their annotations.
+
+    Args:
+      cls: a dataclass or a flax module.
+      with_parts: fields without a default are options too, else they are parts that code fills.
+    """
+    hints = typing.get_type_hints(cls, include_extras=True)
+    hidden = ("parent", "name") if issubclass(cls, nn.Module) else ()
+    return {
+        field.name: hints[field.name]
+        for field in dataclasses.fields(cls)
+        if field.init
+        and field.name not in hidden
+        and field.metadata.get("option", True)
+        and (with_parts or not is_required(field))
+    }
+
+
+def is_required(field: dataclasses.Field) -> bool:
+    """Return whether a field has no default."""
+    return field.default is field.default_factory is dataclasses.MISSING
+
+
+def default_of(field: dataclasses.Field) -> Any:
+    """Return a field's default."""
+    return (
+        field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+    )
+
+
+def is_section(hint: Any) -> bool:
+    """Return whether an annotation is a class of options."""
+    return isinstance(hint, type) and (
+        dataclasses.is_dataclass(hint) or issubclass(hint, nn.Module)
+    )
+
+
+def marks(hint: Any) -> tuple:
+    """Return the marks on an annotation."""
+    return hint.__metadata__ if typing.get_origin(hint) is Annotated else ()
+
+
+def choice_of(hint: Any) -> Choice | None:
+    """Return the union that an annotation says to choose from, or `None`."""
+    return next((mark for mark in marks(hint) if isinstance(mark, Choice)), None)
+
+
+def members(hint: Any) -> tuple:
+    """Return the alternatives of an annotation, without marks."""
+    origin, parts = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated:
+        return members(parts[0])
+    if origin in UNIONS:
+        return tuple(member for part in parts for member in members(part))
+    return (hint,)

@@ -11,13 +11,14 @@ import dataclasses
 import math
 import typing
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import cv2
 import numpy as np
 
 from wsod_jax.errors import ConfigError
 from wsod_jax.ops.boxes import box_area, clip_boxes, flip_boxes, scale_boxes
+from wsod_jax.options import BELOW_ONE, COUNT, NOT_NEGATIVE, POSITIVE
 
 Resize = Literal["short", "long", "warp"]
 
@@ -218,10 +219,10 @@ class ProposalRules:
       min_side: the same as a fraction of the original image's shorter side.
     """
 
-    max_proposals: int
-    dedup_stride: float | None = 8.0
-    min_side_px: float = 0.0
-    min_side: float = 0.0
+    max_proposals: Annotated[int, COUNT]
+    dedup_stride: Annotated[float | None, POSITIVE] = 8.0
+    min_side_px: Annotated[float, NOT_NEGATIVE] = 0.0
+    min_side: Annotated[float, BELOW_ONE] = 0.0
 
     def __post_init__(self):
         if self.max_proposals < 1:

@@ -1,0 +1,419 @@
+"""The configuration of one run, as typed sections. What a value may be stands on the field that takes it.
+
+    seed       int
+    method     name, and the options of its class in `methods/`
+    backbone   name, and the fields of its module in `nn/`
+    data       reader, and the options of its class in `data/`
+    proposals  `Proposals`; None for methods that use none
+    cues       name, and the options of its class in `data/cues`; None for methods that ask for none
+    train      `TrainOptions`
+    optim      `Optimizer`
+    log        `LogOptions`
+    eval       `EvalOptions`
+
+The sections are known here, the methods, backbones, readers and cue sources are not: their tables come from
+`build.py`, whose `read_config` turns plain values into a `RunConfig`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import flax.linen as nn
+
+from wsod_jax.data.transforms import Canvases, ProposalRules, Resize
+from wsod_jax.errors import ConfigError
+from wsod_jax.evals.maps import MapReading
+from wsod_jax.evals.response import BoxMode, Resizing
+from wsod_jax.evals.voc import IOU_SWEEP
+from wsod_jax.options import BELOW_ONE, COUNT, NOT_NEGATIVE, SHARE, Choice, Mark
+from wsod_jax.parsing import (
+    Chosen,
+    Tables,
+    option_hints,
+    parse_options,
+    plain,
+    resolve,
+    to_values,
+)
+from wsod_jax.train.optim import Optimizer
+
+# Keys of version 0.1, and where they went; the longest one that a key starts with counts.
+MOVED = {
+    "network": "method",
+    "neck": "method.box_head",
+    "soft_proposal": "method.soft_proposal",
+    "localization": "eval.maps",
+    "localization.solver": "method.soft_proposal.solver",
+    "backbone.weights": "train.init_from",
+    "method.fg_iou_thr": "method.iou_thrs",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Proposals(ProposalRules):
+    """Where the proposals lie, and which of them are used; see `ProposalRules`.
+
+    Attributes:
+      path: a file of proposals.
+    """
+
+    path: Annotated[str, Mark.LOCATION] = dataclasses.field(
+        metadata={"advice": "scripts/make_proposals.py makes the file"}
+    )
+
+    @property
+    def rules(self) -> ProposalRules:
+        """Which proposals are used, without the file."""
+        names = [field.name for field in dataclasses.fields(ProposalRules)]
+        return ProposalRules(**{name: getattr(self, name) for name in names})
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions:
+    """How a run trains.
+
+    Attributes:
+      num_steps: optimizer updates.
+      micro_batch: images per forward pass, over all devices.
+      accumulate: forward passes per update; micro_batch * accumulate is the batch size.
+      init_from: weight files and workdirs of other runs whose parameters a new run starts from, by name.
+      reinit: beginnings of the names of parameters that keep their drawn values where their shapes differ there.
+      scales: side lengths of the image in pixels; one is drawn per micro-batch. See `Canvases`.
+      resize: which side a scale means, see `Canvases`.
+      max_long: no side exceeds this, in pixels.
+      aspect: a canvas is so many times as long as the scale, see `Canvases`.
+      crop_margin: resize to scale + crop_margin pixels, and cut out a random window of the scale, drawn anew in
+        every epoch; see `Canvases`. For methods without proposals; 0 shows whole images.
+      flip: mirror an image with probability 1/2, drawn anew in every epoch.
+      loader: "tf" (tf.data) or "threads" (no TensorFlow needed).
+      ema_decay: keep a running average of the parameters; `None` keeps none.
+      cache_features: keep the feature maps of a wholly frozen backbone in memory.
+    """
+
+    num_steps: Annotated[int, NOT_NEGATIVE, Mark.RESUME]
+    micro_batch: Annotated[int, COUNT] = 1
+    accumulate: Annotated[int, COUNT] = 1
+    init_from: Annotated[tuple[str, ...], Mark.LOCATION] = ()
+    reinit: tuple[str, ...] = ()
+    scales: tuple[int, ...] = (480, 576, 688, 864, 1200)
+    resize: Resize = "short"
+    max_long: int = 2000
+    aspect: float = 1.5
+    crop_margin: Annotated[int, NOT_NEGATIVE] = 0
+    flip: bool = True
+    loader: Annotated[Literal["tf", "threads"], Mark.RESUME] = "tf"
+    ema_decay: Annotated[float | None, BELOW_ONE] = None
+    cache_features: bool = False
+
+    def __post_init__(self) -> None:
+        """Raise `ConfigError` for options that do not go together."""
+        self.canvases  # noqa: B018  (impossible scales are an error here, not when the first image comes)
+        if self.crop_margin and self.cache_features:
+            raise ConfigError(
+                f"config.train.crop_margin is {self.crop_margin}, and every random window has another feature "
+                "map, so config.train.cache_features saves nothing; set it to False, or crop_margin to 0"
+            )
+
+    @property
+    def canvases(self) -> Canvases:
+        """The static shapes of training images."""
+        return Canvases(
+            self.scales, self.resize, self.max_long, self.aspect, crop_margin=self.crop_margin
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogOptions:
+    """What a run writes, and how often, in updates.
+
+    Attributes:
+      every: a line on the console and in metrics.jsonl.
+      checkpoint_every: a checkpoint; the latest two are kept.
+      milestones_every: checkpoints kept for good (step 0 always is), for figures over training; a multiple
+        of `checkpoint_every`, or 0 for none.
+      pictures_every: pictures of fixed training images with their pseudo boxes, also in TensorBoard; 0 for
+        none.
+      num_pictures: how many images.
+      best: also keep the checkpoint where this score of `data.val_split` is best; it is measured as
+        `eval` says at every checkpoint but the first. `None` measures nothing while training.
+      tensorboard: write TensorBoard event files too.
+      profile_steps: (first, last) update to profile into the workdir, or ().
+    """
+
+    every: Annotated[int, COUNT] = 20
+    checkpoint_every: Annotated[int, COUNT] = 1000
+    milestones_every: Annotated[int, NOT_NEGATIVE] = 0
+    pictures_every: Annotated[int, NOT_NEGATIVE] = 0
+    num_pictures: Annotated[int, NOT_NEGATIVE] = 8
+    best: Literal["mAP50"] | None = None
+    tensorboard: bool = True
+    profile_steps: Annotated[tuple[int, ...], NOT_NEGATIVE] = ()
+
+    def __post_init__(self) -> None:
+        """Raise `ConfigError` for milestones that are no checkpoints."""
+        if self.milestones_every % self.checkpoint_every:
+            raise ConfigError(
+                f"config.log.milestones_every is {self.milestones_every}, but only checkpoints can be kept, and "
+                f"those are made every {self.checkpoint_every} updates; set it to a multiple of "
+                "config.log.checkpoint_every, or to 0"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class MapOptions:
+    """How points and boxes are read off the maps of a method without proposals, and judged.
+
+    Attributes:
+      upsampling: from cells to pixels of the original image, see `evals.response.resize_map`.
+      threshold: a pixel is foreground where a class's response is at least this times its mean.
+      connectivity: 4 or 8, of the pixels of one component.
+      boxes: which boxes predictions.json holds: the "tightest" around all foreground of a class, or one for
+        each of its "components".
+      nms_thr: boxes that several views or several detectors found of one class are removed where their IoU with a
+        better one exceeds this, or their score is <= 0.
+      min_side_px: they are removed too where a side is shorter than this, in pixels of the original image.
+      predicted_thr: a class is predicted where its score exceeds this (sigmoid; softmax predicts the best class).
+      pointing_px: a point this close to an object's box is a hit, in pixels of the original image.
+      prediction_px: the same where points are ranked by class scores.
+    """
+
+    upsampling: Resizing = "align_corners"
+    threshold: Annotated[float, NOT_NEGATIVE] = 1.0
+    connectivity: Literal[4, 8] = 4
+    boxes: BoxMode = "tightest"
+    nms_thr: Annotated[float, SHARE] = 0.7
+    min_side_px: Annotated[float, NOT_NEGATIVE] = 50.0
+    predicted_thr: Annotated[float, SHARE] = 0.5
+    pointing_px: Annotated[float, NOT_NEGATIVE] = 15.0
+    prediction_px: Annotated[float, NOT_NEGATIVE] = 18.0
+
+    @property
+    def reading(self) -> MapReading:
+        """How maps are read."""
+        return MapReading(self.upsampling, self.threshold, self.connectivity)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalOptions:
+    """How detections and CorLoc are measured. Every field is printed in the report.
+
+    Attributes:
+      scales: side lengths of the views in pixels; each image is seen len(scales) * len(flips) times.
+      flips: whether the views are mirrored.
+      resize: which side a scale means when mAP is measured: the "short" or the "long" one, or both sides,
+        with "warp".
+      corloc_resize: the same for CorLoc.
+      corloc_split: split whose images CorLoc is measured on; `None` skips it.
+      corloc_difficult: difficult objects count as hits and in the denominator.
+      max_long: no side exceeds this, in pixels.
+      aspect: a canvas is so many times as long as the scale, see `Canvases`.
+      micro_batch: images per forward pass.
+      merge: how views meet: "mean" or "sum" of scores, or the "union" of their boxes.
+      top_k: best boxes kept per class and image before NMS.
+      average_per_image: per class, keep this many boxes per image on average over the data set,
+        by one threshold; `None` keeps all of `top_k`.
+      score_thr: lowest score kept, or `None`.
+      nms_thr: boxes with IoU > this to a better one are removed.
+      ap: "11point" (exact recall thresholds), "11point_devkit" (its rounding too) or "area".
+      iou_thrs: a detection needs IoU > this; the first one is the headline. "sweep" stands for
+        0.50, 0.55 ... 0.95.
+      loader: "threads" or "tf".
+      maps: of methods that predict maps.
+    """
+
+    scales: tuple[int, ...] = (480, 576, 688, 864, 1200)
+    flips: tuple[bool, ...] = (False, True)
+    resize: Resize = "short"
+    corloc_resize: Resize = "long"
+    corloc_split: str | None = "trainval"
+    corloc_difficult: bool = True
+    max_long: int = 2000
+    aspect: float = 1.5
+    micro_batch: Annotated[int, COUNT] = 1
+    merge: Literal["mean", "sum", "union"] = "mean"
+    top_k: Annotated[int, COUNT] = 100
+    average_per_image: Annotated[int | None, COUNT] = None
+    score_thr: float | None = None
+    nms_thr: Annotated[float, SHARE] = 0.3
+    ap: Literal["11point", "11point_devkit", "area"] = "11point"
+    iou_thrs: Annotated[tuple[float, ...], SHARE] | Literal["sweep"] = (0.5,)
+    loader: Literal["tf", "threads"] = "threads"
+    maps: MapOptions = MapOptions()
+
+    def __post_init__(self) -> None:
+        """Resolve "sweep"; raise `ConfigError` for what is empty."""
+        if self.iou_thrs == "sweep":
+            object.__setattr__(self, "iou_thrs", IOU_SWEEP)
+        for name, example in (("iou_thrs", (0.5,)), ("flips", (False, True))):
+            if not getattr(self, name):
+                raise ConfigError(
+                    f"config.eval.{name} is empty; it needs at least one, as in {example}"
+                )
+        self.canvases("map"), self.canvases("corloc")  # impossible scales are an error here
+
+    def canvases(self, purpose: Literal["map", "corloc"]) -> Canvases:
+        """The static shapes of test images, for mAP or for CorLoc."""
+        resize = self.resize if purpose == "map" else self.corloc_resize
+        return Canvases(self.scales, resize, self.max_long, self.aspect)
+
+    @property
+    def num_views(self) -> int:
+        """Views per image."""
+        return len(self.scales) * len(self.flips)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """All that a run is a function of, beside its data and weights. `build.read_config` makes and checks it.
+
+    Attributes:
+      seed: of order, augmentation, drawn parameters and dropout.
+      method: its name and its checked options; parts are still to come.
+      backbone: the module.
+      data: the reader.
+      proposals: which ones, `None` for methods that use none.
+      cues: the cue source's name and options, `None` for methods that ask for none.
+      train: how it trains.
+      optim: its optimizer.
+      log: what it writes.
+      eval: how it is tested.
+      tables: name -> class of methods, backbones, readers and cues; not a part of what the run is.
+    """
+
+    seed: int
+    method: Annotated[Chosen, Choice("methods")]
+    backbone: Annotated[nn.Module, Choice("backbones")]
+    data: Annotated[Any, Choice("readers", key="reader")]
+    proposals: Proposals | None = None
+    cues: Annotated[Chosen | None, Choice("cues")] = None
+    train: TrainOptions
+    optim: Optimizer
+    log: LogOptions
+    eval: EvalOptions
+    tables: Tables = dataclasses.field(repr=False, compare=False, metadata={"option": False})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return every option's value, defaults included, as JSON has it; `parse_run` makes an equal one of it."""
+        hints = option_hints(RunConfig)
+        return {
+            key: to_values(getattr(self, key), hint, self.tables) for key, hint in hints.items()
+        }
+
+    def to_json(self) -> str:
+        """Return `to_dict` as the text of a file."""
+        return json.dumps(self.to_dict(), indent=1) + "\n"
+
+
+def parse_run(values: Mapping[str, Any], tables: Tables) -> RunConfig:
+    """Return the typed configuration that plain values give; `build.read_config` checks more.
+
+    Args:
+      values: section -> its options, a ConfigDict for one, or what JSON has of `RunConfig.to_dict`.
+      tables: name -> class of the unions "methods", "backbones", "readers" and "cues".
+
+    Raises:
+      ConfigError: for a section or option that does not exist, is missing, has a value that is not allowed, or
+        is of version 0.1.
+    """
+    values = plain(values)
+    old = [key for key in _dotted(values) if new_name(key) and not _exists(key, values, tables)]
+    if old:
+        moves = "\n".join(f"  config.{key} is now config.{new_name(key)}" for key in old)
+        raise ConfigError(
+            f"the configuration is one of version 0.1, whose options have moved:\n{moves}\nCHANGELOG.md tells more"
+        )
+    return RunConfig(**parse_options(RunConfig, values, tables, "config"), tables=tables)
+
+
+def new_name(key: str) -> str | None:
+    """Return where a dotted key of version 0.1 went, or `None` if it is none of those."""
+    for old in sorted(MOVED, key=len, reverse=True):
+        if key == old or key.startswith(old + "."):
+            return MOVED[old] + key[len(old) :]
+    return None
+
+
+def _dotted(values: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Return the dotted names of all values that are no sections, and of empty sections."""
+    names = []
+    for key, value in values.items():
+        inside = isinstance(value, Mapping) and value
+        names += _dotted(value, f"{prefix}{key}.") if inside else [f"{prefix}{key}"]
+    return names
+
+
+def _exists(key: str, values: Mapping[str, Any], tables: Tables) -> bool:
+    try:
+        resolve(RunConfig, key.split("."), values, tables)
+    except ConfigError:
+        return False
+    return True
+
+
+def check_run(config: RunConfig, method: Any) -> None:
+    """Raise `ConfigError` for sections that do not go together, or not with the method.
+
+    Args:
+      config: the configuration.
+      method: its method, with any parts.
+    """
+    name, train, log, merge = config.method.name, config.train, config.log, config.eval.merge
+    has_maps, has_boxes = "maps" in method.outputs, "boxes" in method.outputs
+    if method.uses_proposals and config.proposals is None:
+        raise ConfigError(
+            f"config lacks proposals, which {name} scores; set config.proposals.path to a file that "
+            "scripts/make_proposals.py makes, and config.proposals.max_proposals"
+        )
+    if config.proposals is not None and not method.uses_proposals:
+        raise ConfigError(
+            f"config.proposals is a section that method {name!r} does not read; set it to None"
+        )
+    if (method.propose is None) != (config.cues is None):
+        asks = "asks for no cues; set it to None" if config.cues else "asks for cues; name a source"
+        raise ConfigError(f"config.cues is {config.cues and config.cues.name!r}, but {name} {asks}")
+    if train.crop_margin and config.proposals is not None:
+        raise ConfigError(
+            f"config.train.crop_margin is {train.crop_margin}, but there are config.proposals: those outside an "
+            "image's random window would be left out, and no longer cover its labels; set it to 0"
+        )
+    if train.cache_features and method.requires_image:
+        raise ConfigError(
+            f"config.train.cache_features is True, but {name} needs the pixels; set it to False"
+        )
+    layers, frozen = config.backbone.layers, tuple(config.backbone.frozen)
+    if train.cache_features and not all(layer.startswith(frozen) for layer in layers):
+        raise ConfigError(
+            "config.train.cache_features needs a wholly frozen backbone; "
+            f"config.backbone.frozen is {frozen}, its layers are {', '.join(layers)}"
+        )
+    if log.pictures_every and not method.uses_proposals:
+        raise ConfigError(
+            f"config.log.pictures_every is {log.pictures_every}, but {name} mines no boxes to draw; "
+            "set it to 0. scripts/visualize.py proposal_maps draws what SPN's maps became during training"
+        )
+    if log.best is not None and config.data.val_split is None:
+        raise ConfigError(
+            f"config.log.best is {log.best!r}, but nothing says on which images; set "
+            "config.data.val_split to a split that is neither trained on nor tested on"
+        )
+    if log.best is not None and not has_boxes:
+        raise ConfigError(
+            f"config.log.best is {log.best!r}, which is measured of boxes chosen among proposals, but "
+            f"{name} has none; set config.log.best to None"
+        )
+    if has_maps and merge == "sum":
+        raise ConfigError(
+            'config.eval.merge is "sum", but maps of several views are averaged ("mean") or read one by '
+            'one ("union")'
+        )
+    if has_boxes and not method.aligned_rows and merge != "union":
+        raise ConfigError(
+            f"config.eval.merge is {merge!r}, but row m of {name} is another region in every view; allowed is 'union'"
+        )
+    if not has_maps and config.eval.maps != MapOptions():
+        raise ConfigError(f"config.eval.maps is about maps, of which {name} predicts none; drop it")

@@ -1,0 +1,201 @@
+"""Changes to a configuration that come as text: of one that is about to run, of a trained run, and of a resumed one."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from wsod_jax.config import RunConfig, new_name, parse_run
+from wsod_jax.errors import ConfigError
+from wsod_jax.options import Choice, Mark, choice_of, is_section, marks, members, option_hints
+from wsod_jax.parsing import Tables, chosen_name, fits, plain, resolve
+
+OF_BOXES = ("nms_thr", "top_k", "score_thr", "average_per_image")  # of boxes chosen among proposals
+
+
+def override(
+    values: Mapping[str, Any], settings: Sequence[str], tables: Tables
+) -> tuple[dict[str, Any], list[str]]:
+    """Return plain values of a configuration with settings such as "train.num_steps=100" in place.
+
+    Names of unions' members ("method.name=mist") are set first. The options that the new member has too stay.
+
+    Args:
+      values: section -> options; left alone.
+      settings: "a.b=value", parsed by the option's type, see `from_text`. Sections that are missing or `None` are made.
+      tables: the unions.
+
+    Returns:
+      The new values, for `build.read_config` to check, and what there is to say: options that were dropped.
+
+    Raises:
+      ConfigError: for a setting without "=", a name of version 0.1, or an option that does not exist.
+    """
+    values, notes = plain(values), []
+    parsed = [_split(setting) for setting in settings]
+    chosen = {id(path): _choice_set(path, values, tables) for path, _ in parsed}
+    for path, text in sorted(parsed, key=lambda item: chosen[id(item[0])] is None):
+        choice = chosen[id(path)]
+        try:
+            hint = resolve(RunConfig, path, values, tables)[-1]
+        except ConfigError:
+            _refuse_old(".".join(path))
+            raise
+        section = _open_section(values, path[:-1])
+        value = from_text(text, hint, tables)
+        if choice is not None:
+            notes += _drop(section, value, choice, tables, ".".join(path))
+        section[path[-1]] = value
+    return values, notes
+
+
+def change(config: RunConfig, changes: Sequence[str]) -> RunConfig:
+    """Return the configuration of a trained run with changes to how it is tested, or where its files lie.
+
+    Args:
+      config: as the run has stored it.
+      changes: such as "nms_thr=0.4", which is short for "eval.nms_thr=0.4", and "data.root=/data/VOCdevkit".
+
+    Raises:
+      ConfigError: for any other option of the run, one that its method does not use, and as `override`.
+    """
+    values, outputs = config.to_dict(), method_outputs(config)
+    settings = []
+    for item in changes:
+        path, text = _split(item)
+        path = ["eval", *path] if len(path) == 1 else path
+        key = ".".join(path)
+        _refuse_old(key)
+        hints = resolve(RunConfig, path, values, config.tables)
+        if path[0] != "eval" and not _has_mark(hints, Mark.TEST, Mark.LOCATION):
+            raise ConfigError(
+                f"{key} cannot be set for a trained run; what can are the test settings, such as nms_thr=0.4, and "
+                f"{', '.join(_marked(config, Mark.TEST, Mark.LOCATION))}"
+            )
+        if values.get(path[0]) is None:
+            raise ConfigError(
+                f"{key} cannot be set for a trained run: {config.method.name} has no {path[0]}"
+            )
+        if path[0] == "eval" and path[1] in OF_BOXES and "boxes" not in outputs:
+            advice = ": --set eval.maps.nms_thr=0.7" if "maps" in outputs else ""
+            raise ConfigError(
+                f"{key} is about boxes chosen among proposals; {config.method.name} predicts "
+                f"{', '.join(sorted(outputs))}{advice}"
+            )
+        if path[:2] == ["eval", "maps"] and "maps" not in outputs:
+            raise ConfigError(
+                f"{key} is about maps; {config.method.name} predicts {', '.join(sorted(outputs))}"
+            )
+        settings.append(f"{key}={text}")
+    values, _ = override(values, settings, config.tables)
+    return parse_run(values, config.tables)
+
+
+def may_differ(config: RunConfig) -> tuple[str, ...]:
+    """Return the dotted names that a resumed run may change; each stands for everything below it.
+
+    A cosine is stretched over `train.num_steps`, which then has to stay.
+    """
+    names = ("log", "eval", *_marked(config, Mark.RESUME, Mark.LOCATION))
+    fixed = {"train.num_steps"} if config.optim.shape == "cosine" else set()
+    return tuple(name for name in names if name not in fixed)
+
+
+def method_outputs(config: RunConfig) -> frozenset[str]:
+    """Return what the configuration's method predicts."""
+    parts = dict(backbone=config.backbone, num_classes=1, max_classes=1, max_targets=1)
+    return config.method.make(**parts).outputs
+
+
+def from_text(text: str, hint: Any, tables: Tables) -> Any:
+    """Return what a text on the command line means for an option.
+
+    A Python literal where the option's annotation takes it, one value also for a tuple of them; text stays text
+    where the option takes text. What fits nothing comes back as it reads, to be refused with what is allowed.
+    """
+    try:
+        literal = ast.literal_eval({"true": "True", "false": "False"}.get(text, text))
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        literal = text
+    if literal is None and type(None) in members(hint):
+        return None
+    candidates = [literal, (literal,), text, (text,)]
+    if str in members(hint):  # 2007 is a name there, but ('2007', '2012') may be a tuple of them
+        candidates = [literal, text] if isinstance(literal, tuple | list) else [text]
+    for candidate in map(plain, candidates):
+        if fits(candidate, hint, tables):
+            return candidate
+    return plain(literal)
+
+
+def _split(setting: str) -> tuple[list[str], str]:
+    key, equals, text = setting.partition("=")
+    path = key.strip().split(".")
+    if not equals or not all(path):
+        raise ConfigError(f"{setting!r} is no setting; settings look like train.num_steps=100")
+    return path, text
+
+
+def _refuse_old(key: str) -> None:
+    new = new_name(key)
+    if new is not None:
+        raise ConfigError(f"config.{key} is an option of version 0.1; it is config.{new} now")
+
+
+def _choice_set(path: Sequence[str], values: Mapping[str, Any], tables: Tables) -> Choice | None:
+    """Return the union whose member a setting names, if it names one."""
+    if len(path) < 2:
+        return None
+    try:
+        choice = choice_of(resolve(RunConfig, path[:-1], values, tables)[-1])
+    except ConfigError:
+        return None
+    return choice if choice is not None and path[-1] == choice.key else None
+
+
+def _open_section(values: dict[str, Any], path: Sequence[str]) -> dict[str, Any]:
+    """Return the section at a path, made where it is missing."""
+    for key in path:
+        if not isinstance(values.get(key), dict):
+            values[key] = {}
+        values = values[key]
+    return values
+
+
+def _drop(
+    section: dict[str, Any], name: Any, choice: Choice, tables: Tables, key: str
+) -> list[str]:
+    """Take out of a union's section what its new member lacks; return what there is to say of it."""
+    new = tables[choice.table].get(name)
+    if new is None or section.get(choice.key) == name:
+        return []
+    kept = {choice.key, *option_hints(new)}
+    dropped = [option for option in section if option not in kept]
+    for option in dropped:
+        del section[option]
+    return [f"{key}={name} drops {', '.join(dropped)}, which {name} lacks"] if dropped else []
+
+
+def _has_mark(hints: Sequence[Any], *wanted: Mark) -> bool:
+    return any(mark in wanted for hint in hints for mark in marks(hint))
+
+
+def _marked(config: RunConfig, *wanted: Mark) -> list[str]:
+    """Return the dotted names of a configuration's options that have one of some marks."""
+    return list(_walk(RunConfig, config.to_dict(), config.tables, wanted, ""))
+
+
+def _walk(
+    cls: type, values: Mapping[str, Any], tables: Tables, wanted: Sequence[Mark], prefix: str
+) -> Iterator[str]:
+    for key, hint in option_hints(cls).items():
+        inside, choice = next(filter(is_section, members(hint)), None), choice_of(hint)
+        if key not in values:
+            continue
+        if _has_mark([hint], *wanted):
+            yield prefix + key
+        elif isinstance(values[key], Mapping) and (choice or inside):
+            if choice is not None:
+                inside = tables[choice.table][chosen_name(values[key], choice, tables, key)]
+            yield from _walk(inside, values[key], tables, wanted, f"{prefix}{key}.")
