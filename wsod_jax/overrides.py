@@ -102,6 +102,11 @@ def may_differ(config: RunConfig) -> tuple[str, ...]:
     return tuple(name for name in names if name not in fixed)
 
 
+def locations(config: RunConfig) -> tuple[str, ...]:
+    """Return the dotted names of options that say where files lie; a run stays the same when its data move."""
+    return tuple(_marked(config, Mark.LOCATION))
+
+
 def method_outputs(config: RunConfig) -> frozenset[str]:
     """Return what the configuration's method predicts."""
     parts = dict(backbone=config.backbone, num_classes=1, max_classes=1, max_targets=1)

@@ -64,9 +64,7 @@ class Predictor:
     ) -> Predictor:
         """Return a predictor that tests as a configuration says."""
         step = jax.jit(method.predict, static_argnums=3)
-        return cls(
-            config, method, params, extras, class_names, config.eval, metadata or {}, step
-        )
+        return cls(config, method, params, extras, class_names, config.eval, metadata or {}, step)
 
     @property
     def rules(self) -> ProposalRules | None:

@@ -1,10 +1,8 @@
-"""Runs: what one trains on, training it in its workdir, and opening it again."""
+"""Runs: train one in its workdir, and open it again."""
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
-import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -15,24 +13,14 @@ from jax.sharding import Mesh
 
 from wsod_jax import build
 from wsod_jax.build import CUES, METHODS
-from wsod_jax.config import LogOptions, RunConfig, TrainOptions
+from wsod_jax.config import LogOptions, RunConfig
 from wsod_jax.data.arrays import FeatureCache
-from wsod_jax.data.assembling import SkipPixels
-from wsod_jax.data.pipeline import TrainStream, train_batches, view_batches
-from wsod_jax.data.proposals import ProposalSet
-from wsod_jax.data.records import (
-    BoxSet,
-    ImageSet,
-    check_single_label,
-    is_single_label,
-    training_images,
-)
-from wsod_jax.data.transforms import ProposalRules
+from wsod_jax.data.pipeline import TrainStream
 from wsod_jax.errors import ConfigError
 from wsod_jax.evals.voc import evaluate_detections
 from wsod_jax.methods.base import Method
 from wsod_jax.overrides import may_differ
-from wsod_jax.predictor import (  # noqa: F401  (what users of a run need beside it)
+from wsod_jax.predictor import (
     Predictor,
     Purpose,
     check_classes,
@@ -48,152 +36,24 @@ from wsod_jax.train.logging import ConsoleWriter, JsonlWriter, TensorBoardWriter
 from wsod_jax.train.sharding import fetch, make_mesh
 from wsod_jax.train.state import TrainState, init_state
 from wsod_jax.train.step import TrainStep
+from wsod_jax.training_data import TrainingData, check_streams, read_proposals
 from wsod_jax.types import Batch
 from wsod_jax.viz.canvas import save_image
 from wsod_jax.viz.pictures import draw_pseudo_labels
 
-logger = logging.getLogger(__name__)
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainingData:
-    """A training split: images with labels, boxes where the method trains on boxes, and proposals.
-
-    Attributes:
-      image_set: the images; those with at least one positive label, where there are no boxes.
-      boxes: the same images with boxes, for methods whose stream has them, else `None`.
-      proposals: `None` for methods without.
-      rules: which proposals are used, `None` likewise.
-      settings: how they are batched.
-      seed: of order and augmentation.
-    """
-
-    image_set: ImageSet
-    boxes: BoxSet | None
-    proposals: ProposalSet | None
-    rules: ProposalRules | None
-    settings: TrainOptions
-    seed: int
-
-    @classmethod
-    def read(cls, config: RunConfig) -> TrainingData:
-        """Read what a configuration trains on, and check that it suits the method.
-
-        Raises:
-          ConfigError: if the method needs other streams, or boxes that the reader does not have.
-          DataError: if the data cannot be read, or its labels are not the method's.
-        """
-        method = build.method(config, num_classes=1, max_classes=1, max_targets=1)
-        split, boxes = config.data.train_split, None
-        if method.supervision.get("train") == "boxes" and config.data.has_boxes:
-            boxes = config.data.boxes(split)
-        images = training_images(config.data.images(split)) if boxes is None else boxes.images
-        check_streams(method, {"train": images if boxes is None else boxes})
-        check_labels(method, images)
-        rules = None if config.proposals is None else config.proposals.rules
-        return cls(images, boxes, read_proposals(config), rules, config.train, config.seed)
-
-    @property
-    def max_classes(self) -> int:
-        """The most positive classes that an image has: what miners size their loops by."""
-        return int((self.image_set.label_vectors[0] == 1).sum(axis=1).max())
-
-    @property
-    def max_targets(self) -> int:
-        """The most boxes that an image has; 1 without boxes."""
-        return 1 if self.boxes is None else self.boxes.max_targets
-
-    def batches(self, start_step: int = 0, skip_pixels: SkipPixels | None = None) -> TrainStream:
-        """Return the endless stream of updates from `start_step` on, a list of micro-batches each.
-
-        Images for which `skip_pixels` says so are not decoded: their features are cached.
-        """
-        return train_batches(
-            self.image_set if self.boxes is None else self.boxes,
-            self.proposals,
-            canvases=self.settings.canvases,
-            batch_size=self.settings.micro_batch,
-            accumulate=self.settings.accumulate,
-            flip=self.settings.flip,
-            seed=self.seed,
-            start_step=start_step,
-            loader=self.settings.loader,
-            skip_pixels=skip_pixels,
-            **rule_arguments(self.rules),
-        )
-
-    def example(self) -> Batch:
-        """Return one micro-batch, for its shapes."""
-        stream = self.batches()
-        first = next(stream)[0]
-        stream.close()
-        return first
-
-    def fixed_batches(self, count: int) -> list[Batch]:
-        """Return the first `count` images at the first scale, unmirrored, one image per batch."""
-        if count == 0:
-            return []
-        canvases = dataclasses.replace(self.settings.canvases, scales=self.settings.scales[:1])
-        stream = view_batches(
-            self.image_set.select(range(min(count, len(self.image_set)))),
-            self.proposals,
-            canvases=canvases,
-            flips=(False,),
-            batch_size=1,
-            loader="threads",
-            **rule_arguments(self.rules),
-        )
-        return list(stream)
-
-
-def check_streams(method: Method, streams: Mapping[str, ImageSet | BoxSet]) -> None:
-    """Raise `ConfigError` unless the data are the streams that a method trains on, with boxes where it says so.
-
-    Args:
-      method: its `supervision` names the streams, each of kind "image" or "boxes".
-      streams: name -> what is read; a `BoxSet` is a stream with boxes.
-    """
-    name, wanted = type(method).__name__, method.supervision
-    missing = [stream for stream in wanted if stream not in streams]
-    if missing:
-        raise ConfigError(
-            f"{name} trains on the streams {', '.join(wanted)}, but the data have {', '.join(streams)}: nothing "
-            f"is read for {', '.join(missing)}"
-        )
-    extra = [stream for stream in streams if stream not in wanted]
-    if extra:
-        raise ConfigError(
-            f"the data have the streams {', '.join(streams)}, but {name} trains on {', '.join(wanted)}: it would "
-            f"never see {', '.join(extra)}"
-        )
-    for stream, data in streams.items():
-        has_boxes = isinstance(data, BoxSet)
-        if has_boxes and wanted[stream] != "boxes":
-            raise ConfigError(
-                f"stream {stream!r} of {name} has labels per image alone, but was handed a set of boxes "
-                f"({data.source}); hand it the set's images"
-            )
-        if not has_boxes and wanted[stream] == "boxes":
-            raise ConfigError(
-                f"stream {stream!r} of {name} trains on boxes, but {data.name} was read without; use a reader that "
-                "has boxes, such as voc or coco"
-            )
-
-
-def check_labels(method: Method, image_set: ImageSet) -> None:
-    """Raise `DataError` if a method's softmax meets an image without exactly one class; log the reverse."""
-    if method.single_label:
-        check_single_label(image_set)
-    elif hasattr(method, "activation") and is_single_label(image_set):
-        logger.warning(
-            "%s: every image shows one class; config.method.activation='softmax' makes use of that",
-            image_set.name,
-        )
-
-
-def read_proposals(config: RunConfig) -> ProposalSet | None:
-    """Load the proposals; `None` for methods that use none."""
-    return None if config.proposals is None else ProposalSet.load(config.proposals.path)
+__all__ = [
+    "Predictor",
+    "Purpose",
+    "TrainingData",
+    "check_classes",
+    "check_streams",
+    "load_run",
+    "read_proposals",
+    "rule_arguments",
+    "score_detections",
+    "train",
+    "truth_table",
+]
 
 
 def load_run(
@@ -343,3 +203,155 @@ def train(
     console.say(f"compilations of the training step: {step.num_compilations()}")
     console.say(f"done: {workdir}; next: python scripts/evaluate.py --workdir {workdir}")
     return state
+
+
+def describe_run(config: RunConfig, method: Method, data: TrainingData) -> dict[str, Any]:
+    """Return what is written beside each checkpoint of a run; see `run_metadata`."""
+    metadata = run_metadata(
+        method=config.method.name,
+        class_names=data.image_set.class_names,
+        config=config.to_dict(),
+        split=config.data.train_split,
+        seed=config.seed,
+        result=method.result,
+    )
+    return metadata if data.boxes is None else {**metadata, "boxes": data.boxes.source}
+
+
+def describe(
+    say: Callable[[str], None], config: RunConfig, data: TrainingData, mesh: Mesh, state: TrainState
+) -> None:
+    """Say what is about to run, and how many compilations it can take."""
+    size = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    boxes = "" if data.boxes is None else f" with boxes ({data.boxes.source})"
+    say(
+        f"{config.method.name}: {len(data.image_set)} images of {data.image_set.name}{boxes}, "
+        f"{len(data.image_set.class_names)} classes, {size / 1e6:.1f} M parameters, "
+        f"{mesh.size} x {mesh.devices.flat[0].device_kind}"
+    )
+    canvases = config.train.canvases.shapes()
+    say(f"canvases (training compiles once for each): {', '.join(f'{h}x{w}' for h, w in canvases)}")
+    describe_schedule(say, config)
+    if int(state.step):
+        say(f"resuming at step {int(state.step)}")
+
+
+def describe_schedule(say: Callable[[str], None], config: RunConfig) -> None:
+    """Say at which updates the run changes, and warn of those that it never reaches."""
+    num_steps, optim = config.train.num_steps, config.optim
+    changes = {
+        "optim.warmup_steps": (optim.warmup_steps,),
+        "optim.decay_steps": optim.decay_steps,
+        "optim.momentum_reset_steps": optim.momentum_reset_steps,
+        "method.alpha": [first for first, _ in config.method.options.get("alpha", ())],
+    }
+    changes = {name: [n for n in steps if n > 0] for name, steps in changes.items()}
+    known = [f"{name} {', '.join(map(str, steps))}" for name, steps in changes.items() if steps]
+    say("; ".join([f"schedule: {num_steps} updates", *known]))
+    for name, steps in changes.items():
+        late = [str(n) for n in steps if n >= num_steps]
+        if late:
+            say(
+                f"warning: config.{name} has update {', '.join(late)}, which a run of {num_steps} updates "
+                "never reaches; it does not follow config.train.num_steps, so set both"
+            )
+
+
+def open_stream(
+    config: RunConfig, data: TrainingData, state: TrainState
+) -> tuple[TrainStream, Iterable[Batch]]:
+    """Return the input stream, and the micro-batches drawn from it with cached features if asked for."""
+    start = int(state.step)
+    if not config.train.cache_features:
+        stream = data.batches(start)
+        return stream, itertools.chain.from_iterable(stream)
+    params = jax.device_put(fetch(state.params["backbone"]))
+    backbone = config.backbone
+    cache = FeatureCache(jax.jit(lambda batch: backbone.apply({"params": params}, batch)["c5"]))
+    stream = data.batches(start, skip_pixels=cache.has)
+    return stream, map(cache, itertools.chain.from_iterable(stream))
+
+
+def validation(
+    config: RunConfig, method: Method, class_names: tuple[str, ...]
+) -> Callable[[int, TrainState], dict[str, float]]:
+    """Return a function that measures a state's mAP50 on the validation split.
+
+    Raises:
+      ConfigError: if its detections cannot be measured.
+    """
+    split = config.data.val_split
+    if jax.process_count() > 1:
+        raise ConfigError(
+            f"config.log.best is {config.log.best!r}, but {jax.process_count()} processes do not evaluate together "
+            "yet; set it to None"
+        )
+    if not config.data.has_boxes:
+        raise ConfigError(
+            f"config.log.best is {config.log.best!r}, but the reader of config.data has no boxes to measure it by; "
+            "set it to None"
+        )
+    images, proposals = config.data.images(split), read_proposals(config)
+    truth = truth_table(images, config.data.ground_truth(split))
+    if truth.difficult.all():
+        raise ConfigError(f"config.data.val_split: {images.name} has no object that counts")
+    predictor = Predictor.configured(config, method, {}, {}, class_names)
+    check_classes(images, class_names)
+
+    def measure(number: int, state: TrainState) -> dict[str, float]:
+        del number
+        # A copy on one device: evaluation is not spread over the mesh.
+        params, extras = jax.device_put(fetch((_detector(method, state), state.extras)))
+        detections = predictor.with_weights(params, extras).detect(images, proposals).detections
+        metrics = evaluate_detections(detections, truth, ap_mode=predictor.settings.ap)
+        return {"mAP50": float(metrics.mean_ap[0])}
+
+    return measure
+
+
+def pseudo_pictures(
+    step: TrainStep,
+    data: TrainingData,
+    log: LogOptions,
+    folder: Path,
+    board: TensorBoardWriter | None,
+) -> loop.Hook:
+    """Return a hook that draws the pseudo boxes of the last stage on fixed training images."""
+    device = jax.local_devices()[0]
+    batches = data.fixed_batches(log.num_pictures)
+
+    def draw(number: int, state: TrainState, micro_batches: Any, metrics: Any) -> None:
+        del micro_batches, metrics
+        if number % log.pictures_every or not is_first():
+            return
+        # A copy on one device: the batches have one image each.
+        copy = jax.device_put(fetch(state.replace(opt_state=())), device)
+        for batch in batches:
+            pseudo = step.examine(copy, jax.device_put(batch, device)).pseudo
+            if pseudo is None:
+                return
+            last = jax.tree.map(lambda x: np.asarray(x)[0, -1], pseudo)  # first image, last stage
+            height, width = batch.image_size[0]
+            picture = draw_pseudo_labels(
+                batch.image[0, :height, :width],
+                last.boxes,
+                last.classes,
+                last.scores,
+                last.is_core,
+                mask=last.mask,
+                class_names=data.image_set.class_names,
+            )
+            name = data.image_set.records[int(batch.image_index[0])].image_id
+            path = folder / f"{number:06d}_{name}.png"
+            save_image(path, picture)
+            if board is not None:
+                height, width = picture.shape[:2]
+                board.write_png(
+                    number, f"pictures/{name}", path.read_bytes(), height=height, width=width
+                )
+
+    return draw
+
+
+def _detector(method: Method, state: TrainState) -> Any:
+    return state.ema if method.result == "ema" else state.params

@@ -1,0 +1,168 @@
+"""What a run trains on: images with their labels, boxes where its method trains on them, and proposals."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Mapping
+
+from wsod_jax import build
+from wsod_jax.config import RunConfig, TrainOptions
+from wsod_jax.data.assembling import SkipPixels
+from wsod_jax.data.pipeline import TrainStream, train_batches, view_batches
+from wsod_jax.data.proposals import ProposalSet
+from wsod_jax.data.records import (
+    BoxSet,
+    ImageSet,
+    check_single_label,
+    is_single_label,
+    training_images,
+)
+from wsod_jax.data.transforms import ProposalRules
+from wsod_jax.errors import ConfigError
+from wsod_jax.methods.base import Method
+from wsod_jax.predictor import rule_arguments
+from wsod_jax.types import Batch
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingData:
+    """A training split: images with labels, boxes where the method trains on boxes, and proposals.
+
+    Attributes:
+      image_set: the images; those with at least one positive label, where there are no boxes.
+      boxes: the same images with boxes, for methods whose stream has them, else `None`.
+      proposals: `None` for methods without.
+      rules: which proposals are used, `None` likewise.
+      settings: how they are batched.
+      seed: of order and augmentation.
+    """
+
+    image_set: ImageSet
+    boxes: BoxSet | None
+    proposals: ProposalSet | None
+    rules: ProposalRules | None
+    settings: TrainOptions
+    seed: int
+
+    @classmethod
+    def read(cls, config: RunConfig) -> TrainingData:
+        """Read what a configuration trains on, and check that it suits the method.
+
+        Raises:
+          ConfigError: if the method needs other streams, or boxes that the reader does not have.
+          DataError: if the data cannot be read, or its labels are not the method's.
+        """
+        method = build.method(config, num_classes=1, max_classes=1, max_targets=1)
+        split, boxes = config.data.train_split, None
+        if method.supervision.get("train") == "boxes" and config.data.has_boxes:
+            boxes = config.data.boxes(split)
+        images = training_images(config.data.images(split)) if boxes is None else boxes.images
+        check_streams(method, {"train": images if boxes is None else boxes})
+        check_labels(method, images)
+        rules = None if config.proposals is None else config.proposals.rules
+        return cls(images, boxes, read_proposals(config), rules, config.train, config.seed)
+
+    @property
+    def max_classes(self) -> int:
+        """The most positive classes that an image has: what miners size their loops by."""
+        return int((self.image_set.label_vectors[0] == 1).sum(axis=1).max())
+
+    @property
+    def max_targets(self) -> int:
+        """The most boxes that an image has; 1 without boxes."""
+        return 1 if self.boxes is None else self.boxes.max_targets
+
+    def batches(self, start_step: int = 0, skip_pixels: SkipPixels | None = None) -> TrainStream:
+        """Return the endless stream of updates from `start_step` on, a list of micro-batches each.
+
+        Images for which `skip_pixels` says so are not decoded: their features are cached.
+        """
+        return train_batches(
+            self.image_set if self.boxes is None else self.boxes,
+            self.proposals,
+            canvases=self.settings.canvases,
+            batch_size=self.settings.micro_batch,
+            accumulate=self.settings.accumulate,
+            flip=self.settings.flip,
+            seed=self.seed,
+            start_step=start_step,
+            loader=self.settings.loader,
+            skip_pixels=skip_pixels,
+            **rule_arguments(self.rules),
+        )
+
+    def example(self) -> Batch:
+        """Return one micro-batch, for its shapes."""
+        stream = self.batches()
+        first = next(stream)[0]
+        stream.close()
+        return first
+
+    def fixed_batches(self, count: int) -> list[Batch]:
+        """Return the first `count` images at the first scale, unmirrored, one image per batch."""
+        if count == 0:
+            return []
+        canvases = dataclasses.replace(self.settings.canvases, scales=self.settings.scales[:1])
+        stream = view_batches(
+            self.image_set.select(range(min(count, len(self.image_set)))),
+            self.proposals,
+            canvases=canvases,
+            flips=(False,),
+            batch_size=1,
+            loader="threads",
+            **rule_arguments(self.rules),
+        )
+        return list(stream)
+
+
+def check_streams(method: Method, streams: Mapping[str, ImageSet | BoxSet]) -> None:
+    """Raise `ConfigError` unless the data are the streams that a method trains on, with boxes where it says so.
+
+    Args:
+      method: its `supervision` names the streams, each of kind "image" or "boxes".
+      streams: name -> what is read; a `BoxSet` is a stream with boxes.
+    """
+    name, wanted = type(method).__name__, method.supervision
+    missing = [stream for stream in wanted if stream not in streams]
+    if missing:
+        raise ConfigError(
+            f"{name} trains on the streams {', '.join(wanted)}, but the data have {', '.join(streams)}: nothing "
+            f"is read for {', '.join(missing)}"
+        )
+    extra = [stream for stream in streams if stream not in wanted]
+    if extra:
+        raise ConfigError(
+            f"the data have the streams {', '.join(streams)}, but {name} trains on {', '.join(wanted)}: it would "
+            f"never see {', '.join(extra)}"
+        )
+    for stream, data in streams.items():
+        has_boxes = isinstance(data, BoxSet)
+        if has_boxes and wanted[stream] != "boxes":
+            raise ConfigError(
+                f"stream {stream!r} of {name} has labels per image alone, but was handed a set of boxes "
+                f"({data.source}); hand it the set's images"
+            )
+        if not has_boxes and wanted[stream] == "boxes":
+            raise ConfigError(
+                f"stream {stream!r} of {name} trains on boxes, but {data.name} was read without; use a reader that "
+                "has boxes, such as voc or coco"
+            )
+
+
+def check_labels(method: Method, image_set: ImageSet) -> None:
+    """Raise `DataError` if a method's softmax meets an image without exactly one class; log the reverse."""
+    if method.single_label:
+        check_single_label(image_set)
+    elif hasattr(method, "activation") and is_single_label(image_set):
+        logger.warning(
+            "%s: every image shows one class; config.method.activation='softmax' makes use of that",
+            image_set.name,
+        )
+
+
+def read_proposals(config: RunConfig) -> ProposalSet | None:
+    """Load the proposals; `None` for methods that use none."""
+    return None if config.proposals is None else ProposalSet.load(config.proposals.path)
