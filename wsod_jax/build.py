@@ -1,4 +1,4 @@
-"""From a typed configuration to objects: which methods, backbones, readers and cue sources there are, and their parts."""
+"""Which methods, backbones, readers and cue sources there are, and the objects that a configuration makes of them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import optax
 
 from wsod_jax import overrides
-from wsod_jax.config import RunConfig, check_run, parse_run
+from wsod_jax.config import RunConfig, check_run
 from wsod_jax.data.coco import Coco
 from wsod_jax.data.folder import Folder
 from wsod_jax.data.image_folder import ImageFolder
@@ -60,11 +60,7 @@ CUES: dict[str, type] = {}
 
 
 def union_tables(methods: Mapping[str, type] = METHODS, cues: Mapping[str, type] = CUES) -> Tables:
-    """Return the unions of a configuration.
-
-    Raises:
-      ConfigError: for a method that is no frozen dataclass.
-    """
+    """Return the unions of a configuration; raise `ConfigError` for a method that is no frozen dataclass."""
     for name, cls in methods.items():
         settings = vars(cls).get("__dataclass_params__")
         if settings is None or not settings.frozen:
@@ -91,7 +87,7 @@ def read_config(
     Raises:
       ConfigError: for anything that is not allowed; the message names the option, and what is.
     """
-    return _checked(parse_run(values, union_tables(methods, cues)))
+    return _checked(overrides.parse_run(values, union_tables(methods, cues)))
 
 
 def override(
@@ -101,10 +97,7 @@ def override(
     methods: Mapping[str, type] = METHODS,
     cues: Mapping[str, type] = CUES,
 ) -> tuple[dict[str, Any], list[str]]:
-    """Return values with settings such as "train.num_steps=100" in place, and what there is to say of them.
-
-    Arguments as of `read_config`, which takes the values; see `overrides.override`.
-    """
+    """Return values with settings such as "train.num_steps=100" in place, and notes; see `overrides.override`."""
     return overrides.override(values, settings, union_tables(methods, cues))
 
 

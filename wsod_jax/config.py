@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -35,23 +34,9 @@ from wsod_jax.parsing import (
     Chosen,
     Tables,
     option_hints,
-    parse_options,
-    plain,
-    resolve,
     to_values,
 )
 from wsod_jax.train.optim import Optimizer
-
-# Keys of version 0.1, and where they went; the longest one that a key starts with counts.
-MOVED = {
-    "network": "method",
-    "neck": "method.box_head",
-    "soft_proposal": "method.soft_proposal",
-    "localization": "eval.maps",
-    "localization.solver": "method.soft_proposal.solver",
-    "backbone.weights": "train.init_from",
-    "method.fg_iou_thr": "method.iou_thrs",
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,8 +66,10 @@ class TrainOptions:
       num_steps: optimizer updates.
       micro_batch: images per forward pass, over all devices.
       accumulate: forward passes per update; micro_batch * accumulate is the batch size.
-      init_from: weight files and workdirs of other runs whose parameters a new run starts from, by name.
-      reinit: beginnings of the names of parameters that keep their drawn values where their shapes differ there.
+      init_from: weight files and workdirs of other runs whose arrays a new run starts from, by name; what a later
+        one has replaces what an earlier one gave. See `train.init_from`.
+      reinit: regular expressions, searched in the paths of parameters ("refine/head/kernel") and extras
+        ("extras/centers"); those that match keep their drawn values: heads for other classes.
       scales: side lengths of the image in pixels; one is drawn per micro-batch. See `Canvases`.
       resize: which side a scale means, see `Canvases`.
       max_long: no side exceeds this, in pixels.
@@ -285,7 +272,7 @@ class RunConfig:
       tables: name -> class of methods, backbones, readers and cues; not a part of what the run is.
     """
 
-    seed: int
+    seed: Annotated[int, NOT_NEGATIVE]
     method: Annotated[Chosen, Choice("methods")]
     backbone: Annotated[nn.Module, Choice("backbones")]
     data: Annotated[Any, Choice("readers", key="reader")]
@@ -298,7 +285,7 @@ class RunConfig:
     tables: Tables = dataclasses.field(repr=False, compare=False, metadata={"option": False})
 
     def to_dict(self) -> dict[str, Any]:
-        """Return every option's value, defaults included, as JSON has it; `parse_run` makes an equal one of it."""
+        """Return every option's value, defaults included, as JSON has it; read again it is an equal configuration."""
         hints = option_hints(RunConfig)
         return {
             key: to_values(getattr(self, key), hint, self.tables) for key, hint in hints.items()
@@ -307,52 +294,6 @@ class RunConfig:
     def to_json(self) -> str:
         """Return `to_dict` as the text of a file."""
         return json.dumps(self.to_dict(), indent=1) + "\n"
-
-
-def parse_run(values: Mapping[str, Any], tables: Tables) -> RunConfig:
-    """Return the typed configuration that plain values give; `build.read_config` checks more.
-
-    Args:
-      values: section -> its options, a ConfigDict for one, or what JSON has of `RunConfig.to_dict`.
-      tables: name -> class of the unions "methods", "backbones", "readers" and "cues".
-
-    Raises:
-      ConfigError: for a section or option that does not exist, is missing, has a value that is not allowed, or
-        is of version 0.1.
-    """
-    values = plain(values)
-    old = [key for key in _dotted(values) if new_name(key) and not _exists(key, values, tables)]
-    if old:
-        moves = "\n".join(f"  config.{key} is now config.{new_name(key)}" for key in old)
-        raise ConfigError(
-            f"the configuration is one of version 0.1, whose options have moved:\n{moves}\nCHANGELOG.md tells more"
-        )
-    return RunConfig(**parse_options(RunConfig, values, tables, "config"), tables=tables)
-
-
-def new_name(key: str) -> str | None:
-    """Return where a dotted key of version 0.1 went, or `None` if it is none of those."""
-    for old in sorted(MOVED, key=len, reverse=True):
-        if key == old or key.startswith(old + "."):
-            return MOVED[old] + key[len(old) :]
-    return None
-
-
-def _dotted(values: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Return the dotted names of all values that are no sections, and of empty sections."""
-    names = []
-    for key, value in values.items():
-        inside = isinstance(value, Mapping) and value
-        names += _dotted(value, f"{prefix}{key}.") if inside else [f"{prefix}{key}"]
-    return names
-
-
-def _exists(key: str, values: Mapping[str, Any], tables: Tables) -> bool:
-    try:
-        resolve(RunConfig, key.split("."), values, tables)
-    except ConfigError:
-        return False
-    return True
 
 
 def check_run(config: RunConfig, method: Any) -> None:

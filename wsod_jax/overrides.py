@@ -1,4 +1,4 @@
-"""Changes to a configuration that come as text: of one that is about to run, of a trained run, and of a resumed one."""
+"""From plain values to a configuration, and changes that come as text: before a run, of a trained and a resumed one."""
 
 from __future__ import annotations
 
@@ -6,12 +6,43 @@ import ast
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from wsod_jax.config import RunConfig, new_name, parse_run
+from wsod_jax.config import RunConfig
 from wsod_jax.errors import ConfigError
 from wsod_jax.options import Choice, Mark, choice_of, is_section, marks, members, option_hints
-from wsod_jax.parsing import Tables, chosen_name, fits, plain, resolve
+from wsod_jax.parsing import Tables, chosen_name, fits, parse_options, plain, resolve
 
 OF_BOXES = ("nms_thr", "top_k", "score_thr", "average_per_image")  # of boxes chosen among proposals
+# Keys of version 0.1, and where they went; the longest one that a key starts with counts.
+MOVED = {
+    "network": "method",
+    "neck": "method.box_head",
+    "soft_proposal": "method.soft_proposal",
+    "localization": "eval.maps",
+    "localization.solver": "method.soft_proposal.solver",
+    "backbone.weights": "train.init_from",
+    "method.fg_iou_thr": "method.iou_thrs",
+}
+
+
+def parse_run(values: Mapping[str, Any], tables: Tables) -> RunConfig:
+    """Return the typed configuration that plain values give; `build.read_config` checks more.
+
+    Args:
+      values: section -> its options, a ConfigDict for one, or what JSON has of `RunConfig.to_dict`.
+      tables: name -> class of the unions "methods", "backbones", "readers" and "cues".
+
+    Raises:
+      ConfigError: for a section or option that does not exist, is missing, has a value that is not allowed, or
+        is of version 0.1.
+    """
+    values = plain(values)
+    old = [key for key in _dotted(values) if new_name(key) and not _exists(key, values, tables)]
+    if old:
+        moves = "\n".join(f"  config.{key} is now config.{new_name(key)}" for key in old)
+        raise ConfigError(
+            f"the configuration is one of version 0.1, whose options have moved:\n{moves}\nCHANGELOG.md tells more"
+        )
+    return RunConfig(**parse_options(RunConfig, values, tables, "config"), tables=tables)
 
 
 def override(
@@ -55,7 +86,8 @@ def change(config: RunConfig, changes: Sequence[str]) -> RunConfig:
 
     Args:
       config: as the run has stored it.
-      changes: such as "nms_thr=0.4", which is short for "eval.nms_thr=0.4", and "data.root=/data/VOCdevkit".
+      changes: such as "nms_thr=0.4" and "maps.threshold=2", which are short for "eval.nms_thr=0.4" and
+        "eval.maps.threshold=2", and "data.root=/data/VOCdevkit".
 
     Raises:
       ConfigError: for any other option of the run, one that its method does not use, and as `override`.
@@ -64,7 +96,7 @@ def change(config: RunConfig, changes: Sequence[str]) -> RunConfig:
     settings = []
     for item in changes:
         path, text = _split(item)
-        path = ["eval", *path] if len(path) == 1 else path
+        path = ["eval", *path] if len(path) == 1 or path[0] == "maps" else path
         key = ".".join(path)
         _refuse_old(key)
         hints = resolve(RunConfig, path, values, config.tables)
@@ -111,6 +143,14 @@ def method_outputs(config: RunConfig) -> frozenset[str]:
     """Return what the configuration's method predicts."""
     parts = dict(backbone=config.backbone, num_classes=1, max_classes=1, max_targets=1)
     return config.method.make(**parts).outputs
+
+
+def new_name(key: str) -> str | None:
+    """Return where a dotted key of version 0.1 went, or `None` if it is none of those."""
+    for old in sorted(MOVED, key=len, reverse=True):
+        if key == old or key.startswith(old + "."):
+            return MOVED[old] + key[len(old) :]
+    return None
 
 
 def from_text(text: str, hint: Any, tables: Tables) -> Any:
@@ -204,3 +244,20 @@ def _walk(
             if choice is not None:
                 inside = tables[choice.table][chosen_name(values[key], choice, tables, key)]
             yield from _walk(inside, values[key], tables, wanted, f"{prefix}{key}.")
+
+
+def _dotted(values: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Return the dotted names of all values that are no sections, and of empty sections."""
+    names = []
+    for key, value in values.items():
+        inside = isinstance(value, Mapping) and value
+        names += _dotted(value, f"{prefix}{key}.") if inside else [f"{prefix}{key}"]
+    return names
+
+
+def _exists(key: str, values: Mapping[str, Any], tables: Tables) -> bool:
+    try:
+        resolve(RunConfig, key.split("."), values, tables)
+    except ConfigError:
+        return False
+    return True

@@ -88,18 +88,7 @@ def plain(value: Any) -> Any:
 
 
 def parse(cls: type, values: Mapping[str, Any], tables: Tables, where: str = "config") -> Any:
-    """Make an object of a class of options.
-
-    Args:
-      cls: the class.
-      values: its options by name, as `plain` returns them.
-      tables: the unions that `Choice` marks name.
-      where: the section's dotted name, for messages.
-
-    Raises:
-      ConfigError: for an option that does not exist (with the closest one that does, and the members of a union
-        that have it), one that is missing, or a value of another type or out of range.
-    """
+    """Make an object of a class of options; see `parse_options`."""
     return cls(**parse_options(cls, values, tables, where))
 
 
@@ -116,14 +105,15 @@ def parse_options(
 
     Args:
       cls: the class.
-      values: its options by name.
-      tables: the unions.
+      values: its options by name, as `plain` returns them.
+      tables: the unions that `Choice` marks name.
       where: the section's dotted name, for messages.
       choice: the union that `cls` is a member of.
       with_parts: fields without a default are options too.
 
     Raises:
-      ConfigError: as `parse`.
+      ConfigError: for an option that does not exist (with the closest one that does, or the members of the union
+        that have it), one that is missing, or a value of another type or out of range.
     """
     hints = option_hints(cls, with_parts)
     for key in values:

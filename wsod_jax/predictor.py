@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from wsod_jax.config import EvalOptions, RunConfig
+from wsod_jax.data.loading import Loading
 from wsod_jax.data.pipeline import ViewStream, view_batches
 from wsod_jax.data.proposals import ProposalSet
 from wsod_jax.data.records import GroundTruth, ImageSet
@@ -23,6 +24,7 @@ from wsod_jax.evals.selection import Results, select
 from wsod_jax.evals.tables import DetectionTable, TruthTable
 from wsod_jax.evals.voc import DetectionMetrics, evaluate_detections
 from wsod_jax.methods.base import Method
+from wsod_jax.train.distributed import refuse_several
 from wsod_jax.types import Batch, Params, Predictions
 
 Purpose = Literal["map", "corloc"]
@@ -94,15 +96,16 @@ class Predictor:
     def views(
         self, images: ImageSet, proposals: ProposalSet | None, purpose: Purpose = "map"
     ) -> ViewStream:
-        """Return the batches of all views of a set."""
+        """Return the batches of all views of a set; refused where there are several processes."""
+        refuse_several("prediction of a set")
         return view_batches(
             images,
             proposals,
             canvases=self.settings.canvases(purpose),
             flips=self.settings.flips,
             batch_size=self.settings.micro_batch,
-            loader=self.settings.loader,
-            **rule_arguments(self.rules),
+            rules=self.rules,
+            loading=Loading(loader=self.settings.loader),
         )
 
     def candidates(self, batches: Iterable[Batch]) -> Iterator[MergedImage]:
@@ -217,8 +220,3 @@ def check_classes(images: ImageSet, class_names: tuple[str, ...]) -> None:
             f"{images.name} has classes {', '.join(images.class_names)}, but the checkpoint was trained "
             f"for {', '.join(class_names)}; choose the data or the checkpoint that fits"
         )
-
-
-def rule_arguments(rules: ProposalRules | None) -> dict[str, Any]:
-    """Return proposal rules as arguments of the batch functions."""
-    return {} if rules is None else dataclasses.asdict(rules)

@@ -24,20 +24,20 @@ from wsod_jax.predictor import (
     Predictor,
     Purpose,
     check_classes,
-    rule_arguments,
     score_detections,
     truth_table,
 )
 from wsod_jax.train import loop
 from wsod_jax.train.checkpoint import Checkpoints, load_checkpoint
-from wsod_jax.train.distributed import is_first
+from wsod_jax.train.distributed import check_same, is_first, refuse_several
 from wsod_jax.train.identity import run_metadata
+from wsod_jax.train.init_from import init_from, read_sources
 from wsod_jax.train.logging import ConsoleWriter, JsonlWriter, TensorBoardWriter
 from wsod_jax.train.sharding import fetch, make_mesh
 from wsod_jax.train.state import TrainState, init_state
 from wsod_jax.train.step import TrainStep
 from wsod_jax.training_data import TrainingData, check_streams, read_proposals
-from wsod_jax.types import Batch
+from wsod_jax.types import Batch, Params
 from wsod_jax.viz.canvas import save_image
 from wsod_jax.viz.pictures import draw_pseudo_labels
 
@@ -49,7 +49,6 @@ __all__ = [
     "check_streams",
     "load_run",
     "read_proposals",
-    "rule_arguments",
     "score_detections",
     "train",
     "truth_table",
@@ -111,6 +110,7 @@ def train(
       Interrupted: after a signal, once saved.
     """
     workdir, log, settings = Path(workdir), config.log, config.train
+    check_same("configuration", config.to_json())
 
     # -- data and method
     data = TrainingData.read(config)
@@ -143,7 +143,7 @@ def train(
         batch=data.example(),
         mesh=mesh,
         ema=settings.ema_decay is not None,
-        warm_start=None,
+        warm_start=warm_start(config) if checkpoints.latest is None else None,
     )
     state = checkpoints.restore(state) or state
     start = int(state.step)
@@ -214,8 +214,30 @@ def describe_run(config: RunConfig, method: Method, data: TrainingData) -> dict[
         split=config.data.train_split,
         seed=config.seed,
         result=method.result,
+        backbone=config.backbone.description,
     )
     return metadata if data.boxes is None else {**metadata, "boxes": data.boxes.source}
+
+
+def warm_start(
+    config: RunConfig,
+) -> Callable[[Params, dict], tuple[Params, dict]] | None:
+    """Return the function that puts other weights into drawn parameters and extras, or `None` for none.
+
+    Raises:
+      DataError: if a file or run is missing, damaged, or was made for another network.
+    """
+    if not config.train.init_from:
+        return None
+    sources = read_sources(config.train.init_from, config.backbone.description)
+
+    def merge(params: Params, extras: dict) -> tuple[Params, dict]:
+        params, extras, report = init_from(params, extras, sources, config.train.reinit)
+        if is_first():
+            print(f"weights: {report}")
+        return params, extras
+
+    return merge
 
 
 def describe(
@@ -281,11 +303,7 @@ def validation(
       ConfigError: if its detections cannot be measured.
     """
     split = config.data.val_split
-    if jax.process_count() > 1:
-        raise ConfigError(
-            f"config.log.best is {config.log.best!r}, but {jax.process_count()} processes do not evaluate together "
-            "yet; set it to None"
-        )
+    refuse_several("measuring config.log.best while training")
     if not config.data.has_boxes:
         raise ConfigError(
             f"config.log.best is {config.log.best!r}, but the reader of config.data has no boxes to measure it by; "

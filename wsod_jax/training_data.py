@@ -6,10 +6,13 @@ import dataclasses
 import logging
 from collections.abc import Mapping
 
+import jax
+
 from wsod_jax import build
 from wsod_jax.config import RunConfig, TrainOptions
-from wsod_jax.data.assembling import SkipPixels
+from wsod_jax.data.loading import Loading, SkipPixels
 from wsod_jax.data.pipeline import TrainStream, train_batches, view_batches
+from wsod_jax.data.plan import Order
 from wsod_jax.data.proposals import ProposalSet
 from wsod_jax.data.records import (
     BoxSet,
@@ -21,7 +24,6 @@ from wsod_jax.data.records import (
 from wsod_jax.data.transforms import ProposalRules
 from wsod_jax.errors import ConfigError
 from wsod_jax.methods.base import Method
-from wsod_jax.predictor import rule_arguments
 from wsod_jax.types import Batch
 
 logger = logging.getLogger(__name__)
@@ -78,20 +80,27 @@ class TrainingData:
     def batches(self, start_step: int = 0, skip_pixels: SkipPixels | None = None) -> TrainStream:
         """Return the endless stream of updates from `start_step` on, a list of micro-batches each.
 
-        Images for which `skip_pixels` says so are not decoded: their features are cached.
+        Of several processes each has its own rows. Images for which `skip_pixels` says so are not
+        decoded: their features are cached.
         """
         return train_batches(
             self.image_set if self.boxes is None else self.boxes,
             self.proposals,
             canvases=self.settings.canvases,
-            batch_size=self.settings.micro_batch,
-            accumulate=self.settings.accumulate,
-            flip=self.settings.flip,
-            seed=self.seed,
+            order=Order(
+                batch_size=self.settings.micro_batch,
+                accumulate=self.settings.accumulate,
+                flip=self.settings.flip,
+                seed=self.seed,
+            ),
+            rules=self.rules,
+            loading=Loading(
+                loader=self.settings.loader,
+                process_index=jax.process_index(),
+                process_count=jax.process_count(),
+                skip_pixels=skip_pixels,
+            ),
             start_step=start_step,
-            loader=self.settings.loader,
-            skip_pixels=skip_pixels,
-            **rule_arguments(self.rules),
         )
 
     def example(self) -> Batch:
@@ -112,8 +121,8 @@ class TrainingData:
             canvases=canvases,
             flips=(False,),
             batch_size=1,
-            loader="threads",
-            **rule_arguments(self.rules),
+            rules=self.rules,
+            loading=Loading(loader="threads"),
         )
         return list(stream)
 
