@@ -301,7 +301,7 @@ def _tuple(value: Any, parts: tuple, tables: Tables, where: str, bounds: Range) 
     for i, (item, part) in enumerate(zip(value, parts, strict=True)):
         if is_section(part) and isinstance(item, tuple):  # given by position
             names = list(option_hints(part))
-            if len(item) > len(names):
+            if not getattr(part, "least_by_position", 0) <= len(item) <= len(names):
                 raise _Misfit
             item = dict(zip(names, item, strict=False))
         items.append(_convert(item, part, tables, f"{where}[{i}]", bounds))

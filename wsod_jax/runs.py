@@ -36,7 +36,12 @@ from wsod_jax.train.logging import ConsoleWriter, JsonlWriter, TensorBoardWriter
 from wsod_jax.train.sharding import fetch, make_mesh
 from wsod_jax.train.state import TrainState, init_state
 from wsod_jax.train.step import TrainStep
-from wsod_jax.training_data import TrainingData, check_streams, read_proposals
+from wsod_jax.training_data import (
+    TrainingData,
+    check_streams,
+    read_ground_truth,
+    read_proposals,
+)
 from wsod_jax.types import Batch, Params
 from wsod_jax.viz.canvas import save_image
 from wsod_jax.viz.pictures import draw_pseudo_labels
@@ -48,6 +53,7 @@ __all__ = [
     "check_classes",
     "check_streams",
     "load_run",
+    "read_ground_truth",
     "read_proposals",
     "score_detections",
     "train",
@@ -304,13 +310,8 @@ def validation(
     """
     split = config.data.val_split
     refuse_several("measuring config.log.best while training")
-    if not config.data.has_boxes:
-        raise ConfigError(
-            f"config.log.best is {config.log.best!r}, but the reader of config.data has no boxes to measure it by; "
-            "set it to None"
-        )
     images, proposals = config.data.images(split), read_proposals(config)
-    truth = truth_table(images, config.data.ground_truth(split))
+    truth = truth_table(images, read_ground_truth(config, split))
     if truth.difficult.all():
         raise ConfigError(f"config.data.val_split: {images.name} has no object that counts")
     predictor = Predictor.configured(config, method, {}, {}, class_names)

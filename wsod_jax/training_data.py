@@ -16,6 +16,7 @@ from wsod_jax.data.plan import Order
 from wsod_jax.data.proposals import ProposalSet
 from wsod_jax.data.records import (
     BoxSet,
+    GroundTruth,
     ImageSet,
     check_single_label,
     is_single_label,
@@ -170,6 +171,16 @@ def check_labels(method: Method, image_set: ImageSet) -> None:
             "%s: every image shows one class; config.method.activation='softmax' makes use of that",
             image_set.name,
         )
+
+
+def read_ground_truth(config: RunConfig, split: str) -> GroundTruth:
+    """Read a split's annotated boxes, for evaluation; raise `ConfigError` if the reader has none."""
+    if not config.data.has_boxes:
+        raise ConfigError(
+            f"config.data.reader: data read by {type(config.data).__name__} has no boxes, so nothing can be measured; "
+            "scripts/predict.py draws detections without"
+        )
+    return config.data.ground_truth(split)
 
 
 def read_proposals(config: RunConfig) -> ProposalSet | None:

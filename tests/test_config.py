@@ -1,0 +1,973 @@
+"""From configuration to objects: what is wrong is named, with what is allowed and the likely intention."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from configs.debug_tiny import get_config
+from configs.spn_synthetic import get_config as get_spn_config
+from tests.data.voc_tree import write_voc
+from wsod_jax import build, overrides, runs
+from wsod_jax.config import EvalOptions, RunConfig
+from wsod_jax.data.records import BoxSet, ImageBoxes, ImageRecord, ImageSet
+from wsod_jax.errors import ConfigError, DataError
+from wsod_jax.methods.base import Method
+from wsod_jax.methods.oim import Oim
+from wsod_jax.methods.wsddn import Wsddn
+from wsod_jax.nn.tiny import TinyNet
+from wsod_jax.options import COUNT, SHARE, Mark, Range, members, option_hints
+from wsod_jax.parsing import Chosen, described, parse, plain, to_values
+from wsod_jax.training_data import check_labels, check_streams
+from wsod_jax.weights.npz import save_weights
+
+
+def read(config) -> RunConfig:
+    return build.read_config(config)
+
+
+def make_method(config: RunConfig):
+    return build.method(config, num_classes=3, max_classes=2, max_targets=1)
+
+
+def with_value(config, key, value):
+    """Return a configuration with the value at a dotted key, sections made where they are missing."""
+    values = config.to_dict()
+    *sections, last = key.split(".")
+    node = values
+    for section in sections:
+        node = node.setdefault(section, {})
+    node[last] = value
+    return values
+
+
+def refusal(values, **tables) -> str:
+    with pytest.raises(ConfigError) as error:
+        build.read_config(values, **tables)
+    return str(error.value)
+
+
+# -- the parser, on classes of its own
+
+
+class Head(nn.Module):
+    dims: Annotated[tuple[int, ...], COUNT] = (8,)
+    dtype: jnp.dtype = jnp.float32
+
+
+@dataclass(frozen=True)
+class Rule:
+    pattern: str
+    factor: Annotated[float, Range(0)] = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Everything:
+    flag: bool = False
+    count: Annotated[int, COUNT] = 1
+    share: Annotated[float | None, SHARE] = None
+    text: str | None = None
+    folder: Path = Path("a")
+    kind: Literal["one", "two", 3] = "one"
+    pair: tuple[int, str] = (1, "a")
+    pairs: tuple[tuple[int, float], ...] = ()
+    limits: Annotated[tuple[float, ...], SHARE] | Literal["all"] = (0.5,)
+    head: Head = Head()
+    maybe: Head | None = None
+    rules: tuple[Rule, ...] = ()
+
+
+GOOD = [
+    ("flag", True, True),
+    ("count", 2, 2),
+    ("count", np.int64(2), 2),
+    ("share", 1, 1.0),
+    ("share", None, None),
+    ("share", np.float32(0.5), 0.5),
+    ("text", "x", "x"),
+    ("folder", "/b", Path("/b")),
+    ("kind", 3, 3),
+    ("pair", [1, "b"], (1, "b")),
+    ("pairs", [[0, 1], (2, 3.5)], ((0, 1.0), (2, 3.5))),
+    ("limits", np.array([0.0, 1.0]), (0.0, 1.0)),
+    ("limits", "all", "all"),
+    ("head", {"dims": [3], "dtype": "bfloat16"}, Head((3,), jnp.bfloat16)),
+    ("head", Head((4,)), Head((4,))),
+    ("maybe", {}, Head()),
+    ("rules", [("a", 2), {"pattern": "b"}], (Rule("a", 2.0), Rule("b"))),
+]
+BAD = [
+    ("flag", 1, "True, False"),
+    ("count", True, "whole numbers from 1 up"),
+    ("count", 1.0, "whole numbers"),
+    ("count", 0, "from 1 up"),
+    ("share", True, "numbers from 0 to 1, None"),
+    ("share", 1.01, "numbers from 0 to 1"),
+    ("share", float("nan"), "numbers from 0 to 1"),
+    ("text", 3, "text, None"),
+    ("folder", 3, "text"),
+    ("kind", "on", "'one', 'two', 3. Did you mean 'one'"),
+    ("kind", 3.0, "'one', 'two', 3"),
+    ("pair", (1,), "tuples (whole numbers; text)"),
+    ("pairs", ((0, 1), (2,)), "tuples of tuples (whole numbers; numbers)"),
+    ("limits", (0.5, 2.0), "tuples of numbers from 0 to 1, 'all'"),
+    ("limits", "al", "Did you mean 'all'"),
+    ("head", 3, "a section of dims, dtype"),
+    ("head", None, "a section of"),
+    ("rules", (("a", 1.0, 3),), "tuples of a section of pattern, factor"),
+]
+
+
+@pytest.mark.parametrize(("key", "value", "wanted"), GOOD)
+def test_values_that_fit_become_the_annotated_type(key, value, wanted):
+    found = getattr(parse(Everything, plain({key: value}), {}), key)
+    assert found == wanted and type(found) is type(wanted)
+
+
+@pytest.mark.parametrize(("key", "value", "allowed"), BAD)
+def test_values_that_do_not_fit_are_refused_with_what_is_allowed(key, value, allowed):
+    with pytest.raises(ConfigError) as error:
+        parse(Everything, plain({key: value}), {})
+    message = str(error.value)
+    assert message.startswith(f"config.{key} is ") and "; allowed are " in message
+    assert allowed in message
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"head": {"dims": (0,)}}, "config.head.dims is (0,); allowed are tuples of whole numbers"),
+        ({"head": {"dtype": "float16"}}, "'float32', 'bfloat16'"),
+        ({"head": {"name": "x"}}, "config.head.name does not exist"),
+        ({"head": {"dim": (1,)}}, "Did you mean 'dims'"),
+        ({"maybe": {"dims": (0,)}}, "config.maybe.dims is (0,)"),
+        ({"rules": ({"pattern": "a"}, {"factor": 1})}, "config.rules[1] lacks pattern"),
+        ({"rules": (("a", -1),)}, "config.rules[0].factor is -1; allowed are numbers from 0 up"),
+    ],
+)
+def test_what_is_wrong_inside_a_section_is_named_there(values, message):
+    with pytest.raises(ConfigError) as error:
+        parse(Everything, values, {})
+    assert message in str(error.value)
+
+
+def test_every_value_survives_json():
+    for key, value, _ in GOOD:
+        made = parse(Everything, plain({key: value}), {})
+        told = json.loads(json.dumps(to_values(made, Everything, {})))
+        assert set(told) == {field.name for field in dataclasses.fields(Everything)}
+        assert parse(Everything, plain(told), {}) == made
+
+
+def test_options_with_annotations_that_no_configuration_can_hold_are_refused():
+    @dataclass(frozen=True)
+    class Odd:
+        values: dict = dataclasses.field(default_factory=dict)
+
+    Odd.__annotations__["values"] = dict
+    with pytest.raises(TypeError, match="values is annotated with .*dict"):
+        parse(Odd, {"values": {"a": 1}}, {})
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "wanted"),
+    [
+        ("flag", "False", False),
+        ("flag", "true", True),
+        ("count", "3", 3),
+        ("share", "None", None),
+        ("share", "1e-3", 1e-3),
+        ("text", "7", "7"),
+        ("text", "None", None),
+        ("folder", "/data/VOC", "/data/VOC"),
+        ("kind", "two", "two"),
+        ("kind", "3", 3),
+        ("pairs", "((0,5),(7,2))", ((0, 5), (7, 2))),
+        ("limits", "0.25", (0.25,)),
+        ("limits", "0.25,0.5", (0.25, 0.5)),
+        ("limits", "all", "all"),
+        ("limits", "()", ()),
+        ("head", "{'dims': [2]}", {"dims": (2,)}),
+        ("rules", "[('a', 2.0)]", (("a", 2.0),)),
+        ("count", "many", "many"),
+    ],
+)
+def test_text_is_read_as_the_option_takes_it(key, text, wanted):
+    found = overrides.from_text(text, option_hints(Everything)[key], {})
+    assert found == wanted and type(found) is type(wanted)
+
+
+# -- real configurations
+
+
+SECTIONS = {"oim_ir": get_config("oim_ir"), "spn": get_spn_config()}
+
+
+@pytest.mark.parametrize(
+    ("key", "meant"),
+    [
+        ("method.betta", "beta"),
+        ("method.num_stage", "num_stages"),
+        ("method.box_head.dropout", "dropout_rate"),
+        ("backbone.strides", "stride"),
+        ("data.rot", "root"),
+        ("proposals.max_proposal", "max_proposals"),
+        ("train.num_step", "num_steps"),
+        ("optim.learning_rat", "learning_rate"),
+        ("optim.moment", "momentum"),
+        ("log.evry", "every"),
+        ("eval.nms_threshold", "nms_thr"),
+        ("eval.maps.treshold", "threshold"),
+        ("evals", "eval"),
+    ],
+)
+def test_unknown_key_suggests_the_closest(key, meant):
+    message = refusal(with_value(SECTIONS["oim_ir"], key, 1))
+    assert message.startswith(f"config.{key} does not exist")
+    assert f"Did you mean {meant!r}?" in message
+
+
+def test_option_of_another_method_names_its_owners():
+    message = refusal(with_value(SECTIONS["oim_ir"], "method.top_fraction", 0.2))
+    assert "config.method.top_fraction does not exist" in message and "option of mist" in message
+    message = refusal(with_value(get_config("wsddn"), "method.num_stages", 3))
+    assert "config.method.num_stages does not exist" in message and "oicr" in message
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "allowed"),
+    [
+        ("method.iou_thrs", ("abc", 0.5), "numbers"),
+        ("method.iou_thrs", (0.5, 1.5), "from 0 to 1"),
+        ("method.iou_thrs", (0.6, 0.5), "background <= foreground"),
+        ("method.num_stages", 0, "from 1 up"),
+        ("method.max_nodes", -3, "from 0 up"),
+        ("method.beta", -0.1, "from 0 up"),
+        ("method.alpha", ((0, "5"),), "tuples of tuples (whole numbers"),
+        ("method.davg_includes_core", 1, "True, False"),
+        ("method.release_core_sign", True, "-1, 1"),
+        ("method.det_temperature", 0.0, "from 1e-12 up"),
+        ("method.box_head.dims", (64, 0), "from 1 up"),
+        ("method.box_head.dropout_rate", 1, "from 0 to 0.999"),
+        ("backbone.mean", (1.0, 2.0), "tuples (numbers; numbers; numbers)"),
+        ("data.root", 7, "text"),
+        ("proposals.max_proposals", "64", "whole numbers"),
+        ("proposals.max_proposals", 0, "from 1 up"),
+        ("train.num_steps", -5, "from 0 up"),
+        ("train.micro_batch", 2.5, "whole numbers"),
+        ("train.flip", "no", "True, False"),
+        ("train.crop_margin", -1, "from 0 up"),
+        ("train.ema_decay", "abc", "None"),
+        ("train.ema_decay", 1.0, "from 0 to"),
+        ("optim.learning_rate", float("nan"), "from 0 up"),
+        ("optim.groups", (("bias", 2.0),), "tuples of"),
+        ("log.num_pictures", -1, "from 0 up"),
+        ("log.every", 0, "from 1 up"),
+        ("log.checkpoint_every", 0, "from 1 up"),
+        ("log.best", "mAP", "'mAP50'"),
+        ("eval.top_k", 0, "from 1 up"),
+        ("eval.iou_thrs", (0.5, 75), "from 0 to 1"),
+        ("eval.iou_thrs", "swep", "'sweep'"),
+        ("seed", -1, "from 0 up"),
+    ],
+)
+def test_value_of_another_kind_or_out_of_range(key, value, allowed):
+    message = refusal(with_value(SECTIONS["oim_ir"], key, value))
+    assert message.startswith(f"config.{key} is ") and "; allowed are " in message
+    assert allowed in message.partition("; allowed are ")[2]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "allowed"),
+    [
+        ("method.extra_channels", 0, "from 1 up"),
+        ("method.extra_groups", 0, "from 1 up"),
+        ("method.dropout_rate", 1.0, "from 0 to 0.999"),
+        ("method.soft_proposal.solver", "walks", "Did you mean 'walk'"),
+        ("method.soft_proposal.solver", "cam", "'walk', 'stationary', 'uniform'"),
+        ("method.soft_proposal.epsilon_factor", 0, "from 1e-12 up"),
+        ("method.soft_proposal.num_steps", -1, "from 0 up"),
+        ("method.soft_proposal.tolerance", -1e-4, "from 0 up"),
+        ("method.soft_proposal.block_nodes", 0, "from 1 up"),
+        ("eval.maps.threshold", -0.5, "from 0 up"),
+        ("eval.maps.connectivity", 6, "4, 8"),
+        ("eval.maps.boxes", "component", "Did you mean 'components'"),
+        ("eval.maps.nms_thr", 1.1, "from 0 to 1"),
+        ("eval.maps.min_side_px", -1.0, "from 0 up"),
+        ("eval.maps.predicted_thr", 50, "from 0 to 1"),
+        ("eval.maps.pointing_px", -15, "from 0 up"),
+        ("eval.maps.prediction_px", -18, "from 0 up"),
+    ],
+)
+def test_value_of_spn_out_of_range(key, value, allowed):
+    message = refusal(with_value(SECTIONS["spn"], key, value))
+    assert message.startswith(f"config.{key} is ") and allowed in message
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "meant"),
+    [
+        ("method.reweight", "papr", "paper"),
+        ("method.mining_feature", "fc7_drop", "fc7_dropout"),
+        ("method.pooling", "mx", "max"),
+        ("backbone.stride", 16, None),
+        ("data.difficult", "dropp", "drop"),
+        ("train.loader", "thread", "threads"),
+        ("train.resize", "shorter", "short"),
+        ("optim.update_rule", "torch", "pytorch"),
+        ("optim.shape", "step", "steps"),
+        ("eval.ap", "11points", "11point"),
+        ("method.name", "oirc", "oicr"),
+        ("method.name", None, None),
+        ("backbone.name", "vgg", "vgg16"),
+        ("data.reader", "vok", "voc"),
+        ("backbone.dtype", "float16", None),
+        ("method.box_head.dtype", "half", None),
+    ],
+)
+def test_value_outside_its_choices(key, value, meant):
+    message = refusal(with_value(SECTIONS["oim_ir"], key, value))
+    assert message.startswith(f"config.{key} is {value!r}; allowed are ")
+    assert meant is None or f"Did you mean {meant!r}?" in message
+
+
+def test_error_of_a_constructor_passes_through():
+    message = refusal(with_value(SECTIONS["oim_ir"], "method.alpha", ((3, 5.0),)))
+    assert "method.alpha" in message and "ascending steps from 0" in message
+    message = refusal(with_value(SECTIONS["spn"], "method.insert_after", "conv4_1"))
+    assert "insert_after" in message and "unit_mean" in message
+
+
+@pytest.mark.parametrize("key", ["num_classes", "max_classes", "backbone", "network"])
+def test_what_the_code_itself_decides_cannot_be_configured(key):
+    message = refusal(with_value(SECTIONS["oim_ir"], f"method.{key}", 3))
+    assert f"config.method.{key} does not exist" in message and "It is an option" not in message
+
+
+@pytest.mark.parametrize(
+    "section", ["seed", "method", "backbone", "data", "train", "optim", "log", "eval"]
+)
+def test_missing_section(section):
+    values = SECTIONS["oim_ir"].to_dict()
+    del values[section]
+    assert refusal(values).startswith(f"config lacks {section}")
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "proposals.max_proposals",
+        "proposals.path",
+        "train.num_steps",
+        "optim.learning_rate",
+        "data.root",
+    ],
+)
+def test_missing_key(key):
+    values = SECTIONS["oim_ir"].to_dict()
+    section, name = key.split(".")
+    del values[section][name]
+    message = refusal(values)
+    assert f"config.{section} lacks {name}" in message
+    assert (key == "proposals.path") == ("scripts/make_proposals.py" in message)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("network.roi_size", "method.roi_size"),
+        ("neck.dims", "method.box_head.dims"),
+        ("soft_proposal.num_steps", "method.soft_proposal.num_steps"),
+        ("localization.threshold", "eval.maps.threshold"),
+        ("localization.solver", "method.soft_proposal.solver"),
+        ("backbone.weights", "train.init_from"),
+        ("method.fg_iou_thr", "method.iou_thrs"),
+    ],
+)
+def test_key_of_version_0_1_is_refused_with_its_new_name(old, new):
+    message = refusal(with_value(SECTIONS["oim_ir"], old, None))
+    assert f"config.{old} is now config.{new}" in message and "0.1" in message
+    with pytest.raises(ConfigError) as error:
+        build.override(SECTIONS["oim_ir"], [f"{old}=1"])
+    assert f"config.{old}" in str(error.value) and f"config.{new} now" in str(error.value)
+    with pytest.raises(ConfigError) as error:
+        build.change(read(SECTIONS["oim_ir"]), [f"{old}=1"])
+    assert f"config.{new} now" in str(error.value)
+
+
+def test_all_old_keys_are_named_at_once():
+    values = with_value(SECTIONS["oim_ir"], "network", {"roi_size": 7, "pooling": "max"})
+    values["neck"] = {}
+    message = refusal(values)
+    for line in ("network.roi_size", "network.pooling", "neck"):
+        assert f"config.{line} is now" in message
+
+
+def test_scales_are_checked_before_the_first_image():
+    for section in ("train", "eval"):
+        message = refusal(with_value(SECTIONS["oim_ir"], f"{section}.scales", (96, 96)))
+        assert "scales=(96, 96)" in message and "distinct" in message
+
+
+def test_windows_of_images_exclude_cached_features_and_proposals():
+    values = with_value(SECTIONS["spn"], "train.crop_margin", 8)
+    values["train"]["cache_features"], values["train"]["resize"] = False, "warp"
+    assert read(values).train.canvases.crop_margin == 8
+    values["train"]["cache_features"] = True
+    message = refusal(values)
+    assert "crop_margin is 8" in message and "cache_features" in message
+    message = refusal(with_value(SECTIONS["oim_ir"], "train.crop_margin", 8))
+    assert "crop_margin is 8" in message and "proposals" in message
+
+
+def test_cached_features_need_a_frozen_backbone():
+    values = with_value(SECTIONS["oim_ir"], "train.cache_features", True)
+    assert read(values).train.cache_features
+    values["backbone"]["frozen"] = ("conv1",)
+    message = refusal(values)
+    assert "config.train.cache_features" in message and "conv4_2" in message
+
+
+def test_sections_must_suit_the_method():
+    message = refusal(with_value(SECTIONS["oim_ir"], "proposals", None))
+    assert "config lacks proposals" in message and "oim" in message
+    message = refusal(with_value(SECTIONS["spn"], "proposals", {"path": "p", "max_proposals": 3}))
+    assert "config.proposals" in message and "'spn' does not read" in message
+    message = refusal(with_value(SECTIONS["spn"], "log.pictures_every", 2))
+    assert "config.log.pictures_every is 2" in message and "spn mines no boxes" in message
+    message = refusal(with_value(SECTIONS["spn"], "eval.merge", "sum"))
+    assert 'config.eval.merge is "sum"' in message and "union" in message
+    message = refusal(with_value(SECTIONS["oim_ir"], "eval.maps.threshold", 2.0))
+    assert "config.eval.maps" in message and "oim" in message
+    message = refusal(with_value(SECTIONS["oim_ir"], "log.best", "mAP50"))
+    assert "config.log.best" in message and "config.data.val_split" in message
+    values = with_value(SECTIONS["spn"], "log.best", "mAP50")
+    values["data"]["val_split"] = "val"
+    message = refusal(values)
+    assert "config.log.best" in message and "spn has none" in message
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"milestones_every": 4}, ("milestones_every is 4", "every 3 updates", "a multiple")),
+        ({"every": 0}, ("config.log.every is 0", "from 1 up")),
+    ],
+)
+def test_intervals_that_cannot_be_kept_are_refused(changes, named):
+    values = SECTIONS["oim_ir"].to_dict()
+    values["log"] |= {"checkpoint_every": 3, **changes}
+    message = refusal(values)
+    assert all(words in message for words in named)
+
+
+def test_whole_numbers_are_numbers():
+    values = with_value(SECTIONS["oim_ir"], "train.ema_decay", 0)
+    values["method"]["beta"], values["optim"]["momentum"] = 1, 0
+    values["optim"] |= {"name": "sgd", "update_rule": "caffe"}
+    config = read(values)
+    assert config.train.ema_decay == 0 and make_method(config).beta == 1.0
+
+
+# -- what comes out
+
+
+def test_configuration_tells_every_option_and_reads_back_as_itself(tmp_path):
+    for values in SECTIONS.values():
+        config = read(values)
+        path = tmp_path / "config.json"
+        path.write_text(config.to_json(), encoding="utf-8")
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        assert read(stored) == config and make_method(read(stored)) == make_method(config)
+    told = read(SECTIONS["oim_ir"]).to_dict()
+    assert told["method"]["mil_reduction"] == "mean" and told["method"]["beta"] == 0.2
+    assert told["method"]["det_temperature"] == 1.0 and told["data"]["difficult"] == "drop"
+    assert told["train"]["resize"] == "short" and told["train"]["micro_batch"] == 2
+    assert told["optim"]["momentum"] == 0.9 and told["optim"]["groups"]
+    assert told["backbone"]["dtype"] == "float32" and told["cues"] is None
+
+
+def test_method_is_what_its_sections_say():
+    for variant, kind, stages in (("wsddn", Wsddn, 0), ("oim_ir", Oim, 3)):
+        values = get_config(variant).to_dict()
+        values["method"]["roi_size"], values["method"]["box_head"]["dims"] = 5, [6, 7]
+        method = make_method(read(values))
+        assert type(method) is kind and (method.num_stages, method.roi_size) == (stages, 5)
+        assert method.box_head.dims == (6, 7)  # lists in a stored configuration become tuples
+        assert isinstance(method.backbone, TinyNet) and method.backbone.frozen == ("conv",)
+        assert (method.num_classes, method.max_classes) == (3, 2)
+
+
+def test_the_mapping_that_is_read_is_left_alone():
+    values = get_config("oim_ir")
+    before = values.to_dict()
+    build.override(values, ["train.num_steps=9", "method.name=pcl"])
+    read(values)
+    assert values.to_dict() == before
+
+
+def test_sweep_of_iou_thresholds():
+    config = read(with_value(SECTIONS["oim_ir"], "eval.iou_thrs", "sweep"))
+    assert config.eval.iou_thrs == (0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
+    changed = build.change(read(SECTIONS["oim_ir"]), ["iou_thrs=sweep"])
+    assert changed.eval.iou_thrs == config.eval.iou_thrs
+
+
+def test_frozen_layers_get_no_update_whatever_the_decay():
+    values = with_value(get_config("oicr"), "backbone.frozen", ("conv1",))
+    values["train"]["cache_features"] = False
+    values["optim"] |= {"weight_decay": 0.5, "warmup_steps": 0}
+    values["optim"] |= {"learning_rate": 1e-4, "decay_steps": (4,)}
+    tx, schedule = build.optimizer(read(values))
+    params = {"backbone": {"conv1_1": np.ones(2), "conv2_1": np.ones(2)}, "midn": np.ones(2)}
+    params = jax.tree.map(lambda x: np.asarray(x, np.float32), params)
+    updates, _ = tx.update(params, tx.init(params), params)
+    assert not np.any(updates["backbone"]["conv1_1"])
+    assert np.all(updates["backbone"]["conv2_1"]) and np.all(updates["midn"])
+    rates = [float(schedule(step)) for step in (0, 3, 4)]
+    np.testing.assert_allclose(rates, [1e-4, 1e-4, 1e-5], rtol=1e-6)
+
+
+def test_cosine_with_warm_up():
+    values = with_value(SECTIONS["oim_ir"], "train.num_steps", 8)
+    values["optim"] = {
+        "learning_rate": 0.2,
+        "shape": "cosine",
+        "warmup_steps": 2,
+        "warmup_factor": 0,
+    }
+    _, schedule = build.optimizer(read(values))
+    rates = [float(schedule(step)) for step in (0, 2, 4, 8)]
+    halfway = 0.2 * 0.5 * (1 + np.cos(np.pi / 4))
+    np.testing.assert_allclose(rates, [0, halfway, 0.1, 0], atol=1e-6)
+
+
+# -- overrides
+
+
+def overridden(*settings, config=SECTIONS["oim_ir"]):
+    values, notes = build.override(config, settings)
+    return read(values), notes
+
+
+def test_override_by_the_type_of_the_option():
+    config, notes = overridden(
+        "method.alpha=((0,5),(7,2))",
+        "method.box_head.dims=16",
+        "train.scales=64,96",
+        "train.init_from=weights/1.npz",
+        "data.root=2012",
+        "train.ema_decay=0.9",
+        "optim.clip_norm=None",
+        "eval.score_thr=1e-3",
+        "data.year=2007",
+    )
+    assert notes == []
+    assert config.method.options["alpha"] == ((0, 5.0), (7, 2.0))
+    assert config.method.options["box_head"].dims == (16,)
+    assert config.train.scales == (64, 96) and config.train.init_from == ("weights/1.npz",)
+    assert config.data.root == "2012" and config.data.year == "2007"
+    assert config.train.ema_decay == 0.9 and config.optim.clip_norm is None
+    assert config.eval.score_thr == 1e-3
+
+
+def test_override_of_a_missing_section_and_of_none_makes_it():
+    values = SECTIONS["oim_ir"].to_dict()
+    del values["proposals"]
+    for missing in (values, {**values, "proposals": None}):
+        config, _ = overridden("proposals.path=p.npz", "proposals.max_proposals=5", config=missing)
+        assert (config.proposals.path, config.proposals.max_proposals) == ("p.npz", 5)
+    config, _ = overridden("eval.maps.threshold=2", config=SECTIONS["spn"])
+    assert config.eval.maps.threshold == 2.0
+
+
+@pytest.mark.parametrize(
+    ("setting", "named"),
+    [
+        ("train.num_step=3", ("config.train.num_step", "Did you mean 'num_steps'")),
+        ("evals.nms_thr=3", ("config.evals", "Did you mean 'eval'")),
+        ("method.top_fraction=0.1", ("config.method.top_fraction", "option of mist")),
+        ("method.beta.x=0.1", ("config.method.beta", "'x'", "numbers")),
+        ("cues.seed=1", ("config.cues.name is None", "allowed are")),
+        ("cues.name=grabcut", ("config.cues.name is 'grabcut'", "allowed are")),
+        ("method.name=oirc", ("config.method.name is 'oirc'", "Did you mean 'oicr'")),
+        ("train.num_steps=2.5", ("config.train.num_steps is 2.5", "whole numbers")),
+        ("train.num_steps=many", ("config.train.num_steps is 'many'", "whole numbers")),
+        ("train.num_steps", ("'train.num_steps' is no setting", "=")),
+        ("proposals=None", ("config lacks proposals",)),
+        ("seed=True", ("config.seed is True", "whole numbers")),
+    ],
+)
+def test_override_that_is_not_possible(setting, named):
+    with pytest.raises(ConfigError) as error:
+        overridden(setting)
+    assert all(words in str(error.value) for words in named), str(error.value)
+
+
+def test_another_method_keeps_the_options_that_it_has_and_names_those_it_drops():
+    config, notes = overridden("method.top_fraction=0.3", "method.roi_size=5", "method.name=mist")
+    assert config.method.name == "mist" and config.method.options["top_fraction"] == 0.3
+    assert config.method.options["box_head"].dims == (32, 32)
+    assert config.method.options["roi_size"] == 5
+    (note,) = notes
+    assert "method.name=mist" in note and "alpha" in note and "beta" in note
+    assert "roi_size" not in note and "box_head" not in note
+    assert overridden("method.name=oim")[1] == []
+
+
+# -- trained runs
+
+
+def test_changed_test_settings():
+    config = read(SECTIONS["oim_ir"])
+    assert build.change(config, ["scales=480"]).eval.scales == (480,)
+    changed = build.change(config, ["average_per_image=40", "eval.nms_thr=0.4"])
+    assert changed.eval == dataclasses.replace(config.eval, average_per_image=40, nms_thr=0.4)
+    assert build.change(changed, ["average_per_image=None"]).eval.average_per_image is None
+    assert build.change(config, []) == config
+
+
+def test_files_of_a_trained_run_may_have_moved():
+    config = read(SECTIONS["oim_ir"])
+    changed = build.change(config, ["data.root=/new", "proposals.path=/p", "train.init_from=w"])
+    assert (changed.data.root, changed.proposals.path) == ("/new", "/p")
+    assert changed.train.init_from == ("w",)
+    assert overrides.locations(config) == ("data.root", "proposals.path", "train.init_from")
+
+
+def test_solver_and_maps_of_a_trained_run_may_change():
+    config = read(SECTIONS["spn"])
+    changed = build.change(config, ["method.soft_proposal.solver=uniform", "maps.threshold=2"])
+    assert make_method(changed).soft_proposal.solver == "uniform"
+    assert changed.eval.maps.threshold == 2.0
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "named"),
+    [
+        ("oim_ir", "scales=large", ("eval.scales is 'large'", "tuples of whole numbers")),
+        ("oim_ir", "micro_batch=2.5", ("eval.micro_batch is 2.5", "whole numbers")),
+        ("oim_ir", "top_k=True", ("eval.top_k is True", "whole numbers")),
+        ("oim_ir", "iou_thrs=()", ("eval.iou_thrs is empty", "(0.5,)")),
+        ("oim_ir", "nms=0.4", ("eval.nms ", "Did you mean 'nms_thr'")),
+        ("oim_ir", "method.beta=1", ("method.beta cannot be set", "nms_thr", "data.root")),
+        ("oim_ir", "seed=1", ("config.eval.seed does not exist",)),
+        ("oim_ir", "train.num_steps=1", ("train.num_steps cannot be set",)),
+        ("oim_ir", "data.labels_csv=x", ("data.labels_csv does not exist", "folder")),
+        ("oim_ir", "maps.threshold=2", ("eval.maps.threshold is about maps", "oim")),
+        ("spn", "nms_thr=0.4", ("nms_thr is about boxes", "spn", "eval.maps.nms_thr")),
+        ("spn", "top_k=4", ("top_k is about boxes",)),
+        ("spn", "score_thr=0.1", ("score_thr is about boxes",)),
+        ("spn", "average_per_image=4", ("average_per_image is about boxes",)),
+        ("spn", "proposals.path=x", ("proposals.path cannot be set", "spn has no proposals")),
+        ("spn", "maps.treshold=2", ("eval.maps.treshold", "Did you mean 'threshold'")),
+        ("spn", "merge=sum", ("config.eval.merge", "sum")),
+    ],
+)
+def test_change_that_is_not_possible(name, change, named):
+    with pytest.raises(ConfigError) as error:
+        build.change(read(SECTIONS[name]), [change])
+    assert all(words in str(error.value) for words in named), str(error.value)
+
+
+def test_what_a_resumed_run_may_change():
+    may = overrides.may_differ(read(SECTIONS["oim_ir"]))
+    assert {"log", "eval", "data.root", "data.val_split", "train.num_steps"} <= set(may)
+    assert {"train.loader", "proposals.path", "train.init_from"} <= set(may)
+    assert not any(name.startswith(("method", "optim", "seed", "backbone")) for name in may)
+    assert not any(n.startswith("method") for n in overrides.may_differ(read(SECTIONS["spn"])))
+    values = SECTIONS["oim_ir"].to_dict()
+    values["optim"] = {"learning_rate": 0.2, "shape": "cosine"}
+    assert "train.num_steps" not in overrides.may_differ(read(values))
+
+
+# -- methods that are handed in
+
+
+@dataclass(frozen=True, kw_only=True)
+class Toy(Method):
+    backbone: Any
+    num_classes: int
+    sharpness: Annotated[float, SHARE] = 0.5
+
+    outputs: ClassVar = frozenset({"image_scores"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class AskingToy(Toy):
+    def propose(self, params, extras, batch, key, step):
+        return batch.image_index, batch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cutter:
+    images: Any
+    proposals: Any
+    margin: Annotated[int, COUNT] = 2
+
+
+def toy_values(**changes):
+    values = get_spn_config().to_dict()
+    return {**values, "method": {"name": "toy", **changes}}
+
+
+def test_method_that_is_handed_in_is_read_like_any_other():
+    config = build.read_config(toy_values(sharpness=1), methods={"toy": Toy})
+    assert config.method == Chosen("toy", Toy, {"sharpness": 1.0})
+    assert make_method(config) == Toy(backbone=config.backbone, num_classes=3, sharpness=1.0)
+    assert "sharpness" in refusal(toy_values(sharpnes=1), methods={"toy": Toy})
+    assert "config.method.name is 'toy'" in refusal(toy_values())
+
+
+def test_method_that_cannot_be_hashed_is_refused_by_name():
+    @dataclass(frozen=True, kw_only=True)
+    class ListToy(Toy):
+        extra: Any = dataclasses.field(default_factory=list)
+
+    @dataclass(kw_only=True)
+    class MutableToy(Method):
+        backbone: Any
+
+    class BareToy(Toy):
+        pass
+
+    @dataclass(frozen=True, kw_only=True)
+    class GreedyToy(Toy):
+        teacher: Any
+
+    assert "ListToy cannot be hashed" in refusal(toy_values(), methods={"toy": ListToy})
+    for cls in (MutableToy, BareToy):
+        message = refusal(toy_values(), methods={"toy": cls})
+        assert f"{cls.__name__} is no frozen dataclass" in message
+    message = refusal(toy_values(), methods={"toy": GreedyToy})
+    assert "teacher" in message and "default" in message
+
+
+def test_cues_are_there_if_and_only_if_the_method_asks():
+    tables = {"methods": {"toy": AskingToy}, "cues": {"cutter": Cutter}}
+    assert "asks for cues" in refusal(toy_values(), **tables)
+    values = {**toy_values(), "cues": {"name": "cutter", "margin": 3}}
+    config = build.read_config(values, **tables)
+    assert build.cue_source(config, "images", None) == Cutter(
+        images="images", proposals=None, margin=3
+    )
+    assert build.read_config(config.to_dict(), **tables) == config
+    assert "config.cues.margin is 0" in refusal(
+        {**values, "cues": {"name": "cutter", "margin": 0}}, **tables
+    )
+    tables["methods"] = {"toy": Toy}
+    message = refusal(values, **tables)
+    assert "config.cues is 'cutter'" in message and "asks for no cues" in message
+
+
+def test_rows_that_are_other_regions_in_every_view_are_joined():
+    class OwnBoxes(Toy):
+        outputs = frozenset({"boxes"})
+        aligned_rows = False
+
+    cls = dataclass(frozen=True, kw_only=True)(OwnBoxes)
+    values = toy_values()
+    values["eval"]["merge"] = "mean"
+    message = refusal(values, methods={"toy": cls})
+    assert "config.eval.merge is 'mean'" in message and "'union'" in message
+    values["eval"]["merge"] = "union"
+    build.read_config(values, methods={"toy": cls})
+
+
+def test_method_that_needs_the_pixels_does_without_a_cache():
+    class Pixels(Toy):
+        requires_image = True
+
+    cls = dataclass(frozen=True, kw_only=True)(Pixels)
+    values = toy_values()
+    values["train"]["cache_features"] = True
+    message = refusal(values, methods={"toy": cls})
+    assert "config.train.cache_features" in message and "pixels" in message
+
+
+# -- data
+
+
+def labelled(*rows):
+    records = (ImageRecord(f"i{n}", bytes, 4, 4, row) for n, row in enumerate(rows))
+    return ImageSet("set", ("cat", "dog"), tuple(records))
+
+
+def boxed(*rows) -> BoxSet:
+    images = labelled(*rows)
+    box = ImageBoxes(np.ones((1, 4), np.float32), np.zeros(1, np.int32), np.zeros(1, bool))
+    return BoxSet(images, (box,) * len(images), "annotations")
+
+
+def supervised(**streams):
+    return dataclass(frozen=True, kw_only=True)(type("Streams", (Toy,), {"supervision": streams}))(
+        backbone=None, num_classes=2
+    )
+
+
+def test_streams_of_the_data_are_those_of_the_method():
+    images, boxes = labelled((1, 0)), boxed((1, 0))
+    check_streams(supervised(train="image"), {"train": images})
+    check_streams(supervised(train="image", more="boxes"), {"train": images, "more": boxes})
+    for method, streams, named in (
+        (supervised(train="image", more="image"), {"train": images}, ("more", "train")),
+        (supervised(train="image"), {"train": images, "more": images}, ("more", "never")),
+        (supervised(train="image"), {"train": boxes}, ("'train'", "annotations", "labels")),
+        (supervised(train="boxes"), {"train": images}, ("'train'", "boxes", "reader")),
+    ):
+        with pytest.raises(ConfigError) as error:
+            check_streams(method, streams)
+        assert all(words in str(error.value) for words in ("Streams", *named))
+
+
+def classifier(**options):
+    values = with_value(get_spn_config(), "method", {"name": "classifier", **options})
+    return make_method(read(values))
+
+
+@pytest.mark.parametrize("options", [{}, {"activation": "softmax"}])
+def test_softmax_is_refused_where_an_image_shows_two_classes(options, caplog):
+    check_labels(classifier(**options), labelled((1, 0), (0, 1)))
+    with pytest.raises(DataError, match="'i1', with cat, dog"):
+        check_labels(classifier(**options), labelled((1, 0), (1, 1)))
+    assert not caplog.records
+
+
+def test_sigmoid_where_every_image_shows_one_class_is_logged(caplog):
+    method = classifier(activation="sigmoid")
+    check_labels(method, labelled((1, 0), (1, 1)))
+    assert not caplog.records
+    check_labels(method, labelled((1, 0), (0, 1)))
+    assert "activation='softmax'" in caplog.text
+
+
+def test_labels_of_methods_without_an_activation_are_free(caplog):
+    method = make_method(read(SECTIONS["oim_ir"]))
+    check_labels(method, labelled((1, 0), (1, 1)))
+    check_labels(method, labelled((1, 0), (0, 1)))
+    assert not caplog.records
+
+
+def test_data_without_boxes_cannot_be_measured(tmp_path):
+    data = {"reader": "folder", "folder": str(tmp_path), "labels_csv": "labels.csv"}
+    config = read({**SECTIONS["oim_ir"].to_dict(), "data": data})
+    with pytest.raises(ConfigError, match=r"Folder has no boxes.*scripts/predict.py"):
+        runs.read_ground_truth(config, "trainval")
+
+
+def test_test_split_may_be_of_another_year(tmp_path):
+    cat = [("cat", (1, 1, 9, 9), False)]
+    for year, split, names in (
+        ("2007", "trainval", "ab"),
+        ("2012", "trainval", "cd"),
+        ("2007", "test", "e"),
+    ):
+        write_voc(tmp_path / f"VOC{year}", {name: ((16, 16), cat) for name in names}, split=split)
+    data = dict(reader="voc", root=str(tmp_path), class_names=("cat",), year="07+12")
+    values = {**SECTIONS["oim_ir"].to_dict(), "data": {**data, "test_year": "2007"}}
+    config = read(values)
+    assert config.data.images("trainval").image_ids == tuple("abcd")
+    assert config.data.images("test").image_ids == ("e",)
+    assert set(runs.read_ground_truth(config, "test").boxes) == {"e"}
+
+
+def test_proposals_are_read_from_their_file(tmp_path):
+    path = str(tmp_path / "none.npz")
+    with pytest.raises(DataError, match="none.npz"):
+        runs.read_proposals(read(with_value(SECTIONS["oim_ir"], "proposals.path", path)))
+    assert runs.read_proposals(read(SECTIONS["spn"])) is None
+
+
+# -- weights to start from
+
+
+def test_missing_weights_say_how_to_get_them(tmp_path):
+    path = str(tmp_path / "vgg16.npz")
+    config = read(with_value(SECTIONS["oim_ir"], "train.init_from", (path,)))
+    with pytest.raises(DataError, match=r"No weights at .*vgg16.npz.*scripts/convert_weights.py"):
+        runs.warm_start(config)
+    assert runs.warm_start(read(with_value(SECTIONS["oim_ir"], "train.init_from", ()))) is None
+
+
+def test_weights_reach_backbone_and_box_head_and_those_of_another_network_do_not(tmp_path, capsys):
+    path = tmp_path / "tiny.npz"
+    values = with_value(SECTIONS["oim_ir"], "train.init_from", (str(path),))
+    kernel = np.full((3, 3, 3, 16), 0.25, np.float32)
+    fc6 = np.full((4, 32), 0.5, np.float32)
+    loaded = {"conv1_1": {"kernel": kernel}, "fc6": {"kernel": fc6}, "cls": {"kernel": fc6}}
+    save_weights(path, loaded, {**read(values).backbone.description, "source": "a test"})
+    drawn = {
+        "backbone": {"conv1_1": {"kernel": np.zeros_like(kernel), "bias": np.ones(16, np.float32)}},
+        "neck": {"fc6": {"kernel": np.zeros_like(fc6)}},
+        "midn": {"cls": {"kernel": np.zeros_like(fc6)}},
+    }
+    merged, extras = runs.warm_start(read(values))(drawn, {})
+    assert (merged["backbone"]["conv1_1"]["kernel"] == 0.25).all()
+    assert (merged["backbone"]["conv1_1"]["bias"] == 1).all()
+    assert (merged["neck"]["fc6"]["kernel"] == 0.5).all()
+    assert not merged["midn"]["cls"]["kernel"].any() and extras == {}
+    assert str(path) in capsys.readouterr().out
+
+    values["backbone"] = {"name": "vgg16", "frozen": ("conv1",)}
+    values["train"]["cache_features"] = False
+    with pytest.raises(DataError, match="architecture is 'tiny' in the file and 'vgg16'"):
+        runs.warm_start(read(values))
+
+
+# -- the classes themselves
+
+
+def option_classes():
+    """Return every class of options that a configuration can hold."""
+    found, tables = [], build.union_tables()
+    queue = [RunConfig, *(cls for table in tables.values() for cls in table.values())]
+    while queue:
+        cls = queue.pop()
+        if cls in found:
+            continue
+        found.append(cls)
+        for hint in option_hints(cls, cls not in build.METHODS.values()).values():
+            for member in members(hint):
+                if dataclasses.is_dataclass(member) and member is not Chosen:
+                    queue.append(member)
+    return found
+
+
+def test_every_default_is_a_value_that_its_option_may_have():
+    for cls in option_classes():
+        with_parts = cls not in build.METHODS.values()
+        for key, hint in option_hints(cls, with_parts).items():
+            field = next(f for f in dataclasses.fields(cls) if f.name == key)
+            default = field.default
+            if default is not dataclasses.MISSING and not isinstance(hint, Mark):
+                assert overrides.fits(default, hint, build.union_tables()), (cls, key)
+
+
+def test_what_is_allowed_can_be_said_of_every_option():
+    for cls in option_classes():
+        for key, hint in option_hints(cls, cls not in build.METHODS.values()).items():
+            words = described(hint)
+            assert words and "<class" not in words and "typing" not in words, (cls, key, words)
+
+
+def test_test_settings_are_the_same_whether_set_or_not():
+    assert (
+        build.change(read(SECTIONS["oim_ir"]), ["nms_thr=0.3"]).eval.nms_thr
+        == EvalOptions().nms_thr
+    )
+
+
+def test_a_configdict_is_read_with_its_references_resolved():
+    values = ConfigDict(get_config("oim_ir").to_dict())
+    values.optim.warmup_steps = values.train.get_ref("num_steps")
+    assert read(values).optim.warmup_steps == read(values).train.num_steps
