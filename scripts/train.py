@@ -30,10 +30,11 @@ from wsod_jax.methods.base import Method
 from wsod_jax.train.checkpoint import Checkpoints
 from wsod_jax.train.identity import run_metadata
 from wsod_jax.train.logging import ConsoleWriter, JsonlWriter, TensorBoardWriter
-from wsod_jax.train.loop import NonFiniteError, train
+from wsod_jax.train.loop import Steps, Watchers, train
+from wsod_jax.train.progress import NonFiniteError
 from wsod_jax.train.sharding import make_mesh
 from wsod_jax.train.state import TrainState, init_state
-from wsod_jax.train.step import TrainStep, make_train_step
+from wsod_jax.train.step import TrainStep
 from wsod_jax.viz.canvas import save_image
 from wsod_jax.viz.pictures import draw_pseudo_labels
 
@@ -112,7 +113,7 @@ def run(config, workdir: Path) -> None:
     checkpoints = Checkpoints(
         workdir / "checkpoints",
         metadata,
-        keep_every=log.milestones_every or None,
+        keep_period=log.milestones_every or None,
         best=log.best,
         may_differ=may_differ(config),
     )
@@ -132,7 +133,7 @@ def run(config, workdir: Path) -> None:
     start = int(state.step)
 
     # -- the step, and what is written
-    step = make_train_step(
+    step = TrainStep(
         method,
         tx,
         seed=config.seed,
@@ -160,18 +161,21 @@ def run(config, workdir: Path) -> None:
             step,
             state,
             batches,
-            total_steps=settings.num_steps,
-            images_per_step=settings.micro_batch * settings.accumulate,
-            log_every=log.every,
-            checkpoint_every=log.checkpoint_every,
+            Steps(
+                total=settings.num_steps,
+                log_interval=log.every,
+                checkpoint_interval=log.checkpoint_every,
+                profile=log.profile_steps or None,
+            ),
             checkpoints=checkpoints,
-            writers=writers,
-            hooks=hooks,
-            validate=validate,
-            profile_steps=log.profile_steps or None,
-            profile_folder=workdir / "profile",
-            resume_command=resume_command(),
-            say=console.say,
+            watchers=Watchers(
+                writers=writers,
+                hooks=hooks,
+                validate=validate,
+                profile_folder=workdir / "profile",
+                resume_command=resume_command(),
+                say=console.say,
+            ),
         )
     finally:
         met = {name: count for name, count in stream.counts.items() if count}

@@ -28,7 +28,8 @@ from wsod_jax.data.voc import Voc
 from wsod_jax.errors import ConfigError, DataError
 from wsod_jax.train.checkpoint import checkpoint_steps, load_checkpoint
 from wsod_jax.train.logging import JsonlWriter, read_jsonl
-from wsod_jax.train.loop import Interrupted, NonFiniteError
+from wsod_jax.train.loop import Interrupted
+from wsod_jax.train.progress import NonFiniteError
 from wsod_jax.train.manifest import write_manifest
 from wsod_jax.train.sharding import make_mesh
 

@@ -29,7 +29,7 @@ from wsod_jax.nn.tiny import TinyNet
 from wsod_jax.train.optim import Optimizer
 from wsod_jax.train.sharding import make_mesh, put
 from wsod_jax.train.state import init_state
-from wsod_jax.train.step import make_train_step
+from wsod_jax.train.step import TrainStep
 
 VOC_SIZES = (
     (375, 500),
@@ -115,7 +115,7 @@ def compilations(*, small: bool, repeats: int) -> list[Measure]:
     stream = train_batches(
         image_set, proposals, canvases=canvases, order=Order(), loading=Loading(loader="threads")
     )
-    train_step = make_train_step(method, tx, seed=0, mesh=mesh)
+    train_step = TrainStep(method, tx, seed=0, mesh=mesh)
     state, shapes = None, set()
     for update in stream:
         if state is None:

@@ -20,7 +20,7 @@ from wsod_jax.nn.vgg import STAGES, Vgg16
 from wsod_jax.train.optim import Group, Optimizer
 from wsod_jax.train.sharding import make_mesh, put
 from wsod_jax.train.state import init_state
-from wsod_jax.train.step import make_train_step
+from wsod_jax.train.step import TrainStep
 from wsod_jax.types import Batch, Params, Views
 
 MIB = 2**20
@@ -107,7 +107,7 @@ def whole_step(method: RefinementMethod, batch: Batch, repeats: int) -> WholeSte
     optimizer = Optimizer(learning_rate=1e-3, weight_decay=5e-4, groups=groups)
     frozen = tuple(f"^backbone/{layer}" for layer in method.backbone.frozen)
     tx, _ = optimizer.transformation(1, frozen)
-    step = make_train_step(method, tx, seed=0, mesh=mesh)
+    step = TrainStep(method, tx, seed=0, mesh=mesh)
     state = init_state(method, tx, seed=0, batch=batch, mesh=mesh)
     placed = put(batch, mesh)
     program = jax.jit(step.fused, donate_argnums=0).lower(state, placed).compile()

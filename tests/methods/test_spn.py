@@ -41,7 +41,7 @@ from wsod_jax.nn.tiny import TinyNet
 from wsod_jax.train.optim import Optimizer
 from wsod_jax.train.sharding import make_mesh, put
 from wsod_jax.train.state import init_state
-from wsod_jax.train.step import make_train_step
+from wsod_jax.train.step import TrainStep
 
 METHOD = spn(dropout_rate=0.5)
 ONE_CLASS = [[1, 0, 0], [0, 0, 1]]
@@ -350,7 +350,7 @@ def test_four_devices_train_as_one_does():
     for devices in (1, 4):
         mesh, (tx, _) = make_mesh(devices), Optimizer(learning_rate=0.05).transformation(2)
         state = init_state(method, tx, seed=0, batch=batch, mesh=mesh)
-        step = make_train_step(method, tx, seed=0, mesh=mesh)
+        step = TrainStep(method, tx, seed=0, mesh=mesh)
         for _ in range(2):
             state, report = step.update(state, [put(batch, mesh)])
         assert len(state.params["head"]["kernel"].sharding.device_set) == devices

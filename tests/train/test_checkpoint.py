@@ -73,12 +73,12 @@ def test_resume_on_other_devices(tmp_path):
         np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6)
 
 
-def test_latest_milestones_intervals_and_best_are_kept(tmp_path):
+def test_first_latest_periods_and_best_are_kept(tmp_path):
     state, _ = build()
-    checkpoints = Checkpoints(tmp_path, metadata(), milestones=(0, 3), keep_every=4, best="val/map")
+    checkpoints = Checkpoints(tmp_path, metadata(), keep_period=4, best="val/map")
     for step, score in enumerate([0.0, 0.1, 0.9, 0.2, 0.3, 0.2, 0.1, 0.1, 0.1, 0.1, 0.1]):
         checkpoints.save(step, state, {"val/map": score})
-    assert checkpoints.steps == [0, 2, 3, 4, 8, 9, 10]
+    assert checkpoints.steps == [0, 2, 4, 8, 9, 10]
     assert checkpoints.latest == 10  # not the best one
     with pytest.raises(ConfigError, match="'val/map'.*corloc"):
         checkpoints.save(11, state, {"corloc": 0.5})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 
@@ -16,13 +17,14 @@ from tests.train.toy import Toy, toy_batches
 from wsod_jax.errors import ConfigError, DataError
 from wsod_jax.train.checkpoint import Checkpoints, checkpoint_steps
 from wsod_jax.train.logging import JsonlWriter, read_jsonl
-from wsod_jax.train.loop import Interrupted, NonFiniteError, train
+from wsod_jax.train.loop import Interrupted, Steps, Watchers, train
+from wsod_jax.train.progress import NonFiniteError
 
 TOTAL = 7
-OPTIONS = {"total_steps": TOTAL, "images_per_step": 8, "log_every": 2, "checkpoint_every": 3}
+STEPS = Steps(total=TOTAL, log_interval=2, checkpoint_interval=3)
 
 
-def start(folder, *, batches=None, method=None, accumulate=1, **options):
+def start(folder, *, batches=None, method=None, accumulate=1, steps=STEPS, cues=None, **watchers):
     """Run, or resume, as a script would: open the folder, restore, feed from that step."""
     state, step = build(method=method, accumulate=accumulate)
     checkpoints = Checkpoints(folder / "checkpoints", metadata())
@@ -32,7 +34,13 @@ def start(folder, *, batches=None, method=None, accumulate=1, **options):
     writer = JsonlWriter(folder / "metrics.jsonl", resume_step=done)
     try:
         return train(
-            step, state, feed, checkpoints=checkpoints, writers=[writer], **{**OPTIONS, **options}
+            step,
+            state,
+            feed,
+            steps,
+            checkpoints=checkpoints,
+            watchers=Watchers(writers=[writer], **watchers),
+            cues=cues,
         )
     finally:
         writer.close()
@@ -152,20 +160,24 @@ def test_batches_that_end_early_say_so(tmp_path):
 
 
 def test_validation_scores_are_logged_and_choose_the_best(tmp_path):
-    scores = {3: 0.9, 6: 0.2, 7: 0.1}
+    scores = {2: 0.9, 4: 0.3, 6: 0.2, 8: 0.1}
     state, step = build()
-    checkpoints = Checkpoints(tmp_path, metadata(), best="map", keep_latest=1, milestones=())
+    checkpoints = Checkpoints(tmp_path, metadata(), best="map")
     writer = JsonlWriter(tmp_path / "metrics.jsonl")
     train(
         step,
         state,
-        toy_batches(TOTAL),
+        toy_batches(8),
+        Steps(total=8, log_interval=2, checkpoint_interval=2),
         checkpoints=checkpoints,
-        writers=[writer],
-        validate=lambda step, state: {"map": scores[step]},
-        **OPTIONS,
+        watchers=Watchers(writers=[writer], validate=lambda step, state: {"map": scores[step]}),
     )
-    assert checkpoints.steps == [3, 7]
+    assert checkpoints.steps == [
+        0,
+        2,
+        6,
+        8,
+    ]  # of the steps before the latest two, 2 was better than 4
     entries = read_jsonl(tmp_path / "metrics.jsonl")
     assert {e["step"]: e["map"] for e in entries if "map" in e} == scores
 
@@ -199,10 +211,15 @@ def test_finished_run_stays_finished(tmp_path):
 
 
 def test_profile_is_written(tmp_path):
-    start(tmp_path, profile_steps=(2, 3), profile_folder=tmp_path / "profile")
+    traced = dataclasses.replace(STEPS, profile=(2, 3))
+    start(tmp_path, steps=traced, profile_folder=tmp_path / "profile")
     assert list((tmp_path / "profile").rglob("*.xplane.pb"))
     with pytest.raises(ConfigError, match="profiling"):
-        start(tmp_path, profile_steps=(3, 2), profile_folder=tmp_path)
+        dataclasses.replace(STEPS, profile=(3, 2))
+    with pytest.raises(ConfigError, match="folder"):
+        start(tmp_path, steps=traced)
+    with pytest.raises(ConfigError, match="checkpoint_interval=0"):
+        dataclasses.replace(STEPS, checkpoint_interval=0)
 
 
 def test_hook_can_examine_fixed_images(tmp_path):
@@ -214,5 +231,5 @@ def test_hook_can_examine_fixed_images(tmp_path):
         if number % 3 == 0:
             fits.append(float(step.examine(state, fixed).terms["fit"].mean()))
 
-    train(step, state, toy_batches(TOTAL), hooks=[hook], **OPTIONS)
+    train(step, state, toy_batches(TOTAL), STEPS, watchers=Watchers(hooks=[hook]))
     assert len(fits) == 2 and fits[0] != fits[1]

@@ -15,7 +15,7 @@ from wsod_jax.errors import ConfigError
 from wsod_jax.train.optim import Group, Optimizer
 from wsod_jax.train.sharding import make_mesh, put
 from wsod_jax.train.state import init_state
-from wsod_jax.train.step import make_train_step
+from wsod_jax.train.step import TrainStep
 from wsod_jax.types import Term
 
 SEED = 3
@@ -31,7 +31,7 @@ def build(*, devices: int = 1, accumulate: int = 1, method: Toy | None = None, e
     state = init_state(
         method, tx, seed=SEED, batch=toy_batches(1)[0], mesh=mesh, ema=ema_decay is not None
     )
-    step = make_train_step(
+    step = TrainStep(
         method,
         tx,
         seed=SEED,
@@ -209,7 +209,7 @@ def test_two_streams_of_their_own_sizes():
     method, mesh = TwoStreams(), make_mesh(4)
     tx, _ = Optimizer(learning_rate=0.05, decay_steps=(3,)).transformation(6)
     state = init_state(method, tx, seed=SEED, batch=streams, mesh=mesh)
-    step = make_train_step(method, tx, seed=SEED, mesh=mesh)
+    step = TrainStep(method, tx, seed=SEED, mesh=mesh)
     state, metrics = run(state, step, [[streams]])
     assert int(state.extras["seen"]) == 12
     assert np.isfinite(metrics[0]["loss/strong_rows"])
@@ -218,7 +218,7 @@ def test_two_streams_of_their_own_sizes():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda s, b: make_train_step(None, None, seed=0, mesh=None, accumulate=0), "accumulate"),
+        (lambda s, b: TrainStep(None, None, seed=0, mesh=None, accumulate=0), "accumulate"),
         (lambda s, b: s.update(None, [b, b]), "found 2"),
         (lambda s, b: put(part(b, 0, 6), make_mesh(4)), "multiple of 4 .*the next is 8"),
         (lambda s, b: put({"scale": np.float32(1)}, make_mesh(4)), "scale.*scalar"),
@@ -229,12 +229,6 @@ def test_impossible_requests_name_the_fix(change, message):
     _, step = build()
     with pytest.raises(ConfigError, match=message):
         change(step, toy_batches(1)[0])
-
-
-def test_several_processes_are_refused(monkeypatch):
-    monkeypatch.setattr(jax, "process_count", lambda: 2)
-    with pytest.raises(ConfigError, match="2 processes.*start a single process"):
-        make_mesh()
 
 
 def test_extras_that_change_shape_are_refused():
@@ -279,7 +273,7 @@ def test_cues_made_between_two_programs():
     batch = {"plain": plain, "cues": np.zeros((8, 5), np.float32)}
     tx, _ = Optimizer(learning_rate=0.05, decay_steps=(3,)).transformation(6)
     state = init_state(method, tx, seed=SEED, batch=batch, mesh=mesh)
-    step = make_train_step(method, tx, seed=SEED, mesh=mesh)
+    step = TrainStep(method, tx, seed=SEED, mesh=mesh)
     cues = np.asarray(jax.jit(method.propose)(state.params, put(plain, mesh)))
     _, metrics = run(state, step, [[{"plain": plain, "cues": cues}]])
     np.testing.assert_allclose(metrics[0]["cues"], 0.5 * np.abs(plain.y).sum() / 8, rtol=1e-5)

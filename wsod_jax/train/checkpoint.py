@@ -14,7 +14,7 @@ from etils import epath
 from orbax.checkpoint import checkpoint_managers
 
 from wsod_jax.errors import ConfigError, DataError
-from wsod_jax.train.identity import compare_layouts, compare_runs
+from wsod_jax.train.identity import check_format, compare_layouts, compare_runs
 from wsod_jax.train.manifest import find_damage, write_manifest
 from wsod_jax.train.state import TrainState
 
@@ -43,23 +43,19 @@ class Checkpoints:
         folder: str | epath.Path,
         metadata: Mapping[str, Any],
         *,
-        keep_latest: int = 2,
-        keep_every: int | None = None,
-        milestones: Sequence[int] = (0,),
+        keep_period: int | None = None,
         best: str | None = None,
-        best_mode: Literal["max", "min"] = "max",
         may_differ: Sequence[str] = (),
     ) -> None:
         """Open or create the folder, and refuse it if it belongs to another run.
 
+        The newest two checkpoints and that of step 0 are always kept.
+
         Args:
           folder: local path or URL.
           metadata: from `run_metadata`.
-          keep_latest: newest checkpoints to keep.
-          keep_every: also keep the steps divisible by this.
-          milestones: also keep these steps.
-          best: name of a validation score; also keep the checkpoint where it is best.
-          best_mode: whether a larger or a smaller score is better.
+          keep_period: also keep the steps divisible by this.
+          best: name of a validation score; also keep the checkpoint where it is largest.
           may_differ: dotted names, such as "config.total_steps", that a resumed run may change; a
             name covers everything below it.
 
@@ -78,14 +74,13 @@ class Checkpoints:
                 _read_metadata(self.folder / str(newest)), self._metadata, may_differ, self.folder
             )
         policies = checkpoint_managers
-        keep = [policies.LatestN(keep_latest), policies.CustomSteps(list(milestones))]
-        if keep_every is not None:
-            keep.append(policies.EveryNSteps(keep_every))
+        keep = [policies.LatestN(2), policies.CustomSteps([0])]
+        if keep_period is not None:
+            keep.append(policies.EveryNSteps(keep_period))
         if best is not None:
             keep.append(
                 policies.BestN(
                     get_metric_fn=lambda scores: scores[best],
-                    reverse=best_mode == "min",
                     n=1,
                     keep_checkpoints_without_metrics=False,
                 )
@@ -293,7 +288,9 @@ def _verified_newest(folder: epath.Path) -> int | None:
 
 
 def _read_metadata(folder: epath.Path) -> dict:
-    return json.loads((folder / "metadata" / "metadata").read_text())
+    metadata = json.loads((folder / "metadata" / "metadata").read_text())
+    check_format(metadata, folder)
+    return metadata
 
 
 def _read(folder: epath.Path, wanted: Any) -> Any:

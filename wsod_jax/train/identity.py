@@ -13,9 +13,10 @@ import jax
 from etils import epath
 
 import wsod_jax
-from wsod_jax.errors import ConfigError
+from wsod_jax.errors import ConfigError, DataError
 from wsod_jax.train.optim import path_name
 
+FORMAT = 2  # of checkpoints; wsod_jax 0.1 wrote no number
 BOX_CONVENTION = "xyxy, absolute pixels, continuous edges (width = x2 - x1)"
 
 
@@ -45,6 +46,7 @@ def run_metadata(
     """
     packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
     described = {
+        "format": FORMAT,
         "method": method,
         "result": result,
         "backbone": backbone,
@@ -60,6 +62,20 @@ def run_metadata(
         },
     }
     return json.loads(json.dumps(described))
+
+
+def check_format(metadata: Mapping[str, Any], folder: epath.Path) -> None:
+    """Refuse a checkpoint that another generation of the library wrote.
+
+    Raises:
+      DataError: says which.
+    """
+    if metadata.get("format") != FORMAT:
+        writer = metadata.get("versions", {}).get("wsod_jax", "another version")
+        raise DataError(
+            f"checkpoint {folder} was written by wsod_jax {writer}, whose checkpoints this version cannot read; "
+            "train again, or read it with the version that wrote it"
+        )
 
 
 def compare_runs(

@@ -1,4 +1,9 @@
-"""Where arrays live: one mesh over the devices, batches split over images, the state on every device."""
+"""Where arrays live: one mesh over all devices, batches split over images, the state on every device.
+
+Several processes may share the mesh. Then each process puts its own rows of a batch and can read its own
+rows alone; whatever else is read on the host is the same on every device. Nothing outside this file fetches
+an array that is split.
+"""
 
 from __future__ import annotations
 
@@ -14,32 +19,35 @@ DATA_AXIS = "data"
 
 
 def make_mesh(num_devices: int | None = None) -> Mesh:
-    """Make the mesh over the devices of this machine, with the one axis `data`.
+    """Make the mesh over the devices of all processes, with the one axis `data`.
+
+    Devices stand in the order of their processes, so process p of P holds the p-th part of the rows.
 
     Args:
-      num_devices: use only the first so many; `None` uses all.
+      num_devices: use only the first so many; `None` uses all. Several processes always use all.
 
     Returns:
       A mesh with automatic axes (explicit ones reject batched indexing).
 
     Raises:
-      ConfigError: if there are not so many devices, or several processes share the run.
+      ConfigError: if there are not so many devices, or processes have different numbers of them.
     """
-    if jax.process_count() > 1:
-        raise ConfigError(
-            f"the run is spread over {jax.process_count()} processes, but training uses the devices of one; "
-            "start a single process, without jax.distributed"
-        )
-    devices = jax.local_devices()
+    devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
+    processes = jax.process_count()
     count = len(devices) if num_devices is None else num_devices
+    if processes > 1:
+        held = [sum(d.process_index == p for d in devices) for p in range(processes)]
+        if count != len(devices) or len(set(held)) > 1:
+            raise ConfigError(
+                f"a mesh of {count} devices was asked for, and {processes} processes have {held}; several "
+                "processes train with all of their devices, the same number in each"
+            )
     if not 1 <= count <= len(devices):
         raise ConfigError(
             f"a mesh of {count} devices was asked for, but this process has {len(devices)} "
             f"({devices[0].platform}); ask for 1 to {len(devices)}, or leave it out to use all"
         )
-    return jax.make_mesh(
-        (count,), (DATA_AXIS,), axis_types=(AxisType.Auto,), devices=devices[:count]
-    )
+    return Mesh(np.asarray(devices[:count]), (DATA_AXIS,), axis_types=(AxisType.Auto,))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -47,22 +55,29 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
+def by_rows(mesh: Mesh) -> NamedSharding:
+    """Return the layout that splits the first axis, the rows of a batch, over the devices."""
+    return NamedSharding(mesh, PartitionSpec(DATA_AXIS))
+
+
 def put(batch: Any, mesh: Mesh) -> Any:
-    """Move a host batch onto the mesh, split along the images.
+    """Move this process's rows of a batch onto the mesh, split along the rows.
 
     Args:
-      batch: any pytree of NumPy arrays whose first axis is images. Parts may hold different numbers of
-        images (two streams), each divisible by the devices on the data axis.
+      batch: any pytree of NumPy arrays whose first axis is rows, one an image. Parts may hold different
+        numbers of rows (two streams), each divisible by this process's devices. With P processes, rows of
+        process p become rows p·n … p·n + n - 1 of the global array; all must bring the same number n.
       mesh: a mesh with a `data` axis.
 
     Returns:
-      The same pytree of global `jax.Array`s.
+      The same pytree of global `jax.Array`s, P times as long.
 
     Raises:
-      ConfigError: if a leaf has no image axis, or its images cannot be dealt out evenly.
+      ConfigError: if a leaf has no row axis, or its rows cannot be dealt out evenly.
     """
-    devices = mesh.shape[DATA_AXIS]
-    layout = NamedSharding(mesh, PartitionSpec(DATA_AXIS))
+    processes = _num_processes(mesh)
+    devices = mesh.shape[DATA_AXIS] // processes
+    layout = by_rows(mesh)
 
     def place(path: Any, leaf: Any) -> jax.Array:
         array = np.asarray(leaf)
@@ -79,6 +94,88 @@ def put(batch: Any, mesh: Mesh) -> Any:
                 f"share evenly; make the micro-batch a multiple of {devices} (the next is "
                 f"{-(-images // devices) * devices}), or use {fits[-1]} device(s)"
             )
-        return jax.device_put(array, layout)
+        if processes == 1:
+            return jax.device_put(array, layout)
+        shape = (images * processes, *array.shape[1:])
+        return jax.make_array_from_process_local_data(layout, array, shape)
 
     return jax.tree_util.tree_map_with_path(place, batch)
+
+
+def replicate(tree: Any, mesh: Mesh) -> Any:
+    """Keep a whole copy of a tree on every device of the mesh.
+
+    Args:
+      tree: pytree of arrays on the host, or on this mesh already. Every process brings the same values.
+      mesh: where to.
+
+    Returns:
+      The same pytree of global `jax.Array`s.
+    """
+    layout = replicated(mesh)
+    if _num_processes(mesh) == 1:
+        return jax.device_put(tree, layout)
+
+    def place(leaf: Any) -> jax.Array:
+        if isinstance(leaf, jax.Array) and leaf.sharding == layout:
+            return leaf
+        array = np.asarray(leaf)
+        return jax.make_array_from_callback(array.shape, layout, lambda index: array[index])
+
+    return jax.tree.map(place, tree)
+
+
+def fetch(tree: Any) -> Any:
+    """Copy arrays that every process can read to the host.
+
+    Args:
+      tree: pytree of arrays that lie whole on a device of this process: metrics, the state.
+
+    Returns:
+      The same pytree of NumPy arrays.
+
+    Raises:
+      ValueError: if an array is split over processes.
+    """
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        if isinstance(leaf, jax.Array) and not (
+            leaf.is_fully_addressable or leaf.is_fully_replicated
+        ):
+            raise ValueError(
+                f"array{jax.tree_util.keystr(path)} of shape {leaf.shape} is split over processes and cannot "
+                "be read by one of them; use `local_rows` for this process's rows, or reduce it on the device"
+            )
+    return jax.device_get(tree)
+
+
+def local_rows(tree: Any) -> Any:
+    """Copy this process's rows to the host: the inverse of `put`.
+
+    Args:
+      tree: pytree of arrays split along their first axis.
+
+    Returns:
+      The same pytree of NumPy arrays, with the rows that this process put, in their order.
+
+    Raises:
+      ValueError: if an array of several processes is not split by rows alone.
+    """
+
+    def rows(path: Any, leaf: jax.Array) -> np.ndarray:
+        if leaf.is_fully_addressable:
+            return np.asarray(leaf)
+        shards = {shard.index[0].start: shard for shard in leaf.addressable_shards}
+        if leaf.is_fully_replicated or any(
+            s.data.shape[1:] != leaf.shape[1:] for s in shards.values()
+        ):
+            raise ValueError(
+                f"array{jax.tree_util.keystr(path)} of shape {leaf.shape} is not split by rows over the "
+                "processes, so none of its rows are this one's; split it by `by_rows`, or `fetch` it"
+            )
+        return np.concatenate([np.asarray(shards[start].data) for start in sorted(shards)])
+
+    return jax.tree_util.tree_map_with_path(rows, tree)
+
+
+def _num_processes(mesh: Mesh) -> int:
+    return len({device.process_index for device in mesh.devices.flat})

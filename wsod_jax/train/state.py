@@ -7,13 +7,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import struct
 from jax.sharding import Mesh
 
 from wsod_jax.errors import ConfigError
 from wsod_jax.train.optim import path_name
-from wsod_jax.train.sharding import replicated
+from wsod_jax.train.sharding import replicate, replicated
 from wsod_jax.types import Params
 
 _INIT_STREAM = 0xFFFFFFFF  # folded into the seed key; no update ever has this number
@@ -86,17 +87,15 @@ def init_state(
             "average of the parameters to the loss; give the method's own entry another name"
         )
     if warm_start is not None:
-        params, extras = _warm_started((params, extras), warm_start, placed)
+        params, extras = replicate(_warm_started((params, extras), warm_start), mesh)
     opt_state = jax.jit(tx.init, out_shardings=placed)(params)
     average = jax.tree.map(jnp.copy, params) if ema else None
-    step = jax.device_put(jnp.zeros((), jnp.int32), placed)
+    step = replicate(np.zeros((), np.int32), mesh)
     return TrainState(step, params, extras, opt_state, average)
 
 
 def _warm_started(
-    drawn: tuple[Params, dict],
-    warm_start: Callable[[Params, dict], tuple[Params, dict]],
-    placed: Any,
+    drawn: tuple[Params, dict], warm_start: Callable[[Params, dict], tuple[Params, dict]]
 ) -> tuple[Params, dict]:
     warmed = warm_start(*drawn)
     before, after = _layout(drawn), _layout(warmed)
@@ -107,7 +106,7 @@ def _warm_started(
             + "; ".join(f"{k}: needed {before.get(k)}, got {after.get(k)}" for k in wrong[:8])
             + f" ({len(wrong)} in all); choose weights made for this network"
         )
-    return jax.device_put(warmed, placed)
+    return warmed
 
 
 def _layout(tree: tuple[Params, dict]) -> dict[str, str]:

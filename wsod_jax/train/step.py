@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -14,12 +14,13 @@ from jax.sharding import Mesh
 
 from wsod_jax.errors import ConfigError
 from wsod_jax.train.optim import Schedule
-from wsod_jax.train.sharding import replicated
+from wsod_jax.train.sharding import by_rows, replicated
 from wsod_jax.train.state import TrainState
 from wsod_jax.types import LossOutput, Params, Term
 
 Metrics = dict[str, jax.Array]
 MISMATCH = "normaliser_mismatch"
+_READ_A_BATCH = ("train", "propose", "examine")  # programs told apart by the shapes of their batch
 
 
 @struct.dataclass
@@ -38,11 +39,19 @@ class Sums:
 
 
 class TrainStep:
-    """Compiled updates of one method with one optimiser; made by `make_train_step`.
+    r"""Compiled updates of one method with one optimiser.
+
+    The objective is the sum over terms of mean(term) = Σ_i total_i / Σ_i weight_i over the images i of
+    all micro-batches of the update, so it does not depend on how they were split. Sums add up and are
+    divided once; terms of one normaliser (`Term.per`) share one gradient accumulator. Every
+    micro-batch of an update gets the same key, fold_in(seed key, step): the method folds in the image.
 
     The state given to `update` is donated: use only the one returned. A program is compiled once per
     distinct layout of a micro-batch, ahead of its first run; an array in another layout is an error,
     never a silent second compilation.
+
+    Ties: a normaliser of 0 (only filler images) gives its terms value 0 and gradient 0.
+    Gradient: flows into `params` only; weights are constants.
 
     Attributes:
       accumulate: micro-batches per update.
@@ -56,11 +65,43 @@ class TrainStep:
         tx: optax.GradientTransformation,
         *,
         seed: int,
-        accumulate: int,
-        ema_decay: float | Callable[[jax.Array], jax.Array] | None,
-        schedule: Schedule | None,
         mesh: Mesh,
+        accumulate: int = 1,
+        ema_decay: float | Callable[[jax.Array], jax.Array] | None = None,
+        schedule: Schedule | None = None,
     ) -> None:
+        """Compile nothing yet.
+
+        Args:
+          method: `loss(params, extras, batch, key, step) -> LossOutput`, and `propose` if it asks the host
+            for cues. A batch is whatever `sharding.put` takes: a `Batch`, or a dict of them by stream.
+          tx: the optimiser.
+          seed: the run's seed.
+          mesh: where state and batches live.
+          accumulate: micro-batches per update, >= 1.
+          ema_decay: d in EMA ← d·EMA + (1 − d)·params after each update, or a function of the step.
+            The loss then finds the average, read only, as `extras["ema"]`. Needed if, and only if, the
+            state was made with `ema=True`.
+          schedule: learning rate by update, only to be reported as "lr".
+
+        Raises:
+          ConfigError: if `accumulate` < 1, a number for `ema_decay` is not in [0, 1), or the method's
+            result is its average but none is kept.
+        """
+        if accumulate < 1:
+            raise ConfigError(
+                f"accumulate is the number of micro-batches per update, found {accumulate}; use 1 or more"
+            )
+        if ema_decay is None and getattr(method, "result", "params") == "ema":
+            raise ConfigError(
+                f"the detector of {type(method).__name__} is the running average of its parameters, but "
+                "train.ema_decay is None, so none is kept; set it, for instance to 0.9996"
+            )
+        if ema_decay is not None and not callable(ema_decay) and not 0.0 <= ema_decay < 1.0:
+            raise ConfigError(
+                f"ema_decay is the share of the average that an update keeps, found {ema_decay}; use a number "
+                "from 0 to below 1, a function of the step, or None"
+            )
         self.accumulate = accumulate
         self.mesh = mesh
         self.compile_seconds: list[float] = []
@@ -70,6 +111,11 @@ class TrainStep:
         self._ema_decay = ema_decay
         self._schedule = schedule
         self._programs: dict[tuple, Any] = {}
+
+    @property
+    def proposes(self) -> bool:
+        """Whether the method asks the host for cues before an update."""
+        return getattr(self._method, "propose", None) is not None
 
     def update(self, state: TrainState, micro_batches: Sequence[Any]) -> tuple[TrainState, Metrics]:
         """Do one update.
@@ -101,8 +147,32 @@ class TrainStep:
             sums, extras = self._run("train", self.add, within, (sums, kept, extras, batch))
         return self._run("apply", self.apply, after, (state.replace(extras=extras), sums))
 
+    def propose(self, state: TrainState, batch: Any) -> tuple[Any, Any]:
+        """Return what the method asks the host stage for, and the batch to train on.
+
+        The method sees the parameters, extras and key that its loss will see.
+
+        Args:
+          state: before the update; kept, not donated.
+          batch: one micro-batch on the mesh.
+
+        Returns:
+          The request, and the batch with what the method computed on the way; both split by rows.
+
+        Raises:
+          TypeError: if an array of either does not lead with the rows of the batch.
+        """
+
+        def ask(state: TrainState, batch: Any) -> tuple[Any, Any]:
+            extras, key = self._lent((state.ema, state.step), state.extras)
+            asked = self._method.propose(state.params, extras, batch, key, state.step)
+            _check_rows(asked, batch, type(self._method).__name__)
+            return asked
+
+        return self._run("propose", ask, by_rows(self.mesh), (state, batch), donate=False)
+
     def examine(self, state: TrainState, batch: Any) -> LossOutput:
-        """Return the loss's whole output, pseudo boxes included, without an update (for pictures).
+        """Return the loss's whole output, pseudo boxes and figures included, without an update.
 
         Args:
           state: kept, not donated; no need of `opt_state`.
@@ -115,9 +185,9 @@ class TrainStep:
 
         return self._run("examine", forward, None, (state, batch), donate=False)
 
-    def num_compilations(self) -> int:
-        """Return how many layouts of micro-batches the training step has been compiled for."""
-        return sum(kind == "train" for kind, _ in self._programs)
+    def num_compilations(self, kind: Literal["train", "propose", "examine"] = "train") -> int:
+        """Return for how many layouts of micro-batches a program has been compiled."""
+        return sum(compiled == kind for compiled, _ in self._programs)
 
     # The pure functions behind `update`, traceable for export, cost analysis and gradients of one's own.
 
@@ -189,7 +259,7 @@ class TrainStep:
         if (state.ema is None) != (self._ema_decay is None):
             raise ConfigError(
                 "a running average of the parameters needs both init_state(ema=True) and a value for "
-                f"make_train_step(ema_decay=…); found a state {'without' if state.ema is None else 'with'} "
+                f"TrainStep(ema_decay=…); found a state {'without' if state.ema is None else 'with'} "
                 f"one and ema_decay={self._ema_decay}"
             )
         if state.ema is None:
@@ -198,11 +268,9 @@ class TrainStep:
         return jax.tree.map(lambda old, new: decay * old + (1.0 - decay) * new, state.ema, params)
 
     def _loss(self, params: Params, kept: Sequence, extras: dict, batch: Any) -> LossOutput:
-        """Call the method; lend it the average as `extras["ema"]`, which it reads and need not return."""
-        ema, step = kept
-        key = jax.random.fold_in(jax.random.key(self._seed), step)
-        lent = extras if ema is None else {**extras, "ema": ema}
-        out = self._method.loss(params, lent, batch, key, step)
+        """Call the method's loss and check the extras that it returns."""
+        lent, key = self._lent(kept, extras)
+        out = self._method.loss(params, lent, batch, key, kept[1])
         kept_extras = {name: value for name, value in out.extras.items() if name != "ema"}
         if _signature(kept_extras) != _signature(extras):
             raise ConfigError(
@@ -210,6 +278,12 @@ class TrainStep:
                 f"given; given {_signature(extras)}, returned {_signature(kept_extras)}"
             )
         return out.replace(extras=kept_extras)
+
+    def _lent(self, kept: Sequence, extras: dict) -> tuple[dict, jax.Array]:
+        """Return the extras with the average, read only, as `extras["ema"]`, and the update's key."""
+        ema, step = kept
+        key = jax.random.fold_in(jax.random.key(self._seed), step)
+        return extras if ema is None else {**extras, "ema": ema}, key
 
     def _empty(self, kept: tuple, extras: dict, batch: Any) -> Sums:
         """Return sums of nothing, laid out as the parameters; of `batch` only shapes are read."""
@@ -241,9 +315,8 @@ class TrainStep:
           arguments: what to call it with.
           donate: whether the first argument's memory is handed over.
         """
-        # Sums and states look the same whatever the micro-batch, so only programs that read a batch
-        # are told apart by its shapes.
-        shapes = _signature(arguments[-1]) if kind in ("train", "examine") else None
+        # Sums and states look the same whatever the micro-batch.
+        shapes = _signature(arguments[-1]) if kind in _READ_A_BATCH else None
         if (kind, shapes) not in self._programs:
             started = time.perf_counter()
             jitted = jax.jit(function, donate_argnums=0 if donate else (), out_shardings=outputs)
@@ -252,55 +325,23 @@ class TrainStep:
         return self._programs[kind, shapes](*arguments)
 
 
-def make_train_step(
-    method: Any,
-    tx: optax.GradientTransformation,
-    *,
-    seed: int,
-    mesh: Mesh,
-    accumulate: int = 1,
-    ema_decay: float | Callable[[jax.Array], jax.Array] | None = None,
-    schedule: Schedule | None = None,
-) -> TrainStep:
-    r"""Make the update of one method.
+def num_rows(batch: Any) -> dict[str | None, int]:
+    """Return the rows of each stream of a batch; of a batch that is no dict, under the name `None`."""
+    streams = batch if isinstance(batch, dict) else {None: batch}
+    return {name: jax.tree.leaves(part)[0].shape[0] for name, part in streams.items()}
 
-    The objective is the sum over terms of mean(term) = Σ_i total_i / Σ_i weight_i over the images i of
-    all micro-batches of the update, so it does not depend on how they were split. Sums add up and are
-    divided once; terms of one normaliser (`Term.per`) share one gradient accumulator. Every
-    micro-batch of an update gets the same key, fold_in(seed key, step): the method folds in the image.
 
-    Args:
-      method: `loss(params, extras, batch, key, step) -> LossOutput`.
-      tx: the optimiser.
-      seed: the run's seed.
-      mesh: where state and batches live.
-      accumulate: micro-batches per update, >= 1.
-      ema_decay: d in EMA ← d·EMA + (1 − d)·params after each update, or a function of the step.
-        The loss then finds the average, read only, as `extras["ema"]`. Needed if, and only if, the
-        state was made with `ema=True`.
-      schedule: learning rate by update, only to be reported as "lr".
-
-    Returns:
-      The step.
-
-    Raises:
-      ConfigError: if `accumulate` < 1.
-    Ties: a normaliser of 0 (only filler images) gives its terms value 0 and gradient 0.
-    Gradient: flows into `params` only; weights are constants.
-    """
-    if accumulate < 1:
-        raise ConfigError(
-            f"accumulate is the number of micro-batches per update, found {accumulate}; use 1 or more"
-        )
-    return TrainStep(
-        method,
-        tx,
-        seed=seed,
-        accumulate=accumulate,
-        ema_decay=ema_decay,
-        schedule=schedule,
-        mesh=mesh,
-    )
+def _check_rows(asked: tuple, batch: Any, method: str) -> None:
+    """Refuse, while tracing, a request or batch of `propose` that does not lead with rows."""
+    rows = set(num_rows(batch).values())
+    for path, leaf in jax.tree_util.tree_leaves_with_path(asked):
+        if leaf.ndim == 0 or leaf.shape[0] not in rows:
+            part, *rest = path
+            name = ("the request", "the batch")[part.idx] + jax.tree_util.keystr(tuple(rest))
+            raise TypeError(
+                f"{method}.propose returned {name} of shape {list(leaf.shape)}; every array of the request and "
+                f"of the batch leads with the rows of the micro-batch, here {sorted(rows)}"
+            )
 
 
 def _layout(tree: Any) -> Any:
