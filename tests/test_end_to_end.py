@@ -29,8 +29,8 @@ from wsod_jax.errors import ConfigError, DataError
 from wsod_jax.train.checkpoint import checkpoint_steps, load_checkpoint
 from wsod_jax.train.logging import JsonlWriter, read_jsonl
 from wsod_jax.train.loop import Interrupted
-from wsod_jax.train.progress import NonFiniteError
 from wsod_jax.train.manifest import write_manifest
+from wsod_jax.train.progress import NonFiniteError
 from wsod_jax.train.sharding import make_mesh
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -1,0 +1,266 @@
+"""A method that no library file knows: written here, handed in, trained, interrupted, resumed, loaded.
+
+It learns from boxes, asks for cues on the host before every update, keeps extras, and has options of its own.
+docs/adding_a_method.md explains it step by step.
+"""
+
+import dataclasses
+import os
+import signal
+from typing import Annotated, ClassVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import struct
+
+from wsod_jax import build, runs
+from wsod_jax.build import METHODS
+from wsod_jax.errors import ConfigError
+from wsod_jax.methods.base import Method, image_term
+from wsod_jax.nn.layers import valid_mask
+from wsod_jax.options import NOT_NEGATIVE, SHARE
+from wsod_jax.train.loop import Interrupted
+from wsod_jax.types import LossOutput, Predictions
+
+# -- 1. the method
+
+
+@struct.dataclass
+class Asked:
+    """What the cue source is asked: how well every target is found so far.
+
+    Attributes:
+      found: [b, g] mean probability of a target's class inside its box.
+      mask: [b, g] bool, real targets.
+    """
+
+    found: jax.Array
+    mask: jax.Array
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CellClassifier(Method):
+    """Every cell of the map says which class covers it, and stands for a box around itself.
+
+        L = -(1/n) Σ_cells [t log p + (1 - t) log(1 - p)] u,   p = σ(w · f + b - m)
+
+    with t_c = 1 where a target of class c covers the cell's center, u the weight that the cue source gives the target
+    (1 elsewhere), and m a running mean of the logits, which gradients do not train.
+
+    Attributes:
+      backbone: part: the network that makes the map "c5".
+      num_classes: part: c.
+      max_targets: part: g, the most boxes of a training image.
+      side: of the box that a cell stands for, in cells.
+      momentum: of the running mean.
+    """
+
+    backbone: nn.Module
+    num_classes: int
+    max_targets: int
+    side: Annotated[float, NOT_NEGATIVE] = 3.0
+    momentum: Annotated[float, SHARE] = 0.9
+
+    supervision: ClassVar = {"train": "boxes"}
+    outputs: ClassVar = frozenset({"boxes"})
+    aligned_rows: ClassVar = False  # a cell shows another place in every view
+
+    def init(self, key, batch):
+        backbone = self.backbone.init(key, batch)["params"]
+        head = {
+            "kernel": jnp.zeros((self.backbone.channels, self.num_classes)),
+            "bias": jnp.zeros(()),
+        }
+        return {"backbone": backbone, "head": head}, {"mean": jnp.zeros(self.num_classes)}
+
+    def logits(self, params, extras, batch):
+        """Return the map, its logits [b, h, w, c] and its valid cells [b, h, w, 1]."""
+        maps = self.backbone.apply({"params": params["backbone"]}, batch)["c5"]
+        raw = maps.features @ params["head"]["kernel"] + params["head"]["bias"]
+        mask = valid_mask(maps.size, *maps.features.shape[1:3])
+        return maps, raw - extras["mean"][None, None, None, :], mask
+
+    def covered(self, maps, targets):
+        """Return which cells' centers every target covers, [b, g, h, w]."""
+        height, width = maps.features.shape[1:3]
+        y, x = ((jnp.arange(n) + 0.5) * maps.stride for n in (height, width))
+        x1, y1, x2, y2 = jnp.moveaxis(targets.boxes, -1, 0)[..., None]  # each [b, g, 1]
+        rows = (y[None, None, :] >= y1) & (y[None, None, :] < y2)
+        columns = (x[None, None, :] >= x1) & (x[None, None, :] < x2)
+        real = targets.mask & ~targets.ignore
+        return rows[..., :, None] & columns[..., None, :] & real[..., None, None]
+
+    def propose(self, params, extras, batch, key, step):
+        maps, logits, _ = self.logits(params, extras, batch)
+        inside = self.covered(maps, batch.targets)  # [b, g, h, w]
+        own = jnp.take_along_axis(
+            jnp.moveaxis(jax.nn.sigmoid(logits), -1, 1), batch.targets.classes[..., None, None], 1
+        )
+        found = jnp.sum(own * inside, (2, 3)) / jnp.maximum(jnp.sum(inside, (2, 3)), 1)
+        return Asked(found, batch.targets.mask), batch
+
+    def loss(self, params, extras, batch, key, step):
+        maps, logits, mask = self.logits(params, extras, batch)
+        inside = self.covered(maps, batch.targets)[..., None]  # [b, g, h, w, 1]
+        classes = jax.nn.one_hot(batch.targets.classes, self.num_classes)[:, :, None, None, :]
+        target = jnp.max(inside * classes, axis=1)
+        weight = jnp.max(
+            jnp.where(inside, batch.cues[:, :, None, None, None], 0.0) * classes, axis=1
+        )
+        weight = jnp.where(target > 0, weight, 1.0)
+        log_p, log_q = jax.nn.log_sigmoid(logits), jax.nn.log_sigmoid(-logits)
+        cells = -(target * log_p + (1 - target) * log_q) * weight * mask
+        count = jnp.maximum(jnp.sum(mask, (1, 2, 3)), 1)
+        terms = {"cells": image_term(jnp.sum(cells, (1, 2, 3)) / count, batch)}
+        real = mask & batch.image_mask[:, None, None, None]
+        mean = jnp.sum(logits * real, (0, 1, 2)) / jnp.maximum(jnp.sum(real), 1)
+        mean = self.momentum * extras["mean"] + (1 - self.momentum) * jax.lax.stop_gradient(mean)
+        cue = image_term(jnp.sum(batch.cues * batch.targets.mask, 1), batch)
+        return LossOutput(terms, {"mean": mean}, {"cue": cue})
+
+    def predict(self, params, extras, batch, want):
+        maps, logits, mask = self.logits(params, extras, batch)
+        b, height, width, c = logits.shape
+        y, x = jnp.meshgrid(jnp.arange(height) + 0.5, jnp.arange(width) + 0.5, indexing="ij")
+        center = jnp.stack([x, y, x, y], -1).reshape(-1, 4)  # [m, 4] in cells
+        half = self.side / 2 * jnp.array([[-1.0, -1.0, 1.0, 1.0]])
+        boxes = jnp.broadcast_to((center + half) * maps.stride, (b, height * width, 4))
+        scores = jax.nn.sigmoid(logits).reshape(b, -1, c)
+        return Predictions(boxes, scores, mask.reshape(b, -1) & batch.image_mask[:, None])
+
+
+# -- 2. its cue source
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Attention:
+    """Weighs up the targets that are not found yet. NumPy on the host; a context manager.
+
+    Attributes:
+      images: part: the training images.
+      proposals: part: their proposals, here none.
+      power: of 2 - found.
+    """
+
+    images: object
+    proposals: object
+    power: Annotated[float, NOT_NEGATIVE] = 1.0
+
+    kill_at: ClassVar[int | None] = None  # for the test: the call at which the process gets SIGTERM
+    calls: ClassVar[int] = 0
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *failure):
+        pass
+
+    def __call__(self, request, image_index, image_mask):
+        type(self).calls += 1
+        if type(self).calls == type(self).kill_at:
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert isinstance(request.found, np.ndarray) and len(image_index) == len(request.found)
+        return np.where(request.mask, (2.0 - request.found) ** self.power, 0.0).astype(np.float32)
+
+
+# -- 3. the tables that it is handed in by, and a configuration
+
+OWN = {"methods": {**METHODS, "cells": CellClassifier}, "cues": {"attention": Attention}}
+
+
+def values(data) -> dict:
+    """The configuration as plain values; a file in configs/ would return the same as a ConfigDict."""
+    return dict(
+        seed=3,
+        method=dict(name="cells", side=2.0),
+        backbone=dict(name="tiny", widths=(4, 4, 8, 8)),
+        data=dict(reader="voc", root=str(data), train_split="trainval", test_split="test"),
+        cues=dict(name="attention", power=2.0),
+        train=dict(
+            num_steps=6, micro_batch=4, accumulate=2, scales=(64,), aspect=1.5, loader="threads"
+        ),
+        optim=dict(name="adamw", learning_rate=0.01),
+        log=dict(every=1, checkpoint_every=3, tensorboard=False),
+        eval=dict(scales=(64,), micro_batch=4, merge="union", corloc_split=None, loader="threads"),
+    )
+
+
+def config(data, **changes):
+    made = values(data)
+    for section, options in changes.items():
+        made[section] = options if options is None else {**made.get(section, {}), **options}
+    return build.read_config(made, **OWN)
+
+
+@pytest.fixture(scope="module")
+def whole(tiny_set, tmp_path_factory):
+    """A run that nothing interrupts."""
+    workdir = tmp_path_factory.mktemp("whole")
+    Attention.calls, Attention.kill_at = 0, None
+    runs.train(config(tiny_set[0]), workdir)
+    assert Attention.calls == 6 * 2  # once for every micro-batch of every update
+    return workdir
+
+
+def test_it_trains_and_is_loaded_by_its_name(whole, tiny_set):
+    predictor = runs.load_run(whole, **OWN)
+    assert type(predictor.method) is CellClassifier
+    assert predictor.method.side == 2.0 and predictor.method.momentum == 0.9
+    assert np.any(predictor.extras["mean"])
+    images = predictor.config.data.images("test")
+    found = predictor.detect(images, None).detections
+    assert len(found) and set(found.classes) <= set(range(len(images.class_names)))
+    first = runs.load_run(whole, 0, **OWN)
+    assert not np.any(first.extras["mean"])
+    assert not np.array_equal(predictor.params["head"]["kernel"], first.params["head"]["kernel"])
+    assert "annotations" in predictor.metadata["boxes"]
+
+
+def test_interrupted_and_resumed_it_ends_bit_for_bit_the_same(whole, tiny_set, tmp_path):
+    Attention.calls, Attention.kill_at = 0, 5  # in the host stage of the third update
+    try:
+        with pytest.raises(Interrupted):
+            runs.train(config(tiny_set[0]), tmp_path)
+    finally:
+        Attention.kill_at = None
+    stopped = runs.load_run(tmp_path, **OWN)
+    assert stopped.metadata["step"] == 3
+    runs.train(config(tiny_set[0]), tmp_path)
+    one, other = (runs.load_run(folder, **OWN) for folder in (whole, tmp_path))
+    assert one.metadata["step"] == other.metadata["step"] == 6
+    same = jax.tree.map(np.array_equal, (one.params, one.extras), (other.params, other.extras))
+    assert all(jax.tree.leaves(same))
+
+
+def test_cues_reach_the_loss_and_their_time_is_logged(whole):
+    from wsod_jax.train.logging import read_jsonl
+
+    entries = read_jsonl(whole / "metrics.jsonl")
+    assert [entry["step"] for entry in entries] == [1, 2, 3, 4, 5, 6]
+    assert all(entry["cue"] > 0 and entry["cues_s"] >= 0 for entry in entries)
+    assert entries[0]["cue"] != entries[-1]["cue"]  # asked anew with the parameters of each update
+
+
+def test_what_does_not_fit_is_refused(tiny_set):
+    with pytest.raises(ConfigError, match=r"method\.sid.*side"):
+        config(tiny_set[0], method=dict(sid=1.0))
+    with pytest.raises(ConfigError, match=r"method\.momentum.*1\.5"):
+        config(tiny_set[0], method=dict(momentum=1.5))
+    with pytest.raises(ConfigError, match=r"cues.*None.*cells"):
+        config(tiny_set[0], cues=None)
+    with pytest.raises(ConfigError, match=r"merge.*union"):
+        config(tiny_set[0], eval=dict(merge="mean"))
+    with pytest.raises(ConfigError, match="cells.*wsddn"):
+        build.read_config(values(tiny_set[0]))  # the library's own tables know no such method
+
+
+def test_a_method_that_is_not_hashable_is_refused(tiny_set):
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Unhashable(CellClassifier):
+        steps: list = dataclasses.field(default_factory=list)
+
+    with pytest.raises(ConfigError, match="cells.*hash"):
+        build.read_config(values(tiny_set[0]), methods={"cells": Unhashable}, cues=OWN["cues"])
