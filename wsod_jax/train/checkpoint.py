@@ -14,6 +14,7 @@ from etils import epath
 from orbax.checkpoint import checkpoint_managers
 
 from wsod_jax.errors import ConfigError, DataError
+from wsod_jax.train.distributed import by_first, check_shared, is_first
 from wsod_jax.train.identity import check_format, compare_layouts, compare_runs
 from wsod_jax.train.manifest import find_damage, write_manifest
 from wsod_jax.train.state import TrainState
@@ -36,6 +37,7 @@ class Checkpoints:
     (JSON) and `manifest.json` (a checksum of every file, written last). Writing is atomic: a crash
     leaves the older ones as they were. Opening verifies the newest one; if it is damaged or
     unfinished it is renamed `damaged-<step>` with a warning and the one before takes its place.
+    Several processes open the same shared folder and call every method together.
     """
 
     def __init__(
@@ -67,12 +69,12 @@ class Checkpoints:
         self.folder = epath.Path(folder)
         self._metadata = json.loads(json.dumps(dict(metadata)))  # as it will be read back
         self._best = best
-        self.folder.mkdir(parents=True, exist_ok=True)
-        newest = _verified_newest(self.folder)
-        if newest is not None:
-            compare_runs(
-                _read_metadata(self.folder / str(newest)), self._metadata, may_differ, self.folder
-            )
+        by_first(f"open {self.folder}", self._make_ready)
+        check_shared(self.folder)
+        steps = _numbered(self.folder)
+        if steps:
+            stored = _read_metadata(self.folder / str(steps[-1]))
+            compare_runs(stored, self._metadata, may_differ, self.folder)
         policies = checkpoint_managers
         keep = [policies.LatestN(2), policies.CustomSteps([0])]
         if keep_period is not None:
@@ -95,6 +97,10 @@ class Checkpoints:
                 preservation_policy=policies.AnyPreservationPolicy(keep),
             ),
         )
+
+    def _make_ready(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        _set_damaged_aside(self.folder)
 
     @property
     def steps(self) -> list[int]:
@@ -137,11 +143,13 @@ class Checkpoints:
         try:
             kept = None if scores is None else {k: float(v) for k, v in scores.items()}
             self._manager.save(step, args=items, metrics=kept, force=True)
-            write_manifest(self.folder / str(step))
+            what = f"finish the checkpoint of step {step}"
+            by_first(what, lambda: write_manifest(self.folder / str(step)))
         except (OSError, ValueError) as error:
             if not _is_storage_error(error):
                 raise
-            self._discard(step)
+            if is_first():
+                self._discard(step)
             raise OSError(_errno(error), self._save_failure(step, error)) from error
 
     def restore(self, state: TrainState) -> TrainState | None:
@@ -258,8 +266,8 @@ def _numbered(folder: epath.Path) -> list[int]:
     return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit())
 
 
-def _verified_newest(folder: epath.Path) -> int | None:
-    """Return the newest undamaged step; move the damaged ones above it aside."""
+def _set_damaged_aside(folder: epath.Path) -> None:
+    """Rename damaged checkpoints, so that the newest one is good."""
     damaged: dict[int, str] = {}
     for step in reversed(_numbered(folder)):
         damage = find_damage(folder / str(step))
@@ -273,7 +281,7 @@ def _verified_newest(folder: epath.Path) -> int | None:
                 f"every checkpoint in {folder} is damaged ({found}); restore a copy, or delete the "
                 "folder to start again from step 0"
             )
-        return None
+        return
     for worse, damage in damaged.items():
         aside = folder / f"damaged-{worse}"
         if aside.exists():
@@ -282,9 +290,8 @@ def _verified_newest(folder: epath.Path) -> int | None:
         warnings.warn(
             f"checkpoint {folder / str(worse)} cannot be used: {damage}. It was renamed to {aside}; "
             f"training goes back to step {step}",
-            stacklevel=3,
+            stacklevel=5,
         )
-    return step
 
 
 def _read_metadata(folder: epath.Path) -> dict:

@@ -92,7 +92,7 @@ def compare_runs(
     Raises:
       ConfigError: lists what differs and the ways out.
     """
-    before, now = _flat(stored), _flat(current)
+    before, now = dotted(stored), dotted(current)
     ours = {name for name in before.keys() | now.keys() if name.split(".")[0] in current}
     changed = sorted(name for name in ours if before.get(name) != now.get(name))
     versions = [name for name in changed if name.startswith("versions.")]
@@ -116,12 +116,13 @@ def compare_runs(
         )
 
 
-def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+def dotted(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """Return the leaves of nested dicts under names such as "config.optim.name"."""
     if not isinstance(tree, dict):
         return {prefix: tree}
     flat: dict[str, Any] = {}
     for name, value in tree.items():
-        flat |= _flat(value, f"{prefix}.{name}" if prefix else str(name))
+        flat |= dotted(value, f"{prefix}.{name}" if prefix else str(name))
     return flat
 
 

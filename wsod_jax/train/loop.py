@@ -16,13 +16,15 @@ import jax
 
 from wsod_jax.errors import ConfigError, DataError
 from wsod_jax.train.checkpoint import Checkpoints
-from wsod_jax.train.distributed import Votes, is_first
+from wsod_jax.train.distributed import PeerError, Votes, abandon, is_first
 from wsod_jax.train.host_stage import CueError, CueSource, add_cues, opened, source_name
 from wsod_jax.train.logging import Writer
 from wsod_jax.train.progress import Progress, check_state, last_good
 from wsod_jax.train.sharding import fetch, put
 from wsod_jax.train.state import TrainState
 from wsod_jax.train.step import Metrics, TrainStep, num_rows
+
+_FAILED = 1000  # a vote: "process n failed" is this plus n; smaller ones are signals
 
 Hook = Callable[[int, TrainState, Sequence[Any], Metrics], None]
 Validate = Callable[[int, TrainState], Mapping[str, float]]
@@ -111,7 +113,8 @@ def train(
     them. Checkpoints fall on multiples of `steps.checkpoint_interval`, on the first state and on the last,
     and only after every number of that state was found finite. SIGTERM or Ctrl-C finishes the update,
     saves and raises `Interrupted`; a second Ctrl-C stops at once. Of several processes one that is told to
-    stop is enough: all stop after the same update, at most two later.
+    stop is enough: all stop after the same update, this one or the next. If one of them fails, the others
+    stop too.
 
     Where the method has a `propose`, each micro-batch of an update is proposed and gets its cues before the
     update runs (`host_stage`).
@@ -136,6 +139,7 @@ def train(
       DataError: if the batches end early.
       ConfigError: if terms that share a normaliser disagree on it, or a cue source is missing or not asked.
       Interrupted: after a signal, once saved.
+      PeerError: if another process failed.
     """
     if step.proposes != (cues is not None):
         raise ConfigError(
@@ -182,7 +186,7 @@ def train(
                     state, metrics = step.update(state, placed)
             done += 1
             progress.add(done, metrics, sum(sum(num_rows(batch).values()) for batch in placed))
-            stop.count()
+            stop.count(done)
             profile.after(done, metrics)
             with progress.pause():
                 for hook in watchers.hooks:
@@ -243,18 +247,34 @@ class _Stop:
                 self._previous[number] = signal.signal(number, self._receive)
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type | None, error: BaseException | None, _: object) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
+        if self._votes is not None and kind not in (None, Interrupted, PeerError):
+            # Let the others know, if they still can.
+            with contextlib.suppress(Exception):
+                self._votes.cast(_FAILED + jax.process_index())
 
     def vote(self) -> None:
         """Tell the other processes, as part of an update, whether this one has to stop."""
         if self._votes is not None:
             self._votes.cast(0 if self._received is None else int(self._received))
 
-    def count(self) -> None:
-        """Read the votes of the update before; those of the newest may still be on their way."""
-        if self._votes is not None and (number := self._votes.count()):
+    def count(self, done: int) -> None:
+        """Read what all told before the update that was dispatched last.
+
+        Raises:
+          PeerError: if a process failed before that update.
+        """
+        if self._votes is None:
+            return
+        number = self._votes.count()
+        if number >= _FAILED:
+            abandon(
+                f"process {number - _FAILED} failed before update {done}, so this one stops; its own message "
+                "says why"
+            )
+        if number:
             self.agreed = signal.Signals(number).name
 
     def _receive(self, number: int, _: object) -> None:
