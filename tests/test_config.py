@@ -426,7 +426,9 @@ def test_windows_of_images_exclude_cached_features_and_proposals():
     values["train"]["cache_features"] = True
     message = refusal(values)
     assert "crop_margin is 8" in message and "cache_features" in message
-    message = refusal(with_value(SECTIONS["oim_ir"], "train.crop_margin", 8))
+    values = with_value(SECTIONS["oim_ir"], "train.crop_margin", 8)
+    values["train"]["cache_features"] = False
+    message = refusal(values)
     assert "crop_margin is 8" in message and "proposals" in message
 
 
@@ -716,9 +718,15 @@ class Cutter:
     margin: Annotated[int, COUNT] = 2
 
 
-def toy_values(**changes):
+def without_maps(method):
+    """Return a configuration of a method that predicts neither boxes nor maps."""
     values = get_spn_config().to_dict()
-    return {**values, "method": {"name": "toy", **changes}}
+    values["eval"].pop("maps", None)
+    return {**values, "method": method}
+
+
+def toy_values(**changes):
+    return without_maps({"name": "toy", **changes})
 
 
 def test_method_that_is_handed_in_is_read_like_any_other():
@@ -831,8 +839,7 @@ def test_streams_of_the_data_are_those_of_the_method():
 
 
 def classifier(**options):
-    values = with_value(get_spn_config(), "method", {"name": "classifier", **options})
-    return make_method(read(values))
+    return make_method(read(without_maps({"name": "classifier", **options})))
 
 
 @pytest.mark.parametrize("options", [{}, {"activation": "softmax"}])
