@@ -92,6 +92,46 @@ def test_max_pool_equals_the_literal_loops_when_every_box_is_inside():
     expect_oracle(case, *jitted_pool_and_pull(*case))
 
 
+pool_inside = jax.jit(
+    functools.partial(roi_max_pool, output_size=BINS, spatial_scale=SCALE, inside=True)
+)
+
+
+def inside_case(seed, room_px=0):
+    """A case whose boxes reach no further than `room_px` beyond the valid part of their map."""
+    features, boxes, mask, sizes, grad = make_case(seed)
+    limits = np.tile(8 * sizes[:, ::-1] + room_px, 2)[:, None]
+    return features, np.clip(boxes, 0, limits).astype(np.float32), mask, sizes, grad
+
+
+@pytest.mark.parametrize("room_px", [0, 8 * roi.SHORT_CELLS])
+def test_max_pool_of_boxes_known_to_be_inside_equals_the_literal_loops(room_px):
+    features, boxes, mask, sizes, grad = case = inside_case(1, room_px)
+    pooled, pull = jax.vjp(lambda f: pool_inside(f, boxes, mask, sizes), features)
+    expect_oracle(case, pooled, pull(grad)[0])
+    np.testing.assert_array_equal(pool_inside(features, boxes, mask, sizes), pooled)
+
+
+def test_max_pool_cuts_boxes_that_are_said_to_be_inside_and_are_not():
+    features, boxes, mask, sizes, _ = make_case(1)
+    _, cut, *_ = inside_case(1, 8 * roi.SHORT_CELLS)
+    assert (cut != boxes).any()
+    np.testing.assert_array_equal(
+        pool_inside(features, boxes, mask, sizes), pool_inside(features, cut, mask, sizes)
+    )
+
+
+def test_max_pool_of_boxes_known_to_be_inside_compiles_one_program():
+    *arguments, _ = make_case(0)
+
+    def num_branches(operation):
+        step = jax.jit(jax.grad(lambda f, *a: operation(f, *a).sum()))
+        return step.lower(*arguments).as_text().count("stablehlo.case")
+
+    assert num_branches(pool) == 2  # forward and backward
+    assert num_branches(pool_inside) == 0
+
+
 def test_max_pool_sends_the_gradient_of_a_constant_map_to_first_cells():
     case = make_case(2)
     case = (np.zeros_like(case[0]), *case[1:])
@@ -149,6 +189,7 @@ def test_max_pool_in_bfloat16_picks_the_same_cells():
 
 OPERATIONS = {
     "max": pool,
+    "max_inside": pool_inside,
     "align": jax.jit(functools.partial(roi_align, output_size=BINS, spatial_scale=SCALE)),
 }
 

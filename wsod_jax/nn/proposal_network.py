@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Literal
 
 import flax.linen as nn
@@ -13,7 +14,8 @@ from wsod_jax.nn.heads import MidnHead, RefinementHeads
 from wsod_jax.ops.roi import roi_align, roi_max_pool
 from wsod_jax.types import Batch, FeatureMap
 
-POOLING = {"max": roi_max_pool, "align": roi_align}
+# Proposals were clipped to their image at reading.
+POOLING = {"max": functools.partial(roi_max_pool, inside=True), "align": roi_align}
 
 
 @struct.dataclass

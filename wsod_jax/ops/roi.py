@@ -7,11 +7,14 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float, Int
 
-from wsod_jax.ops.window_max import Cover, cover_intervals, max_over_rectangles
+from wsod_jax.ops.window_max import Cover, Longest, cover_intervals, max_over_rectangles
 
 LIMIT_CELLS = (
     2**20
 )  # box edges further out than this count as this far, so that integers stay small
+SHORT_CELLS = (
+    4  # a map may end up to this many cells before its image does (convolutions without padding)
+)
 ALIGN_BYTES = 256 * 2**20  # size that the half-pooled maps of one block of proposals may reach
 
 
@@ -23,6 +26,7 @@ def roi_max_pool(
     *,
     output_size: int,
     spatial_scale: float,
+    inside: bool = False,
 ) -> Float[Array, "b r {output_size} {output_size} d"]:
     """Pool each box's part of the feature map onto a fixed grid by maxima over quantised bins.
 
@@ -32,11 +36,14 @@ def roi_max_pool(
 
     Args:
       features: [b, h, w, d] finite, float32 or bfloat16.
-      boxes: [b, r, 4] xyxy in pixels; may reach out of the image or be empty.
+      boxes: [b, r, 4] xyxy in pixels; may be empty and, unless `inside`, reach out of the image.
       mask: [b, r] True = real proposal.
       map_size: [b, 2] valid (rows, columns) of the map; cells beyond are never read.
       output_size: p, bins per side.
       spatial_scale: map cells per pixel, 1 / stride.
+      inside: True says that all real boxes lie in their image, as proposals do that were clipped at reading. Results
+        are the same, and only the program for such boxes is compiled. A box that reaches out nevertheless is cut to
+        the map and `SHORT_CELLS` beyond it.
 
     Returns:
       [b, r, p, p, d] in the features' type; 0 in bins without a cell and where masked.
@@ -50,9 +57,13 @@ def roi_max_pool(
     """
     edges = spatial_scale * jax.lax.stop_gradient(boxes).astype(jnp.float32)
     edges = _round_half_away(jnp.clip(edges, -LIMIT_CELLS, LIMIT_CELLS))  # [b, r, 4] int32
+    if inside:
+        limit = jnp.tile(map_size[:, None, ::-1] + SHORT_CELLS, 2)  # [b, 1, 4]
+        edges = jnp.clip(edges, 0, limit)
     rows = _bins(edges[..., 1], edges[..., 3], map_size[:, 0], output_size)
     columns = _bins(edges[..., 0], edges[..., 2], map_size[:, 1], output_size)
-    pooled = max_over_rectangles(features, rows, columns)
+    longest = (-(-(n + SHORT_CELLS + 1) // output_size) + 1 for n in features.shape[1:3])
+    pooled = max_over_rectangles(features, rows, columns, Longest(*longest, bounded=inside))
     filled = rows.filled[..., :, None] & columns.filled[..., None, :] & mask[..., None, None]
     return jnp.where(filled[..., None], pooled, 0)
 

@@ -51,9 +51,24 @@ def cover_intervals(start: Int[Array, "b r p"], end: Int[Array, "b r p"]) -> Cov
     return Cover(level, jnp.where(filled, start, 0), last, filled)
 
 
-@jax.custom_vjp
+class Longest(NamedTuple):
+    """How many cells the intervals have at most: static, and what decides how many tables are compiled.
+
+    Attributes:
+      rows: cells of the longest vertical interval to expect, at least 1.
+      columns: of the longest horizontal one.
+      bounded: True promises that no interval is longer; longer ones then give arbitrary results. If False, intervals
+        up to the whole map are legal, for which a second, larger program is compiled: it runs where one is longer.
+    """
+
+    rows: int
+    columns: int
+    bounded: bool
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def max_over_rectangles(
-    features: Float[Array, "b h w d"], rows: Cover, columns: Cover
+    features: Float[Array, "b h w d"], rows: Cover, columns: Cover, longest: Longest
 ) -> Float[Array, "b r p p d"]:
     """Return the maximum over every rectangle rows[.., i] x columns[.., j].
 
@@ -61,6 +76,7 @@ def max_over_rectangles(
       features: [b, h, w, d] finite.
       rows: p vertical intervals for each of r regions.
       columns: p horizontal intervals, likewise.
+      longest: bounds on the intervals' lengths.
 
     Returns:
       [b, r, p, p, d] maxima; arbitrary where an interval is not filled, as are the gradients from there.
@@ -69,7 +85,7 @@ def max_over_rectangles(
     Cost: O(b h w d) operations for each of the log^2 tables, O(b r p^2 d) for the look-ups; blocks of
     channels keep the working memory of both passes near four times `TABLE_BYTES`, beside the result.
     """
-    pooled = _at_levels(_block_max, (features,), rows, columns)
+    pooled = _at_levels(_block_max, (features,), rows, columns, longest)
     return _unflatten(pooled, rows)
 
 
@@ -239,22 +255,21 @@ def _by_channel_blocks(function: Callable, arrays: tuple[Array, ...], levels: tu
     return jax.tree.map(join, blocks)
 
 
-def _at_levels(function: Callable, arrays: tuple[Array, ...], rows: Cover, columns: Cover):
-    """Run `function` with as many table levels as the bins need.
-
-    Boxes inside the image have bins of at most ceil((size + 1) / p) + 1 cells; only boxes that reach
-    far out of it need tables up to the size of the map, so those are a branch of their own.
-    """
-    sizes, num_bins = arrays[0].shape[1:3], rows.level.shape[-1]
-    usual = tuple(min(-(-(n + 1) // num_bins) + 1, n).bit_length() for n in sizes)
+def _at_levels(
+    function: Callable, arrays: tuple[Array, ...], rows: Cover, columns: Cover, longest: Longest
+):
+    """Run `function` with as many table levels as the longest intervals need."""
+    sizes = arrays[0].shape[1:3]
+    lengths = (min(longest.rows, sizes[0]), min(longest.columns, sizes[1]))
+    usual = tuple(n.bit_length() for n in lengths)
     full = tuple(n.bit_length() for n in sizes)
 
     def run(levels: tuple[int, int], arrays, rows, columns):
         block = functools.partial(function, rows=rows, columns=columns, levels=levels)
         return _by_channel_blocks(block, arrays, levels)
 
-    if usual == full:
-        return run(full, arrays, rows, columns)
+    if longest.bounded or usual == full:
+        return run(usual, arrays, rows, columns)
     fits = jnp.all(rows.level < usual[0]) & jnp.all(columns.level < usual[1])
     branches = functools.partial(run, usual), functools.partial(run, full)
     return jax.lax.cond(fits, *branches, arrays, rows, columns)
@@ -266,15 +281,15 @@ def _unflatten(pooled: Array, rows: Cover) -> Array:
     return pooled.reshape(*rows.level.shape[:2], num_bins, num_bins, pooled.shape[-1])
 
 
-def _max_fwd(features: Array, rows: Cover, columns: Cover):
-    pooled, winner = _at_levels(_block_max_fwd, (features,), rows, columns)
+def _max_fwd(features: Array, rows: Cover, columns: Cover, longest: Longest):
+    pooled, winner = _at_levels(_block_max_fwd, (features,), rows, columns, longest)
     return _unflatten(pooled, rows), (features, winner, rows, columns)
 
 
-def _max_bwd(residuals, grad: Array):
+def _max_bwd(longest: Longest, residuals, grad: Array):
     features, winner, rows, columns = residuals
-    grad = grad.reshape(winner.shape)
-    return _at_levels(_block_max_vjp, (features, winner, grad), rows, columns), None, None
+    arrays = features, winner, grad.reshape(winner.shape)
+    return _at_levels(_block_max_vjp, arrays, rows, columns, longest), None, None
 
 
 max_over_rectangles.defvjp(_max_fwd, _max_bwd)
