@@ -260,12 +260,12 @@ class RunConfig:
 
     Attributes:
       seed: of order, augmentation, drawn parameters and dropout.
-      method: its name and its checked options; parts are still to come.
-      backbone: the module.
-      data: the reader.
-      proposals: which ones, `None` for methods that use none.
-      cues: the cue source's name and options, `None` for methods that ask for none.
-      train: how it trains.
+      method: its name and its checked options; `build.method` makes it of these and of its parts.
+      backbone: the network that makes feature maps.
+      data: the reader of the data set, and its splits.
+      proposals: which ones are used, `None` for methods that use none.
+      cues: the cue source's name and options, `None` for methods that ask for no cues.
+      train: how the run trains.
       optim: its optimizer.
       log: what it writes.
       eval: how it is tested.

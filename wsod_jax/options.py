@@ -92,9 +92,7 @@ def default_of(field: dataclasses.Field) -> Any:
 
 def is_section(hint: Any) -> bool:
     """Return whether an annotation is a class of options."""
-    return isinstance(hint, type) and (
-        dataclasses.is_dataclass(hint) or issubclass(hint, nn.Module)
-    )
+    return isinstance(hint, type) and dataclasses.is_dataclass(hint)
 
 
 def marks(hint: Any) -> tuple:
