@@ -6,6 +6,7 @@ from PIL import Image
 
 from wsod_jax import viz
 from wsod_jax.errors import DataError
+from wsod_jax.types import PseudoBoxes, RefineTargets
 from wsod_jax.viz.canvas import CORE, FALSE, HIT, NEUTRAL, NODE, TRUTH, Canvas
 
 GREY = np.full((120, 160, 3), 128, np.uint8)
@@ -102,22 +103,28 @@ def test_proposals_show_density_and_the_best_of_each_object():
 
 def test_pseudo_labels_colour_cores_nodes_and_members():
     boxes = np.array([[20, 30, 60, 90], [90, 30, 140, 90], [0, 0, 10, 10]], float)
-    arguments = dict(
+    pseudo = PseudoBoxes(
         boxes=boxes,
         classes=np.array([0, 0, 0]),
         scores=np.array([0.9, 0.4, 0.2]),
+        index=np.arange(3),
         is_core=np.array([True, False, False]),
         mask=np.array([True, True, False]),
     )
-    plain = viz.draw_pseudo_labels(GREY, **arguments)
+    plain = viz.draw_pseudo_labels(GREY, pseudo)
     assert has_at(plain, CORE, 20, 60, 3) and has_at(plain, NODE, 90, 60, 3)
     assert not has_at(plain, NODE, 10, 10, 3)  # masked slot
     members = viz.draw_pseudo_labels(
         GREY,
-        **arguments,
+        pseudo,
         proposals=np.array([[25, 25, 70, 100], [95, 20, 150, 80.0]]),
-        labels=np.array([1, 0]),
-        assigned=np.array([0, 1]),
+        targets=RefineTargets(
+            labels=np.array([1, 0]),
+            weights=np.ones(2),
+            assigned=np.array([0, 1]),
+            is_centre=np.zeros(2, bool),
+            source=np.ones(2),
+        ),
     )
     assert not np.array_equal(plain[99 * 3 : 101 * 3], members[99 * 3 : 101 * 3])
     np.testing.assert_array_equal(

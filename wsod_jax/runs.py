@@ -353,11 +353,7 @@ def pseudo_pictures(
             height, width = batch.image_size[0]
             picture = draw_pseudo_labels(
                 batch.image[0, :height, :width],
-                last.boxes,
-                last.classes,
-                last.scores,
-                last.is_core,
-                mask=last.mask,
+                last,
                 class_names=data.image_set.class_names,
             )
             name = data.image_set.records[int(batch.image_index[0])].image_id

@@ -1,7 +1,5 @@
 """WSDDN's spatial regularizer."""
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,8 +9,15 @@ from tests.methods.mining_cases import pad, random_image, to_jax
 from tests.oracles import losses as oracle
 from tests.oracles.mining import iou
 from wsod_jax.methods.wsddn import spatial_regularizer
+from wsod_jax.types import Source
 
-regularizer = jax.jit(partial(spatial_regularizer, iou_thr=0.3, max_classes=5))
+
+def of_arrays(scores, features, boxes, mask, labels, *, max_classes=5, iou_thr=0.3):
+    source = Source.of(scores, boxes, mask, labels)
+    return spatial_regularizer(source, features, iou_thr=iou_thr, max_classes=max_classes)
+
+
+regularizer = jax.jit(of_arrays, static_argnames="max_classes")
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -38,7 +43,9 @@ def test_regularizer_pulls_features_together():
     mask, labels = np.ones(3, bool), np.array([1], np.int32)
 
     def loss(scores, features):
-        return spatial_regularizer(scores, features, *to_jax(boxes, mask, labels), max_classes=1)
+        return regularizer(
+            scores, features, *to_jax(boxes, mask, labels), max_classes=1, iou_thr=0.6
+        )
 
     find = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))
     value, (to_scores, to_features) = find(*to_jax(scores, features))
@@ -73,6 +80,6 @@ def test_regularizer_leaves_out_classes_beyond_the_maximum():
     boxes[:] = boxes[0]
     arrays = to_jax(scores, features, boxes, np.ones(40, bool))
     first = regularizer(*arrays, jnp.asarray(np.array([1, 1, 0, 0, 0], np.int32)))
-    short = jax.jit(partial(spatial_regularizer, max_classes=2))(*arrays, jnp.asarray(labels))
+    short = regularizer(*arrays, jnp.asarray(labels), max_classes=2)
     np.testing.assert_allclose(short, first, rtol=1e-6)
     assert first > 0

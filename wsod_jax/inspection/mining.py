@@ -270,14 +270,9 @@ def draw_mined_stages(
         pictures.append(
             viz.draw_pseudo_labels(
                 pixels,
-                image.original(pseudo.boxes),
-                pseudo.classes,
-                pseudo.scores,
-                pseudo.is_core,
-                mask=pseudo.mask,
+                pseudo.replace(boxes=image.original(pseudo.boxes)),
                 proposals=image.original(image.boxes),
-                labels=np.where(foreground, targets.labels, 0),
-                assigned=targets.assigned,
+                targets=targets.replace(labels=np.where(foreground, targets.labels, 0)),
                 class_names=class_names,
                 truth_boxes=truth_boxes,
             )

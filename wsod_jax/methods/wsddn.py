@@ -16,13 +16,13 @@ from typing import Annotated
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float
 
 from wsod_jax.methods.base import Output, ProposalMethod, image_term, mil_metrics
 from wsod_jax.ops.boxes import pairwise_iou
 from wsod_jax.ops.masked import masked_top_k
 from wsod_jax.options import NOT_NEGATIVE
-from wsod_jax.types import Batch, LossOutput, Params, Predictions
+from wsod_jax.types import Batch, LossOutput, Params, Predictions, Source
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,9 +43,12 @@ class Wsddn(ProposalMethod):
         scored = self.score(params, batch, key)
         terms = {"mil": self.mil_term(scored, batch)}
         if self.spatial_weight:
+            source = jax.vmap(Source.of)(
+                scored.mil_scores, batch.proposals, scored.mask, batch.labels
+            )
             smooth = jax.vmap(
                 lambda *image: spatial_regularizer(*image, max_classes=self.max_classes)
-            )(scored.mil_scores, scored.features, batch.proposals, scored.mask, batch.labels)
+            )(source, scored.features)
             terms["spatial"] = image_term(self.spatial_weight * smooth, batch)
         return LossOutput(terms, extras, mil_metrics(scored, batch))
 
@@ -59,11 +62,8 @@ class Wsddn(ProposalMethod):
 
 
 def spatial_regularizer(
-    scores: Float[Array, "r c"],
+    source: Source,
     features: Float[Array, "r f"],
-    boxes: Float[Array, "r 4"],
-    mask: Bool[Array, " r"],
-    labels: Int[Array, " c"],
     *,
     iou_thr: ArrayLike = 0.6,
     num_best: int = 10,
@@ -77,12 +77,9 @@ def spatial_regularizer(
     and p_k = x_ck is a constant.
 
     Args:
-      scores: [r, c] proposal scores of the detector.
+      source: scores, proposals, mask and labels of one image; only classes with label 1 count.
       features: [r, f] features that the class scores are computed from.
-      boxes: [r, 4] xyxy in pixels.
-      mask: [r] True = real proposal; masked rows may hold anything.
-      labels: [c] only classes with label 1 count.
-      iou_thr: IoU > this makes a neighbour (exclusive).
+      iou_thr: IoU > this makes a neighbor (exclusive).
       num_best: how many of the best boxes are looked at, the best included.
       max_classes: static maximum of positive classes; further (higher) ones are left out.
 
@@ -93,16 +90,16 @@ def spatial_regularizer(
     with p_k squared, where the authors' hand-written one has p_k once.
     Source: Bilen & Vedaldi 2016 (WSDDN), section 3.4.
     """
-    scores = jax.lax.stop_gradient(scores.astype(jnp.float32))
+    boxes = source.proposals
 
     def one_class(column: Array) -> Array:
-        weight, best, valid = masked_top_k(column, mask, num_best)
+        weight, best, valid = masked_top_k(column, source.mask, num_best)
         overlap = pairwise_iou(boxes[best], boxes[best[:1]])[:, 0]
-        neighbour = valid & (overlap > iou_thr) & (jnp.arange(num_best) > 0)
+        neighbor = valid & (overlap > iou_thr) & (jnp.arange(num_best) > 0)
         chosen = features[best].astype(jnp.float32)  # [num_best, f]
-        difference = jnp.where(neighbour[:, None], chosen - chosen[:1], 0.0)
+        difference = jnp.where(neighbor[:, None], chosen - chosen[:1], 0.0)
         return 0.5 * jnp.sum((weight[:, None] * difference) ** 2)
 
-    (classes,) = jnp.nonzero(labels == 1, size=max_classes, fill_value=-1)
-    per_class = jax.vmap(one_class, in_axes=1)(scores[:, classes])  # [m]
+    (classes,) = jnp.nonzero(source.labels == 1, size=max_classes, fill_value=-1)
+    per_class = jax.vmap(one_class, in_axes=1)(source.scores[:, classes])  # [m]
     return jnp.sum(jnp.where(classes >= 0, per_class, 0.0))

@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw
 
+from wsod_jax.types import PseudoBoxes, RefineTargets
 from wsod_jax.viz.canvas import (
     CORE,
     FALSE,
@@ -152,15 +153,10 @@ def draw_proposals(
 
 def draw_pseudo_labels(
     image: np.ndarray,
-    boxes: np.ndarray,
-    classes: np.ndarray,
-    scores: np.ndarray,
-    is_core: np.ndarray,
+    pseudo: PseudoBoxes,
     *,
-    mask: np.ndarray | None = None,
     proposals: np.ndarray | None = None,
-    labels: np.ndarray | None = None,
-    assigned: np.ndarray | None = None,
+    targets: RefineTargets | None = None,
     class_names: Sequence[str] | None = None,
     truth_boxes: np.ndarray | None = None,
     min_side: int = 360,
@@ -169,12 +165,9 @@ def draw_pseudo_labels(
 
     Args:
       image: [H, W, 3] uint8 RGB as the network saw it.
-      boxes, classes, scores, is_core: [g, 4], [g], [g], [g] the mined boxes, as in `PseudoBoxes`.
-      mask: [g] bool, True = real; all if not given.
-      proposals: [r, 4] with `labels` and `assigned` as in `RefineTargets`: those with label > 0 are drawn thin, in
-        the colour of the box they belong to.
-      labels: [r] int, 0 background.
-      assigned: [r] int, row of `boxes`.
+      pseudo: the mined boxes of one image and stage, as NumPy arrays.
+      proposals: [r, 4]; those with a label > 0 in `targets` are drawn thin, in the color of the box they belong to.
+      targets: their labels and boxes, as NumPy arrays; goes with `proposals`.
       class_names: names by class.
       truth_boxes: [t, 4] objects, green brackets.
       min_side: see `Canvas`.
@@ -182,17 +175,19 @@ def draw_pseudo_labels(
       [H', W', 3] uint8 RGB.
     """
     canvas = Canvas(image, min_side=min_side)
-    boxes, is_core = np.reshape(boxes, (-1, 4)), np.asarray(is_core, bool)
-    real = np.ones(len(boxes), bool) if mask is None else np.asarray(mask, bool)
+    boxes, is_core = np.reshape(pseudo.boxes, (-1, 4)), np.asarray(pseudo.is_core, bool)
     if proposals is not None and len(boxes):
-        members = np.flatnonzero((np.asarray(labels) > 0) & (np.asarray(assigned) >= 0))
-        of_core = is_core[np.asarray(assigned)[members]]
+        assigned = np.asarray(targets.assigned)
+        members = np.flatnonzero((np.asarray(targets.labels) > 0) & (assigned >= 0))
+        of_core = is_core[assigned[members]]
         for rows, colour in ((members[of_core], CORE), (members[~of_core], NODE)):
             canvas.boxes(np.asarray(proposals)[rows], _pale(colour), width=0.4, casing=False)
     canvas.boxes(() if truth_boxes is None else truth_boxes, TRUTH, style="corners")
-    texts = [_label(int(c), s, class_names) for c, s in zip(classes, scores, strict=True)]
+    texts = [
+        _label(int(c), s, class_names) for c, s in zip(pseudo.classes, pseudo.scores, strict=True)
+    ]
     for chosen, colour in ((~is_core, NODE), (is_core, CORE)):
-        rows = np.flatnonzero(chosen & real)
+        rows = np.flatnonzero(chosen & np.asarray(pseudo.mask, bool))
         canvas.boxes(boxes[rows], colour, labels=[texts[row] for row in rows], width=1.3)
     return canvas.array()
 
