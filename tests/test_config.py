@@ -934,6 +934,13 @@ def test_weights_reach_backbone_and_box_head_and_those_of_another_network_do_not
 # -- the classes themselves
 
 
+def test_nothing_below_the_commands_knows_a_configdict():
+    folder = Path(build.__file__).parent
+    for path in sorted(folder.rglob("*.py")):
+        if path.relative_to(folder).parts[0] not in ("commands", "presets.py"):
+            assert "ml_collections" not in path.read_text(encoding="utf-8"), path
+
+
 def option_classes():
     """Return every class of options that a configuration can hold."""
     found, tables = [], build.union_tables()

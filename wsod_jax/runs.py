@@ -152,7 +152,7 @@ def train(
         warm_start=warm_start(config) if checkpoints.latest is None else None,
     )
     state = checkpoints.restore(state) or state
-    start = int(state.step)
+    start = int(fetch(state.step))
 
     # -- the step, and what is written
     step = TrainStep(
@@ -170,7 +170,8 @@ def train(
     if is_first() and log.tensorboard:
         board = TensorBoardWriter(workdir / "tensorboard", resume_step=start)
         writers.append(board)
-    describe(console.say, config, data, mesh, state)
+    say = console.say if is_first() else _say_nothing
+    describe(say, config, data, mesh, state)
     stream, batches = open_stream(config, data, state)
     hooks = []
     if log.pictures_every:
@@ -195,19 +196,19 @@ def train(
                 validate=validate,
                 profile_folder=workdir / "profile",
                 resume_command=resume_command,
-                say=console.say,
+                say=say,
             ),
             cues=build.cue_source(config, data.image_set, data.proposals),
         )
     finally:
         met = {name: count for name, count in stream.counts.items() if count}
-        console.say(f"input: {met}")
+        say(f"input: {met}")
         stream.close()
         checkpoints.close()
         for writer in writers:
             writer.close()
-    console.say(f"compilations of the training step: {step.num_compilations()}")
-    console.say(f"done: {workdir}; next: python scripts/evaluate.py --workdir {workdir}")
+    say(f"compilations of the training step: {step.num_compilations()}")
+    say(f"done: {workdir}; next: python scripts/evaluate.py --workdir {workdir}")
     return state
 
 
@@ -260,8 +261,8 @@ def describe(
     canvases = config.train.canvases.shapes()
     say(f"canvases (training compiles once for each): {', '.join(f'{h}x{w}' for h, w in canvases)}")
     describe_schedule(say, config)
-    if int(state.step):
-        say(f"resuming at step {int(state.step)}")
+    if int(fetch(state.step)):
+        say(f"resuming at step {int(fetch(state.step))}")
 
 
 def describe_schedule(say: Callable[[str], None], config: RunConfig) -> None:
@@ -289,7 +290,7 @@ def open_stream(
     config: RunConfig, data: TrainingData, state: TrainState
 ) -> tuple[TrainStream, Iterable[Batch]]:
     """Return the input stream, and the micro-batches drawn from it with cached features if asked for."""
-    start = int(state.step)
+    start = int(fetch(state.step))
     if not config.train.cache_features:
         stream = data.batches(start)
         return stream, itertools.chain.from_iterable(stream)
@@ -366,6 +367,10 @@ def pseudo_pictures(
                 )
 
     return draw
+
+
+def _say_nothing(line: str) -> None:
+    """Take a line for humans in processes that write nothing."""
 
 
 def _detector(method: Method, state: TrainState) -> Any:
