@@ -6,7 +6,7 @@ import dataclasses
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -51,6 +51,7 @@ class Group:
       decay: multiplies the weight decay.
       decay_steps, decay_factor, warmup_steps: this group's own schedule, as in `Optimizer`; `None` takes the
         optimizer's. With `decay_steps` the schedule is one of steps, whatever the optimizer's shape.
+      least_by_position: values that a tuple in a configuration gives at least; a forgotten `decay` is an error there.
     """
 
     pattern: str
@@ -59,6 +60,8 @@ class Group:
     decay_steps: tuple[int, ...] | None = None
     decay_factor: Annotated[float | None, NOT_NEGATIVE] = None
     warmup_steps: Annotated[int | None, NOT_NEGATIVE] = None
+
+    least_by_position: ClassVar[int] = 3
 
     def __post_init__(self) -> None:
         """Raise `ConfigError` for what is no regular expression."""
