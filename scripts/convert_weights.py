@@ -1,123 +1,13 @@
-"""Convert pretrained weights into the npz files that wsod_jax reads: from other frameworks, or from its own runs.
+"""Convert pretrained weights: wsod_jax/commands/convert_weights.py, which --help describes."""
 
-Where to get what can be converted:
-
-  torchvision_vgg16         vgg16-397923af.pth. On a machine with torchvision:
-                              python -c "import torchvision.models as m; m.vgg16(weights='IMAGENET1K_V1')"
-                            and take the file from ~/.cache/torch/hub/checkpoints. RGB, mean and std.
-  torchvision_squeezenet1_1 squeezenet1_1-b8a52dc0.pth, likewise with m.squeezenet1_1. RGB, mean and std.
-  torchvision_googlenet     googlenet-1378be20.pth, likewise with m.googlenet. RGB in -1..1; batch normalisation is
-                            folded into the convolutions.
-  caffe_vgg16               VGG_ILSVRC_16_layers, which published detectors start from, as .npz, .npy, .pkl or .pth.
-                            With pycaffe:
-                              net = caffe.Net(PROTOTXT, CAFFEMODEL, caffe.TEST)
-                              np.savez(OUT, **{f"{n}_{'wb'[i]}": p.data for n, ps in net.params.items()
-                                               for i, p in enumerate(ps)})
-                            Detectron's pickles and PyTorch's vgg16_caffe.pth work as they are. BGR, mean only.
-  caffe_cnn_s               VGG_CNN_S, exported likewise. BGR, mean only.
-  caffe_googlenet           BVLC's GoogLeNet, exported likewise. BGR, mean only; set the backbone's pixels to "caffe",
-                            branch3_kernel to 5, pool4_window to 3 and lrn to True.
-  keras_squeezenet_npz      SqueezeNet 1.1 with keys <layer>/kernel and <layer>/bias. BGR, mean only.
-  checkpoint                a run of scripts/train.py: its workdir (the newest step) or the folder of one step. All but
-                            the layers that score classes is written: backbone, box head, SPN's extra convolution.
-
-The convention of the pixels is stored in the file and checked whenever it is loaded. Nothing that a .pth or .pkl
-file contains is run.
-
-Examples:
-  python scripts/convert_weights.py --from torchvision_vgg16 vgg16-397923af.pth --out weights/vgg16.npz
-  python scripts/convert_weights.py --from checkpoint runs/pretrain --out weights/tiny.npz
-"""
-
-from __future__ import annotations
-
-import argparse
+import importlib.util
 import sys
-import warnings
-from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
 
-import jax
-from flax.traverse_util import flatten_dict
+if importlib.util.find_spec("wsod_jax") is None:  # not installed: this checkout's
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from wsod_jax.errors import ConfigError, DataError
-from wsod_jax.train.checkpoint import load_checkpoint
-from wsod_jax.types import Params
-from wsod_jax.weights import caffe, keras, torchvision
-from wsod_jax.weights.npz import save_weights
+from wsod_jax.commands.convert_weights import main
 
-
-def convert_checkpoint(path: str) -> tuple[Params, dict[str, Any]]:
-    """Return the parameters of a training run that another one can start from, and what they are.
-
-    Args:
-      path: a workdir, or the folder of one step.
-
-    Raises:
-      DataError: if there is no such checkpoint, or it is damaged.
-    """
-    params, _, metadata = load_checkpoint(path, weights=None)
-    if metadata["backbone"] is None:
-        raise DataError(
-            f"checkpoint {path} is of the method {metadata['method']!r}, which has no backbone whose pixels and mean "
-            "could be written; start from it directly, with train.init_from"
-        )
-    kept = {name: layers for name, layers in params.items() if name not in CLASS_LAYERS}
-    source = f"wsod_jax checkpoint {path}, {metadata['method']}, step {metadata['step']}"
-    return jax.device_get(kept), {**metadata["backbone"], "source": source}
-
-
-IMPORTERS = {
-    "torchvision_vgg16": torchvision.convert_vgg16,
-    "torchvision_squeezenet1_1": torchvision.convert_squeezenet,
-    "torchvision_googlenet": torchvision.convert_googlenet,
-    "caffe_vgg16": caffe.convert_vgg16,
-    "caffe_cnn_s": caffe.convert_cnn_s,
-    "caffe_googlenet": caffe.convert_googlenet,
-    "keras_squeezenet_npz": keras.convert_squeezenet,
-    "checkpoint": convert_checkpoint,
-}
-CLASS_LAYERS = ("midn", "refine", "head")  # what a checkpoint has for its own classes
-WITH_FC = ("torchvision_vgg16", "caffe_vgg16")
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; return the exit status."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("file", help="the file to convert, or the workdir")
-    parser.add_argument(
-        "--from", dest="importer", required=True, choices=IMPORTERS, help="what the file is"
-    )
-    parser.add_argument("--out", required=True, help="the file to write, ending in .npz")
-    parser.add_argument(
-        "--without_fc",
-        action="store_true",
-        help="leave VGG16's fc6 and fc7 out (for detectors with another neck)",
-    )
-    args = parser.parse_args(argv)
-    if args.without_fc and args.importer not in WITH_FC:
-        parser.error(f"--without_fc is for {' and '.join(WITH_FC)}")
-    options = {"with_fc": not args.without_fc} if args.importer in WITH_FC else {}
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", UserWarning)
-        try:
-            params, meta = IMPORTERS[args.importer](args.file, **options)
-            meta = save_weights(args.out, params, meta)
-        except (ConfigError, DataError) as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 1
-        finally:
-            for warning in caught:
-                print(f"warning: {warning.message}", file=sys.stderr)
-    leaves = flatten_dict(params).values()
-    num_values = sum(leaf.size for leaf in leaves)
-    print(f"wrote {args.out}: {len(leaves)} arrays, {num_values:,} values")
-    for key, value in meta.items():
-        print(f"  {key}: {value}")
-    return 0
-
-
-if __name__ == "__main__":
+if __name__ == "__main__":  # worker processes import this file again
     sys.exit(main())

@@ -1,124 +1,13 @@
-"""Draw a synthetic detection set and write it as an ordinary VOC tree.
+"""Draw a synthetic detection set: wsod_jax/commands/make_synthetic.py, which --help describes."""
 
-The set is small, pretty and hard where weakly supervised detection is hard: several objects of a class per
-image, objects whose small patterned head alone tells the class, clutter, things of no class, telling backgrounds.
-
-  python scripts/make_synthetic.py --out data/synthetic                # 300 images to train on, 150 to test on
-  python scripts/make_synthetic.py --out data/objects --pretraining    # one object per image, to pretrain a backbone
-
-The same options always give the same set; running again on a finished set does nothing.
-"""
-
-from __future__ import annotations
-
-import argparse
-import collections
-import dataclasses
+import importlib.util
 import sys
 from pathlib import Path
 
-from tqdm import tqdm
+if importlib.util.find_spec("wsod_jax") is None:  # not installed: this checkout's
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from wsod_jax.data.synthetic import SyntheticSpec, pretraining_spec, split_ids, write_synthetic
-from wsod_jax.data.synthetic_objects import CATALOGUE
-from wsod_jax.errors import ConfigError, DataError
+from wsod_jax.commands.make_synthetic import main
 
-DEFAULT = SyntheticSpec()
-
-
-def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--out", type=Path, required=True, help="the folder to write the set into")
-    parser.add_argument("--seed", type=int, default=DEFAULT.seed, help="another seed, another set")
-    parser.add_argument("--num_trainval", type=int, help="images to train and validate on (300)")
-    parser.add_argument("--num_test", type=int, help="images to test on (150)")
-    parser.add_argument("--size", type=int, default=DEFAULT.size, help="longer side, pixels (160)")
-    parser.add_argument(
-        "--classes",
-        nargs="+",
-        default=DEFAULT.classes,
-        help=f"out of: {', '.join(CATALOGUE)} (all)",
-    )
-    parser.add_argument(
-        "--pretraining",
-        action="store_true",
-        help="one larger object per image and another seed: pictures to pretrain a classifier on "
-        "(1200 + 200 images unless told otherwise)",
-    )
-    difficulty = parser.add_argument_group("difficulty")
-    for name, text in (
-        ("part_contrast", "how striking the telling parts are, 0..1"),
-        ("body_contrast", "how visible the class-typical texture of the bodies is, 0..1"),
-        ("clutter", "strength of the background's texture, 0..1"),
-        ("context", "how often the background goes with a class in the image, 0..1"),
-        ("max_overlap", "how much of an object another may share, 0..1"),
-        ("two_classes", "probability of two classes in an image, 0..1"),
-    ):
-        default = getattr(DEFAULT, name)
-        difficulty.add_argument(
-            f"--{name}", type=float, default=default, help=f"{text} ({default:g})"
-        )
-    difficulty.add_argument(
-        "--object_side",
-        type=float,
-        nargs=2,
-        metavar=("SMALL", "LARGE"),
-        help="over the image's side",
-    )
-    return parser.parse_args(arguments)
-
-
-def build_spec(options: argparse.Namespace) -> SyntheticSpec:
-    spec = dataclasses.replace(
-        DEFAULT,
-        seed=options.seed,
-        size=options.size,
-        classes=tuple(options.classes),
-        part_contrast=options.part_contrast,
-        body_contrast=options.body_contrast,
-        clutter=options.clutter,
-        context=options.context,
-        max_overlap=options.max_overlap,
-        two_classes=options.two_classes,
-    )
-    if options.pretraining:
-        spec = pretraining_spec(spec)
-    given = {
-        name: value
-        for name, value in (
-            ("num_trainval", options.num_trainval),
-            ("num_test", options.num_test),
-            ("object_side", options.object_side and tuple(options.object_side)),
-        )
-        if value is not None
-    }
-    return dataclasses.replace(spec, **given)
-
-
-def main(arguments: list[str] | None = None) -> int:
-    options = parse_arguments(arguments)
-    try:
-        spec = build_spec(options)
-        bar = lambda names: tqdm(names, unit="image", disable=not sys.stderr.isatty())  # noqa: E731
-        written = write_synthetic(options.out, spec, progress=bar)
-    except (ConfigError, DataError) as error:
-        print(f"make_synthetic: {error}", file=sys.stderr)
-        return 2
-    if not written:
-        print(f"{options.out} is already complete; nothing to do.")
-        return 0
-    print(f"Wrote {spec.num_trainval + spec.num_test} images of {spec.size} px to {options.out}")
-    for split, names in split_ids(spec).items():
-        print(f"  {split:9s}{len(names):5d} images")
-    main_sets = options.out / "ImageSets" / "Main"
-    for name in spec.classes:
-        lines = (main_sets / f"{name}_trainval.txt").read_text().splitlines()
-        counts = collections.Counter(line.split()[1] for line in lines)
-        print(f"  {name:9s}{counts['1']:5d} trainval images")
-    return 0
-
-
-if __name__ == "__main__":
+if __name__ == "__main__":  # worker processes import this file again
     sys.exit(main())

@@ -71,7 +71,7 @@ def tiny_set(tmp_path_factory) -> tuple[Path, Path]:
 
 @pytest.fixture(scope="session")
 def trained_run(tiny_set, tmp_path_factory) -> TrainedRun:
-    """Train OIM with the reweighted loss for four steps, with the script's own code."""
+    """Train OIM with the reweighted loss for four steps, as the command does."""
     from configs.debug_tiny import get_config
 
     config = get_config("oim_ir")
@@ -82,19 +82,19 @@ def trained_run(tiny_set, tmp_path_factory) -> TrainedRun:
 
 @pytest.fixture(scope="session")
 def spn_run(tiny_set, tmp_path_factory) -> TrainedRun:
-    """Train SPN from random weights for four steps, with the script's own code."""
+    """Train SPN from random weights for four steps, as the command does."""
     from configs.spn_synthetic import get_config
 
     config = get_config("spn")
-    config.backbone.weights, config.backbone.frozen = None, ()
-    config.network.extra_channels = 16
+    config.train.init_from, config.backbone.frozen = (), ()
+    config.method.extra_channels = 16
     config.optim.warmup_steps, config.optim.decay_steps, config.log.every = 2, (), 1
     return four_steps(config, tiny_set, tmp_path_factory.mktemp("spn_run"))
 
 
 def four_steps(config, tiny_set: tuple[Path, Path], workdir: Path) -> TrainedRun:
     """Run a configuration on `tiny_set` in batches of 4 images of 64 pixels."""
-    from scripts.train import run
+    from tests.commands import train
 
     data, proposals = tiny_set
     config.data.root = str(data)
@@ -104,5 +104,5 @@ def four_steps(config, tiny_set: tuple[Path, Path], workdir: Path) -> TrainedRun
     config.train.cache_features = False
     config.log.checkpoint_every = config.log.milestones_every = 2
     config.log.tensorboard = False
-    run(config, workdir)
+    train(config, workdir)
     return TrainedRun(workdir, data, proposals, config)

@@ -13,11 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scripts.benchmarks import kernels, soft_proposal, timing, training
 from tests.oracles import nms as oracle
 from tests.oracles import roi as roi_oracle
 from tests.oracles import soft_proposal as proposal_oracle
 from tests.test_packaging import run_python
+from wsod_jax.commands.benchmarks import kernels, soft_proposal, timing, training
 from wsod_jax.nn.vgg import Vgg16
 
 ROOT = Path(__file__).resolve().parents[1]

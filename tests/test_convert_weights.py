@@ -3,8 +3,8 @@
 import jax
 import numpy as np
 
-from scripts import convert_weights
 from wsod_jax import build
+from wsod_jax.commands import convert_weights
 from wsod_jax.train.checkpoint import load_checkpoint
 from wsod_jax.weights.npz import load_weights
 

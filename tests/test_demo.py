@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from scripts import demo
+from wsod_jax.commands import demo
 from wsod_jax.viz import save_image
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -65,7 +65,7 @@ def test_chain_names_real_scripts_and_passes_paths_where_they_differ(small, monk
     assert "--config.data.root" not in named  # the configurations say it
     named = " ".join(word for step in elsewhere for word in step.command)
     assert not re.search(r"[= ]demo/", named)
-    for setting in ("data.root", "proposals.path", "backbone.weights"):
+    for setting in ("data.root", "proposals.path", "train.init_from"):
         assert named.count(f"--config.{setting}=other/") == 3 - (setting != "data.root")
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts import demo
+from wsod_jax.commands import demo
 
 ROWS = Path(__file__).parents[1] / "results" / "synthetic"
 

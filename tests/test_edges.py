@@ -1,12 +1,11 @@
-"""inspection/edges.py: where the weights of SPN's graph lie."""
+"""analysis/edges.py: where the weights of SPN's graph lie."""
 
 import numpy as np
 
 from tests.oracles.soft_proposal import weight_matrix
+from wsod_jax.analysis.edges import EdgeShares, cells_on_objects, edge_shares, edge_table
 from wsod_jax.evaluation.maps import MapSplit
-from wsod_jax.experiment import open_checkpoint
-from wsod_jax.inspection.edges import EdgeShares, cells_on_objects, edge_shares, edge_table
-from wsod_jax.inspection.walk import coupled_features
+from wsod_jax.runs import load_run
 
 
 def test_cells_on_objects_are_those_whose_centres_are():
@@ -20,8 +19,8 @@ def test_cells_on_objects_are_those_whose_centres_are():
 
 
 def test_shares_are_those_of_the_literal_matrix(spn_run):
-    predictor, config, _ = open_checkpoint(spn_run.workdir)
-    split = MapSplit.read(config, "test")
+    predictor = load_run(spn_run.workdir)
+    split = MapSplit.read(predictor.config.data, "test")
     positions = [2, 0]
     found = list(edge_shares(predictor, split, positions))
     views = predictor.views(split.images.select(positions), None)
@@ -32,7 +31,7 @@ def test_shares_are_those_of_the_literal_matrix(spn_run):
     }
     expected = {}
     for image, (batch, row) in rows.items():
-        maps = coupled_features(predictor.method.network, predictor.params, batch)
+        maps = predictor.method.coupled_features(predictor.params, batch)
         height, width = np.asarray(maps.size[row])
         features = np.asarray(maps.features[row, :height, :width])
         matrix = weight_matrix(features, 0.15 * np.sqrt(height * width))

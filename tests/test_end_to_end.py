@@ -20,17 +20,18 @@ import pytest
 from absl import logging
 
 import wsod_jax.train.checkpoint
-from scripts import evaluate
-from scripts import train as script
+from tests.commands import refused, train
+from wsod_jax import build, runs
+from wsod_jax.commands import evaluate, measuring
+from wsod_jax.commands import train as script
 from wsod_jax.data.images import read_image
 from wsod_jax.data.proposals import ProposalSet
 from wsod_jax.data.voc import Voc
-from wsod_jax.errors import ConfigError, DataError
+from wsod_jax.errors import ConfigError, DataError, NonFiniteError
 from wsod_jax.train.checkpoint import checkpoint_steps, load_checkpoint
 from wsod_jax.train.logging import JsonlWriter, read_jsonl
 from wsod_jax.train.loop import Interrupted
 from wsod_jax.train.manifest import write_manifest
-from wsod_jax.train.progress import NonFiniteError
 from wsod_jax.train.sharding import make_mesh
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -110,26 +111,26 @@ def test_stopped_twice_and_resumed_equals_straight(
     # So that the checkpoint of step 2 is due to the signal:
     config.log.checkpoint_every = config.log.milestones_every = 100
     with monkeypatch.context() as patch:
-        patch.setattr(script, "JsonlWriter", StopsAt)
+        patch.setattr(runs, "JsonlWriter", StopsAt)
         patch.setattr(wsod_jax.train.checkpoint, "write_manifest", manifest_but_for_step(2))
         with pytest.raises(OSError, match="step 2 .*disk is full.*step 0, is intact.*resumes"):
-            script.run(config, tmp_path)
+            train(config, tmp_path)
     assert "input: {'images': " in "".join(capsys.readouterr())
     assert checkpoint_steps(tmp_path) == [0]
     with monkeypatch.context() as patch:
-        patch.setattr(script, "JsonlWriter", StopsAt)
+        patch.setattr(runs, "JsonlWriter", StopsAt)
         with pytest.raises(Interrupted, match="0") as stopped:
-            script.run(config, tmp_path)
+            train(config, tmp_path)
     assert "stopped by SIGTERM after update 2 of 4; to go on: " in stopped.value.message
     assert "done: " not in "".join(capsys.readouterr())
     assert checkpoint_steps(tmp_path) == [0, 2]
-    script.run(config, tmp_path)
+    train(config, tmp_path)
     assert "done: " in "".join(capsys.readouterr())
     assert checkpoint_steps(tmp_path) == [0, 2, 4]
     for step in (0, 2, 4):
         assert_same_bits(weights(tmp_path, step), weights(trained_run.workdir, step))
     assert losses(tmp_path) == losses(trained_run.workdir)
-    script.run(config, tmp_path)  # finished: nothing happens
+    train(config, tmp_path)  # finished: nothing happens
     assert losses(tmp_path) == losses(trained_run.workdir)
 
 
@@ -179,7 +180,7 @@ def labels_only(trained_run, config, folder):
 @pytest.mark.parametrize("data", [garbled_boxes, labels_only])
 def test_boxes_never_reach_training(trained_run, config, tmp_path, data):
     data(trained_run, config, tmp_path)
-    script.run(config, tmp_path / "run")
+    train(config, tmp_path / "run")
     assert losses(tmp_path / "run") == losses(trained_run.workdir)
     assert_same_bits(weights(tmp_path / "run"), weights(trained_run.workdir))
     if data is labels_only:
@@ -191,9 +192,9 @@ def test_boxes_never_reach_training(trained_run, config, tmp_path, data):
 
 def test_one_device_gives_the_result_of_four(trained_run, config, tmp_path, monkeypatch):
     assert jax.local_device_count() == 4
-    monkeypatch.setattr(script, "make_mesh", functools.partial(make_mesh, 1))
+    monkeypatch.setattr(runs, "make_mesh", functools.partial(make_mesh, 1))
     config.log.tensorboard = True
-    script.run(config, tmp_path)
+    train(config, tmp_path)
     (events,) = (tmp_path / "tensorboard").iterdir()
     pictures = [path.read_bytes() for path in (tmp_path / "pictures").iterdir()]
     assert pictures and all(picture in events.read_bytes() for picture in pictures)
@@ -213,9 +214,9 @@ def test_one_device_gives_the_result_of_four(trained_run, config, tmp_path, monk
 def test_cached_features_give_the_same_run(config, tmp_path):
     config.backbone.frozen = ("conv",)
     config.train.flip = False  # few enough images for the cache to be used from step 3 on
-    script.run(config, tmp_path / "plain")
+    train(config, tmp_path / "plain")
     config.train.cache_features = True
-    script.run(config, tmp_path / "cached")
+    train(config, tmp_path / "cached")
     plain, cached = losses(tmp_path / "plain"), losses(tmp_path / "cached")
     for step, values in plain.items():
         for name, value in values.items():
@@ -256,9 +257,9 @@ def test_best_checkpoint_on_a_validation_split_is_kept(config, tmp_path):
     config.eval.flips = (False,)
     config.log.best = "mAP50"
     with pytest.raises(ConfigError, match=r"config\.log\.best .* set config\.data\.val_split"):
-        script.run(config, tmp_path / "run")
+        train(config, tmp_path / "run")
     config.data.val_split = "test"
-    script.run(config, tmp_path / "run")
+    train(config, tmp_path / "run")
     scores = {
         entry["step"]: entry["mAP50"]
         for entry in read_jsonl(tmp_path / "run" / "metrics.jsonl")
@@ -272,7 +273,7 @@ def test_best_checkpoint_on_a_validation_split_is_kept(config, tmp_path):
     assert stored == {"mAP50": scores[4]}
     config.data.val_split = None  # may change in a resumed run
     config.log.best = None
-    script.run(config, tmp_path / "run")
+    train(config, tmp_path / "run")
 
 
 # -- evaluation
@@ -304,7 +305,7 @@ def test_every_checkpoint_is_measured(evaluated, trained_run):
         assert report["settings"]["test"]["flips"] == [False]
         assert report["settings"]["set"].endswith("test")
         assert report["settings"]["method"]["node_neighbours"] == "paper"  # a default
-        assert report["settings"]["network"]["det_temperature"] == 1.0
+        assert report["settings"]["method"]["det_temperature"] == 1.0
         for name in ("report.md", "predictions.json", "precision_recall.png", "detections.png"):
             assert (evaluated / step / name).stat().st_size > 0
         assert len(list((evaluated / step / "detections").glob("*.png"))) == 2
@@ -314,7 +315,7 @@ def test_every_checkpoint_is_measured(evaluated, trained_run):
 
 def test_saved_predictions_score_as_the_model_did(evaluated, trained_run, tmp_path, monkeypatch):
     predictions = evaluated / "4" / "predictions.json"
-    monkeypatch.setattr(evaluate, "open_checkpoint", None)  # no model
+    monkeypatch.setattr(measuring, "load_run", None)  # no model
     arguments = ["--predictions", str(predictions), "--out", str(tmp_path / "o"), "--pictures", "0"]
     evaluate.main(["--workdir", str(trained_run.workdir), *arguments])
     again, first = read_report(tmp_path / "o"), read_report(evaluated / "4")
@@ -343,12 +344,12 @@ def copied_run(trained_run, tmp_path):
 def test_checkpoints_that_training_deletes_are_left_out(copied_run, tmp_path, monkeypatch, capsys):
     seen = []
 
-    def step_of(predictor, config, metadata, args, folder):
-        seen.append(metadata["step"])
+    def step_of(predictor, args, folder):
+        seen.append(predictor.metadata["step"])
         shutil.rmtree(copied_run / "checkpoints" / "2", ignore_errors=True)
-        return {"mAP50": metadata["step"] / 10}
+        return {"mAP50": predictor.metadata["step"] / 10}
 
-    monkeypatch.setattr(evaluate, "evaluate_step", step_of)
+    monkeypatch.setattr(measuring, "evaluate_step", step_of)
     (tmp_path / "o").mkdir()
     evaluate.main(["--workdir", str(copied_run), "--out", str(tmp_path / "o"), "--all_steps"])
     assert seen == [0, 4]
@@ -358,7 +359,7 @@ def test_checkpoints_that_training_deletes_are_left_out(copied_run, tmp_path, mo
         shutil.rmtree(copied_run / "checkpoints" / "4")
         raise DataError("gone")
 
-    monkeypatch.setattr(evaluate, "open_checkpoint", vanish)
+    monkeypatch.setattr(measuring, "load_run", vanish)
     evaluate.main(["--workdir", str(copied_run)])
     assert "step 4: left out" in capsys.readouterr().out
 
@@ -399,20 +400,20 @@ def test_image_that_cannot_be_read_is_left_out_and_told(copied_run, trained_run,
     assert len(list((out / "4" / "detections").glob("*.png"))) == 1  # of two asked for
 
 
-def test_predictions_outlive_a_measurement_that_fails(trained_run, tmp_path, monkeypatch):
+def test_predictions_outlive_a_measurement_that_fails(trained_run, tmp_path, monkeypatch, capsys):
     def fail(*args, **options):
         raise DataError("no measure")
 
-    monkeypatch.setattr(evaluate, "classification_ap", fail)
-    with pytest.raises(SystemExit, match="no measure"):
-        evaluate.main(["--workdir", str(trained_run.workdir), "--out", str(tmp_path), *FAST])
+    monkeypatch.setattr(measuring, "classification_ap", fail)
+    arguments = ["--workdir", trained_run.workdir, "--out", tmp_path, *FAST]
+    refused(evaluate.main, arguments, "no measure", capsys)
     assert (tmp_path / "4" / "predictions.json").exists()
 
 
-def test_ends_of_evaluation(trained_run, tmp_path, monkeypatch):
+def test_ends_of_evaluation(trained_run, tmp_path, monkeypatch, capsys):
     arguments = ["--workdir", str(trained_run.workdir), "--out", str(tmp_path)]
-    with pytest.raises(SystemExit, match="error: .*no 'ema'"):
-        evaluate.main([*arguments, "--ema"])
+    for flags in (["--ema"], ["--weights", "ema"]):
+        refused(evaluate.main, [*arguments, *flags], "no 'ema'", capsys)
 
     def fail(error):
         def write(*args):
@@ -420,11 +421,11 @@ def test_ends_of_evaluation(trained_run, tmp_path, monkeypatch):
 
         return write
 
-    for error, code in ((OSError("disk full"), "error: disk full"), (KeyboardInterrupt(), 130)):
-        monkeypatch.setattr(evaluate, "evaluate_run", fail(error))
-        with pytest.raises(SystemExit) as stopped:
-            evaluate.main(arguments)
-        assert stopped.value.code == code
+    monkeypatch.setattr(measuring, "evaluate_run", fail(OSError("disk full")))
+    refused(evaluate.main, arguments, "disk full", capsys)
+    monkeypatch.setattr(measuring, "evaluate_run", fail(KeyboardInterrupt()))
+    assert evaluate.main(arguments) == 130
+    assert "interrupted" in capsys.readouterr().err
     for wrong in (["--config", "c.py"], [*arguments, "--predictions", "p.json", "--ema"]):
         with pytest.raises(SystemExit, match="2"):
             evaluate.main(wrong)
@@ -432,7 +433,7 @@ def test_ends_of_evaluation(trained_run, tmp_path, monkeypatch):
 
 def test_running_average_of_the_weights_is_scored(config, tmp_path):
     config.train.ema_decay, config.log.pictures_every = 0.5, 0
-    script.run(config, tmp_path / "run")
+    train(config, tmp_path / "run")
     arguments = ["--workdir", str(tmp_path / "run"), "--corloc_split", "none", *FAST]
     scores = {}
     for name, flags in (("params", []), ("ema", ["--ema"])):
@@ -445,7 +446,7 @@ def test_running_average_of_the_weights_is_scored(config, tmp_path):
 
 def test_watching_a_finished_run_ends(trained_run, tmp_path, monkeypatch):
     clock = SimpleNamespace(perf_counter=time.perf_counter)  # nothing here can sleep
-    monkeypatch.setattr(evaluate, "time", clock)
+    monkeypatch.setattr(measuring, "time", clock)
     arguments = ["--workdir", str(trained_run.workdir), "--out", str(tmp_path), *FAST]
     evaluate.main([*arguments, "--watch", "--corloc_split", "none"])
     assert {path.name for path in tmp_path.iterdir() if path.is_dir()} == {"0", "2", "4"}
@@ -469,14 +470,13 @@ def test_one_checkpoint_by_its_folder(trained_run, tmp_path):
         (["--predictions", "nowhere.json"], "nowhere.json"),
     ],
 )
-def test_evaluation_names_what_is_wrong(trained_run, tmp_path, arguments, message):
-    with pytest.raises(SystemExit, match=f"error: .*{message}"):
-        evaluate.main(["--workdir", str(trained_run.workdir), "--out", str(tmp_path), *arguments])
+def test_evaluation_names_what_is_wrong(trained_run, tmp_path, capsys, arguments, message):
+    given = ["--workdir", trained_run.workdir, "--out", tmp_path, *arguments]
+    refused(evaluate.main, given, message, capsys)
 
 
-def test_evaluation_of_nothing(tmp_path):
-    with pytest.raises(SystemExit, match=r"error: no checkpoints in .*scripts/train.py"):
-        evaluate.main(["--workdir", str(tmp_path)])
+def test_evaluation_of_nothing(tmp_path, capsys):
+    refused(evaluate.main, ["--workdir", tmp_path], "no checkpoints in .*scripts/train.py", capsys)
 
 
 # -- what does not belong
@@ -487,7 +487,7 @@ def test_workdir_of_another_run_is_refused_and_left_alone(trained_run, config):
     config.optim.learning_rate = 0.5
     config.method.beta = 0.7
     with pytest.raises(ConfigError, match="checkpoints of another run") as error:
-        script.run(config, trained_run.workdir)
+        train(config, trained_run.workdir)
     rate = trained_run.config.optim.learning_rate
     assert f"config.optim.learning_rate: {rate} there, 0.5 now" in str(error.value)
     assert "config.method.beta: 0.2 there, 0.7 now" in str(error.value)
@@ -498,14 +498,14 @@ def test_workdir_of_another_run_is_refused_and_left_alone(trained_run, config):
 def test_cosine_does_not_resume_with_another_length(trained_run, config):
     config.optim.shape, config.train.num_steps = "cosine", 6
     with pytest.raises(ConfigError, match=r"config\.train\.num_steps: 4 there, 6 now"):
-        script.run(config, trained_run.workdir)
+        train(config, trained_run.workdir)
 
 
 def test_steps_that_a_run_never_reaches_are_named(config, capsys):
     config.train.num_steps = 100
     config.optim.decay_steps, config.optim.warmup_steps = (70, 100), 10
     config.method.alpha = ((0, 5.0), (700, 2.0))
-    script.describe_schedule(print, config)
+    runs.describe_schedule(print, build.read_config(config))
     schedule, *warnings = capsys.readouterr().out.splitlines()
     assert schedule == (
         "schedule: 100 updates; optim.warmup_steps 10; optim.decay_steps 70, 100; method.alpha 700"
@@ -517,43 +517,40 @@ def test_steps_that_a_run_never_reaches_are_named(config, capsys):
 
 
 def test_ctrl_c_outside_the_loop_says_how_to_go_on(monkeypatch, capsys):
-    def interrupted(config, workdir):
+    def interrupted(*args, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(script, "run", interrupted)
-    given = SimpleNamespace(config=None, workdir="runs/one")
-    monkeypatch.setattr(script, "flags", SimpleNamespace(FLAGS=given))
-    monkeypatch.setattr(sys, "argv", ["train.py", "--workdir", "runs/one"])
-    with pytest.raises(SystemExit) as stopped:
-        script.main(["train.py"])
-    assert stopped.value.code == 130
-    assert "train.py --workdir runs/one" in capsys.readouterr().err
+    monkeypatch.setattr(runs, "train", interrupted)
+    given = ["--workdir", "runs/one", "--config", "configs/debug_tiny.py", "--config.seed", "3"]
+    monkeypatch.setattr(sys, "argv", ["train.py", *given])
+    assert script.main() == 130
+    assert f"train.py {' '.join(given)}" in capsys.readouterr().err
 
 
 def test_workdir_of_another_method_is_refused(trained_run, config):
     config.method = {"name": "oicr"}
     with pytest.raises(ConfigError, match="method: 'oim' there, 'oicr' now"):
-        script.run(config, trained_run.workdir)
+        train(config, trained_run.workdir)
 
 
-def test_checkpoint_of_other_classes_is_refused(trained_run, config, tmp_path):
+def test_checkpoint_of_other_classes_is_refused(trained_run, config, tmp_path, capsys):
     shutil.copytree(trained_run.data, tmp_path / "data")
     config.data.root = str(tmp_path / "data")
     config.train.num_steps = 0
-    script.run(config, tmp_path / "run")
+    train(config, tmp_path / "run")
     with (tmp_path / "data" / "classes.txt").open("a") as file:
         file.write("unicorn\n")
     with pytest.raises(ConfigError, match="class_names: .* now"):
-        script.run(config, tmp_path / "run")
-    with pytest.raises(SystemExit, match=r"error: .*unicorn, but the checkpoint was trained for"):
-        evaluate.main(["--workdir", str(tmp_path / "run"), *FAST])
+        train(config, tmp_path / "run")
+    arguments = ["--workdir", tmp_path / "run", *FAST]
+    refused(evaluate.main, arguments, "unicorn, but the checkpoint was trained for", capsys)
 
 
 def test_run_goes_on_where_its_data_have_moved(trained_run, config, copied_run, tmp_path):
     config.data.root = str(shutil.copytree(trained_run.data, tmp_path / "data"))
     config.proposals.path = str(shutil.copy(trained_run.proposals, tmp_path / "proposals.npz"))
     config.train.num_steps = 5
-    script.run(config, copied_run)
+    train(config, copied_run)
     assert checkpoint_steps(copied_run)[-1] == 5
 
 
@@ -562,21 +559,21 @@ def test_image_without_proposals_stops_before_training(trained_run, config, tmp_
     proposals.select(proposals.ids[1:]).save(tmp_path / "fewer.npz")
     config.proposals.path = str(tmp_path / "fewer.npz")
     with pytest.raises(DataError, match=f"fewer.npz.*{proposals.ids[0]!r}.*make_proposals.py"):
-        script.run(config, tmp_path / "run")
+        train(config, tmp_path / "run")
 
 
 def test_diverged_run_stops_and_names_the_term(config, tmp_path):
     config.optim.learning_rate, config.optim.warmup_steps = 1e15, 0
     message = r"update \d: loss/\w+ = (nan|inf).*the last good checkpoint is step 0"
     with pytest.raises(NonFiniteError, match=message):
-        script.run(config, tmp_path)
+        train(config, tmp_path)
     assert checkpoint_steps(tmp_path) == [0]
 
 
 def test_cached_features_need_a_frozen_backbone(config, tmp_path):
     config.train.cache_features, config.backbone.frozen = True, ("conv1",)
     with pytest.raises(ConfigError, match="needs a wholly frozen backbone.*conv4_2"):
-        script.run(config, tmp_path)
+        train(config, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -592,7 +589,7 @@ def test_command_line_names_what_is_wrong(tmp_path, argument, message):
     done = subprocess.run(
         [*command, "--workdir", str(tmp_path)], cwd=ROOT, capture_output=True, text=True
     )
-    assert done.returncode != 0
+    assert done.returncode == 1
     assert re.search(message, done.stdout + done.stderr), done.stderr[-2000:]
     assert "Traceback" not in done.stderr
     assert not list(tmp_path.iterdir())
@@ -602,5 +599,5 @@ def test_pictures_of_pseudo_boxes_need_a_method_that_mines(spn_run, tmp_path):
     config = spn_run.config.copy_and_resolve_references()
     config.log.pictures_every = 2
     with pytest.raises(ConfigError, match="pictures_every is 2, but spn mines no boxes"):
-        script.run(config, tmp_path)
+        train(config, tmp_path)
     assert not (tmp_path / "checkpoints").exists()

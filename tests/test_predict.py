@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from scripts import predict
+from tests.commands import refused, train
 from tests.data.voc_tree import write_voc
+from wsod_jax.commands import predict, predicting
 from wsod_jax.data.proposals import ProposalSet
 from wsod_jax.data.selective_search import SearchOptions
 from wsod_jax.evals.predictions import index_path, read_index
@@ -36,7 +37,13 @@ def pictures(trained_run, tmp_path):
 
 def call(trained_run, images, out, *more):
     checkpoint = ["--checkpoint", str(trained_run.workdir), "--out", str(out)]
-    predict.main([*checkpoint, "--images", *map(str, images), *FAST, *map(str, more)])
+    given = [*checkpoint, "--images", *map(str, images), *FAST, *map(str, more)]
+    assert predict.main(given) == 0
+
+
+def refused_call(run, images, out, *more, message, capsys):
+    given = ["--checkpoint", run.workdir, "--out", out, "--images", *images, *FAST, *more]
+    refused(predict.main, given, message, capsys)
 
 
 def test_a_folder_with_bad_pictures(trained_run, pictures, tmp_path, capsys):
@@ -86,7 +93,7 @@ def read_rows(path) -> list[dict]:
 
 def test_maps_of_a_folder_with_bad_pictures(spn_run, spn_pictures, tmp_path, capsys):
     out = tmp_path / "out"
-    boxes = ["--set", "localization.predicted_thr=0.0", "--set", "localization.boxes=components"]
+    boxes = ["--set", "maps.predicted_thr=0.0", "--set", "maps.boxes=components"]
     call(spn_run, [spn_pictures], out, *boxes)
     assert "2 images could not be read" in capsys.readouterr().err
     names = ["000001", "below/000002", "dot", "thin"]
@@ -115,7 +122,7 @@ def test_maps_of_a_folder_with_bad_pictures(spn_run, spn_pictures, tmp_path, cap
 
 def test_pictures_in_which_nothing_is_predicted(spn_run, spn_pictures, tmp_path, capsys):
     out = tmp_path / "out"
-    call(spn_run, [spn_pictures], out, "--set", "localization.predicted_thr=1.0")
+    call(spn_run, [spn_pictures], out, "--set", "eval.maps.predicted_thr=1.0")
     assert "no class is predicted in 4 of 4 images: they have no boxes" in capsys.readouterr().out
     assert json.loads((out / "predictions.json").read_text()) == []
     assert read_rows(out / "points.csv") == []
@@ -123,17 +130,43 @@ def test_pictures_in_which_nothing_is_predicted(spn_run, spn_pictures, tmp_path,
     assert np.asarray(Image.open(out / "pictures" / "000001.jpg")).std() > 10
 
 
-def test_maps_need_no_proposals(spn_run, pictures, tmp_path):
-    with pytest.raises(
-        SystemExit, match="error: --proposals is for methods that choose among proposals"
-    ):
-        call(spn_run, [pictures], tmp_path / "out", "--proposals", spn_run.proposals)
-    with pytest.raises(SystemExit, match="error: --max_boxes is for methods that choose"):
-        call(spn_run, [pictures], tmp_path / "out", "--max_boxes", 3)
-    with pytest.raises(SystemExit, match="error: nms_thr is about boxes chosen among proposals"):
-        call(spn_run, [pictures], tmp_path / "out", "--set", "nms_thr=0.4")
-    with pytest.raises(SystemExit, match="localization.treshold does not exist.*'threshold'"):
-        call(spn_run, [pictures], tmp_path / "out", "--set", "localization.treshold=2")
+def test_maps_need_no_proposals(spn_run, pictures, tmp_path, capsys):
+    refused_call(
+        spn_run,
+        [pictures],
+        tmp_path / "out",
+        "--proposals",
+        spn_run.proposals,
+        message="--proposals is for methods that choose among proposals",
+        capsys=capsys,
+    )
+    refused_call(
+        spn_run,
+        [pictures],
+        tmp_path / "out",
+        "--max_boxes",
+        3,
+        message="--max_boxes is for methods that choose",
+        capsys=capsys,
+    )
+    refused_call(
+        spn_run,
+        [pictures],
+        tmp_path / "out",
+        "--set",
+        "nms_thr=0.4",
+        message="nms_thr is about boxes chosen among proposals",
+        capsys=capsys,
+    )
+    refused_call(
+        spn_run,
+        [pictures],
+        tmp_path / "out",
+        "--set",
+        "maps.treshold=2",
+        message="maps.treshold does not exist.*'threshold'",
+        capsys=capsys,
+    )
 
 
 def test_given_and_computed_proposals_agree(trained_run, tmp_path):
@@ -157,45 +190,72 @@ def split_test_ids(trained_run):
     return ids[:2]
 
 
-def test_other_pictures_of_the_same_name_are_noticed(trained_run, pictures, tmp_path):
+def test_other_pictures_of_the_same_name_are_noticed(trained_run, pictures, tmp_path, capsys):
     out = tmp_path / "out"
     call(trained_run, [pictures / "000001.jpg"], out)
     other = tmp_path / "other" / "000001.jpg"
     other.parent.mkdir()
     other.write_bytes((pictures / "000001.jpg").read_bytes())
-    with pytest.raises(SystemExit, match="another image '000001'"):
-        call(trained_run, [other], out)
+    refused_call(trained_run, [other], out, message="another image '000001'", capsys=capsys)
 
 
-def test_messages(trained_run, pictures, tmp_path):
+def test_messages(trained_run, pictures, tmp_path, capsys):
     out = tmp_path / "out"
-    with pytest.raises(SystemExit, match="error: there is no checkpoint in .*nowhere"):
-        predict.main(["--checkpoint", "nowhere", "--images", str(pictures), "--out", str(out)])
-    with pytest.raises(SystemExit, match="can be read"):
-        call(trained_run, [pictures / "text.jpg"], out)
-    with pytest.raises(SystemExit, match="can be read"):
-        call(trained_run, [pictures / "cut.jpg"], out)
-    with pytest.raises(SystemExit, match="no such proposals file"):
-        call(trained_run, [pictures / "000001.jpg"], out, "--proposals", "none.npz")
-    with pytest.raises(SystemExit, match="no proposals for 1 of the 1 images.*'dot'"):
-        call(trained_run, [pictures / "dot.png"], out, "--proposals", trained_run.proposals)
-    with pytest.raises(SystemExit, match="Did you mean 'nms_thr'"):
-        call(trained_run, [pictures / "000001.jpg"], out, "--set", "nms_th=0.4")
-    with pytest.raises(SystemExit, match="eval.nms_thr is 'high'; allowed are numbers"):
-        call(trained_run, [pictures / "000001.jpg"], out, "--set", "nms_thr=high")
+    refused(
+        predict.main,
+        ["--checkpoint", "nowhere", "--images", str(pictures), "--out", str(out)],
+        "there is no checkpoint in .*nowhere",
+        capsys,
+    )
+    refused_call(trained_run, [pictures / "text.jpg"], out, message="can be read", capsys=capsys)
+    refused_call(trained_run, [pictures / "cut.jpg"], out, message="can be read", capsys=capsys)
+    refused_call(
+        trained_run,
+        [pictures / "000001.jpg"],
+        out,
+        "--proposals",
+        "none.npz",
+        message="no such proposals file",
+        capsys=capsys,
+    )
+    refused_call(
+        trained_run,
+        [pictures / "dot.png"],
+        out,
+        "--proposals",
+        trained_run.proposals,
+        message="no proposals for 1 of the 1 images.*'dot'",
+        capsys=capsys,
+    )
+    refused_call(
+        trained_run,
+        [pictures / "000001.jpg"],
+        out,
+        "--set",
+        "nms_th=0.4",
+        message="Did you mean 'nms_thr'",
+        capsys=capsys,
+    )
+    refused_call(
+        trained_run,
+        [pictures / "000001.jpg"],
+        out,
+        "--set",
+        "nms_thr=high",
+        message="eval.nms_thr is 'high'; allowed are numbers",
+        capsys=capsys,
+    )
     assert not out.exists() or not (out / "predictions.json").exists()
 
 
-def test_default_search_where_training_proposals_are_gone(trained_run):
-    config = trained_run.config.copy_and_resolve_references()
-    config.proposals.path = "/nowhere/proposals.npz"
-    assert predict.search_options(config) == (SearchOptions(), predict.search_options(config)[1])
-    assert "/nowhere/proposals.npz is not here" in predict.search_options(config)[1]
+def test_default_search_where_training_proposals_are_gone():
+    options, reason = predicting.search_options("/nowhere/proposals.npz")
+    assert options == SearchOptions()
+    assert "/nowhere/proposals.npz is not here" in reason
 
 
 def test_a_classifier_writes_scores_only(pictures, tmp_path):
     from configs.pretrain_tiny import get_config
-    from scripts.train import run
 
     config = get_config()
     objects = {
@@ -209,7 +269,7 @@ def test_a_classifier_writes_scores_only(pictures, tmp_path):
     config.train.loader = "threads"
     config.optim.warmup_steps = 0
     config.log.tensorboard = False
-    run(config, tmp_path / "classifier")
+    train(config, tmp_path / "classifier")
     out = tmp_path / "out"
     predict.main(
         ["--checkpoint", str(tmp_path / "classifier"), "--images", str(pictures), "--out", str(out)]
@@ -227,7 +287,7 @@ def test_as_a_program_without_tensorflow(trained_run, pictures, tmp_path):
     """Workers are started anew, and import this program: they must find all they need."""
     many = tmp_path / "many"
     many.mkdir()
-    for i in range(2 * predict.IMAGES_PER_WORKER):
+    for i in range(2 * predicting.IMAGES_PER_WORKER):
         (many / f"{i}.jpg").write_bytes((pictures / "000001.jpg").read_bytes())
     blocked = (
         "import sys; sys.modules['tensorflow'] = None; import runpy; sys.argv = sys.argv[1:]; "

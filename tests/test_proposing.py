@@ -7,21 +7,24 @@ import jax
 import numpy as np
 import pytest
 
-from scripts import make_proposals
+from tests.commands import refused
+from tests.nn.cases import image_batch
 from wsod_jax import build
+from wsod_jax.analysis.proposing import propose_fields
+from wsod_jax.commands import make_proposals
 from wsod_jax.data import proposal_writing
 from wsod_jax.data.proposals import ProposalSet
 from wsod_jax.data.records import ImageRecord, ImageSet
 from wsod_jax.data.voc import Voc
 from wsod_jax.errors import ConfigError, DataError
 from wsod_jax.evals.field_boxes import FieldOptions, field_boxes
-from wsod_jax.experiment import TrainingData, open_checkpoint
+from wsod_jax.methods.spn import Spn
 from wsod_jax.nn.geometry import Window, receptive_field
 from wsod_jax.nn.soft_proposal import SoftProposal
-from wsod_jax.nn.spn_network import SpnNetwork
 from wsod_jax.nn.tiny import TinyNet
 from wsod_jax.nn.vgg import Vgg16
-from wsod_jax.proposing import propose_fields
+from wsod_jax.runs import load_run
+from wsod_jax.training_data import TrainingData
 
 FEW = FieldOptions(20, (0.25, 0.5))
 
@@ -44,7 +47,7 @@ def test_the_file_holds_the_best_receptive_fields_of_every_image(spn_run, images
     found = ProposalSet.load(made)
     assert found.ids == images.image_ids and found.max_count == 20
     assert not made.with_name(made.name + ".parts").exists()
-    predictor, _, _ = open_checkpoint(spn_run.workdir)
+    predictor = load_run(spn_run.workdir)
     field = receptive_field((*TinyNet(stride=4).geometry, Window(3, pad=1)))
     for index in (0, len(images) - 1):
         record = images.records[index]
@@ -66,9 +69,9 @@ def test_the_generator_tells_method_step_weights_and_options(spn_run, images, ma
     changed = {
         "step 2, weights": {"step": 2},
         "num=9,": {"options": FieldOptions(9)},
-        "stationary": {"changes": ("localization.solver=stationary",)},
+        "stationary": {"changes": ("method.soft_proposal.solver=stationary",)},
         "short side 64, 96, mirrored too": {
-            "changes": ("scales=(64,96)", "flips=(False,True)", "localization.solver=walk")
+            "changes": ("scales=(64,96)", "flips=(False,True)", "method.soft_proposal.solver=walk")
         },
     }
     for number, (words, how) in enumerate(changed.items()):
@@ -118,8 +121,10 @@ def test_runs_that_rank_no_receptive_fields_are_refused(spn_run, trained_run, im
     out = tmp_path / "out.npz"
     with pytest.raises(ConfigError, match=r"trained with oim, which makes no proposal maps.*SPN"):
         propose_fields(trained_run.workdir, images, out)
-    with pytest.raises(ConfigError, match=r"are uniform.*localization.solver=walk"):
-        propose_fields(spn_run.workdir, images, out, changes=("localization.solver=uniform",))
+    with pytest.raises(ConfigError, match=r"are uniform.*method.soft_proposal.solver=walk"):
+        propose_fields(
+            spn_run.workdir, images, out, changes=("method.soft_proposal.solver=uniform",)
+        )
     with pytest.raises(DataError, match="nowhere"):
         propose_fields(tmp_path / "nowhere", images, out)
     with pytest.raises(DataError, match="3"):
@@ -135,7 +140,7 @@ def test_runs_that_rank_no_receptive_fields_are_refused(spn_run, trained_run, im
 @pytest.mark.parametrize("backbone", [TinyNet(stride=4), TinyNet(stride=8), Vgg16(dilated=False)])
 def test_the_field_of_a_proposal_map_has_the_extra_convolution(backbone):
     def field(**options):
-        return SpnNetwork(backbone, SoftProposal(), 3, **options).proposal_field()
+        return Spn(backbone=backbone, num_classes=3, **options).proposal_field()
 
     own = backbone.receptive_field()
     assert field(extra_channels=None) == own
@@ -143,16 +148,20 @@ def test_the_field_of_a_proposal_map_has_the_extra_convolution(backbone):
     assert extra.size_px == own.size_px + 2 * own.stride_px
     assert (extra.stride_px, extra.centre_px) == (own.stride_px, own.centre_px)
     with pytest.raises(ConfigError, match="insert_after is 'conv3_2'.*None"):
-        field(insert_after="conv3_2")
+        field(insert_after="conv3_2", soft_proposal=SoftProposal(unit_mean=True))
 
 
 def test_a_cell_of_the_proposal_map_sees_just_its_field():
-    network = SpnNetwork(TinyNet(stride=8), SoftProposal(), 3, extra_channels=8)
+    network = Spn(backbone=TinyNet(stride=8), num_classes=3, extra_channels=8).network
     image = jax.random.uniform(jax.random.key(0), (1, 160, 160, 3)) * 255
     size = np.array([[160, 160]], np.int32)
 
     def cell(module, image):
-        return module.final_map(module.backbone(image, size)).features[0, 10, 9].sum()
+        return (
+            module.final_map(module.backbone(image_batch(image, size))["c5"])
+            .features[0, 10, 9]
+            .sum()
+        )
 
     params = network.init(jax.random.key(1), image, method=cell)
     moved = jax.grad(lambda x: network.apply(params, x, method=cell))(image)[0]
@@ -181,12 +190,12 @@ def test_script_makes_them_and_compares_recall(spn_run, tmp_path, capsys):
     assert "sizes=(0.2, 0.6), aspects=(0.5, 2), nms_thr=0.7, step 4" in ProposalSet.read_generator(
         out
     )
-    assert make_proposals.main([*arguments, "--step", "3"]) == 2
-    assert "3" in capsys.readouterr().err
-    assert make_proposals.main([*arguments, "--set", "scalse=(96,)"]) == 2
-    assert "scales" in capsys.readouterr().err
-    assert make_proposals.main([*arguments, "--report", "--beside", "none.npz"]) == 2
-    assert "none.npz: no such proposals file" in capsys.readouterr().err
+    for options, message in (
+        (["--step", "3"], "step 3"),
+        (["--set", "scalse=(96,)"], "scales"),
+        (["--report", "--beside", "none.npz"], "none.npz: no such proposals file"),
+    ):
+        refused(make_proposals.main, [*arguments, *options], message, capsys)
 
 
 @pytest.mark.parametrize(
@@ -205,12 +214,13 @@ def test_script_refuses_options_that_have_no_say(arguments, message, capsys):
 
 
 def test_a_detector_trains_on_them(trained_run, made):
-    config = trained_run.config.copy_and_resolve_references()
-    config.proposals.path = str(made)
+    values = trained_run.config.copy_and_resolve_references()
+    values.proposals.path = str(made)
+    config = build.read_config(values)
     data = TrainingData.read(config)
     batch = data.example()
     assert batch.proposal_mask.sum(axis=1).min() >= 1 and batch.proposal_scores is not None
-    method = build.method(config, num_classes=6, max_classes=data.max_classes)
+    method = build.method(config, num_classes=6, max_classes=data.max_classes, max_targets=1)
     params, extras = jax.eval_shape(method.init, jax.random.key(0), batch)
     keys = (jax.random.key(0), jax.numpy.int32(0))
     output = jax.eval_shape(method.loss, params, extras, batch, *keys)

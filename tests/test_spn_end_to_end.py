@@ -9,17 +9,18 @@ import jax
 import numpy as np
 import pytest
 
-from scripts import evaluate
-from scripts import train as script
+from tests.commands import refused, train
 from tests.data.voc_tree import write_voc
 from tests.oracles import localization as oracle
 from tests.test_end_to_end import labels_only, losses, read_report
 from wsod_jax import build
+from wsod_jax.analysis.baselines import COLUMNS
+from wsod_jax.commands import evaluate
 from wsod_jax.data.voc import Voc
 from wsod_jax.errors import ConfigError, DataError
-from wsod_jax.evaluation.baselines import COLUMNS
 from wsod_jax.evaluation.maps import MapSplit
-from wsod_jax.experiment import open_checkpoint, truth_table
+from wsod_jax.predictor import truth_table
+from wsod_jax.runs import load_run
 from wsod_jax.train.checkpoint import checkpoint_steps, load_checkpoint
 from wsod_jax.train.manifest import write_manifest
 from wsod_jax.weights.npz import save_weights
@@ -62,58 +63,58 @@ def test_run_trains_every_layer_and_logs_how_far_the_map_is_from_uniform(spn_run
 
 def test_resumed_equals_straight_and_how_maps_are_read_may_change(spn_run, config, tmp_path):
     config.train.num_steps = 2
-    script.run(config, tmp_path)
+    train(config, tmp_path)
     assert checkpoint_steps(tmp_path) == [0, 2]
-    config.train.num_steps, config.localization.threshold = 4, 0.5
-    script.run(config, tmp_path)
+    config.train.num_steps, config.eval.maps.threshold = 4, 0.5
+    train(config, tmp_path)
     for step in (0, 2, 4):
         straight, resumed = (
             load_checkpoint(w, step=step).params for w in (spn_run.workdir, tmp_path)
         )
         jax.tree.map(np.testing.assert_array_equal, straight, resumed)
     assert losses(tmp_path) == losses(spn_run.workdir)
-    config.soft_proposal.solver = "uniform"
+    config.method.soft_proposal.solver = "uniform"
     with pytest.raises(ConfigError, match="soft_proposal.solver: 'walk' there, 'uniform' now"):
-        script.run(config, tmp_path)
+        train(config, tmp_path)
 
 
 def test_labels_must_suit_the_activation(config, tmp_path, caplog):
     config.train.num_steps = 0
     config.method.activation = "softmax"
     with pytest.raises(DataError, match="softmax learns one class.*activation='sigmoid'"):
-        script.run(config, tmp_path / "many")
+        train(config, tmp_path / "many")
     assert not (tmp_path / "many").exists()
     objects = {
         f"{n}": ((40, 40), [(n[:3], (5, 5, 30, 30), False)])
         for n in ("cat1", "cat2", "dog1", "dog2")
     }
     config.data.root = str(write_voc(tmp_path / "single", objects))
-    script.run(config, tmp_path / "one")
+    train(config, tmp_path / "one")
     assert "activation" not in caplog.text
     config.method.activation = "sigmoid"
-    script.run(config, tmp_path / "several")
+    train(config, tmp_path / "several")
     assert "config.method.activation='softmax' makes use of that" in caplog.text
 
 
 def test_weights_of_another_backbone_are_refused(config, tmp_path):
-    config.backbone.weights = str(tmp_path / "weights.npz")
-    other = build.backbone(config).clone(pixels="caffe").description
+    config.train.init_from = (str(tmp_path / "weights.npz"),)
+    other = build.read_config(config).backbone.clone(pixels="caffe").description
     kernel = np.zeros((3, 3, 3, 16), np.float32)
     save_weights(
-        config.backbone.weights, {"conv1_1": {"kernel": kernel}}, other | {"source": "a test"}
+        config.train.init_from[0], {"conv1_1": {"kernel": kernel}}, other | {"source": "a test"}
     )
     with pytest.raises(DataError, match="pixels is 'caffe' in the file and 'torchvision'"):
-        script.run(config, tmp_path / "run")
+        train(config, tmp_path / "run")
     assert not checkpoint_steps(tmp_path / "run")
 
 
 def test_layer_to_insert_after_must_exist(config, tmp_path):
-    config.network.insert_after = "conv5_3"
-    with pytest.raises(ConfigError, match="insert_after and config.soft_proposal.unit_mean go"):
-        script.run(config, tmp_path / "run")
-    config.soft_proposal.unit_mean = True
+    config.method.insert_after = "conv5_3"
+    with pytest.raises(ConfigError, match="insert_after.*unit_mean"):
+        train(config, tmp_path / "run")
+    config.method.soft_proposal.unit_mean = True
     with pytest.raises(ConfigError, match="'conv5_3', which is no layer of TinyNet.*conv4_2"):
-        script.run(config, tmp_path / "run")
+        train(config, tmp_path / "run")
 
 
 # -- evaluation
@@ -132,9 +133,9 @@ def evaluated(spn_run, tmp_path_factory):
 @pytest.fixture(scope="module")
 def truth(spn_run):
     """(objects, sizes) of the test split, as the oracles take them."""
-    config = spn_run.config
-    images = build.images(config, "test")
-    table = truth_table(images, build.ground_truth(config, "test"))
+    reader = build.read_config(spn_run.config).data
+    images = reader.images("test")
+    table = truth_table(images, reader.ground_truth("test"))
     objects = zip(
         table.image_index, table.classes, table.boxes.tolist(), table.difficult, strict=True
     )
@@ -158,8 +159,8 @@ def test_every_checkpoint_is_measured(evaluated):
         assert names <= set(summary) and {"pointing difficult", *names} <= set(report["summary"])
         assert all(0 <= summary[name] <= 1 for name in names)
         assert summary["CorLoc"] <= summary["CorLoc any"]  # the box around all can only be beaten
-        assert report["settings"]["localization"]["pointing_px"] == 15.0
-        assert report["settings"]["soft_proposal"]["epsilon_factor"] == 0.15  # a default
+        assert report["settings"]["maps"]["pointing_px"] == 15.0
+        assert report["settings"]["method"]["soft_proposal"]["epsilon_factor"] == 0.15  # a default
         for name in ("report.md", "predictions.json", "points.csv", "maps.png", "detections.png"):
             assert (evaluated / step / name).stat().st_size > 0
         assert len(list((evaluated / step / "maps").iterdir())) == 2
@@ -211,33 +212,38 @@ def test_points_written_are_those_measured(evaluated, truth):
 
 
 def test_another_proposal_map_at_test(evaluated, spn_run, tmp_path):
-    """--set localization.solver tests another network than was trained, the one of the table."""
-    report = measure(spn_run.workdir, tmp_path, "--set", "localization.solver=uniform")
+    """--set method.soft_proposal.solver tests another network than was trained, the one of the table."""
+    report = measure(spn_run.workdir, tmp_path, "--set", "method.soft_proposal.solver=uniform")
     expected = rows_of(read_report(evaluated / "4"))["M uniform (CAM)"]
     found = {name: report["summary"][name] for name in COLUMNS}
     assert found == pytest.approx(expected)
-    assert report["settings"]["localization"]["solver"] == "uniform"
-    assert report["settings"]["soft_proposal"]["solver"] == "walk"  # as it was trained
-    assert "localization.solver` | `uniform" in (tmp_path / "4" / "report.md").read_text()
+    assert report["settings"]["method"]["soft_proposal"]["solver"] == "uniform"
+    assert report["settings"]["changes"] == ["method.soft_proposal.solver=uniform"]
+    assert "soft_proposal.solver` | `uniform" in (tmp_path / "4" / "report.md").read_text()
+    assert load_run(spn_run.workdir).method.soft_proposal.solver == "walk"  # as it was trained
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--set", "localization.treshold=2"], "localization.treshold does not exist.*'threshold'"),
-        (["--set", "localization.solver=cam"], "localization.solver is 'cam'; allowed are 'walk'"),
-        (["--set", "localization.nms_thr=7"], "localization.nms_thr is 7; allowed are numbers"),
-        (["--set", "soft_proposal.solver=uniform"], "soft_proposal.solver cannot be set"),
+        (["--set", "maps.treshold=2"], "maps.treshold does not exist.*'threshold'"),
+        (
+            ["--set", "method.soft_proposal.solver=cam"],
+            "soft_proposal.solver is 'cam'; allowed are 'walk'",
+        ),
+        (["--set", "eval.maps.nms_thr=7"], "maps.nms_thr is 7; allowed are numbers"),
+        (["--set", "method.soft_proposal.num_steps=3"], "num_steps cannot be set"),
+        (["--set", "localization.threshold=2"], "localization.threshold .*eval.maps.threshold"),
         (["--together_with", "nowhere"], "nowhere"),
         (["--energy_of", "nowhere.npz"], "nowhere.npz"),
     ],
 )
-def test_evaluation_names_what_is_wrong(spn_run, tmp_path, arguments, message):
-    with pytest.raises(SystemExit, match=f"error: .*{message}"):
-        measure(spn_run.workdir, tmp_path, *arguments)
+def test_evaluation_names_what_is_wrong(spn_run, tmp_path, capsys, arguments, message):
+    given = ["--workdir", spn_run.workdir, "--out", tmp_path, *arguments]
+    refused(evaluate.main, given, message, capsys)
 
 
-BOXES = ["--set", "localization.boxes=components", "--set", "localization.predicted_thr=0.0"]
+BOXES = ["--set", "maps.boxes=components", "--set", "maps.predicted_thr=0.0"]
 
 
 def test_together_with_itself_changes_no_box(spn_run, tmp_path):
@@ -260,7 +266,7 @@ def test_together_with_itself_changes_no_box(spn_run, tmp_path):
 def test_table_of_joined_runs_joins_the_baselines_too(spn_run, tmp_path):
     others = ["--together_with", spn_run.workdir]
     rows = rows_of(measure(spn_run.workdir, tmp_path / "a", *others, "--compare"))
-    uniform = ["--set", "localization.solver=uniform"]
+    uniform = ["--set", "method.soft_proposal.solver=uniform"]
     copy = tmp_path / "run"
     shutil.copytree(spn_run.workdir, copy)
     edit_metadata(copy, '"solver": "walk"', '"solver": "uniform"')
@@ -278,17 +284,18 @@ def edit_metadata(run: Path, old: str, new: str) -> None:
     write_manifest(metadata.parents[1])
 
 
-def test_runs_that_cannot_be_joined(spn_run, trained_run, tmp_path):
+def test_runs_that_cannot_be_joined(spn_run, trained_run, tmp_path, capsys):
     shutil.copytree(spn_run.workdir, tmp_path / "run")
     name = load_checkpoint(spn_run.workdir).metadata["class_names"][0]
     edit_metadata(tmp_path / "run", json.dumps(name), '"unicorn"')
-    with pytest.raises(SystemExit, match="error: .*trained for unicorn"):
-        measure(spn_run.workdir, tmp_path / "o", "--together_with", tmp_path / "run")
-    with pytest.raises(SystemExit, match="error: --together_with .*'oim' makes no maps"):
-        measure(spn_run.workdir, tmp_path / "o", "--together_with", trained_run.workdir)
+    joined = ["--workdir", spn_run.workdir, "--out", tmp_path / "o", "--together_with"]
+    refused(evaluate.main, [*joined, tmp_path / "run"], "trained for unicorn", capsys)
+    message = "--together_with .*'oim' makes no maps"
+    refused(evaluate.main, [*joined, trained_run.workdir], message, capsys)
+    boxes = ["--workdir", trained_run.workdir, "--out", tmp_path / "o"]
     for option in (["--compare"], ["--energy_of", "x.npz"], ["--together_with", spn_run.workdir]):
-        with pytest.raises(SystemExit, match=f"error: {option[0]} is for methods with maps.*'oim'"):
-            measure(trained_run.workdir, tmp_path / "o", *option)
+        message = f"{option[0]} is for methods with maps.*'oim'"
+        refused(evaluate.main, [*boxes, *option], message, capsys)
 
 
 def test_image_that_cannot_be_read_is_missed(evaluated, spn_run, tmp_path, truth):
@@ -336,7 +343,7 @@ def test_split_without_boxes_is_predicted_and_not_measured(spn_run, tmp_path):
 
 def test_labels_alone_train_the_same_and_only_classes_are_measured(spn_run, config, tmp_path):
     labels_only(spn_run, config, tmp_path)
-    script.run(config, tmp_path / "run")
+    train(config, tmp_path / "run")
     assert losses(tmp_path / "run") == losses(spn_run.workdir)
     report = measure(tmp_path / "run", tmp_path / "o")
     assert set(report["summary"]) == {"seconds_per_image", "image mAP"}
@@ -369,6 +376,5 @@ def test_views_are_averaged_or_kept_apart(spn_run, tmp_path):
 
 def located_with(workdir, *changes):
     """Read the maps of all classes of the test images with changed settings."""
-    changes = [*changes, "localization.predicted_thr=0.0"]
-    predictor, config, _ = open_checkpoint(workdir, changes=changes)
-    return MapSplit.read(config, "test").locate(predictor, "map")
+    predictor = load_run(workdir, changes=[*changes, "eval.maps.predicted_thr=0.0"])
+    return MapSplit.read(predictor.config.data, "test").locate(predictor, "map")

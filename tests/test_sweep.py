@@ -4,9 +4,19 @@ import json
 
 import pytest
 
-from scripts import sweep
-from wsod_jax.experiment import LOCATIONS
+from wsod_jax.commands import sweep
 
+LOCATIONS = (
+    "data.root",
+    "data.folder",
+    "data.labels_csv",
+    "data.data_dir",
+    "data.annotations",
+    "data.index_path",
+    "proposals.path",
+    "backbone.weights",  # of version 0.1
+    "train.init_from",
+)
 COLUMNS = sweep.SETS["cards6"].columns
 ROWS = sorted((sweep.ROOT / "results").glob("*/*.json"))
 
@@ -59,13 +69,13 @@ def test_rows_keep_settings_but_not_places():
     settings = {"seed": 1, "proposals": {"path": "p.npz", "min_side": 0.2}}
     settings |= {
         "data": {"root": "/a", "reader": "voc"},
-        "backbone": {"weights": "/w", "name": "tiny"},
+        "train": {"init_from": ["/w"], "num_steps": 3},
     }
-    assert sweep.without_locations(settings) == {
+    assert sweep.without_locations(settings, LOCATIONS) == {
         "seed": 1,
         "proposals": {"min_side": 0.2},
         "data": {"reader": "voc"},
-        "backbone": {"name": "tiny"},
+        "train": {"num_steps": 3},
     }
     assert settings["data"]["root"] == "/a"
 

@@ -10,20 +10,20 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from scripts.visualize import main
+from tests.nn.cases import image_batch
+from wsod_jax.analysis.baselines import file_energies
+from wsod_jax.analysis.edges import edge_shares, edge_table
+from wsod_jax.analysis.proposal_maps import MapRun
+from wsod_jax.analysis.walk import Walk, follow_walks, walk_table
+from wsod_jax.commands.visualize import main
 from wsod_jax.data.proposals import ProposalSet
 from wsod_jax.evals.energy import EnergyMetrics
-from wsod_jax.evaluation.baselines import file_energies
 from wsod_jax.evaluation.maps import MapSplit, map_energies
-from wsod_jax.experiment import open_checkpoint
-from wsod_jax.inspection.edges import edge_shares, edge_table
-from wsod_jax.inspection.proposal_maps import MapRun
-from wsod_jax.inspection.walk import Walk, coupled_features, follow_walks, walk_table
+from wsod_jax.methods.spn import Spn
 from wsod_jax.nn.soft_proposal import SoftProposal
-from wsod_jax.nn.spn_network import SpnNetwork
 from wsod_jax.nn.tiny import TinyNet
 from wsod_jax.ops.soft_proposal import soft_proposals
-from wsod_jax.types import Batch
+from wsod_jax.runs import load_run
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def run(spn_run):
 
 @pytest.fixture(scope="module")
 def split(run):
-    return MapSplit.read(run.config, "test")
+    return MapSplit.read(run.predictor.config.data, "test")
 
 
 def shape(path):
@@ -45,7 +45,7 @@ def test_maps_are_those_of_each_checkpoint_and_compiled_once(run, split):
     looked = run.look(split.images, positions, [0, 2, 4])
     assert run.steps() == [0, 2, 4] and run.predictor.num_compilations() == 1
     assert [sorted(found) for found in looked.values()] == [[1, 3]] * 3
-    other, _, _ = open_checkpoint(run.workdir, 2)
+    other = load_run(run.workdir, 2)
     located = other.locate(split.images, keep_responses=len(split.images))
     for position in positions:
         for found, wanted in zip(looked[2][position].maps, located.maps[position], strict=True):
@@ -67,7 +67,7 @@ def test_proposal_maps(spn_run, tmp_path, capsys):
     }
     one = shape(tmp_path / "out" / "000009.png")
     two_runs = ["proposal_maps", "--workdir", workdir, workdir, "--steps", "0", *images, *out]
-    assert main([*two_runs, "--class", "fish", "--set", "localization.solver=uniform"]) == 0
+    assert main([*two_runs, "--class", "fish", "--set", "method.soft_proposal.solver=uniform"]) == 0
     two = shape(tmp_path / "out" / "000009.png")
     assert two[0] > 1.5 * one[0] and two[1] < one[1]  # four rows of two, two rows of four
     assert main([*command, "--split", "trainval"]) == 1  # those images are of the test split
@@ -82,7 +82,7 @@ def test_walks_pass_the_map_that_the_network_takes(run, split):
     num_steps = 30
     walks = follow_walks(run.predictor, split.images, [2, 0], num_steps)
     looked = run.look(split.images, [2, 0], [run.step])[run.step]
-    module = run.predictor.method.network.soft_proposal
+    module = run.predictor.method.soft_proposal
     for position, walk in walks.items():
         assert walk.maps.shape[0] == num_steps + 1
         np.testing.assert_allclose(walk.maps.sum(axis=(1, 2)), 1, atol=1e-5)
@@ -96,27 +96,23 @@ def test_walks_pass_the_map_that_the_network_takes(run, split):
 
 
 def test_walks_are_followed_wherever_the_module_stands():
-    network = SpnNetwork(
-        TinyNet(widths=(4, 4, 6, 4), stride=4),
-        SoftProposal(unit_mean=True),
+    method = Spn(
+        backbone=TinyNet(widths=(4, 4, 6, 4), stride=4),
+        soft_proposal=SoftProposal(unit_mean=True),
         num_classes=3,
         extra_channels=4,
         insert_after="conv3_1",
     )
     rng = np.random.default_rng(0)
-    batch = Batch(
-        image=rng.integers(0, 256, (2, 32, 32, 3)).astype(np.uint8),
-        image_size=np.array([[32, 32], [24, 32]], np.int32),
-        image_mask=np.ones(2, bool),
-        image_index=np.arange(2, dtype=np.int32),
-    )
-    params = jax.jit(network.init)(jax.random.key(0), batch)["params"]
+    pixels = rng.integers(0, 256, (2, 32, 32, 3)).astype(np.uint8)
+    batch = image_batch(pixels, [[32, 32], [24, 32]])
+    params, _ = jax.jit(method.init)(jax.random.key(0), batch)
 
     @jax.jit
     def both_ways(params):
-        maps = coupled_features(network, params, batch)
+        maps = method.coupled_features(params, batch)
         assert maps.features.shape == (2, 8, 8, 6)
-        own = network.apply({"params": params}, batch).maps.proposal_map
+        own = method.predict(params, {}, batch, frozenset({"maps"})).maps.proposal_map
         return soft_proposals(maps.features, maps.size), own
 
     found, expected = both_ways(params)
@@ -192,7 +188,7 @@ def test_energy(spn_run, run, split, tmp_path, capsys):
     (found,), (proposals,) = numbers["runs"], numbers["proposals"]
     assert found["steps"] == [0, 2, 4]
     for step, mean in zip(found["steps"], found["mean"], strict=True):
-        predictor = open_checkpoint(spn_run.workdir, step)[0]
+        predictor = load_run(spn_run.workdir, step)
         energies = map_energies(predictor.locate(split.images), split, predictor)
         assert mean == pytest.approx(EnergyMetrics(energies).mean, abs=1e-6)
     assert list(found["images"].values()) == pytest.approx(energies.tolist(), abs=1e-6)

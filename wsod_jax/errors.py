@@ -7,3 +7,11 @@ class DataError(ValueError):
 
 class ConfigError(ValueError):
     """A configuration that cannot be built: unknown or missing key, wrong value, or a mismatch with a workdir."""
+
+
+class PeerError(RuntimeError):
+    """Another process of the run failed; its own message says why."""
+
+
+class NonFiniteError(FloatingPointError):
+    """A loss, gradient or parameter became infinite or not a number."""

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scipy.io import savemat
 
-from scripts import make_proposals
+from wsod_jax.commands import make_proposals
 from wsod_jax.data.proposal_import import import_proposals
 from wsod_jax.data.proposals import ProposalSet
 from wsod_jax.data.records import ImageRecord, ImageSet

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from scripts import make_proposals
+from wsod_jax.commands import make_proposals
 from wsod_jax.data import proposal_writing
 from wsod_jax.data.proposals import ProposalSet
 from wsod_jax.data.records import ImageRecord, ImageSet
@@ -190,7 +190,7 @@ def test_script_searches_voc_splits_and_reports_recall(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert len(ProposalSet.load(out)) == 5
     assert f"Wrote {out}: 5 images" in printed and "recall@0.5" in printed
-    assert make_proposals.main(arguments) == 2
+    assert make_proposals.main(arguments) == 1
     assert "choose --split out of" in capsys.readouterr().err
 
 
@@ -203,11 +203,11 @@ def test_script_searches_a_folder_of_pictures(tmp_path, capsys, caplog):
     assert make_proposals.main([*arguments, str(tmp_path / "p.npz")]) == 0
     assert ProposalSet.load(tmp_path / "p.npz").ids == ("000", "001", "deep/000")
     assert "broken.jpg" in caplog.text
-    assert make_proposals.main([*arguments, str(tmp_path / "p.npy")]) == 2
+    assert make_proposals.main([*arguments, str(tmp_path / "p.npy")]) == 1
     (tmp_path / "in" / "000.bmp").write_bytes(b"")
-    assert make_proposals.main([*arguments, str(tmp_path / "q.npz")]) == 2
+    assert make_proposals.main([*arguments, str(tmp_path / "q.npz")]) == 1
     assert "differ only in the suffix; rename one" in capsys.readouterr().err
-    assert make_proposals.main(["--data", "nowhere", "--out", "p.npz"]) == 2
+    assert make_proposals.main(["--data", "nowhere", "--out", "p.npz"]) == 1
     assert "nowhere: no such folder; give one" in capsys.readouterr().err
 
 
@@ -245,7 +245,7 @@ def test_ctrl_c_keeps_finished_images_and_leaves_no_process(tmp_path):
     os.killpg(process.pid, signal.SIGINT)  # what a terminal does
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert b"Interrupted. Finished images are kept" in errors and b"Traceback" not in errors
+    assert b"interrupted; finished images are kept" in errors and b"Traceback" not in errors
     while living_processes(process.pid) and time.monotonic() < deadline:
         time.sleep(0.05)  # workers finish the image they are at
     assert not living_processes(process.pid)

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from configs.spn_googlenet_ilsvrc import get_config
-from scripts import evaluate
-from scripts import train as script
 from tests.conftest import four_steps
+from wsod_jax import runs
+from wsod_jax.commands import evaluate
 from wsod_jax.data.voc import Voc
 from wsod_jax.errors import DataError
 from wsod_jax.evals.ilsvrc import read_blacklist
@@ -38,8 +38,9 @@ def folder_run(tiny_set, tmp_path_factory):
         for own in images.class_names:  # a class without an image still has its folder
             (root / name / own).mkdir(parents=True, exist_ok=True)
     config = get_config("spn")
-    config.backbone = dict(name="tiny", weights=None, stride=8, widths=(4, 4, 8, 8))
-    config.network.extra_channels = 8
+    config.train.init_from = ()
+    config.backbone = dict(name="tiny", stride=8, widths=(4, 4, 8, 8))
+    config.method.extra_channels = 8
     config.optim.name, config.optim.learning_rate = "adamw", 1e-3
     for key in ("momentum", "update_rule"):
         del config.optim[key]
@@ -47,7 +48,7 @@ def folder_run(tiny_set, tmp_path_factory):
     config.train.accumulate, config.train.crop_margin = 1, 8
     config.data.class_names = images.class_names
     with pytest.MonkeyPatch.context() as patch:  # four devices add nothing here
-        patch.setattr(script, "make_mesh", lambda: make_mesh(1))
+        patch.setattr(runs, "make_mesh", lambda: make_mesh(1))
         return four_steps(config, (root, None), tmp_path_factory.mktemp("folder_run"))
 
 

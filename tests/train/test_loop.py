@@ -14,11 +14,10 @@ import pytest
 from tests.train.test_checkpoint import assert_bitwise, metadata
 from tests.train.test_step import build
 from tests.train.toy import Toy, toy_batches
-from wsod_jax.errors import ConfigError, DataError
+from wsod_jax.errors import ConfigError, DataError, NonFiniteError
 from wsod_jax.train.checkpoint import Checkpoints, checkpoint_steps
 from wsod_jax.train.logging import JsonlWriter, read_jsonl
 from wsod_jax.train.loop import Interrupted, Steps, Watchers, train
-from wsod_jax.train.progress import NonFiniteError
 
 TOTAL = 7
 STEPS = Steps(total=TOTAL, log_interval=2, checkpoint_interval=3)

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from scripts import convert_weights
+from wsod_jax.commands import convert_weights
 from wsod_jax.errors import DataError
 from wsod_jax.nn.cnn_s import CnnS
 from wsod_jax.nn.googlenet import GoogLeNet

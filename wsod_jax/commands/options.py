@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from wsod_jax import build
+from wsod_jax.commands.command_line import make_parser, run_command
 from wsod_jax.config import RunConfig
 from wsod_jax.options import (
     Mark,
@@ -51,12 +52,14 @@ _HEADER = "| option | values | default | changes | what it is |\n|---|---|---|--
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__)
     parser.add_argument("path", type=Path, help="the file to write, docs/options.md")
-    parser.parse_args(arguments).path.write_text(page(build.union_tables()), encoding="utf-8")
-    return 0
+    return run_command(run, parser.parse_args(arguments))
+
+
+def run(options: argparse.Namespace) -> None:
+    """Write the page."""
+    options.path.write_text(page(build.union_tables()), encoding="utf-8")
 
 
 def page(tables: Tables) -> str:

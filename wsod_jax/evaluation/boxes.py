@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from ml_collections import ConfigDict
 
-from wsod_jax import build
+from wsod_jax.config import EvalOptions
 from wsod_jax.data.proposals import ProposalSet
 from wsod_jax.data.records import ImageSet
 from wsod_jax.evals.coco import coco_box_ap
@@ -17,12 +16,12 @@ from wsod_jax.evals.predictions import write_predictions, write_voc_server
 from wsod_jax.evals.selection import Results
 from wsod_jax.evals.tables import DetectionTable, TruthTable
 from wsod_jax.evaluation.findings import Findings, bar, known_objects
-from wsod_jax.experiment import Predictor, score_detections
+from wsod_jax.predictor import Predictor, score_detections
 
 
 def measure_detections(
     findings: Findings,
-    settings: build.EvalSettings,
+    settings: EvalOptions,
     images: ImageSet,
     detections: DetectionTable,
     truth: TruthTable | None,
@@ -66,11 +65,12 @@ def measure_detections(
 
 
 def measure_corloc(
-    findings: Findings, predictor: Predictor, config: ConfigDict, split: str, proposals: ProposalSet
+    findings: Findings, predictor: Predictor, split: str, proposals: ProposalSet
 ) -> None:
     """Add CorLoc, and the quality of the top boxes of every image's own classes, to the findings."""
-    images = build.images(config, split)
-    truth = known_objects(config, images, split)
+    reader = predictor.config.data
+    images = reader.images(split)
+    truth = known_objects(reader, images, split)
     if truth is None:
         findings.note(f"{images.name} has no boxes to compare with: CorLoc not measured")
         return

@@ -8,14 +8,13 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
-from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from wsod_jax import build
+from wsod_jax.data.reader import Reader
 from wsod_jax.data.records import ImageSet
 from wsod_jax.evals.report import Picture, Table, write_report
 from wsod_jax.evals.tables import TruthTable
-from wsod_jax.experiment import Predictor, truth_table
+from wsod_jax.predictor import Predictor, truth_table
 from wsod_jax.types import Batch
 
 
@@ -68,16 +67,11 @@ class Findings:
         return summary
 
 
-def known_objects(config: ConfigDict, images: ImageSet, split: str) -> TruthTable | None:
-    """Return the objects of a split's images, `None` where they are not known."""
-    if not annotated(config, images):
+def known_objects(reader: Reader, images: ImageSet, split: str) -> TruthTable | None:
+    """Return the objects of a split's images as its reader knows them, `None` where they are not known."""
+    if not reader.has_boxes or images.counts.get("no_annotation"):
         return None
-    return truth_table(images, build.ground_truth(config, split))
-
-
-def annotated(config: ConfigDict, images: ImageSet) -> bool:
-    """Return whether every image of a set has its boxes, so that what was found in it can be measured."""
-    return build.has_boxes(config) and not images.counts.get("no_annotation")
+    return truth_table(images, reader.ground_truth(split))
 
 
 def bar(batches: Iterable[Batch]) -> Iterable[Batch]:

@@ -8,9 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from ml_collections import ConfigDict
 
-from wsod_jax import build
+from wsod_jax.data.reader import Reader
 from wsod_jax.data.records import ImageSet
 from wsod_jax.errors import ConfigError
 from wsod_jax.evals.classification import classification_ap
@@ -26,12 +25,8 @@ from wsod_jax.evals.pointing import (
 )
 from wsod_jax.evals.tables import DetectionTable, TruthTable
 from wsod_jax.evaluation.findings import Findings, bar, known_objects
-from wsod_jax.experiment import (
-    LOCATIONS,
-    Predictor,
-    check_classes,
-    open_checkpoint,
-)
+from wsod_jax.predictor import Predictor, check_classes
+from wsod_jax.runs import load_run
 
 OFF_THE_IMAGE = -1e9  # the point of an image that could not be read: a miss
 
@@ -49,10 +44,10 @@ class MapSplit:
     truth: TruthTable | None
 
     @classmethod
-    def read(cls, config: ConfigDict, split: str) -> MapSplit:
-        """Read a split of a configuration's data."""
-        images = build.images(config, split)
-        return cls(images, known_objects(config, images, split))
+    def read(cls, reader: Reader, split: str) -> MapSplit:
+        """Read a split."""
+        images = reader.images(split)
+        return cls(images, known_objects(reader, images, split))
 
     @property
     def sizes(self) -> np.ndarray:
@@ -91,7 +86,7 @@ class SplitMetrics:
     @classmethod
     def of(cls, located: Located, split: MapSplit, predictor: Predictor) -> SplitMetrics:
         """Measure what was located in a split with annotated objects."""
-        settings, ap_mode = predictor.localization, predictor.settings.ap
+        settings, ap_mode = predictor.settings.maps, predictor.settings.ap
         seen, truth = located.predicted, split.truth
         points = np.where(seen[:, None, None], located.points, OFF_THE_IMAGE)
         scores = np.where(seen[:, None], located.image_scores, 0.0)
@@ -126,7 +121,7 @@ class SplitMetrics:
 def map_energies(located: Located, split: MapSplit, predictor: Predictor) -> np.ndarray:
     """Return [n] the Object Energy of every image's proposal map; NaN for images not read or without objects."""
     energies = np.full(len(split.images), np.nan)
-    reading = predictor.localization.reading
+    reading = predictor.settings.maps.reading
     for i in np.flatnonzero(located.predicted):
         height, width = (int(side) for side in split.sizes[i])
         energy_map = reading.objectness(located.maps[i], (height, width))
@@ -140,17 +135,16 @@ def open_other(run: Path, images: ImageSet, changes: Sequence[str]) -> Predictor
     Args:
       run: its workdir, or one of its checkpoints.
       images: the test set.
-      changes: to the settings of the run evaluated; those that say where data lie hold for the other too.
+      changes: to where its files lie.
     Raises:
       ConfigError: its method makes no maps.
       DataError: it was trained for other classes.
     """
-    where = [change for change in changes if change.partition("=")[0] in LOCATIONS]
-    other, _, metadata = open_checkpoint(run, changes=where)
-    if other.localization is None:
+    other = load_run(run, changes=changes)
+    if "maps" not in other.method.outputs:
         raise ConfigError(
-            f"--together_with {run}: method {metadata['method']!r} makes no maps; only runs of methods with maps, such "
-            "as spn, can be joined"
+            f"--together_with {run}: method {other.config.method.name!r} makes no maps; only runs of "
+            "methods with maps, such as spn, can be joined"
         )
     check_classes(images, other.class_names)
     return other
@@ -172,7 +166,7 @@ def measure_corloc(
 
 def combined_boxes(located: Sequence[Located], predictor: Predictor) -> DetectionTable:
     """Return the components' boxes of all detectors; where there are several views, after filtering and NMS."""
-    settings = predictor.localization
+    settings = predictor.settings.maps
     several = len(located) > 1 or (
         predictor.settings.merge == "union" and predictor.settings.num_views > 1
     )
@@ -186,8 +180,8 @@ def combined_boxes(located: Sequence[Located], predictor: Predictor) -> Detectio
 
 
 def predicted_boxes(located: Sequence[Located], predictor: Predictor) -> DetectionTable:
-    """Return the boxes of the predicted classes, as `localization.boxes` says."""
-    if predictor.localization.boxes == "components":
+    """Return the boxes of the predicted classes, as `eval.maps.boxes` says."""
+    if predictor.settings.maps.boxes == "components":
         return located[0].of_claimed(combined_boxes(located, predictor))
     return located[0].of_claimed(located[0].tightest)
 
@@ -239,7 +233,7 @@ def measure_maps(
         folder,
         [record.load for record in split.images.records[:num_pictures]],
         located,
-        predictor.localization.reading,
+        predictor.settings.maps.reading,
         split.truth,
         image_ids=split.images.image_ids[:num_pictures],
         class_names=predictor.class_names,

@@ -20,7 +20,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from wsod_jax.errors import ConfigError
+from wsod_jax.errors import ConfigError, PeerError
 from wsod_jax.train.identity import dotted
 from wsod_jax.train.sharding import by_rows, fetch, replicated
 
@@ -28,10 +28,6 @@ SHUTDOWN_TIMEOUT = (
     60  # seconds that a process which ended waits for the others before they are ended too
 )
 _VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
-
-
-class PeerError(RuntimeError):
-    """Another process of the run failed; its own message says why."""
 
 
 def initialize(

@@ -10,17 +10,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from wsod_jax.errors import ConfigError
+from wsod_jax.errors import ConfigError, NonFiniteError
 from wsod_jax.train.checkpoint import Checkpoints
 from wsod_jax.train.logging import Writer
 from wsod_jax.train.optim import path_name
 from wsod_jax.train.sharding import fetch
 from wsod_jax.train.state import TrainState
 from wsod_jax.train.step import MISMATCH, Metrics
-
-
-class NonFiniteError(FloatingPointError):
-    """A loss, gradient or parameter became infinite or not a number."""
 
 
 class Progress:

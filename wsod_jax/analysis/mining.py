@@ -10,16 +10,20 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from ml_collections import ConfigDict
 
 from wsod_jax import viz
-from wsod_jax.errors import DataError
+from wsod_jax.config import RunConfig
+from wsod_jax.data.records import GroundTruth
+from wsod_jax.errors import ConfigError, DataError
 from wsod_jax.evals.inference import original_boxes
-from wsod_jax.experiment import TrainingData, check_classes, open_checkpoint
 from wsod_jax.methods.assign import Mined
 from wsod_jax.methods.base import RefinementMethod
 from wsod_jax.methods.oim import Oim, appearance_distances, search_nodes, spatial_graph
 from wsod_jax.ops.masked import masked_mean
+from wsod_jax.overrides import locations
+from wsod_jax.predictor import check_classes
+from wsod_jax.runs import load_run
+from wsod_jax.training_data import TrainingData, read_ground_truth
 from wsod_jax.types import Batch, Params
 
 
@@ -93,7 +97,7 @@ class MiningRun:
     method: RefinementMethod
     params: Params
     data: TrainingData
-    config: ConfigDict
+    config: RunConfig
     step: int
 
     @classmethod
@@ -105,21 +109,39 @@ class MiningRun:
         Args:
           path: a workdir, or the folder of one checkpoint.
           step: which step; `None` takes the newest, or the one that `path` names.
-          changes: to where its files lie, see `experiment.change_config`.
+          changes: to where its files lie, see `runs.load_run`.
 
         Raises:
+          ConfigError: for another change.
           DataError: if there is no such checkpoint, its method mines nothing, or the training set is
             gone or has other classes.
         """
-        predictor, config, metadata = open_checkpoint(path, step, changes=changes)
+        predictor = load_run(path, step, changes=changes)
+        places = locations(predictor.config)
+        for change in changes:
+            if change.partition("=")[0] not in places:
+                raise ConfigError(
+                    f"{change!r}: this looks at training, of which nothing but where its files lie can change; "
+                    f"allowed are {', '.join(places)}"
+                )
         if not isinstance(predictor.method, RefinementMethod):
             raise DataError(
-                f"{path} is a checkpoint of {metadata['method']!r}, which mines no pseudo boxes; "
+                f"{path} is a checkpoint of {predictor.config.method.name!r}, which mines no pseudo boxes; "
                 "oicr, pcl, mist and oim do"
             )
+        config = predictor.config
         data = TrainingData.read(config)
         check_classes(data.image_set, predictor.class_names)
-        return cls(predictor.method, predictor.params, data, config, metadata["step"])
+        step = predictor.metadata["step"]
+        return cls(predictor.method, predictor.params, data, config, step)
+
+    def objects(self) -> GroundTruth:
+        """Return the annotated objects of the training set, which training never saw.
+
+        Raises:
+          ConfigError: if its reader knows none.
+        """
+        return read_ground_truth(self.config, self.config.data.train_split)
 
     def mine(self, positions: Sequence[int]) -> dict[int, MinedImage]:
         """Mine in some images as the training step after this checkpoint would, at the first scale, unmirrored.

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
+from wsod_jax.analysis.saliency import saliency
 from wsod_jax.data.proposals import ProposalSet, check_proposals
 from wsod_jax.evals import energy
 from wsod_jax.evals.localization import CorLocMetrics
@@ -19,9 +20,8 @@ from wsod_jax.evals.response import response_point
 from wsod_jax.evals.voc import mean_over_classes
 from wsod_jax.evaluation.findings import bar
 from wsod_jax.evaluation.maps import OFF_THE_IMAGE, MapSplit, SplitMetrics, measure_corloc
-from wsod_jax.experiment import Predictor
-from wsod_jax.methods.base import Method
-from wsod_jax.types import Batch, Params
+from wsod_jax.ops.soft_proposal import Solver
+from wsod_jax.predictor import Predictor
 
 SOLVERS = {"walk": "M of the walk", "stationary": "M stationary", "uniform": "M uniform (CAM)"}
 COLUMNS = (
@@ -58,7 +58,7 @@ def comparison(
     if maps:
         for solver in (name for name in SOLVERS if name != own):
             print(f"comparing with {SOLVERS[solver]}")
-            others = [one.with_solver(solver) for one in predictors]
+            others = [with_solver(one, solver) for one in predictors]
             rows.append(_row(SOLVERS[solver], *_measure(others, splits)))
         test = splits[0]
         centres = centre_points(test.sizes, len(predictor.class_names))
@@ -70,6 +70,13 @@ def comparison(
         empty = [None] * (len(COLUMNS) - 1)
         rows.append([f"proposals of {name}", *empty, energy.EnergyMetrics(energies).mean])
     return Table("Beside its baselines", ("", *COLUMNS), rows)
+
+
+def with_solver(predictor: Predictor, solver: Solver) -> Predictor:
+    """Return the same weights with another way to find the proposal map."""
+    method = predictor.method
+    soft_proposal = method.soft_proposal.clone(solver=solver)
+    return predictor.with_method(dataclasses.replace(method, soft_proposal=soft_proposal))
 
 
 def gradient_points(predictor: Predictor, split: MapSplit) -> np.ndarray:
@@ -98,30 +105,6 @@ def gradient_points(predictor: Predictor, split: MapSplit) -> np.ndarray:
     return points
 
 
-def saliency(
-    method: Method, params: Params, extras: dict, batch: Batch, class_index: jax.Array
-) -> jax.Array:
-    """Return how much each pixel moves a class's score: max over channels of |∂ score_c / ∂ image|, [b, H, W].
-
-    Args:
-      method: any that predicts image scores.
-      params, extras: its state.
-      batch: needs `image`.
-      class_index: [b] int32, which class of each image.
-
-    Source: Simonyan et al. 2014, of the class's probability.
-    """
-
-    def chosen(image: jax.Array) -> jax.Array:
-        found = method.predict(
-            params, extras, batch.replace(image=image), frozenset({"image_scores"})
-        )
-        return jnp.sum(jnp.take_along_axis(found.image_scores, class_index[:, None], axis=1))
-
-    gradient = jax.grad(chosen)(jnp.asarray(batch.image, jnp.float32))
-    return jnp.max(jnp.abs(gradient), axis=-1)
-
-
 def _measure(
     predictors: Sequence[Predictor], splits: tuple[MapSplit, MapSplit | None]
 ) -> tuple[SplitMetrics, tuple[CorLocMetrics, CorLocMetrics] | None]:
@@ -147,7 +130,7 @@ def _pointing_row(
 ) -> list[str | float | None]:
     points = np.where(np.isfinite(points), points, OFF_THE_IMAGE)
     difficult = difficult_subset(split.truth, split.sizes)
-    tolerance = predictor.localization.pointing_px
+    tolerance = predictor.settings.maps.pointing_px
     both = [
         pointing_accuracy(points, split.truth, tolerance_px=tolerance, subset=subset).mean
         for subset in (None, difficult)

@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from scripts.benchmarks.kernels import random_boxes
-from scripts.benchmarks.timing import Measure, compiled, seconds, working_mib
+from wsod_jax.commands.benchmarks.kernels import random_boxes
+from wsod_jax.commands.benchmarks.timing import Measure, compiled, seconds, working_mib
 from wsod_jax.methods.base import RefinementMethod, image_keys, image_term
 from wsod_jax.methods.oim import Oim
 from wsod_jax.nn.box_head import BoxHead

@@ -7,11 +7,10 @@ from collections.abc import Mapping, Sequence
 import jax
 import numpy as np
 
-from wsod_jax import build
+from wsod_jax.analysis.mining import MinedImage, MiningRun
 from wsod_jax.evals.localization import BoxQuality, box_quality
 from wsod_jax.evals.tables import DetectionTable
-from wsod_jax.experiment import truth_table
-from wsod_jax.inspection.mining import MinedImage, MiningRun
+from wsod_jax.predictor import truth_table
 
 KINDS = ("cores", "nodes")
 
@@ -34,7 +33,7 @@ def pseudo_quality(
     """
     mined = run.mine(positions)
     images = run.data.image_set.select(list(mined))
-    truth = truth_table(images, build.ground_truth(run.config, run.config.data.train_split))
+    truth = truth_table(images, run.objects())
     found = {}
     for kind in KINDS:
         boxes = _boxes(list(mined.values()), stage, kind, len(images.class_names))

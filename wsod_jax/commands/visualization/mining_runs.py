@@ -7,14 +7,14 @@ import sys
 
 import numpy as np
 
-from scripts.visualization.images import choose, class_to_show, write_pictures
-from wsod_jax import build, viz
+from wsod_jax import viz
+from wsod_jax.analysis.mining import MiningRun, draw_class_graphs, draw_mined_stages
+from wsod_jax.analysis.quality import pseudo_quality, quality_table
+from wsod_jax.analysis.scores import ScoredRun, draw_score_evolution
+from wsod_jax.commands.visualization.images import choose, class_to_show, write_pictures
 from wsod_jax.data.records import ImageRecord
 from wsod_jax.errors import DataError
-from wsod_jax.experiment import truth_table
-from wsod_jax.inspection.mining import MiningRun, draw_class_graphs, draw_mined_stages
-from wsod_jax.inspection.quality import pseudo_quality, quality_table
-from wsod_jax.inspection.scores import ScoredRun, draw_score_evolution
+from wsod_jax.predictor import truth_table
 from wsod_jax.train.checkpoint import checkpoint_steps
 
 
@@ -24,7 +24,7 @@ def show_pseudo(options: argparse.Namespace) -> None:
     mined = run.mine(choose(images, options))
     truth = None
     if options.truth:
-        truth = truth_table(images, build.ground_truth(run.config, run.config.data.train_split))
+        truth = truth_table(images, run.objects())
 
     def draw(image: np.ndarray, index: int, record: ImageRecord) -> np.ndarray | None:
         if index not in mined:
@@ -75,8 +75,8 @@ def show_graphs(options: argparse.Namespace) -> None:
 
 def show_objectness(options: argparse.Namespace) -> None:
     runs = [ScoredRun.open(workdir, options.set) for workdir in options.workdir]
-    config = runs[0].config
-    images = build.images(config, options.split or config.data.train_split)
+    reader = runs[0].predictor.config.data
+    images = reader.images(options.split or reader.train_split)
     named = class_to_show(images.class_names, options.class_name)
     chosen, scored = choose(images, options), []
     for run in runs:

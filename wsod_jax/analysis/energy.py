@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 
 from wsod_jax import viz
+from wsod_jax.analysis.proposal_maps import MapRun
 from wsod_jax.evals.energy import EnergyBySize, EnergyMetrics, energy_by_size
 from wsod_jax.evals.maps import locate
 from wsod_jax.evaluation.findings import bar
 from wsod_jax.evaluation.maps import MapSplit, map_energies
-from wsod_jax.experiment import Predictor, check_classes
-from wsod_jax.inspection.proposal_maps import MapRun
+from wsod_jax.predictor import Predictor, check_classes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +89,7 @@ def _energies(predictor: Predictor, split: MapSplit) -> np.ndarray:
         num_classes=len(predictor.class_names),
         wanted=None,
         claims=lambda scores: np.zeros(len(scores), bool),
-        reading=predictor.localization.reading,
+        reading=predictor.settings.maps.reading,
     )
     return map_energies(located, split, predictor)
 

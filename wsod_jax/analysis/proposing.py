@@ -14,7 +14,8 @@ from wsod_jax.data.proposal_writing import Outcome, ProposalResult, write_propos
 from wsod_jax.data.records import ImageRecord, ImageSet
 from wsod_jax.errors import ConfigError, DataError
 from wsod_jax.evals.field_boxes import FieldOptions, field_boxes
-from wsod_jax.experiment import Predictor, open_checkpoint
+from wsod_jax.predictor import Predictor
+from wsod_jax.runs import load_run
 from wsod_jax.types import Params
 
 
@@ -43,11 +44,11 @@ def propose_fields(
 
     Raises:
       ConfigError: the run makes no proposal maps, or uniform ones, or its receptive fields are not known.
-      DataError: as `open_checkpoint` and `write_proposals`.
+      DataError: as `load_run` and `write_proposals`.
     """
     options = options or FieldOptions()
-    predictor, _, metadata = open_checkpoint(run, step, changes=changes)
-    _check_maps(predictor, metadata, run)
+    predictor = load_run(run, step, changes=changes)
+    _check_maps(predictor, run)
     field = predictor.method.proposal_field()
     # Threads, whatever the run was tested with: making proposals does without TensorFlow.
     settings = dataclasses.replace(predictor.settings, loader="threads")
@@ -67,34 +68,34 @@ def propose_fields(
     return write_proposals(
         images,
         out,
-        generator=_generator(predictor, metadata, options),
+        generator=_generator(predictor, options),
         propose=outcomes,
         report=report,
     )
 
 
-def _check_maps(predictor: Predictor, metadata: dict, run: str | Path) -> None:
+def _check_maps(predictor: Predictor, run: str | Path) -> None:
     """Raise `ConfigError` for a run whose maps rank nothing."""
-    if predictor.localization is None:
+    if "maps" not in predictor.method.outputs:
         raise ConfigError(
-            f"{run} was trained with {metadata['method']}, which makes no proposal maps; take a run of SPN, such as "
-            "configs/spn_cards6.py:spn"
+            f"{run} was trained with {predictor.config.method.name}, which makes no proposal maps; "
+            "take a run of SPN, such as configs/spn_cards6.py:spn"
         )
     if predictor.method.soft_proposal.solver == "uniform":
         raise ConfigError(
             f"the proposal maps of {run} are uniform (class activation mapping), so no receptive field is better "
-            "than another; take a run of SPN, or find its maps with localization.solver=walk"
+            "than another; take a run of SPN, or find its maps with method.soft_proposal.solver=walk"
         )
 
 
-def _generator(predictor: Predictor, metadata: dict, options: FieldOptions) -> str:
+def _generator(predictor: Predictor, options: FieldOptions) -> str:
     """Return what proposals made this way are called in their file."""
     settings = predictor.settings
     views = f"{settings.resize} side {', '.join(map(str, settings.scales))}"
     if any(settings.flips):
         views += ", mirrored too" if not all(settings.flips) else ", mirrored"
     return (
-        f"receptive fields of {metadata['method']} ({options}, step {metadata['step']}, weights "
+        f"receptive fields of {predictor.config.method.name} ({options}, step {predictor.metadata['step']}, weights "
         f"{_fingerprint(predictor.params)}, {predictor.method.soft_proposal.solver}, {views})"
     )
 

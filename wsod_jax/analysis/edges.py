@@ -13,8 +13,8 @@ import jax
 import numpy as np
 
 from wsod_jax.evaluation.maps import MapSplit
-from wsod_jax.experiment import Predictor
 from wsod_jax.ops.soft_proposal import dissimilarity, graph_nodes, kernel_reach
+from wsod_jax.predictor import Predictor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,13 +47,9 @@ def edge_shares(
       split: with annotated objects.
       positions: of the images, in the split. Left out are unreadable ones, and those whose D' is 0.
     """
-    settings = dataclasses.replace(
-        predictor.settings, scales=predictor.settings.scales[:1], flips=(False,)
-    )
     module = predictor.method.soft_proposal
     features = jax.jit(predictor.method.coupled_features)
-    predictor = dataclasses.replace(predictor, settings=settings)
-    for batch in predictor.views(split.images.select(positions), None):
+    for batch in predictor.one_view().views(split.images.select(positions), None):
         maps = features(predictor.params, batch)
         for row in np.flatnonzero(batch.image_mask):
             image = positions[int(batch.image_index[row])]

@@ -7,16 +7,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from ml_collections import ConfigDict
 
 from wsod_jax import viz
+from wsod_jax.analysis.scores import spread_steps
 from wsod_jax.data.records import ImageSet
 from wsod_jax.errors import DataError
 from wsod_jax.evals.inference import MergedImage
 from wsod_jax.evals.maps import MapReading
 from wsod_jax.evals.response import response_point
-from wsod_jax.experiment import Predictor, check_classes, open_checkpoint
-from wsod_jax.inspection.scores import spread_steps
+from wsod_jax.predictor import Predictor, check_classes
+from wsod_jax.runs import load_run
 from wsod_jax.train.checkpoint import checkpoint_steps, load_checkpoint
 
 
@@ -27,13 +27,11 @@ class MapRun:
     Attributes:
       workdir: of the run, or the folder of one of its checkpoints.
       predictor: of the checkpoint that was opened; it is compiled once for all of them.
-      config: of the run.
       step: of the checkpoint that was opened.
     """
 
     workdir: Path
     predictor: Predictor
-    config: ConfigDict
     step: int
 
     @classmethod
@@ -45,20 +43,20 @@ class MapRun:
         Args:
           workdir: of the run, or the folder of one checkpoint.
           step: which checkpoint; `None` takes the newest.
-          changes: to test settings and locations, see `experiment.change_config`.
+          changes: to test settings and locations, see `runs.load_run`.
 
         Raises:
           DataError: if there is no such checkpoint, or its method makes no proposal map.
         """
-        predictor, config, metadata = open_checkpoint(workdir, step, changes=changes)
-        if predictor.localization is None:
+        predictor = load_run(workdir, step, changes=changes)
+        if "maps" not in predictor.method.outputs:
             raise DataError(
-                f"{workdir} is a run of {config.method.name}, which makes no proposal map; "
+                f"{workdir} is a run of {predictor.config.method.name}, which makes no proposal map; "
                 "give a run of spn"
             )
         settings = dataclasses.replace(predictor.settings, loader="threads")
         predictor = dataclasses.replace(predictor, settings=settings)
-        return cls(Path(workdir), predictor, config, metadata["step"])
+        return cls(Path(workdir), predictor, predictor.metadata["step"])
 
     def steps(self) -> list[int]:
         """Return a few of the run's checkpoints, evenly spread, the first and the last among them."""

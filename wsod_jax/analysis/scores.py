@@ -7,14 +7,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from ml_collections import ConfigDict
 
-from wsod_jax import build, viz
+from wsod_jax import viz
 from wsod_jax.data.records import ImageSet
 from wsod_jax.errors import DataError
 from wsod_jax.evals.inference import MergedImage
-from wsod_jax.experiment import Predictor, check_classes, open_checkpoint
+from wsod_jax.predictor import Predictor, check_classes
+from wsod_jax.runs import load_run
 from wsod_jax.train.checkpoint import checkpoint_steps, load_checkpoint
+from wsod_jax.training_data import read_proposals
 
 MAX_STEPS = 5
 
@@ -26,12 +27,10 @@ class ScoredRun:
     Attributes:
       workdir: of the run.
       predictor: of its newest checkpoint; it is compiled once for all of them.
-      config: of the run.
     """
 
     workdir: Path
     predictor: Predictor
-    config: ConfigDict
 
     @classmethod
     def open(cls, workdir: str | Path, changes: Sequence[str] = ()) -> ScoredRun:
@@ -39,7 +38,7 @@ class ScoredRun:
 
         Args:
           workdir: of the run.
-          changes: to test settings and locations, see `experiment.change_config`.
+          changes: to test settings and locations, see `runs.load_run`.
 
         Raises:
           DataError: if it has no checkpoint, or the method is a classifier.
@@ -48,11 +47,13 @@ class ScoredRun:
             raise DataError(
                 f"there are no checkpoints in {workdir}; give the --workdir of a scripts/train.py run"
             )
-        predictor, config, _ = open_checkpoint(workdir, changes=changes)
-        if predictor.rules is None:
-            raise DataError(f"{workdir} is a run of a classifier, which scores no boxes")
+        predictor = load_run(workdir, changes=changes)
+        if "boxes" not in predictor.method.outputs:
+            raise DataError(
+                f"{workdir} is a run of {predictor.config.method.name!r}, which scores no boxes"
+            )
         settings = dataclasses.replace(predictor.settings, loader="threads")
-        return cls(Path(workdir), dataclasses.replace(predictor, settings=settings), config)
+        return cls(Path(workdir), dataclasses.replace(predictor, settings=settings))
 
     def steps(self) -> list[int]:
         """Return a few of the run's checkpoints, evenly spread, the first and the last among them."""
@@ -75,7 +76,7 @@ class ScoredRun:
           DataError: for other classes, images without proposals, or a step without checkpoint.
         """
         check_classes(images, self.predictor.class_names)
-        proposals = build.proposals(self.config)
+        proposals = read_proposals(self.predictor.config)
         scored = {}
         for step in steps:
             params, extras, _ = load_checkpoint(self.workdir, step=step)

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import functools
+import importlib
+import sys
+from pathlib import Path
+from types import ModuleType
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from scripts.benchmarks.timing import Measure, compiled, seconds, working_mib
+from wsod_jax.commands.benchmarks.timing import Measure, compiled, seconds, working_mib
+from wsod_jax.errors import DataError
 from wsod_jax.methods.oim import Oim
 from wsod_jax.nn.tiny import TinyNet
 from wsod_jax.ops.boxes import pairwise_iou
@@ -25,6 +30,23 @@ def random_boxes(rng: np.random.Generator, num: int, height: float, width: float
     sides = np.exp(rng.uniform(np.log(16), np.log([width, height]), (num, 2)))
     corner = rng.uniform(0, 1, (num, 2)) * ([width, height] - sides)
     return np.concatenate([corner, corner + sides], axis=1).astype(np.float32)
+
+
+def reference(name: str) -> ModuleType:
+    """Return a module of literal NumPy oracles, which the tests of a checkout hold.
+
+    Raises:
+      DataError: if this is no checkout.
+    """
+    root = Path(__file__).resolve().parents[3]
+    if not (root / "tests" / "oracles" / f"{name}.py").is_file():
+        raise DataError(
+            f"{root}: there is no tests/oracles/{name}.py, which the measurement compares with; run it from a checkout "
+            "of the repository"
+        )
+    if str(root) not in sys.path:
+        sys.path.append(str(root))
+    return importlib.import_module(f"tests.oracles.{name}")
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -137,8 +159,7 @@ def numpy_nms(boxes: np.ndarray, scores: np.ndarray, iou_thr: float) -> np.ndarr
 
 def suppression(*, small: bool, repeats: int) -> list[Measure]:
     """Time NMS of 2 000 boxes against a literal walk and the usual NumPy form."""
-    from tests.oracles import nms as oracle
-
+    oracle = reference("nms")
     num, iou_thr = (50 if small else 2000), 0.3
     rng = np.random.default_rng(0)
     boxes = random_boxes(rng, num, 480, 640)
@@ -180,8 +201,7 @@ def mining_image(num: int, num_classes: int, num_features: int, positives: tuple
 
 def mining(*, small: bool, repeats: int) -> list[Measure]:
     """Time OIM's mining of one image and stage against the literal NumPy oracle."""
-    from tests.oracles import mining as oracle
-
+    oracle = reference("mining")
     num, num_features = (40, 16) if small else (2000, 4096)
     image = mining_image(num, 20, num_features, positives=(1, 6, 11, 14))
     scores, boxes, _, labels, features = image

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from scripts.benchmarks.timing import Measure, compiled, seconds, working_mib
+from wsod_jax.commands.benchmarks.timing import Measure, compiled, seconds, working_mib
 from wsod_jax.nn.soft_proposal import SoftProposal
 from wsod_jax.nn.vgg import Vgg16
 from wsod_jax.ops.soft_proposal import soft_proposals

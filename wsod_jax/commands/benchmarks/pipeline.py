@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from scripts.benchmarks.kernels import random_boxes
-from scripts.benchmarks.timing import Measure
-from scripts.benchmarks.training import LAPTOP, SMALL, make_batch, make_method, whole_step
+from wsod_jax.commands.benchmarks.kernels import random_boxes
+from wsod_jax.commands.benchmarks.timing import Measure
+from wsod_jax.commands.benchmarks.training import LAPTOP, SMALL, make_batch, make_method, whole_step
 from wsod_jax.data.loading import Loading
 from wsod_jax.data.pipeline import train_batches, view_batches
 from wsod_jax.data.plan import Order

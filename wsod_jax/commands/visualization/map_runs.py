@@ -11,22 +11,22 @@ from pathlib import Path
 
 import numpy as np
 
-from scripts.visualization.images import (
+from wsod_jax import viz
+from wsod_jax.analysis.baselines import file_energies
+from wsod_jax.analysis.edges import edge_shares, edge_table
+from wsod_jax.analysis.energy import EnergyCurve, run_energies, write_energy
+from wsod_jax.analysis.proposal_maps import MapRun, draw_map_evolution
+from wsod_jax.analysis.walk import FOLLOWED, draw_walk, follow_walks, walk_table
+from wsod_jax.commands.visualization.images import (
     choose,
     class_to_show,
     read_images,
     spread,
     write_pictures,
 )
-from wsod_jax import viz
 from wsod_jax.data.records import ImageRecord
 from wsod_jax.errors import ConfigError, DataError
-from wsod_jax.evaluation.baselines import file_energies
 from wsod_jax.evaluation.maps import MapSplit
-from wsod_jax.inspection.edges import edge_shares, edge_table
-from wsod_jax.inspection.energy import EnergyCurve, run_energies, write_energy
-from wsod_jax.inspection.proposal_maps import MapRun, draw_map_evolution
-from wsod_jax.inspection.walk import FOLLOWED, draw_walk, follow_walks, walk_table
 
 
 def show_proposal_maps(options: argparse.Namespace) -> None:
@@ -54,7 +54,7 @@ def show_proposal_maps(options: argparse.Namespace) -> None:
             rows.append(
                 draw_map_evolution(
                     image,
-                    run.predictor.localization.reading,
+                    run.predictor.settings.maps.reading,
                     {step: found[index] for step, found in look.items()},
                     class_index=shown,
                     class_name=images.class_names[shown],
@@ -81,7 +81,7 @@ def show_walk(options: argparse.Namespace) -> None:
     walks = follow_walks(run.predictor, images, choose(images, options), longest)
     if not walks:
         raise DataError(f"none of the images chosen out of {images.name} can be read")
-    upsampling = run.predictor.localization.upsampling
+    upsampling = run.predictor.settings.maps.upsampling
 
     def draw(image: np.ndarray, index: int, record: ImageRecord) -> np.ndarray | None:
         if index not in walks:
@@ -147,7 +147,8 @@ def read_data(options: argparse.Namespace) -> MapSplit:
 
 def read_split(run: MapRun, split: str | None) -> MapSplit:
     """Read the split asked for, or the one that the run is tested on."""
-    return MapSplit.read(run.config, split or run.config.data.test_split)
+    reader = run.predictor.config.data
+    return MapSplit.read(reader, split or reader.test_split)
 
 
 def short_names(paths: Sequence[Path]) -> list[str]:

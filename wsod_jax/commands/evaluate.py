@@ -1,0 +1,107 @@
+"""Measure a trained detector: average precision on the test split, CorLoc on the training split; and for methods
+that localise without proposals, pointing accuracy and Object Energy.
+
+    python scripts/evaluate.py --workdir runs/oim_ir                 # its newest checkpoint
+    python scripts/evaluate.py --workdir runs/oim_ir --all_steps     # every checkpoint, with curves
+    python scripts/evaluate.py --workdir runs/oim_ir --watch         # each new one as training writes it
+    python scripts/evaluate.py --checkpoint runs/oim_ir/checkpoints/90000
+    python scripts/evaluate.py --config configs/oim_ir_vgg16_voc07.py --predictions results.json   # runs no model
+    python scripts/evaluate.py --workdir runs/spn --compare --energy_of voc07.npz     # SPN beside its baselines
+    python scripts/evaluate.py --workdir runs/spn_560 --together_with runs/spn_224 runs/spn_112
+
+Writes predictions.json (and points.csv), then report.md, report.json and pictures into
+<workdir>/evaluation/<step>/; for a file of predictions, into --out or <file>_scored/ beside it. A split without
+boxes, such as VOC 2012 test, is predicted and not measured; --voc_server writes what its server takes.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from wsod_jax.commands.command_line import (
+    add_set_argument,
+    add_weights_arguments,
+    make_parser,
+    run_command,
+)
+
+MAP_OPTIONS = ("compare", "energy_of", "together_with", "blacklist")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit status."""
+    return run_command(run, parse_arguments(arguments))
+
+
+def run(options: argparse.Namespace) -> None:
+    """Evaluate as the arguments say."""
+    from wsod_jax.commands import measuring  # brings JAX, which --help does without
+
+    measuring.rescore(options) if options.predictions else measuring.evaluate_run(options)
+
+
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = make_parser(__doc__)
+    add = parser.add_argument
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--workdir", help="folder of a training run")
+    source.add_argument("--checkpoint", help="folder of one checkpoint")
+    source.add_argument(
+        "--config", metavar="FILE[:VARIANT]", help="with --predictions: whose data and settings"
+    )
+    steps = parser.add_mutually_exclusive_group()
+    steps.add_argument("--all_steps", action="store_true", help="every checkpoint of the workdir")
+    steps.add_argument(
+        "--watch", action="store_true", help="wait for new checkpoints until training ends"
+    )
+    add_weights_arguments(parser)
+    add("--split", help="measure mAP on this split (default: config.data.test_split)")
+    add("--corloc_split", help="measure CorLoc on this split, 'none' for not at all")
+    add("--predictions", help="score this COCO results file; no model or checkpoint is needed")
+    add("--coco", action="store_true", help="also COCO's box AP and AR")
+    add("--voc_server", action="store_true", help="also the files the VOC server takes")
+    add("--out", help="folder of the report (default: <workdir>/evaluation)")
+    add(
+        "--compare",
+        action="store_true",
+        help="methods with maps: also other proposal maps of the same weights (uniform is CAM), and the points of "
+        "image centres and of gradients",
+    )
+    add(
+        "--energy_of",
+        nargs="+",
+        type=Path,
+        default=[],
+        metavar="FILE",
+        help="methods with maps: also the Object Energy of these files of proposals",
+    )
+    add(
+        "--together_with",
+        nargs="+",
+        type=Path,
+        default=[],
+        metavar="RUN",
+        help="methods with maps: further runs whose boxes join this one's, such as those of other image sizes",
+    )
+    add(
+        "--blacklist",
+        type=Path,
+        metavar="FILE",
+        help="single-label methods with maps: images that do not count, as in ILSVRC",
+    )
+    add("--pictures", type=int, default=12, help="images to draw (default 12)")
+    add_set_argument(
+        parser,
+        "change a test setting, e.g. --set nms_thr=0.4, or where the data lie now, "
+        "e.g. --set data.root=/data/VOCdevkit --set proposals.path=/data/voc07.npz (repeatable)",
+    )
+    args = parser.parse_args(arguments)
+    args.of_maps = [name for name in MAP_OPTIONS if getattr(args, name)]
+    if args.config and not args.predictions:
+        parser.error("--config goes with --predictions; a model needs --workdir or --checkpoint")
+    ignored = ("all_steps", "watch", "weights", *MAP_OPTIONS)
+    if args.predictions and any(getattr(args, name) for name in ignored):
+        parser.error(f"--predictions scores one file: no --{', --'.join(ignored)}")
+    return args

@@ -1,0 +1,77 @@
+"""Detect objects in pictures with a trained detector.
+
+    python scripts/predict.py --checkpoint runs/oim_ir --images my_pictures --out found
+    python scripts/predict.py --checkpoint runs/oim_ir/checkpoints/90000 --images a.jpg b.jpg --out found
+    python scripts/predict.py --checkpoint runs/oim_ir --images my_pictures --out found --set "scales=(480,688)"
+
+No labels and no boxes are needed. The proposals that the detector chooses among are computed here, as those it was
+trained with were, and kept in the output folder; --proposals takes a file of scripts/make_proposals.py instead.
+
+Written into --out: predictions.json (all boxes, in COCO's results format) with predictions.index.json (which numbers
+mean which image and class), image_scores.csv (a score per picture and class), pictures/ (each picture with its best
+boxes) and sheet.jpg (all of them at a glance). Methods without proposals, such as SPN, also write points.csv, and
+draw the proposal map and the responses to classes; a picture in which no class is predicted has no boxes, and shows
+the best class's response. A classifier writes image_scores.csv alone. Pictures that cannot be read are named and left
+out.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from wsod_jax.commands.command_line import (
+    add_set_argument,
+    add_weights_arguments,
+    make_parser,
+    run_command,
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit status."""
+    return run_command(
+        run,
+        parse_arguments(arguments),
+        interrupted="interrupted; proposals found so far are kept, run again to go on",
+    )
+
+
+def run(options: argparse.Namespace) -> None:
+    """Predict as the arguments say."""
+    from wsod_jax.commands import predicting  # brings JAX, which --help does without
+
+    predicting.predict(options)
+
+
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = make_parser(__doc__)
+    parser.add_argument(
+        "--checkpoint",
+        required=True,
+        help="folder given to train.py as --workdir (its newest checkpoint), or of one checkpoint",
+    )
+    parser.add_argument(
+        "--images", nargs="+", type=Path, required=True, help="picture files, or folders of them"
+    )
+    parser.add_argument("--out", type=Path, required=True, help="folder to write into")
+    parser.add_argument(
+        "--proposals", type=Path, help="an .npz file of proposals (default: computed)"
+    )
+    parser.add_argument(
+        "--score_thr",
+        type=float,
+        help="draw boxes with at least this score (default: half of the picture's best); "
+        "predictions.json holds all of them anyway",
+    )
+    parser.add_argument("--max_boxes", type=int, help="draw at most so many boxes per picture (20)")
+    parser.add_argument(
+        "--max_pictures", type=int, default=200, help="draw at most so many pictures (200)"
+    )
+    add_weights_arguments(parser)
+    add_set_argument(
+        parser,
+        'change a test setting, e.g. --set nms_thr=0.4 or --set "scales=(480,)" (repeatable)',
+    )
+    return parser.parse_args(arguments)

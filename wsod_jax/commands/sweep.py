@@ -1,0 +1,276 @@
+"""Train and evaluate every method of a small set with several seeds, and tabulate what is finished.
+
+    python scripts/sweep.py cards6 --runs runs/cards6               # 6 methods x 3 seeds, about 4 minutes each
+    python scripts/sweep.py synthetic --runs runs/synthetic --methods wsddn oim_ir --seeds 0
+    python scripts/sweep.py spn_cards6 --energy_of data/proposals/cards6_selective_search.npz
+    python scripts/sweep.py --table                                 # only rewrite the tables
+
+Each finished run leaves one row, results/<set>/<method>-seed<n>.json; runs that have one are skipped, an interrupted
+run resumes. The tables of docs/results.md and README.md are written from the rows, and say which are missing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from wsod_jax.commands.command_line import make_parser, parse_with_overrides, run_command
+from wsod_jax.evals.report import summarise_seeds
+
+ROOT = Path(__file__).resolve().parents[2]
+DETECTORS = {
+    "wsddn": "WSDDN",
+    "oicr": "OICR",
+    "pcl": "PCL",
+    "mist": "MIST",
+    "oim": "OIM",
+    "oim_ir": "OIM+IR",
+}
+LOCALISERS = {"spn": "SPN", "cam": "CAM, trained alike"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Sweep:
+    """Runs over one configuration file and the table they make.
+
+    Attributes:
+      title: of the table.
+      methods: variant of the configuration -> its name in the table.
+      columns: names of the numbers in reports.
+      compare: variants whose evaluation also makes a table of baselines.
+      beside: start of a row's name in that table -> its name in this one.
+    """
+
+    title: str
+    methods: dict[str, str]
+    columns: tuple[str, ...] = ("mAP50", "CorLoc", "image mAP", "top box size ratio")
+    compare: tuple[str, ...] = ()
+    beside: dict[str, str] = dataclasses.field(default_factory=dict)
+
+
+def localisers(title: str) -> Sweep:
+    """Return the sweep of SPN and its baselines."""
+    return Sweep(
+        title,
+        LOCALISERS,
+        ("image mAP", "pointing", "pointing difficult", "CorLoc", "CorLoc any", "energy"),
+        compare=("spn",),
+        beside={
+            "M uniform": "SPN's weights, M uniform",
+            "M stationary": "SPN's weights, M stationary",
+            "Grad": "SPN's weights, gradient",
+            "Center": "image centre",
+            "proposals": "selective search",
+        },
+    )
+
+
+SETS = {
+    "cards6": Sweep("cards6 (SqueezeNet 1.1)", DETECTORS),
+    "synthetic": Sweep("synthetic set (tiny backbone)", DETECTORS),
+    "spn_cards6": localisers("cards6 without proposals (SqueezeNet 1.1)"),
+    "spn_synthetic": localisers("synthetic set without proposals (tiny backbone)"),
+}
+BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit status."""
+    return run_command(run, parse_arguments(arguments))
+
+
+def run(args: argparse.Namespace) -> None:
+    """Train and evaluate what is asked for, and write the tables after every run."""
+    if not args.table:
+        runs = Path(args.runs or f"runs/{args.set}")
+        for seed in args.seeds:
+            for method in args.methods:
+                run_one(args.set, method, seed, runs, args.override, args.energy_of)
+                write_tables()
+    write_tables()
+
+
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = make_parser(__doc__)
+    parser.add_argument(
+        "set", nargs="?", choices=SETS, help="which set; its config is configs/<set>.py"
+    )
+    parser.add_argument("--methods", nargs="+", help="variants of the config (default: all)")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--runs", help="folder for the workdirs (default runs/<set>)")
+    parser.add_argument("--table", action="store_true", help="train nothing, write the tables")
+    parser.add_argument(
+        "--override",
+        nargs="*",
+        default=[],
+        metavar="--config.KEY=VALUE",
+        help="where data, proposals and weights lie if not where the config says",
+    )
+    parser.add_argument(
+        "--energy_of", help="sets without proposals: a proposals file to measure the energy of"
+    )
+    args = parse_with_overrides(parser, arguments)
+    wrong = [option for option in args.override if not option.startswith("--config.")]
+    if wrong:
+        parser.error(f"--override {wrong[0]}: settings look like --config.data.root=DIR")
+    args.override += [f"--config.{setting}" for setting in args.overrides]
+    if args.table:
+        return args
+    if args.set is None:
+        parser.error("name a set, or give --table")
+    known = list(SETS[args.set].methods)
+    args.methods = args.methods or known
+    unknown = [method for method in args.methods if method not in known]
+    if unknown:
+        parser.error(f"{args.set} has no {unknown[0]!r}; choose out of {', '.join(known)}")
+    return args
+
+
+def row_path(data_set: str, method: str, seed: int) -> Path:
+    """Return where the row of a run lies."""
+    return ROOT / "results" / data_set / f"{method}-seed{seed}.json"
+
+
+def run_one(
+    data_set: str,
+    method: str,
+    seed: int,
+    runs: Path,
+    overrides: list[str],
+    energy_of: str | None = None,
+) -> None:
+    """Train and evaluate one run, and write its row; do nothing if the row is there."""
+    from wsod_jax import build, overrides  # brings JAX, which --help does without
+    from wsod_jax.train.checkpoint import checkpoint_steps
+
+    row = row_path(data_set, method, seed)
+    if row.exists():
+        print(f"{row.relative_to(ROOT)}: done")
+        return
+    workdir = runs / f"{method}-seed{seed}"
+    started = time.time()
+    python = [sys.executable, "-u"]
+    train = [
+        str(ROOT / "scripts/train.py"),
+        f"--config={ROOT / 'configs' / data_set}.py:{method}",
+        f"--workdir={workdir}",
+        f"--config.seed={seed}",
+        *overrides,
+    ]
+    call(python + train)
+    stored = json.loads((workdir / "config.json").read_text(encoding="utf-8"))
+    config = build.read_config(stored)
+    num_steps = config.train.num_steps
+    if num_steps not in checkpoint_steps(
+        workdir
+    ):  # an interrupted run saves and ends without error
+        sys.exit(f"{workdir} stopped before step {num_steps}; the same command goes on with it")
+    trained = time.time()
+    evaluate = [str(ROOT / "scripts/evaluate.py"), "--workdir", str(workdir)]
+    if method in SETS[data_set].compare:
+        evaluate.append("--compare")
+        evaluate += ["--energy_of", energy_of] if energy_of else []
+    call(python + evaluate)
+    path = workdir / "evaluation" / str(num_steps) / "report.json"
+    report = json.loads(path.read_text(encoding="utf-8"))
+    content = {
+        "set": data_set,
+        "method": method,
+        "seed": seed,
+        "summary": report["summary"],
+        "settings": without_locations(report["settings"], overrides.locations(config)),
+        "per_class": report["per_class"],
+        "tables": report["tables"],
+        "train_seconds": round(trained - started),
+        "evaluate_seconds": round(time.time() - trained),
+        "hardware": f"{os.cpu_count()} cores, {platform.machine()}",
+    }
+    row.parent.mkdir(parents=True, exist_ok=True)
+    row.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    print(f"row: {row}")
+
+
+def call(command: list[str]) -> None:
+    """Run a command; end with its status if it fails, whose messages say why."""
+    status = subprocess.run(command).returncode
+    if status:
+        sys.exit(status)
+
+
+def without_locations(settings: dict, locations: Sequence[str]) -> dict:
+    """Return a report's settings without those of some dotted names, where files lie on one machine."""
+    kept = dict(settings)
+    for name in locations:
+        section, key = name.split(".")
+        if isinstance(kept.get(section), dict):
+            kept[section] = {k: v for k, v in kept[section].items() if k != key}
+    return kept
+
+
+def write_tables() -> None:
+    """Write the tables into docs/results.md and README.md, between their markers."""
+    text = "\n\n".join(table(data_set) for data_set in SETS)
+    for path in (ROOT / "docs/results.md", ROOT / "README.md"):
+        content = path.read_text(encoding="utf-8")
+        head, _, rest = content.partition(BEGIN)
+        _, _, tail = rest.partition(END)
+        path.write_text(f"{head}{BEGIN}\n{text}\n{END}{tail}", encoding="utf-8")
+
+
+def table(data_set: str, seeds: tuple[int, ...] = (0, 1, 2)) -> str:
+    """Return one set's table in Markdown: mean ± standard deviation over the finished seeds."""
+    sweep = SETS[data_set]
+    lines = [
+        f"**{sweep.title}**, percent, mean ± standard deviation over seeds",
+        "",
+        f"| method | {' | '.join(sweep.columns)} | seeds | minutes a run |",
+        f"|---|{'---|' * (len(sweep.columns) + 2)}",
+    ]
+    for method, name in sweep.methods.items():
+        rows = [
+            json.loads(path.read_text(encoding="utf-8"))
+            for path in (row_path(data_set, method, seed) for seed in seeds)
+            if path.exists()
+        ]
+        lines.append(f"| {name} | {' | '.join(cells(rows, sweep.columns, len(seeds)))} |")
+        if method in sweep.compare:
+            lines += beside(rows, sweep, len(seeds))
+    return "\n".join(lines)
+
+
+def cells(rows: list[dict], columns: tuple[str, ...], wanted: int) -> list[str]:
+    """Return the cells of one method."""
+    if not rows:
+        return ["not run"] * len(columns) + [f"0 of {wanted}", ""]
+    minutes = sum(row["train_seconds"] + row["evaluate_seconds"] for row in rows) / len(rows) / 60
+    summary = summarise_seeds([row["summary"] for row in rows])
+    values = [summary[name].as_percent() for name in columns]
+    return [*values, f"{len(rows)} of {wanted}", f"{minutes:.1f}"]
+
+
+def beside(rows: list[dict], sweep: Sweep, wanted: int) -> list[str]:
+    """Return the lines of the baselines that the runs of one method were compared with."""
+    lines = []
+    for start, name in sweep.beside.items():
+        found = []
+        for row in rows:
+            for compared in row["tables"]:
+                found += [
+                    {k: v for k, v in zip(compared["head"], values, strict=True) if v is not None}
+                    for values in compared["rows"]
+                    if values[0].startswith(start)
+                ]
+        summary = summarise_seeds([{k: v for k, v in one.items() if k} for one in found] or [{}])
+        values = [
+            summary[column].as_percent() if column in summary else "–" for column in sweep.columns
+        ]
+        lines.append(f"| {name} | {' | '.join([*values, f'{len(found)} of {wanted}', ''])} |")
+    return lines

@@ -1,0 +1,93 @@
+"""The commands that look at files and run no model: proposals, predictions, training curves, data sets."""
+
+from __future__ import annotations
+
+import argparse
+
+import numpy as np
+
+from wsod_jax import viz
+from wsod_jax.commands.visualization.images import read_images, write_pictures
+from wsod_jax.data.proposals import ProposalSet, check_proposals
+from wsod_jax.data.records import ImageRecord
+from wsod_jax.data.voc import Voc
+from wsod_jax.errors import DataError
+from wsod_jax.evals.pictures import draw_image_detections, draw_precision_recall
+from wsod_jax.evals.predictions import read_index, read_predictions
+from wsod_jax.evals.tables import TruthTable
+from wsod_jax.evals.voc import evaluate_detections
+from wsod_jax.ops.boxes import pairwise_iou
+from wsod_jax.train.logging import read_jsonl
+
+
+def show_proposals(options: argparse.Namespace) -> None:
+    images, truth = read_images(options.data, options.split)
+    proposals = ProposalSet.load(options.proposals)
+    check_proposals(proposals, images)
+
+    def draw(image: np.ndarray, index: int, record: ImageRecord) -> np.ndarray:
+        boxes = proposals.get(record.image_id)
+        if truth is None or not len(boxes):
+            return viz.draw_proposals(image, boxes)
+        objects = truth.of_image(index).boxes
+        iou = pairwise_iou(objects, boxes)
+        best, height = iou.argmax(axis=1), iou.max(axis=1)
+        return viz.draw_proposals(
+            image, boxes, truth_boxes=objects, best_index=best, best_iou=height
+        )
+
+    write_pictures(images, options, draw)
+
+
+def show_detections(options: argparse.Namespace) -> None:
+    images, truth = read_images(options.data, options.split)
+    class_names = images.class_names or read_index(options.predictions).class_names
+    detections = read_predictions(
+        options.predictions, image_ids=images.image_ids, class_names=class_names
+    )
+
+    def draw(image: np.ndarray, index: int, record: ImageRecord) -> np.ndarray:
+        return draw_image_detections(
+            image,
+            index,
+            detections,
+            truth,
+            class_names=class_names,
+            score_thr=options.score_thr,
+            iou_thr=options.iou_thr,
+            max_boxes=options.max_boxes,
+        )
+
+    write_pictures(images, options, draw)
+    if truth is not None:
+        metrics = evaluate_detections(detections, truth, iou_thrs=(options.iou_thr,))
+        chart = draw_precision_recall(metrics, class_names, title=images.name)
+        print(f"Wrote {viz.save_image(options.out / 'precision_recall.png', chart)}")
+
+
+def show_curves(options: argparse.Namespace) -> None:
+    runs = {}
+    for workdir in options.workdirs:
+        path = workdir / "metrics.jsonl" if workdir.is_dir() else workdir
+        if not path.is_file():
+            raise DataError(f"{path} does not exist; give the --workdir of a scripts/train.py run.")
+        runs[str(workdir)] = viz.metric_series(read_jsonl(path))
+    chart = viz.plot_training(runs, names=options.names, smoothing=options.smoothing)
+    print(f"Wrote {viz.save_image(options.out, chart)}")
+
+
+def show_instances(options: argparse.Namespace) -> None:
+    counts, class_names = {}, None
+    for data in options.data:
+        truth = Voc(root=data).ground_truth(options.split)
+        if class_names not in (None, truth.class_names):
+            raise DataError(
+                f"{data} has the classes {truth.class_names}, but {options.data[0]} has {class_names}; "
+                "draw them in two charts."
+            )
+        class_names = truth.class_names
+        table = TruthTable.from_annotations(truth.boxes.values(), num_classes=len(class_names))
+        counts[f"{data.name} {options.split}"] = table.counts()
+    title = next(iter(counts)) if len(counts) == 1 else ""
+    chart = viz.plot_instances(counts, class_names, title=title)
+    print(f"Wrote {viz.save_image(options.out, chart)}")

@@ -1,0 +1,249 @@
+"""Look at proposals, detections, training curves and data sets, at what a detector learnt from, and at proposal maps.
+
+Proposals over pictures, with the best one of every annotated object:
+
+  python scripts/visualize.py proposals --data VOCdevkit/VOC2007 --split test --proposals voc07.npz --out pictures
+
+Detections from a predictions file; hits red, false ones yellow and dashed, annotated objects green:
+
+  python scripts/visualize.py detections --data VOCdevkit/VOC2007 --split test --predictions predictions.json \\
+      --out pictures
+
+Detections in a plain folder of pictures (boxes in their classes' colours):
+
+  python scripts/visualize.py detections --data my_pictures --predictions predictions.json --out pictures
+
+Training curves of one or more runs in one chart:
+
+  python scripts/visualize.py curves runs/oicr runs/oim --out curves.png
+
+How many objects of a class an image holds, for one or more data sets:
+
+  python scripts/visualize.py instances --data VOCdevkit/VOC2007 VOCdevkit/VOC2012 --split trainval --out instances.png
+
+What a run mines in its training images: cores blue, further instances red, the proposals that learn from them thin:
+
+  python scripts/visualize.py pseudo --checkpoint runs/oim --truth --out pictures
+
+How good those boxes were over training, as a table (needs annotated objects):
+
+  python scripts/visualize.py quality --workdir runs/oicr runs/oim --steps 200 400 600 --num 60
+
+How OIM found those instances, along its spatial and appearance graphs:
+
+  python scripts/visualize.py graphs --checkpoint runs/oim --step 4000 --images 000012 --out pictures
+
+Where the scores of a class pile up over the course of training, of one or more runs:
+
+  python scripts/visualize.py objectness --workdir runs/oicr runs/oim --num 8 --out pictures
+
+How the proposal maps of SPN and a class's response maps evolved over the course of training, of one or more runs:
+
+  python scripts/visualize.py proposal_maps --workdir runs/spn runs/cam --class cow --num 8 --out pictures
+
+The random walk that makes a proposal map, step by step, whether it settles, and the map it would settle to:
+
+  python scripts/visualize.py walk --checkpoint runs/spn --walk_steps 0 1 2 5 20 --out pictures
+
+Which share of proposal maps, and of proposals, lies on objects: against the objects' size, and over training:
+
+  python scripts/visualize.py energy --workdir runs/spn runs/cam --proposals voc07.npz --out charts
+  python scripts/visualize.py energy --data VOCdevkit/VOC2007 --split test --proposals voc07.npz --out charts
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from wsod_jax.commands.command_line import add_set_argument, make_parser, run_command
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit status."""
+    return run_command(run, parse_arguments(arguments))
+
+
+def run(options: argparse.Namespace) -> None:
+    """Draw what is asked for."""
+    module, function = options.shown_by  # imported here: it brings JAX, which --help does without
+    show = getattr(importlib.import_module(f"wsod_jax.commands.visualization.{module}"), function)
+    show(options)
+
+
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = make_parser(__doc__)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, module: str, text: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+        added.set_defaults(shown_by=(module, f"show_{name}"))
+        return added
+
+    add_data_commands(command)
+    add_mining_commands(command)
+    add_map_commands(command)
+    return parser.parse_args(arguments)
+
+
+def add_data_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
+    """Add the commands that look at files and run no model."""
+    proposals = command("proposals", "files", "proposals over pictures")
+    proposals.add_argument("--proposals", type=Path, required=True, help="an .npz proposals file")
+    detections = command("detections", "files", "detections from a predictions file")
+    detections.add_argument(
+        "--predictions", type=Path, required=True, help="a predictions.json (COCO results format)"
+    )
+    detections.add_argument(
+        "--score_thr", type=float, default=0.5, help="show boxes with at least this score (0.5)"
+    )
+    detections.add_argument(
+        "--iou_thr", type=float, default=0.5, help="a hit overlaps an object by more (0.5)"
+    )
+    detections.add_argument("--max_boxes", type=int, default=20, help="per picture, the best (20)")
+    for pictures in (proposals, detections):
+        pictures.add_argument(
+            "--data", type=Path, required=True, help="a folder in VOC layout, or of pictures"
+        )
+        pictures.add_argument("--split", help="VOC layout only: test, trainval ...")
+        add_choice_arguments(pictures)
+
+    curves = command("curves", "files", "training curves of one or more runs")
+    curves.add_argument("workdirs", nargs="+", type=Path, help="folders given to train.py")
+    curves.add_argument(
+        "--names", nargs="+", help='scalars to show; "loss/" means all that start so (all)'
+    )
+    curves.add_argument("--smoothing", type=int, default=1, help="running mean over points (1)")
+    curves.add_argument("--out", type=Path, required=True, help="the picture to write")
+
+    instances = command("instances", "files", "objects per image and class, as bars")
+    instances.add_argument(
+        "--data", nargs="+", type=Path, required=True, help="folders in VOC layout, same classes"
+    )
+    instances.add_argument("--split", default="trainval", help="the split of each (trainval)")
+    instances.add_argument("--out", type=Path, required=True, help="the picture to write")
+
+
+def add_mining_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
+    """Add the commands that load checkpoints of runs with proposals."""
+    pseudo = command("pseudo", "mining_runs", "pseudo boxes that a run mines, stage by stage")
+    pseudo.add_argument("--truth", action="store_true", help="also draw the annotated objects")
+    graphs = command("graphs", "mining_runs", "OIM's spatial and appearance graphs")
+    graphs.add_argument(
+        "--num_rejected", type=int, default=4, help="proposals that just failed, dashed (4)"
+    )
+    for mining in (pseudo, graphs):
+        add_checkpoint_arguments(mining)
+        add_location_argument(mining)
+        add_choice_arguments(mining)
+
+    quality = command("quality", "mining_runs", "precision, recall and size of the boxes mined")
+    quality.add_argument(
+        "--workdir", nargs="+", type=Path, required=True, help="folders of runs that mine"
+    )
+    quality.add_argument("--steps", nargs="+", type=int, help="checkpoints (all but the first)")
+    quality.add_argument("--num", type=int, default=60, help="training images, evenly spread (60)")
+    quality.add_argument("--images", nargs="+", metavar="ID", help="these training images instead")
+    add_location_argument(quality)
+
+    objectness = command("objectness", "mining_runs", "where scores pile up during training")
+    objectness.add_argument(
+        "--workdir", nargs="+", type=Path, required=True, help="folders of runs, a row for each"
+    )
+    objectness.add_argument(
+        "--steps", nargs="+", type=int, help="checkpoints (a handful, evenly spread)"
+    )
+    objectness.add_argument(
+        "--class", dest="class_name", help="of which class (the image's best-scored label)"
+    )
+    objectness.add_argument("--split", help="of the run's data (its training split)")
+    objectness.add_argument("--max_boxes", type=int, default=3, help="detections per map (3)")
+    add_settings_argument(objectness)
+    add_choice_arguments(objectness)
+
+
+def add_map_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
+    """Add the commands that load checkpoints of runs that localise by maps."""
+    maps = command("proposal_maps", "map_runs", "proposal and response maps over training")
+    maps.add_argument("--steps", nargs="+", type=int, help="checkpoints (a handful, evenly spread)")
+    maps.add_argument(
+        "--class", dest="class_name", help="whose responses (the image's best-scored label)"
+    )
+    walk = command("walk", "map_runs", "the random walk that makes a proposal map")
+    add_checkpoint_arguments(walk)
+    walk.add_argument(
+        "--walk_steps",
+        nargs="+",
+        type=step_count,
+        default=[0, 1, 2, 3, 5, 10, 20],
+        help="show the map after so many steps (0 1 2 3 5 10 20)",
+    )
+    energy = command(
+        "energy",
+        "map_runs",
+        "Object Energy over the objects' size and training, or of proposals files alone; their boxes count by their "
+        "scores, boxes without scores 1 each",
+    )
+    energy.add_argument("--steps", nargs="+", type=int, help="checkpoints (all)")
+    energy.add_argument(
+        "--proposals", nargs="+", type=Path, default=[], help=".npz files to measure too"
+    )
+    energy.add_argument(
+        "--num", type=int, default=40, help="images whose graphs' edges are looked at (40)"
+    )
+    energy.add_argument("--out", type=Path, required=True, help="the folder to write into")
+    measured = energy.add_mutually_exclusive_group(required=True)
+    measured.add_argument("--data", type=Path, help="a folder in VOC layout, instead of runs")
+    for several, else_empty in ((maps, {"required": True}), (measured, {"default": []})):
+        several.add_argument(
+            "--workdir", nargs="+", type=Path, help="folders of runs, to compare", **else_empty
+        )
+    for pictures in (maps, walk):
+        add_choice_arguments(pictures)
+    for parser in (maps, walk, energy):
+        parser.add_argument("--split", help="of the data (the first run's test split)")
+        add_settings_argument(parser)
+
+
+def step_count(text: str) -> int:
+    """Read how many steps a walk takes."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of steps, such as 0 or 20")
+    return int(text)
+
+
+def add_checkpoint_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the choice of one checkpoint."""
+    parser.add_argument(
+        "--checkpoint",
+        type=Path,
+        required=True,
+        help="folder of a run (its newest checkpoint), or of one checkpoint",
+    )
+    parser.add_argument("--step", type=int, help="which checkpoint of the run")
+
+
+def add_settings_argument(parser: argparse.ArgumentParser) -> None:
+    """Add `--set` for commands that test: how they do it and where files lie can change."""
+    add_set_argument(
+        parser,
+        'change a test setting, e.g. --set "scales=(480,)", or where the data lie now (repeatable)',
+    )
+
+
+def add_location_argument(parser: argparse.ArgumentParser) -> None:
+    """Add `--set` for commands that look at training: nothing but where its files lie can change."""
+    add_set_argument(
+        parser, "where the data lie now, e.g. --set data.root=/data/VOCdevkit (repeatable)"
+    )
+
+
+def add_choice_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what all commands that draw over pictures share."""
+    parser.add_argument("--out", type=Path, required=True, help="the folder to write into")
+    parser.add_argument(
+        "--num", type=int, default=16, help="pictures to draw, spread over the set (16)"
+    )
+    parser.add_argument("--images", nargs="+", metavar="ID", help="draw these images instead")
