@@ -1,0 +1,87 @@
+"""List the files that a training run executes: how far a reader walks from a configuration to an update.
+
+    python scripts/trace_files.py                                          # OIM on VGG16
+    python scripts/trace_files.py --config configs/spn_vgg16_voc07.py
+
+One update of a configuration for VOC runs on a few small rendered images, with narrow fully connected layers and
+drawn weights. A file counts if one of its functions runs; what runs while it is imported does not count.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+
+from wsod_jax.commands.command_line import load_config, make_parser, run_command
+
+PACKAGE = Path(__file__).resolve().parents[1]
+FOLDERS = (PACKAGE, PACKAGE.parent / "configs")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit status."""
+    parser = make_parser(__doc__)
+    parser.add_argument(
+        "--config",
+        default="configs/oim_ir_vgg16_voc07.py",
+        metavar="FILE[:VARIANT]",
+        help="a configuration that reads the VOC layout (configs/oim_ir_vgg16_voc07.py)",
+    )
+    return run_command(run, parser.parse_args(arguments))
+
+
+def run(options: argparse.Namespace) -> None:
+    """Run one update and print which files it went through."""
+    with tempfile.TemporaryDirectory() as folder:
+        files = sorted(path.relative_to(PACKAGE.parent) for path in traced(options, Path(folder)))
+    for path in files:
+        print(path)
+    print(f"{len(files)} files")
+
+
+def traced(options: argparse.Namespace, folder: Path) -> set[Path]:
+    """Return the files of the package and of configs/ in which a function runs."""
+    from wsod_jax import build, runs
+    from wsod_jax.data.selective_search import SearchOptions, run_selective_search
+    from wsod_jax.data.synthetic import SyntheticSpec, write_synthetic
+    from wsod_jax.data.voc import Voc
+
+    data, proposals = folder / "data", folder / "proposals.npz"
+    write_synthetic(data, SyntheticSpec(num_trainval=4, num_test=2, size=96))
+    images = Voc(root=str(data)).images("trainval")
+    run_selective_search(images, proposals, options=SearchOptions(min_side=6.0))
+    found: set[str] = set()
+
+    def note(frame: FrameType, event: str, argument: object) -> None:
+        if frame.f_code.co_name != "<module>":
+            found.add(frame.f_code.co_filename)
+
+    threading.settrace(note)
+    sys.settrace(note)
+    try:
+        values = small(load_config(options.config), data, proposals)
+        runs.train(build.read_config(values), folder / "run")
+    finally:
+        sys.settrace(None)
+        threading.settrace(None)
+    paths = {Path(name).resolve() for name in found if name.endswith(".py")} - {Path(__file__)}
+    return {path for path in paths if any(path.is_relative_to(folder) for folder in FOLDERS)}
+
+
+def small(values: dict, data: Path, proposals: Path) -> dict:
+    """Return a configuration's values with one short update on small images."""
+    values["data"] |= {"root": str(data), "year": None}
+    values["train"] |= {"num_steps": 1, "scales": (96,), "init_from": (), "loader": "threads"}
+    values["train"] |= {"micro_batch": 1, "accumulate": 1}
+    values["optim"] |= {"decay_steps": ()}
+    values["optim"].pop("momentum_reset_steps", None)
+    values["log"] |= {"pictures_every": 0, "tensorboard": False}
+    if values.get("proposals"):
+        values["proposals"] |= {"path": str(proposals), "max_proposals": 64}
+        values["method"]["box_head"] = {"dims": (32, 32)}
+    return values
