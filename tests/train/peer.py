@@ -1,8 +1,9 @@
-"""One process of several that train the toy method together; `test_distributed.py` starts them.
+"""One process of several that train together; `test_distributed.py` starts them.
 
-    python -m tests.train.peer WORKDIR PORT NUM_PROCESSES PROCESS_ID [name=value …]
+    python -m tests.train.peer PORT NUM_PROCESSES PROCESS_ID toy|run WORKDIR [name=value …]
 
-It prints what it did and leaves the final parameters in WORKDIR/params_<process>.npz.
+"toy" trains the toy method and leaves its parameters in WORKDIR/params_<process>.npz; "run" trains a whole
+configuration, given as config=FILE.json.
 """
 
 import json
@@ -23,7 +24,7 @@ from wsod_jax.train.logging import JsonlWriter
 from wsod_jax.train.loop import Interrupted, Steps, Watchers, train
 from wsod_jax.train.sharding import fetch
 
-IMAGES = 8
+IMAGES, TOTAL = 8, 7
 
 
 def own_rows(batch):
@@ -32,48 +33,52 @@ def own_rows(batch):
     return part(batch, share * jax.process_index(), share * (jax.process_index() + 1))
 
 
-def main(workdir: Path, **options):
-    """Train seven updates, or go on with them."""
-    total = int(options.get("total", 7))
-    check_same("configuration", json.dumps({"optim": {"lr": options.get("lr", 0.05)}, "seed": 3}))
+def toy(workdir: Path, *, rate: str = "0.05", killed: str = "", failing: str = "") -> None:
+    """Train the toy method for seven updates, or go on with them.
+
+    Args:
+      workdir: shared by all.
+      rate: stands for the whole configuration.
+      killed: the process that gets SIGTERM at update 3.
+      failing: the process whose batches end after update 3.
+    """
+    check_same("configuration", json.dumps({"optim": {"learning_rate": float(rate)}, "seed": 3}))
     state, step = build(devices=jax.device_count(), ema_decay=0.9)
     checkpoints = Checkpoints(workdir / "checkpoints", metadata())
     state = checkpoints.restore(state) or state
     first = int(fetch(state.step))
-    feed = map(own_rows, toy_batches(total)[first:])
+    feed = [own_rows(batch) for batch in toy_batches(TOTAL)[first:]]
+    own = str(jax.process_index())
+    if failing == own:
+        feed = feed[:3]
     writers = [JsonlWriter(workdir / "metrics.jsonl", resume_step=first)] if is_first() else []
 
     def hook(done, state, batches, metrics):
-        if (
-            done == int(options.get("kill_at", -1))
-            and int(options["killed"]) == jax.process_index()
-        ):
+        if done == 3 and killed == own:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    if int(options.get("fails", -1)) == jax.process_index():
-        feed = list(feed)[:3]
     try:
-        state = train(
-            step,
-            state,
-            feed,
-            Steps(total=total, log_interval=1, checkpoint_interval=3),
-            checkpoints=checkpoints,
-            watchers=Watchers(writers=writers, hooks=[hook]),
-        )
+        watchers = Watchers(writers=writers, hooks=[hook])
+        steps = Steps(total=TOTAL, log_interval=1, checkpoint_interval=3)
+        state = train(step, state, feed, steps, checkpoints=checkpoints, watchers=watchers)
     except Interrupted as stopped:
         print(stopped.message, flush=True)
         raise
     finally:
         checkpoints.close()
-    leaves = jax.tree.leaves(fetch(state.params))
-    np.savez(workdir / f"params_{jax.process_index()}.npz", *leaves)
-    print(f"done, {step.num_compilations()} compilation(s)", flush=True)
+    np.savez(workdir / f"params_{own}.npz", *jax.tree.leaves(fetch((state.params, state.ema))))
+
+
+def run(workdir: Path, *, config: str) -> None:
+    """Train the configuration of a file, as the command does."""
+    from wsod_jax import build, runs
+
+    runs.train(build.read_config(json.loads(Path(config).read_text())), workdir)
 
 
 if __name__ == "__main__":
-    jax.config.update("jax_num_cpu_devices", 2)
-    folder, port, processes, process = sys.argv[1:5]
+    port, processes, process, what, folder, *options = sys.argv[1:]
+    jax.config.update("jax_num_cpu_devices", 2 if what == "toy" else 1)
     if processes != "1":
         initialize(f"127.0.0.1:{port}", int(processes), int(process))
-    main(Path(folder), **dict(pair.split("=") for pair in sys.argv[5:]))
+    {"toy": toy, "run": run}[what](Path(folder), **dict(pair.split("=", 1) for pair in options))

@@ -1,0 +1,265 @@
+"""Several processes: real ones over loopback, and how they are found."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from tests.train.peer import TOTAL
+from tests.train.test_step import build, run
+from tests.train.toy import toy_batches
+from wsod_jax.errors import ConfigError
+from wsod_jax.train import distributed
+from wsod_jax.train.checkpoint import checkpoint_steps, load_checkpoint
+from wsod_jax.train.logging import read_jsonl
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def start(what: str, workdir: Path, options: list[dict], *, timeout: int = 240) -> list:
+    """Run one process for each entry of `options` together; return those that ended."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-m", "tests.train.peer", str(port), str(len(options)), str(number)]
+            + [what, str(workdir), *(f"{name}={value}" for name, value in given.items())],
+            cwd=ROOT,
+            env=environment,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        for number, given in enumerate(options)
+    ]
+    try:
+        outputs = [process.communicate(timeout=timeout) for process in running]
+    finally:
+        for process in running:
+            process.kill()
+    return [
+        subprocess.CompletedProcess(process.args, process.returncode, *output)
+        for process, output in zip(running, outputs, strict=True)
+    ]
+
+
+def both_end_well(ended: list) -> None:
+    assert [process.returncode for process in ended] == [0, 0], "\n".join(p.stderr for p in ended)
+
+
+def leaves(path: Path) -> list[np.ndarray]:
+    with np.load(path) as stored:
+        return [stored[name] for name in stored.files]
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("together")
+    ended = start("toy", workdir, [{}, {}])
+    both_end_well(ended)
+    return workdir, ended
+
+
+def test_two_processes_equal_one(together):
+    workdir, ended = together
+    updates = [[batch] for batch in toy_batches(TOTAL)]
+    state, metrics = run(*build(devices=4, ema_decay=0.9), updates)
+    expected = jax.tree.leaves((state.params, state.ema))
+    for number in range(2):
+        for found, wanted in zip(leaves(workdir / f"params_{number}.npz"), expected, strict=True):
+            np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-7)
+    assert checkpoint_steps(workdir) == [0, 6, 7]
+    logged = read_jsonl(workdir / "metrics.jsonl")
+    assert [entry["step"] for entry in logged] == list(range(1, TOTAL + 1))
+    np.testing.assert_allclose(
+        [entry["loss"] for entry in logged], [m["loss"] for m in metrics], rtol=1e-5
+    )
+    assert "compiled the training step" in ended[0].stdout  # the first process speaks for all
+    assert not ended[1].stdout.replace("[Gloo]", "").count("compiled")
+    # One process reads what two have written.
+    loaded = load_checkpoint(workdir)
+    np.testing.assert_allclose(
+        loaded.params["head"]["kernel"], state.params["head"]["kernel"], rtol=1e-5
+    )
+
+
+@pytest.mark.slow
+def test_signal_to_one_stops_all_at_one_update_and_they_go_on(together, tmp_path):
+    ended = start("toy", tmp_path, [{"killed": 1}, {"killed": 1}])
+    both_end_well(ended)
+    for process in ended:
+        assert "stopped by SIGTERM after update 4 of 7" in process.stdout
+    assert checkpoint_steps(tmp_path) == [0, 3, 4]
+    both_end_well(start("toy", tmp_path, [{}, {}]))
+    for number in range(2):
+        for found, wanted in zip(
+            leaves(tmp_path / f"params_{number}.npz"),
+            leaves(together[0] / f"params_{number}.npz"),
+            strict=True,
+        ):
+            np.testing.assert_array_equal(found, wanted)
+    assert len(read_jsonl(tmp_path / "metrics.jsonl")) == TOTAL
+
+
+@pytest.mark.slow
+def test_different_configurations_are_refused_before_the_first_update(tmp_path):
+    ended = start("toy", tmp_path, [{}, {"rate": 0.1}])
+    for process in ended:
+        assert process.returncode == 1
+        assert "process 1: optim.learning_rate is 0.1 instead of 0.05" in process.stderr
+    assert not (tmp_path / "checkpoints").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("failing", [0, 1])
+def test_failure_of_one_ends_all_soon(tmp_path, failing):
+    ended = start("toy", tmp_path, [{"failing": failing}] * 2, timeout=100)
+    assert all(process.returncode for process in ended)
+    assert "the batches ended after 3 updates" in ended[failing].stderr
+    assert f"process {failing} failed before update 4" in ended[1 - failing].stderr
+    assert checkpoint_steps(tmp_path) == [0, 3]
+
+
+@pytest.mark.slow
+def test_oim_by_two_processes_equals_one(tiny_set, tmp_path):
+    from configs.debug_tiny import get_config
+    from wsod_jax.build import read_config
+
+    config = get_config("oim_ir")
+    config.data.root, config.proposals.path = map(str, tiny_set)
+    config.train.update(num_steps=3, micro_batch=4, scales=(64,), loader="threads")
+    config.log.update(every=1, checkpoint_every=1, milestones_every=1, tensorboard=False)
+    path = tmp_path / "config.json"
+    path.write_text(read_config(config).to_json())
+    (alone,) = start("run", tmp_path / "one", [{"config": path}])
+    assert alone.returncode == 0, alone.stderr
+    both_end_well(start("run", tmp_path / "two", [{"config": path}] * 2))
+    first, other = (load_checkpoint(tmp_path / name, step=1).params for name in ("one", "two"))
+    for (where, x), y in zip(
+        jax.tree_util.tree_leaves_with_path(first), jax.tree.leaves(other), strict=True
+    ):
+        np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-7, err_msg=jax.tree_util.keystr(where))
+    one, two = (read_jsonl(tmp_path / name / "metrics.jsonl") for name in ("one", "two"))
+    assert len(one) == len(two) == 3
+    np.testing.assert_allclose(one[0]["loss"], two[0]["loss"], rtol=1e-5)
+    assert (tmp_path / "two" / "config.json").read_text() == path.read_text()
+
+
+# -- how they are found, without starting any
+
+SLURM = {"SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "n[1-2]", "SLURM_NTASKS": "2"}
+FLAGS = {
+    "JAX_COORDINATOR_ADDRESS": "host:1234",
+    "JAX_NUM_PROCESSES": "2",
+    "JAX_PROCESS_ID": "1",
+}
+
+
+@pytest.fixture
+def joined(monkeypatch):
+    """What `jax.distributed.initialize` was called with, in an environment without launchers."""
+    for name in list(os.environ):
+        if name.startswith(("SLURM_", "OMPI_", "KUBERNETES_", "JOB_", "TPU_", "MEGASCALE_")):
+            monkeypatch.delenv(name)
+    for name in FLAGS:
+        monkeypatch.delenv(name, raising=False)
+    calls = []
+    monkeypatch.setattr(jax.distributed, "initialize", lambda **options: calls.append(options))
+    return calls
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {},
+        {**SLURM, "SLURM_NTASKS": "1"},
+        {"KUBERNETES_SERVICE_HOST": "10.0.0.1"},
+        {"OMPI_MCA_orte_hnp_uri": "1.0;tcp://10.0.0.1:3", "OMPI_COMM_WORLD_SIZE": "1"},
+        {**FLAGS, "JAX_NUM_PROCESSES": "1", "JAX_PROCESS_ID": "0"},
+    ],
+)
+def test_a_single_process_stays_untouched(joined, monkeypatch, environment):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    distributed.initialize()
+    assert joined == []
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        SLURM,
+        {"KUBERNETES_SERVICE_HOST": "10.0.0.1", "JOB_COMPLETION_INDEX": "0"},
+        {"OMPI_MCA_orte_hnp_uri": "1.0;tcp://10.0.0.1:3", "OMPI_COMM_WORLD_SIZE": "4"},
+    ],
+)
+def test_launchers_are_found(joined, monkeypatch, environment):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    distributed.initialize()
+    assert [set(options) for options in joined] == [{"shutdown_timeout_seconds"}]  # JAX asks them
+
+
+def test_flags_and_variables_count_before_launchers(joined, monkeypatch):
+    for name, value in {**SLURM, **FLAGS}.items():
+        monkeypatch.setenv(name, value)
+    distributed.initialize()
+    distributed.initialize("other:99", 3, 0)
+    found = [(o["coordinator_address"], o["num_processes"], o["process_id"]) for o in joined]
+    assert found == [("host:1234", 2, 1), ("other:99", 3, 0)]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (("host:1", 2, None), "all three or none; found host:1, 2, None"),
+        (("host:1", 2, 2), "found host:1, 2, 2, but ids count from 0"),
+        (("host", 2, 0), "found host, 2, 0, .*ends with a port"),
+        (("host:1", "two", 0), "found host:1, two, 0"),
+    ],
+)
+def test_impossible_processes_are_refused(joined, given, message):
+    with pytest.raises(ConfigError, match=message):
+        distributed.initialize(*given)
+    assert joined == []
+
+
+def test_a_launcher_that_fails_is_named(joined, monkeypatch):
+    def refuse(**options):
+        raise RuntimeError("no such host")
+
+    monkeypatch.setattr(jax.distributed, "initialize", refuse)
+    for name, value in SLURM.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match="as Slurm says: no such host.*5 minutes"):
+        distributed.initialize()
+
+
+def test_what_one_process_does_is_refused_to_several(monkeypatch):
+    distributed.refuse_several("evaluation")
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(ConfigError, match="^evaluation runs in one process, .* 0 of 2; start"):
+        distributed.refuse_several("evaluation")
+
+
+@pytest.mark.parametrize(
+    ("first", "other", "difference"),
+    [
+        ({"a": {"b": 1}, "c": 2}, {"a": {"b": 3}, "d": 2}, "a.b is 3 .* 1; c is None .* 2; d is 2"),
+        ({str(i): 0 for i in range(9)}, {}, "5 is None instead of 0 and 3 more"),
+    ],
+)
+def test_differences_name_keys(first, other, difference):
+    assert re.search(difference, distributed._difference(json.dumps(first), json.dumps(other)))
+    assert distributed._difference("one\ntwo\n", "one\nto\n") == "'to' instead of 'two'"
