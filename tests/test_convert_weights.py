@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 
-from wsod_jax import build
+from wsod_jax import build, runs
 from wsod_jax.commands import convert_weights
 from wsod_jax.train.checkpoint import load_checkpoint
 from wsod_jax.weights.npz import load_weights
@@ -22,9 +22,9 @@ def test_checkpoint_gives_all_but_the_layers_of_its_classes(trained_run, tmp_pat
     assert workdir in meta["source"] and "step 4" in meta["source"]
 
     config = trained_run.config.copy_and_resolve_references()
-    config.backbone.weights = str(out)
+    config.train.init_from = (str(out),)
     drawn = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), load_checkpoint(workdir).params)
-    warmed, _ = build.warm_start(config)(drawn, {})
+    warmed, _ = runs.warm_start(build.read_config(config))(drawn, {})
     for module in ("backbone", "neck"):
         jax.tree.map(np.testing.assert_array_equal, warmed[module], loaded[module])
     assert all(not leaf.any() for leaf in jax.tree.leaves(warmed["midn"]))

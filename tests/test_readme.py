@@ -22,7 +22,7 @@ def python_block(word: str) -> str:
 
 
 def test_library_snippet(trained_run, tmp_path):
-    block = python_block("open_checkpoint")
+    block = python_block("load_run")
     assert len([line for line in block.splitlines() if line.strip()]) <= 25
     before = block.count("demo/oim_ir") + block.count("found.png")
     assert before == 2
