@@ -28,10 +28,9 @@ from wsod_jax.data.images import read_image
 from wsod_jax.data.proposals import ProposalSet
 from wsod_jax.data.voc import Voc
 from wsod_jax.errors import ConfigError, DataError, NonFiniteError
-from wsod_jax.train.checkpoint import checkpoint_steps, load_checkpoint
+from wsod_jax.train.checkpoint import checkpoint_steps, load_checkpoint, write_manifest
 from wsod_jax.train.logging import JsonlWriter, read_jsonl
 from wsod_jax.train.loop import Interrupted
-from wsod_jax.train.manifest import write_manifest
 from wsod_jax.train.sharding import make_mesh
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -19,7 +19,7 @@ from wsod_jax.data.voc import Voc
 from wsod_jax.errors import ConfigError, DataError
 from wsod_jax.evals.field_boxes import FieldOptions, field_boxes
 from wsod_jax.methods.spn import Spn
-from wsod_jax.nn.geometry import Window, receptive_field
+from wsod_jax.nn.layers import Window, receptive_field
 from wsod_jax.nn.soft_proposal import SoftProposal
 from wsod_jax.nn.tiny import TinyNet
 from wsod_jax.nn.vgg import Vgg16

@@ -21,8 +21,7 @@ from wsod_jax.errors import ConfigError, DataError
 from wsod_jax.evaluation.maps import MapSplit
 from wsod_jax.predictor import truth_table
 from wsod_jax.runs import load_run
-from wsod_jax.train.checkpoint import checkpoint_steps, load_checkpoint
-from wsod_jax.train.manifest import write_manifest
+from wsod_jax.train.checkpoint import checkpoint_steps, load_checkpoint, write_manifest
 from wsod_jax.weights.npz import save_weights
 
 

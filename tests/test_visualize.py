@@ -18,7 +18,7 @@ from wsod_jax.data.proposals import ProposalSet
 from wsod_jax.evals.predictions import write_predictions
 from wsod_jax.evals.tables import DetectionTable
 from wsod_jax.ops.boxes import pairwise_iou
-from wsod_jax.train.manifest import write_manifest
+from wsod_jax.train.checkpoint import write_manifest
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "visualize.py"
 OBJECT = (

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from wsod_jax.errors import ConfigError
 from wsod_jax.evals.field_boxes import FieldOptions, field_boxes
 from wsod_jax.evals.inference import ViewMaps
-from wsod_jax.nn.geometry import ReceptiveField
+from wsod_jax.nn.layers import ReceptiveField
 from wsod_jax.ops.boxes import pairwise_iou
 
 FIELD = ReceptiveField(size_px=20, stride_px=8, centre_px=4.0)

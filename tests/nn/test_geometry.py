@@ -10,9 +10,8 @@ from tests.nn.cases import apply, init
 from tests.oracles.pooling import max_pool as oracle_pool
 from wsod_jax.nn.backbone import Backbone
 from wsod_jax.nn.cnn_s import CnnS
-from wsod_jax.nn.geometry import ReceptiveField, Window, receptive_field
 from wsod_jax.nn.googlenet import GoogLeNet
-from wsod_jax.nn.layers import max_pool
+from wsod_jax.nn.layers import ReceptiveField, Window, max_pool, receptive_field
 from wsod_jax.nn.squeezenet import SqueezeNet
 from wsod_jax.nn.tiny import TinyNet
 from wsod_jax.nn.vgg import Vgg16

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from wsod_jax.nn.box_head import BoxHead
-from wsod_jax.nn.dropout import per_image_dropout
 from wsod_jax.nn.heads import GapClassifier, MidnHead, RefinementHeads, ResponseHead
+from wsod_jax.nn.layers import per_image_dropout
 from wsod_jax.types import FeatureMap
 
 

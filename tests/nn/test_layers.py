@@ -9,6 +9,7 @@ import pytest
 
 from tests.oracles.pooling import max_pool as oracle_pool
 from wsod_jax.errors import ConfigError
+from wsod_jax.nn.backbone import normalise_pixels
 from wsod_jax.nn.layers import (
     ConvRelu,
     clear_margin,
@@ -16,7 +17,6 @@ from wsod_jax.nn.layers import (
     max_pool,
     valid_mask,
 )
-from wsod_jax.nn.pixels import normalise_pixels
 from wsod_jax.types import FeatureMap
 
 

@@ -16,8 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any
 
-from wsod_jax.data.faults import OnBad, check_on_bad, log_counts, skip_or_raise
-from wsod_jax.data.reader import BoxReader
+from wsod_jax.data.reader import BoxReader, OnBad, check_on_bad, log_counts, skip_or_raise
 from wsod_jax.data.records import BoxAnnotations, GroundTruth, ImageRecord, ImageSet
 from wsod_jax.data.voc import DifficultRule, difficult_label
 from wsod_jax.errors import DataError

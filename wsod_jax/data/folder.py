@@ -21,9 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Annotated
 
-from wsod_jax.data.faults import OnBad, check_on_bad
 from wsod_jax.data.images import SUFFIXES, image_size
-from wsod_jax.data.reader import Reader
+from wsod_jax.data.reader import OnBad, Reader, check_on_bad
 from wsod_jax.data.records import ImageRecord, ImageSet
 from wsod_jax.errors import DataError
 from wsod_jax.options import Mark

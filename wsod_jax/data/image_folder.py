@@ -18,10 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from wsod_jax.data.faults import OnBad, check_on_bad, log_counts, skip_or_raise
 from wsod_jax.data.folder import read_labels
 from wsod_jax.data.images import SUFFIXES
-from wsod_jax.data.reader import BoxReader
+from wsod_jax.data.reader import BoxReader, OnBad, check_on_bad, log_counts, skip_or_raise
 from wsod_jax.data.records import GroundTruth, ImageRecord, ImageSet
 from wsod_jax.data.size_index import indexed_sizes
 from wsod_jax.data.voc_xml import annotated_size, read_boxes, read_xml

@@ -18,9 +18,9 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from wsod_jax.data.faults import OnBad, skip_or_raise
 from wsod_jax.data.images import image_size
 from wsod_jax.data.loading import num_cores
+from wsod_jax.data.reader import OnBad, skip_or_raise
 from wsod_jax.errors import DataError
 
 logger = logging.getLogger(__name__)

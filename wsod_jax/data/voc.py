@@ -14,9 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Annotated, Literal
 
-from wsod_jax.data.faults import OnBad, check_on_bad, log_counts, skip_or_raise
 from wsod_jax.data.images import SUFFIXES, image_size
-from wsod_jax.data.reader import BoxReader
+from wsod_jax.data.reader import BoxReader, OnBad, check_on_bad, log_counts, skip_or_raise
 from wsod_jax.data.records import GroundTruth, ImageRecord, ImageSet
 from wsod_jax.data.voc_xml import annotated_size, class_index, named_objects, read_boxes, read_xml
 from wsod_jax.errors import ConfigError, DataError

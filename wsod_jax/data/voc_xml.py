@@ -13,7 +13,7 @@ from xml.etree.ElementTree import Element, ParseError
 import defusedxml.ElementTree
 from defusedxml.common import DefusedXmlException
 
-from wsod_jax.data.faults import HostileFile
+from wsod_jax.data.reader import HostileFile
 from wsod_jax.data.records import BoxAnnotations
 from wsod_jax.errors import DataError
 

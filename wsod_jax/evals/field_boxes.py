@@ -10,7 +10,7 @@ import numpy as np
 
 from wsod_jax.errors import ConfigError
 from wsod_jax.evals.inference import ViewMaps, original_boxes
-from wsod_jax.nn.geometry import ReceptiveField
+from wsod_jax.nn.layers import ReceptiveField
 from wsod_jax.ops.boxes import pairwise_iou
 
 LEAST_SIDE = 1.0  # pixels of the original image that a clipped box keeps, or it is no box

@@ -29,7 +29,7 @@ from wsod_jax.losses.classification import (
     top1_hits,
 )
 from wsod_jax.methods.base import Method, Output, image_keys, image_term
-from wsod_jax.nn.geometry import ReceptiveField
+from wsod_jax.nn.layers import ReceptiveField
 from wsod_jax.nn.soft_proposal import SoftProposal
 from wsod_jax.nn.spn_network import SpnNetwork
 from wsod_jax.options import COUNT, DROPOUT

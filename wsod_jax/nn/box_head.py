@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from wsod_jax.nn.dropout import per_image_dropout
+from wsod_jax.nn.layers import per_image_dropout
 from wsod_jax.options import COUNT, DROPOUT
 
 

@@ -6,10 +6,8 @@ from typing import ClassVar
 
 import flax.linen as nn
 
-from wsod_jax.nn.backbone import Backbone
-from wsod_jax.nn.geometry import Window
-from wsod_jax.nn.layers import local_response_norm, max_pool
-from wsod_jax.nn.pixels import CAFFE_MEAN_IMAGENET
+from wsod_jax.nn.backbone import CAFFE_MEAN_IMAGENET, Backbone
+from wsod_jax.nn.layers import Window, local_response_norm, max_pool
 from wsod_jax.types import FeatureMap
 
 

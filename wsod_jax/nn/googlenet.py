@@ -7,10 +7,8 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import flax.linen as nn
 import jax.numpy as jnp
 
-from wsod_jax.nn.backbone import Backbone, is_frozen
-from wsod_jax.nn.geometry import Window
-from wsod_jax.nn.layers import ConvRelu, local_response_norm, max_pool
-from wsod_jax.nn.pixels import Pixels
+from wsod_jax.nn.backbone import Backbone, Pixels, is_frozen
+from wsod_jax.nn.layers import ConvRelu, Window, local_response_norm, max_pool
 from wsod_jax.types import FeatureMap
 
 

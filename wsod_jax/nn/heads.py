@@ -7,8 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key
 
-from wsod_jax.nn.dropout import per_image_dropout
-from wsod_jax.nn.layers import framework_uniform, valid_mask
+from wsod_jax.nn.layers import framework_uniform, per_image_dropout, valid_mask
 from wsod_jax.ops.masked import masked_mean, masked_softmax
 from wsod_jax.types import FeatureMap
 

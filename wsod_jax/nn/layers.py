@@ -1,4 +1,5 @@
-"""Layers from `FeatureMap` to `FeatureMap` that keep the padded margin at zero and its size exact.
+"""Layers from `FeatureMap` to `FeatureMap` that keep the padded margin at zero and its size exact; the windows that
+they slide, and what a cell sees through them; dropout with one key per image.
 
 A map is valid in the top-left `size` rectangle of every image. A convolution's bias would leak into the
 margin and from there back into the map, so every layer ends by zeroing the margin; to the next layer it
@@ -8,18 +9,87 @@ then looks like zero padding, and an image gives the same features on any canvas
 from __future__ import annotations
 
 import math
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, TypeVar, get_args
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from wsod_jax.errors import ConfigError
-from wsod_jax.nn.geometry import Window
 from wsod_jax.types import FeatureMap
+
+Size = TypeVar("Size", int, Array)
+
+
+class Window(NamedTuple):
+    """The square window of a convolution or a pooling layer, the same along both axes.
+
+    Attributes:
+      kernel: cells per side.
+      stride: step between windows.
+      pad: cells added on each side.
+      dilation: spacing of the window's cells.
+      ceil_mode: round the number of steps up, so that the last window may hang over the edge (Caffe's pooling), or
+        down. Only without padding and with `stride` up to `kernel`: every window then starts in the map.
+    """
+
+    kernel: int
+    stride: int = 1
+    pad: int = 0
+    dilation: int = 1
+    ceil_mode: bool = False
+
+    @property
+    def extent(self) -> int:
+        """Cells from the window's first to its last, both included."""
+        return self.dilation * (self.kernel - 1) + 1
+
+    def output_length(self, length: Size) -> Size:
+        """Return round((length + 2·pad − extent) / stride) + 1, at least 0.
+
+        Args:
+          length: cells of the input along one axis, an int or an int array.
+        """
+        room = length + 2 * self.pad - self.extent
+        steps = -(-room // self.stride) if self.ceil_mode else room // self.stride
+        return max(steps + 1, 0) if isinstance(length, int) else jnp.maximum(steps + 1, 0)
+
+
+class ReceptiveField(NamedTuple):
+    """The pixels that the cells of a map see, along either axis.
+
+    Cell i sees pixels with edges from `centre_px` + i·`stride_px` − `size_px`/2 to `centre_px` + i·`stride_px` +
+    `size_px`/2, as far as they are in the image.
+
+    Attributes:
+      size_px: side of the square that one cell sees.
+      stride_px: from one cell to the next.
+      centre_px: centre of what cell 0 sees, in continuous pixel coordinates: pixel 0 reaches from 0 to 1.
+    """
+
+    size_px: int
+    stride_px: int
+    centre_px: float
+
+
+def receptive_field(windows: tuple[Window, ...]) -> ReceptiveField:
+    """Return what the last of a chain of layers sees of the image.
+
+        size = 1 + Σ (extent − 1)·j,   centre = ½ + Σ ((extent − 1)/2 − pad)·j,   j = Π strides of the layers before
+
+    Args:
+      windows: of the layers, in order; where a network branches, those of the path with the largest windows.
+    """
+    size, stride, centre = 1, 1, 0.5
+    for window in windows:
+        size += (window.extent - 1) * stride
+        centre += ((window.extent - 1) / 2 - window.pad) * stride
+        stride *= window.stride
+    return ReceptiveField(size, stride, centre)
+
 
 Initializer = Literal["he", "uniform"]
 
@@ -191,3 +261,23 @@ class ConvRelu(nn.Module):
         kernel = self.param("kernel", draw_kernel, shape, jnp.float32)
         bias = self.param("bias", draw_bias, shape[-1:], jnp.float32)
         return kernel, bias
+
+
+def per_image_dropout(
+    x: Float[Array, "b *rest"], keys: Key[Array, " b"], rate: float
+) -> Float[Array, "b *rest"]:
+    """Zero each value with probability `rate` and divide the others by 1 − `rate`.
+
+    Args:
+      x: [b, ...].
+      keys: [b] typed keys. The same key gives the same mask whatever the batch; appended rows of axis 1 (masked
+        proposals) leave the mask of the others as it was.
+      rate: in [0, 1); 0 returns `x`.
+
+    Returns:
+      [b, ...] of the same type.
+    """
+    if rate == 0:
+        return x
+    keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1.0 - rate, x.shape[1:]))(keys)
+    return jnp.where(keep, x / (1.0 - rate), jnp.zeros((), x.dtype))

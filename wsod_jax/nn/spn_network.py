@@ -8,9 +8,8 @@ import jax.numpy as jnp
 from flax import struct
 
 from wsod_jax.errors import ConfigError
-from wsod_jax.nn.geometry import ReceptiveField, Window, receptive_field
 from wsod_jax.nn.heads import ResponseHead
-from wsod_jax.nn.layers import ConvRelu, valid_mask
+from wsod_jax.nn.layers import ConvRelu, ReceptiveField, Window, receptive_field, valid_mask
 from wsod_jax.nn.soft_proposal import Coupled, SoftProposal
 from wsod_jax.types import Batch, FeatureMap, ResponseMaps
 

@@ -7,10 +7,8 @@ from typing import Any, ClassVar, Literal
 import flax.linen as nn
 import jax.numpy as jnp
 
-from wsod_jax.nn.backbone import Backbone, is_frozen
-from wsod_jax.nn.geometry import Window
-from wsod_jax.nn.layers import ConvRelu, max_pool
-from wsod_jax.nn.pixels import CAFFE_MEAN_IMAGENET
+from wsod_jax.nn.backbone import CAFFE_MEAN_IMAGENET, Backbone, is_frozen
+from wsod_jax.nn.layers import ConvRelu, Window, max_pool
 from wsod_jax.types import FeatureMap
 
 FIRES = {  # name: (channels of the squeeze layer, channels of each of the two expand layers)

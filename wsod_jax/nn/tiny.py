@@ -6,10 +6,8 @@ from typing import Annotated, ClassVar, Literal
 
 import flax.linen as nn
 
-from wsod_jax.nn.backbone import Backbone
-from wsod_jax.nn.geometry import Window
-from wsod_jax.nn.layers import max_pool
-from wsod_jax.nn.pixels import Pixels
+from wsod_jax.nn.backbone import Backbone, Pixels
+from wsod_jax.nn.layers import Window, max_pool
 from wsod_jax.options import COUNT
 from wsod_jax.types import FeatureMap
 

@@ -7,8 +7,7 @@ from typing import ClassVar
 import flax.linen as nn
 
 from wsod_jax.nn.backbone import Backbone
-from wsod_jax.nn.geometry import Window
-from wsod_jax.nn.layers import max_pool
+from wsod_jax.nn.layers import Window, max_pool
 from wsod_jax.types import FeatureMap
 
 STAGES = ((2, 64), (2, 128), (3, 256), (3, 512), (3, 512))  # (convolutions, channels)
