@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from wsod_jax.evaluation.maps import MapSplit
-from wsod_jax.ops.soft_proposal import dissimilarity, graph_nodes, kernel_reach
+from wsod_jax.ops.soft_proposal import dissimilarity, graph_nodes, kernel_epsilon
 from wsod_jax.predictor import Predictor
 
 
@@ -55,8 +55,8 @@ def edge_shares(
             image = positions[int(batch.image_index[row])]
             height, width = np.asarray(maps.size[row])
             nodes = graph_nodes(maps.features[row, :height, :width], maps.size[row])
-            reach = kernel_reach(maps.size[row], module.epsilon_rule, module.epsilon_factor)
-            weights = np.asarray(dissimilarity(nodes, nodes, reach), np.float64)
+            epsilon = kernel_epsilon(maps.size[row], module.epsilon_rule, module.epsilon_factor)
+            weights = np.asarray(dissimilarity(nodes, nodes, epsilon), np.float64)
             on = cells_on_objects(
                 split.truth.of_image(image).boxes, split.sizes[image], (height, width)
             ).reshape(-1)

@@ -94,9 +94,11 @@ def soft_proposals(
         if solver == "uniform":
             found = _uniform(nodes)
         else:
-            reach = kernel_reach(valid, epsilon_rule, epsilon_factor)
+            epsilon = kernel_epsilon(valid, epsilon_rule, epsilon_factor)
             multiply = (
-                _held(nodes, reach) if block_nodes is None else _streamed(nodes, reach, block_nodes)
+                _dense(nodes, epsilon)
+                if block_nodes is None
+                else _blocked(nodes, epsilon, block_nodes)
             )
             found = _solve(nodes, multiply, solver, num_steps, tolerance)
         return found.reshape(image.shape[:2])
@@ -106,13 +108,13 @@ def soft_proposals(
     return jax.lax.map(lambda args: solve(*args), (features, size))
 
 
-def kernel_reach(
+def kernel_epsilon(
     size: Int[Array, " 2"], epsilon_rule: EpsilonRule, epsilon_factor: float
 ) -> Float[Array, ""]:
-    """Return ε, the reach of the spatial kernel in cells, for a map of valid (rows, columns) `size`."""
+    """Return ε, the standard deviation of the spatial kernel in cells, for a map of valid (rows, columns) `size`."""
     area = (size[0] * size[1]).astype(jnp.float32)
     side = jnp.sqrt(area) if epsilon_rule == "side" else area
-    return jnp.maximum(epsilon_factor * side, 1e-6)  # a map of no cells has no reach
+    return jnp.maximum(epsilon_factor * side, 1e-6)  # a map of no cells has none
 
 
 def graph_nodes(features: Float[Array, "h w d"], size: Int[Array, " 2"]) -> Nodes:
@@ -132,20 +134,20 @@ def graph_nodes(features: Float[Array, "h w d"], size: Int[Array, " 2"]) -> Node
     return Nodes(x, jnp.sum(x * x, axis=1), position, mask)
 
 
-def dissimilarity(nodes: Nodes, chosen: Nodes, reach: Float[Array, ""]) -> Float[Array, "m n"]:
-    """Return the rows of D' that belong to the nodes `chosen`; `reach` is ε.
+def dissimilarity(nodes: Nodes, chosen: Nodes, epsilon: Float[Array, ""]) -> Float[Array, "m n"]:
+    """Return the rows of D' that belong to the nodes `chosen`: D'_ab = ‖u_a − u_b‖ exp(−|a − b|² / 2ε²).
 
     ‖u − v‖² = ‖u‖² + ‖v‖² − 2 u·v is clipped at 0 before its root is taken; the diagonal is 0 exactly.
     """
     products = jnp.matmul(chosen.features, nodes.features.T, precision=EXACT)
     squared = chosen.squares[:, None] + nodes.squares[None, :] - 2.0 * products
-    apart = sum(
+    squared_offset = sum(
         (a[:, None] - b[None, :]) ** 2
         for a, b in zip(chosen.position.T, nodes.position.T, strict=True)
     )
-    near = jnp.exp(-apart / (2.0 * reach**2))
-    real = chosen.mask[:, None] & nodes.mask[None, :] & (apart > 0)
-    return jnp.where(real, jnp.sqrt(jnp.maximum(squared, 0.0)) * near, 0.0)
+    kernel = jnp.exp(-squared_offset / (2.0 * epsilon**2))
+    real = chosen.mask[:, None] & nodes.mask[None, :] & (squared_offset > 0)
+    return jnp.where(real, jnp.sqrt(jnp.maximum(squared, 0.0)) * kernel, 0.0)
 
 
 def random_walk(
@@ -202,21 +204,21 @@ def _solve(
     if solver == "stationary":
         return jnp.where(total > 0, degree / jnp.where(total > 0, total, 1.0), uniform)
     share = jnp.where(degree > 0, 1.0 / jnp.where(degree > 0, degree, 1.0), 0.0)
-    return random_walk(
+    return random_walk(  # D x = D' (x / Σ_a D'_ab): the columns of D sum to 1
         lambda mass: multiply(mass * share), uniform, num_steps=num_steps, tolerance=tolerance
     )
 
 
-def _held(
-    nodes: Nodes, reach: Float[Array, ""]
+def _dense(
+    nodes: Nodes, epsilon: Float[Array, ""]
 ) -> Callable[[Float[Array, " n"]], Float[Array, " n"]]:
     """Return x -> D' x with D' in memory."""
-    matrix = dissimilarity(nodes, nodes, reach)  # [n, n]
+    matrix = dissimilarity(nodes, nodes, epsilon)  # [n, n]
     return lambda x: jnp.matmul(matrix, x, precision=EXACT)
 
 
-def _streamed(
-    nodes: Nodes, reach: Float[Array, ""], block: int
+def _blocked(
+    nodes: Nodes, epsilon: Float[Array, ""], block: int
 ) -> Callable[[Float[Array, " n"]], Float[Array, " n"]]:
     """Return x -> D' x with D' made in blocks of rows."""
     count = nodes.mask.shape[0]
@@ -228,7 +230,7 @@ def _streamed(
             chosen = jax.tree.map(
                 lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, start, block), nodes
             )
-            return jnp.matmul(dissimilarity(nodes, chosen, reach), x, precision=EXACT)
+            return jnp.matmul(dissimilarity(nodes, chosen, epsilon), x, precision=EXACT)
 
         values = jax.lax.map(rows, starts)  # [blocks, block]
         index = starts[:, None] + jnp.arange(block)[None, :]
