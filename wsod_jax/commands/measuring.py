@@ -50,8 +50,7 @@ def rescore(args: argparse.Namespace) -> None:
         images,
         detections,
         known_objects(config.data, images, split),
-        folder=folder,
-        num_pictures=args.pictures,
+        pictures=boxes.Pictures(folder, args.pictures),
         coco=args.coco,
     )
     if args.voc_server:
@@ -233,8 +232,7 @@ def evaluate_boxes(
         images,
         results.detections,
         known_objects(predictor.config.data, images, split_to_test(predictor, args)),
-        folder=folder,
-        num_pictures=args.pictures,
+        pictures=boxes.Pictures(folder, args.pictures),
         coco=args.coco,
     )
     if corloc_split is not None:
@@ -286,8 +284,7 @@ def evaluate_maps(
             images,
             detections,
             split.truth,
-            folder=folder,
-            num_pictures=args.pictures,
+            pictures=boxes.Pictures(folder, args.pictures),
             coco=args.coco,
         )
     if single_label:

@@ -74,8 +74,7 @@ def predict(args: argparse.Namespace) -> None:
             threshold = 0.5 * float(best)
         return draw_image_detections(
             image,
-            index,
-            results.detections,
+            results.detections.of_image(index),
             None,
             class_names=predictor.class_names,
             score_thr=threshold,

@@ -16,9 +16,8 @@ from wsod_jax.evals.voc import DetectionMetrics, best_overlaps, match_detections
 
 def draw_image_detections(
     image: np.ndarray,
-    index: int,
     detections: DetectionTable,
-    truth: TruthTable | None,
+    objects: TruthTable | None,
     *,
     class_names: Sequence[str],
     score_thr: float = 0.5,
@@ -29,9 +28,8 @@ def draw_image_detections(
 
     Args:
       image: [H, W, 3] uint8 RGB, the original image.
-      index: its position in the set.
-      detections: of the whole set.
-      truth: of the whole set; `None` draws the boxes in their classes' colours.
+      detections: in it.
+      objects: in it; `None` draws the boxes in their classes' colors.
       class_names: c names.
       score_thr: show scores >= this.
       iou_thr: a hit needs IoU > this. Hits are found among the boxes shown; boxes below them cannot change that.
@@ -39,14 +37,12 @@ def draw_image_detections(
     Returns:
       [H', W', 3] uint8 RGB, see `viz.draw_detections`.
     """
-    shown = detections.of_image(index)
-    best = np.argsort(-shown.scores, kind="stable")[:max_boxes]
-    shown = shown.take(best[shown.scores[best] >= score_thr])
-    if truth is None:
+    best = np.argsort(-detections.scores, kind="stable")[:max_boxes]
+    shown = detections.take(best[detections.scores[best] >= score_thr])
+    if objects is None:
         return viz.draw_boxes(
             image, shown.boxes, classes=shown.classes, scores=shown.scores, class_names=class_names
         )
-    objects = truth.of_image(index)
     matched = match_detections(shown, objects, iou_thr=iou_thr)
     _, best_row = best_overlaps(shown, objects)
     missed = np.ones(len(objects), bool)
@@ -121,9 +117,8 @@ def picture_detections(
         drawn.append(
             draw_image_detections(
                 image,
-                index,
-                detections,
-                truth,
+                own,
+                None if truth is None else truth.of_image(index),
                 class_names=class_names,
                 score_thr=threshold,
                 max_boxes=6,

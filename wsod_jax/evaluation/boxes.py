@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -19,6 +20,13 @@ from wsod_jax.evaluation.findings import Findings, bar, known_objects
 from wsod_jax.predictor import Predictor, score_detections
 
 
+class Pictures(NamedTuple):
+    """Which pictures of detections are drawn: of the first `count` images, into `folder`."""
+
+    folder: Path
+    count: int
+
+
 def measure_detections(
     findings: Findings,
     settings: EvalOptions,
@@ -26,8 +34,7 @@ def measure_detections(
     detections: DetectionTable,
     truth: TruthTable | None,
     *,
-    folder: Path,
-    num_pictures: int,
+    pictures: Pictures,
     coco: bool,
 ) -> None:
     """Add average precision to the findings, or a note that there is no ground truth; and pictures.
@@ -38,8 +45,7 @@ def measure_detections(
       images: the set.
       detections: in it.
       truth: its objects, where they are known.
-      folder: for pictures.
-      num_pictures: images to draw.
+      pictures: what to draw.
       coco: also COCO's AP and AR.
     """
     metrics = None
@@ -52,16 +58,16 @@ def measure_detections(
     else:
         findings.note(f"{images.name} has no boxes to compare with: average precision not measured")
     findings.pictures += picture_detections(
-        folder,
-        [record.load for record in images.records[:num_pictures]],
+        pictures.folder,
+        [record.load for record in images.records[: pictures.count]],
         detections,
         truth,
         metrics,
-        image_ids=images.image_ids[:num_pictures],
+        image_ids=images.image_ids[: pictures.count],
         class_names=images.class_names,
     )
-    if num_pictures:
-        print(f"pictures: {folder / 'detections.png'}")
+    if pictures.count:
+        print(f"pictures: {pictures.folder / 'detections.png'}")
 
 
 def measure_corloc(

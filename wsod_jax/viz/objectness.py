@@ -10,6 +10,8 @@ from PIL import Image, ImageDraw
 from wsod_jax.viz.canvas import CORE, HIT, INK, PAPER, Canvas, font
 from wsod_jax.viz.pictures import contact_sheet
 
+HEAT_ALPHA = 0.6  # weight of a map's colors over its image
+
 
 def objectness_map(
     boxes: np.ndarray,
@@ -57,7 +59,6 @@ def draw_objectness(
     scores: np.ndarray = (),
     highest: float | None = None,
     score_thr: float = 0.5,
-    alpha: float = 0.6,
     min_side: int = 360,
 ) -> np.ndarray:
     """Lay an objectness map over its image as colours, with boxes on top.
@@ -68,13 +69,12 @@ def draw_objectness(
       boxes, scores: [n, 4], [n] detections: red where score >= `score_thr`, else blue and dashed.
       highest: the value of the hottest colour; the map's own maximum if not given.
       score_thr: see `boxes`.
-      alpha: weight of the colours.
       min_side: see `Canvas`.
     Returns:
       [H', W', 3] uint8 RGB.
     """
     top = float(objectness.max(initial=0.0)) if highest is None else highest
-    canvas = _heated(image, objectness, top, alpha, min_side)
+    canvas = _heated(image, objectness, top, min_side)
     boxes = np.reshape(boxes, (-1, 4))
     for row in np.argsort(np.asarray(scores), kind="stable"):
         sure = scores[row] >= score_thr
@@ -94,7 +94,6 @@ def draw_response(
     tightest: np.ndarray,
     components: np.ndarray,
     *,
-    alpha: float = 0.6,
     min_side: int = 360,
 ) -> np.ndarray:
     """Lay a class's response over its image as colours, with what is read off it.
@@ -105,22 +104,19 @@ def draw_response(
       point: (x, y) of the strongest response, a ring.
       tightest: [4] the box around all foreground, red.
       components: [n, 4] the boxes of its components, blue and dashed.
-      alpha: weight of the colours.
       min_side: see `Canvas`.
     Returns:
       [H', W', 3] uint8 RGB.
     """
-    canvas = _heated(image, response, float(response.max(initial=0.0)), alpha, min_side)
+    canvas = _heated(image, response, float(response.max(initial=0.0)), min_side)
     canvas.boxes(components, CORE, style="dashed").boxes(tightest, HIT)
     return canvas.points(np.array(point), PAPER).array()
 
 
-def _heated(
-    image: np.ndarray, values: np.ndarray, top: float, alpha: float, min_side: int
-) -> Canvas:
+def _heated(image: np.ndarray, values: np.ndarray, top: float, min_side: int) -> Canvas:
     """Return an image under colours from blue, 0, to red, `top`."""
     share = np.clip(values / top, 0, 1) if top > 0 else np.zeros_like(values)
-    return Canvas(image, min_side=min_side).blend(_heat(share), alpha)
+    return Canvas(image, min_side=min_side).blend(_heat(share), HEAT_ALPHA)
 
 
 def _heat(share: np.ndarray) -> np.ndarray:

@@ -49,9 +49,8 @@ def show_detections(options: argparse.Namespace) -> None:
     def draw(image: np.ndarray, index: int, record: ImageRecord) -> np.ndarray:
         return draw_image_detections(
             image,
-            index,
-            detections,
-            truth,
+            detections.of_image(index),
+            None if truth is None else truth.of_image(index),
             class_names=class_names,
             score_thr=options.score_thr,
             iou_thr=options.iou_thr,
