@@ -1,5 +1,6 @@
 """GoogLeNet and VGG-CNN-S: converted files give the features of independent torch networks; others are refused."""
 
+import functools
 import hashlib
 import pickle
 
@@ -7,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 
+from tests.nn.cases import apply
 from wsod_jax.commands import convert_weights
 from wsod_jax.errors import DataError
 from wsod_jax.nn.cnn_s import CnnS
@@ -35,7 +37,7 @@ def state():
 
 def assert_same_features(backbone, params, image, expected):
     size = np.array([image.shape[1:3]], np.int32)
-    found = jax.jit(backbone.apply)({"params": params}, image, size)
+    found = jax.jit(functools.partial(apply, backbone))({"params": params}, image, size)
     found, expected = np.asarray(found.features).transpose(0, 3, 1, 2), expected.numpy()
     assert found.shape == expected.shape
     scale = np.abs(expected).max()
