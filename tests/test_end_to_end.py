@@ -495,7 +495,7 @@ def test_workdir_of_another_run_is_refused_and_left_alone(trained_run, config):
 
 
 def test_cosine_does_not_resume_with_another_length(trained_run, config):
-    config.optim.shape, config.train.num_steps = "cosine", 6
+    config.optim.shape, config.optim.decay_steps, config.train.num_steps = "cosine", (), 6
     with pytest.raises(ConfigError, match=r"config\.train\.num_steps: 4 there, 6 now"):
         train(config, trained_run.workdir)
 
@@ -528,7 +528,7 @@ def test_ctrl_c_outside_the_loop_says_how_to_go_on(monkeypatch, capsys):
 
 def test_workdir_of_another_method_is_refused(trained_run, config):
     config.method = {"name": "oicr"}
-    with pytest.raises(ConfigError, match="method: 'oim' there, 'oicr' now"):
+    with pytest.raises(ConfigError, match="config.method.name: 'oim' there, 'oicr' now"):
         train(config, trained_run.workdir)
 
 
@@ -578,7 +578,7 @@ def test_cached_features_need_a_frozen_backbone(config, tmp_path):
 @pytest.mark.parametrize(
     ("argument", "message"),
     [
-        ("--config.metod.name=oicr", "config.metod is no section.*Did you mean 'method'"),
+        ("--config.metod.name=oicr", "config.metod does not exist.*Did you mean 'method'"),
         ("--config.train.num_step=3", "config.train.num_step does not.*Did you mean 'num_steps'"),
         ("--config.train.num_steps=many", "num_steps"),
     ],
