@@ -244,6 +244,30 @@ def test_load_for_evaluation_needs_no_optimiser(tmp_path):
         load_checkpoint(tmp_path)
 
 
+def test_the_weights_that_are_the_detector_are_loaded(tmp_path):
+    state, step = build(ema_decay=0.5)
+    state, _ = run(state, step, [[toy_batches(1)[0]]])
+    Checkpoints(tmp_path, metadata(result="ema")).save(1, state)
+    loaded = load_checkpoint(tmp_path)
+    assert loaded.metadata["result"] == "ema"
+    assert_bitwise(loaded.params, state.ema)
+    assert_bitwise(load_checkpoint(tmp_path, weights="params").params, state.params)
+
+
+def test_checkpoints_of_another_generation_are_refused(tmp_path):
+    state, _ = build()
+    old = {name: value for name, value in metadata().items() if name not in ("format", "result")}
+    old["versions"]["wsod_jax"] = "0.1.0"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("wsod_jax.train.checkpoint.check_format", lambda metadata, folder: None)
+        Checkpoints(tmp_path, old).save(0, state)
+    message = "written by wsod_jax 0.1.0, whose checkpoints this version cannot read"
+    with pytest.raises(DataError, match=message):
+        load_checkpoint(tmp_path)
+    with pytest.raises(DataError, match=message):
+        Checkpoints(tmp_path, metadata())
+
+
 def test_load_without_an_average_says_so(tmp_path):
     state, _ = build()
     Checkpoints(tmp_path, metadata()).save(0, state)

@@ -138,22 +138,29 @@ def test_oim_by_two_processes_equals_one(tiny_set, tmp_path):
 
     config = get_config("oim_ir")
     config.data.root, config.proposals.path = map(str, tiny_set)
-    config.train.update(num_steps=3, micro_batch=4, scales=(64,), loader="threads")
-    config.log.update(every=1, checkpoint_every=1, milestones_every=1, tensorboard=False)
+    config.train.update(num_steps=1, micro_batch=4, scales=(64,), loader="threads")
+    config.log.update(checkpoint_every=1, milestones_every=0, pictures_every=1, num_pictures=1)
+    config.log.tensorboard = False
     path = tmp_path / "config.json"
     path.write_text(read_config(config).to_json())
     (alone,) = start("run", tmp_path / "one", [{"config": path}])
     assert alone.returncode == 0, alone.stderr
     both_end_well(start("run", tmp_path / "two", [{"config": path}] * 2))
-    first, other = (load_checkpoint(tmp_path / name, step=1).params for name in ("one", "two"))
+    one, two = (load_checkpoint(tmp_path / name, step=1).params for name in ("one", "two"))
+    # No score depends on this bias, so its gradient is rounding, which AdamW scales up.
+    for params in (one, two):
+        del params["midn"]["det"]["bias"]
     for (where, x), y in zip(
-        jax.tree_util.tree_leaves_with_path(first), jax.tree.leaves(other), strict=True
+        jax.tree_util.tree_leaves_with_path(one), jax.tree.leaves(two), strict=True
     ):
         np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-7, err_msg=jax.tree_util.keystr(where))
-    one, two = (read_jsonl(tmp_path / name / "metrics.jsonl") for name in ("one", "two"))
-    assert len(one) == len(two) == 3
-    np.testing.assert_allclose(one[0]["loss"], two[0]["loss"], rtol=1e-5)
+    first, other = (read_jsonl(tmp_path / name / "metrics.jsonl") for name in ("one", "two"))
+    assert len(first) == len(other) == 1
+    assert first[0]["nodes"] == other[0]["nodes"]
+    np.testing.assert_allclose(first[0]["loss"], other[0]["loss"], rtol=1e-5)
     assert (tmp_path / "two" / "config.json").read_text() == path.read_text()
+    drawn = [[p.name for p in (tmp_path / n / "pictures").iterdir()] for n in ("one", "two")]
+    assert drawn[0] == drawn[1] and len(drawn[0]) == 1
 
 
 # -- how they are found, without starting any

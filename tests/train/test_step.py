@@ -13,10 +13,9 @@ import pytest
 from tests.train.toy import Toy, part, toy_batches
 from wsod_jax.errors import ConfigError
 from wsod_jax.train.optim import Group, Optimizer
-from wsod_jax.train.sharding import make_mesh, put
+from wsod_jax.train.sharding import local_rows, make_mesh, put
 from wsod_jax.train.state import init_state
 from wsod_jax.train.step import TrainStep
-from wsod_jax.types import Term
 
 SEED = 3
 OPTIMIZER = Optimizer(
@@ -253,27 +252,52 @@ def test_update_lowers_for_accelerators(platform):
     assert "custom_call @xla_python" not in exported.mlir_module()
 
 
-def test_cues_made_between_two_programs():
-    """A method may score first, let the host make cues, and train on batch + cues."""
-
-    class Cued(Toy):
-        def init(self, key, batch):
-            return super().init(key, batch["plain"])
-
-        def propose(self, params, batch):
-            return jnp.abs(batch.y) * params["frozen"]["kernel"][0]
-
+def test_figures_cost_nothing_unless_examined():
+    class Drawing(Toy):
         def loss(self, params, extras, batch, key, step):
-            out = super().loss(params, extras, batch["plain"], key, step)
-            cues = Term(batch["cues"].sum(axis=1), jnp.ones(8), "cue")
-            return out.replace(metrics={"cues": cues})
+            out = super().loss(params, extras, batch, key, step)
+            large = jnp.sin(batch.x @ jax.random.normal(key, (3, 64)))  # [b, n, 64]
+            return out.replace(figures={"gram": jnp.einsum("bnd,bmd->bnm", large, large)})
 
-    method, mesh = Cued(), make_mesh(4)
-    plain = toy_batches(1)[0]
-    batch = {"plain": plain, "cues": np.zeros((8, 5), np.float32)}
-    tx, _ = Optimizer(learning_rate=0.05, decay_steps=(3,)).transformation(6)
-    state = init_state(method, tx, seed=SEED, batch=batch, mesh=mesh)
-    step = TrainStep(method, tx, seed=SEED, mesh=mesh)
-    cues = np.asarray(jax.jit(method.propose)(state.params, put(plain, mesh)))
-    _, metrics = run(state, step, [[{"plain": plain, "cues": cues}]])
-    np.testing.assert_allclose(metrics[0]["cues"], 0.5 * np.abs(plain.y).sum() / 8, rtol=1e-5)
+    batch = toy_batches(1)[0]
+    costs, counts = [], []
+    for method in (Toy(), Drawing()):
+        state, step = build(method=method)
+        lowered = jax.jit(step.fused).lower(state, put(batch, step.mesh))
+        counts.append(len(lowered.as_text().splitlines()))
+        costs.append(lowered.compile().cost_analysis()["flops"])
+    assert costs[0] == costs[1]
+    assert counts[0] == counts[1]  # already gone from what XLA is given
+    assert step.examine(state, put(batch, step.mesh)).figures["gram"].shape == (8, 5, 5)
+
+
+def test_a_result_that_is_the_average_needs_one():
+    class Averaged(Toy):
+        result = "ema"
+
+    with pytest.raises(ConfigError, match="Averaged is the running average .*ema_decay is None"):
+        build(method=Averaged())
+    with pytest.raises(ConfigError, match="found 1.0; use a number from 0 to below 1"):
+        build(method=Averaged(), ema_decay=1.0)
+    state, step = build(method=Averaged(), ema_decay=lambda step: jnp.where(step < 1, 0.0, 0.5))
+    for own, copy in zip(jax.tree.leaves(state.params), jax.tree.leaves(state.ema), strict=True):
+        np.testing.assert_array_equal(own, copy)
+        assert own.unsafe_buffer_pointer() != copy.unsafe_buffer_pointer()
+    batches = toy_batches(2)
+    state, _ = run(state, step, [[batches[0]]])
+    assert_same(state.ema, state.params, rtol=1e-6)  # a decay of 0 forgets the start
+    before = jax.device_get(state.ema)
+    state, _ = run(state, step, [[batches[1]]])
+    expected = jax.tree.map(lambda a, b: (a + b) / 2, before, jax.device_get(state.params))
+    assert_same(state.ema, expected, rtol=1e-6)
+
+
+def test_rows_put_come_back():
+    batch = toy_batches(1)[0]
+    for devices in (1, 4):
+        placed = put(batch, make_mesh(devices))
+        for sent, found in zip(
+            jax.tree.leaves(batch), jax.tree.leaves(local_rows(placed)), strict=True
+        ):
+            assert isinstance(found, np.ndarray)
+            np.testing.assert_array_equal(sent, found)
