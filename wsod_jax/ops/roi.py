@@ -62,10 +62,9 @@ def roi_max_pool(
         edges = jnp.clip(edges, 0, limit)
     rows = _bins(edges[..., 1], edges[..., 3], map_size[:, 0], output_size)
     columns = _bins(edges[..., 0], edges[..., 2], map_size[:, 1], output_size)
+    rows = rows._replace(filled=rows.filled & mask[..., None])
     longest = (-(-(n + SHORT_CELLS + 1) // output_size) + 1 for n in features.shape[1:3])
-    pooled = max_over_rectangles(features, rows, columns, Longest(*longest, bounded=inside))
-    filled = rows.filled[..., :, None] & columns.filled[..., None, :] & mask[..., None, None]
-    return jnp.where(filled[..., None], pooled, 0)
+    return max_over_rectangles(features, rows, columns, Longest(*longest, bounded=inside))
 
 
 def _round_half_away(x: Array) -> Array:

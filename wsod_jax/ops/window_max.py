@@ -79,7 +79,7 @@ def max_over_rectangles(
       longest: bounds on the intervals' lengths.
 
     Returns:
-      [b, r, p, p, d] maxima; arbitrary where an interval is not filled, as are the gradients from there.
+      [b, r, p, p, d] maxima; 0, and no gradient, where an interval is not filled.
 
     Ties: the gradient goes to the first maximum, rows before columns.   Gradient: to `features`.
     Cost: O(b h w d) operations for each of the log^2 tables, O(b r p^2 d) for the look-ups; blocks of
@@ -146,6 +146,12 @@ def _corners(
     return jax.lax.optimization_barrier(corners)  # else XLA repeats this arithmetic per channel
 
 
+def _filled(rows: Cover, columns: Cover) -> Array:
+    """Return which rectangles have a cell, [b, n, 1]."""
+    filled = rows.filled[..., :, None] & columns.filled[..., None, :]  # [b, r, p, p]
+    return filled.reshape(filled.shape[0], -1, 1)
+
+
 def _flat(tables: list[Array]) -> Array:
     """Stack ly tables of [b, lx, h, w, d] into [b, ly * lx * h * w, d]."""
     stacked = jnp.stack(tables, axis=1)
@@ -172,13 +178,14 @@ def _block_max(features: Array, rows: Cover, columns: Cover, levels: tuple[int, 
     _, tables = _tables(features, levels)
     table = _flat(tables)
     corners = _corners(rows, columns, levels, features.shape[1:3])
-    return functools.reduce(jnp.maximum, (_take(table, index) for index in corners))
+    maxima = functools.reduce(jnp.maximum, (_take(table, index) for index in corners))
+    return jnp.where(_filled(rows, columns), maxima, 0)
 
 
 def _block_max_fwd(
     features: Array, rows: Cover, columns: Cover, levels: tuple[int, int]
 ) -> tuple[Array, Array]:
-    """Return the maxima as `_block_max`, and which corner's window (0..3) holds the first of each.
+    """Return the maxima as `_block_max`, and which corner's window (0..3) holds the first of each (-1: no cell).
 
     Windows overlap, so several may hold it. Of an upper and a lower window with equal maxima the upper
     holds the first one. Of a left and a right one it is the one whose maximum lies in the earlier
@@ -200,7 +207,9 @@ def _block_max_fwd(
     is_left = (left > right) | ((left == right) & (row_left <= row_right))
     is_low = jnp.where(is_left, low_left > top_left, low_right > top_right)
     winner = jnp.where(is_left, 0, 2) + is_low
-    return jnp.maximum(left, right), winner.astype(jnp.int8)
+    filled = _filled(rows, columns)
+    maxima = jnp.where(filled, jnp.maximum(left, right), 0)
+    return maxima, jnp.where(filled, winner, -1).astype(jnp.int8)
 
 
 def _block_max_vjp(
