@@ -115,6 +115,17 @@ def test_average_distance(node_distance, alpha, includes_core, is_node):
     np.testing.assert_allclose(mined.targets.weights[4], 0.2 if is_node else 0.9)
 
 
+@pytest.mark.parametrize(("width", "is_near"), [(5.0, True), (4.99, False)])
+def test_overlap_of_exactly_t_is_near(width, is_near):
+    """IoU = T: in the mean D_avg = (0 + 3) / 2, so that a node at 1.4 is found, and of the core's class."""
+    boxes = np.array([[0, 0, 10, 10], [0, 0, width, 10], [50, 50, 60, 60]], np.float32)
+    features = np.array([[0.0, 0.0], [3.0, 0.0], [0.0, 1.4]], np.float32)
+    scores = np.array([[0.9], [0.5], [0.2]], np.float32)
+    mined = run(scores, boxes, [1], features, 1.0)
+    assert [row[0] for row in real_boxes(mined)] == ([0, 2] if is_near else [0])
+    np.testing.assert_array_equal(mined.targets.labels, [1, is_near, is_near])
+
+
 def graph_case():
     """Core 0 with neighbour 1; node 2 with neighbour 3; 4 elsewhere and unlike."""
     boxes = [[0, 0, 10, 10], [0, 0, 8, 10], [30, 0, 40, 10], [30, 0, 38, 10], [60, 0, 70, 10]]

@@ -53,6 +53,11 @@ def test_agrees_with_the_table(seed, mode, sign):
         (one_target(1, 0.5, 0.6, False), 1.0),  # neighbour above its core
         (one_target(1, 0.5, 0.25, False), 1.2),
         (one_target(1, 0.5, 0.1, False), 1.0),  # weak neighbour
+        (one_target(1, 0.5, 0.1500, False), 1.2),  # a ratio of 0.29999: the gate is 0.299, not 0.3
+        (one_target(1, 0.5, 0.1496, False), 1.2),  # 0.29919
+        (one_target(1, 0.5, 0.1494, False), 1.0),  # 0.29879
+        (one_target(1, 0.5, 0.4994, True), 1.2),  # 0.99878: the upper gate is 0.999
+        (one_target(1, 0.5, 0.4998, True), -0.2),  # 0.99958
         (one_target(0, 0.0, 0.0, False), 1.0),  # ignored
     ],
 )
