@@ -1,12 +1,10 @@
-"""One process of several that train together; `test_distributed.py` starts them.
+"""One process of several that train the toy method together; `test_distributed.py` starts them.
 
-    python -m tests.train.peer PORT NUM_PROCESSES PROCESS_ID toy|run WORKDIR [name=value …]
+    python -m tests.train.peer PORT NUM_PROCESSES PROCESS_ID WORKDIR [name=value …]
 
-"toy" trains the toy method and leaves its parameters in WORKDIR/params_<process>.npz; "run" trains a whole
-configuration, given as config=FILE.json.
+It leaves its parameters in WORKDIR/params_<process>.npz.
 """
 
-import json
 import os
 import signal
 import sys
@@ -33,16 +31,15 @@ def own_rows(batch):
     return part(batch, share * jax.process_index(), share * (jax.process_index() + 1))
 
 
-def toy(workdir: Path, *, rate: str = "0.05", killed: str = "", failing: str = "") -> None:
+def toy(workdir: Path, *, killed: str = "", failing: str = "") -> None:
     """Train the toy method for seven updates, or go on with them.
 
     Args:
       workdir: shared by all.
-      rate: stands for the whole configuration.
       killed: the process that gets SIGTERM at update 3.
       failing: the process whose batches end after update 3.
     """
-    check_same("configuration", json.dumps({"optim": {"learning_rate": float(rate)}, "seed": 3}))
+    check_same("order of batches", "0, 1, 2")
     state, step = build(devices=jax.device_count(), ema_decay=0.9)
     checkpoints = Checkpoints(workdir / "checkpoints", metadata())
     state = checkpoints.restore(state) or state
@@ -69,16 +66,8 @@ def toy(workdir: Path, *, rate: str = "0.05", killed: str = "", failing: str = "
     np.savez(workdir / f"params_{own}.npz", *jax.tree.leaves(fetch((state.params, state.ema))))
 
 
-def run(workdir: Path, *, config: str) -> None:
-    """Train the configuration of a file, as the command does."""
-    from wsod_jax import build, runs
-
-    runs.train(build.read_config(json.loads(Path(config).read_text())), workdir)
-
-
 if __name__ == "__main__":
-    port, processes, process, what, folder, *options = sys.argv[1:]
-    jax.config.update("jax_num_cpu_devices", 2 if what == "toy" else 1)
-    if processes != "1":
-        initialize(f"127.0.0.1:{port}", int(processes), int(process))
-    {"toy": toy, "run": run}[what](Path(folder), **dict(pair.split("=", 1) for pair in options))
+    port, processes, process, folder, *options = sys.argv[1:]
+    jax.config.update("jax_num_cpu_devices", 2)
+    initialize(f"127.0.0.1:{port}", int(processes), int(process))
+    toy(Path(folder), **dict(pair.split("=", 1) for pair in options))
