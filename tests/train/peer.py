@@ -1,4 +1,4 @@
-"""One process of several that train the toy method together; `test_distributed.py` starts them.
+"""One process of several that train the toy method with cues together; `test_distributed.py` starts them.
 
     python -m tests.train.peer PORT NUM_PROCESSES PROCESS_ID WORKDIR [name=value …]
 
@@ -14,8 +14,9 @@ import jax
 import numpy as np
 
 from tests.train.test_checkpoint import metadata
+from tests.train.test_host_stage import Proposing, Weights, cued_batches
 from tests.train.test_step import build
-from tests.train.toy import part, toy_batches
+from tests.train.toy import part
 from wsod_jax.train.checkpoint import Checkpoints
 from wsod_jax.train.distributed import check_same, initialize, is_first
 from wsod_jax.train.logging import JsonlWriter
@@ -40,11 +41,11 @@ def toy(workdir: Path, *, killed: str = "", failing: str = "") -> None:
       failing: the process whose batches end after update 3.
     """
     check_same("order of batches", "0, 1, 2")
-    state, step = build(devices=jax.device_count(), ema_decay=0.9)
+    state, step = build(method=Proposing(), devices=jax.device_count(), ema_decay=0.9)
     checkpoints = Checkpoints(workdir / "checkpoints", metadata())
     state = checkpoints.restore(state) or state
     first = int(fetch(state.step))
-    feed = [own_rows(batch) for batch in toy_batches(TOTAL)[first:]]
+    feed = [own_rows(batch) for batch in cued_batches(TOTAL)[first:]]
     own = str(jax.process_index())
     if failing == own:
         feed = feed[:3]
@@ -57,13 +58,21 @@ def toy(workdir: Path, *, killed: str = "", failing: str = "") -> None:
     try:
         watchers = Watchers(writers=writers, hooks=[hook])
         steps = Steps(total=TOTAL, log_interval=1, checkpoint_interval=3)
-        state = train(step, state, feed, steps, checkpoints=checkpoints, watchers=watchers)
+        state = train(
+            step,
+            state,
+            feed,
+            steps,
+            checkpoints=checkpoints,
+            watchers=watchers,
+            cues=Weights(),
+        )
     except Interrupted as stopped:
         print(stopped.message, flush=True)
         raise
     finally:
         checkpoints.close()
-    np.savez(workdir / f"params_{own}.npz", *jax.tree.leaves(fetch((state.params, state.ema))))
+    np.savez(workdir / f"params_{own}.npz", *jax.tree.leaves(fetch(state.params)))
 
 
 if __name__ == "__main__":
