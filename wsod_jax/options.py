@@ -16,8 +16,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-import flax.linen as nn
-
 
 @dataclass(frozen=True)
 class Range:
@@ -67,10 +65,12 @@ def option_hints(cls: type, with_parts: bool = True) -> Mapping[str, Any]:
       with_parts: fields without a default are options too, else they are parts that code fills.
     """
     hints = typing.get_type_hints(cls, include_extras=True)
-    hidden = ("parent", "name") if issubclass(cls, nn.Module) else ()
+    fields = dataclasses.fields(cls)
+    # every flax module has these two; looked for by name, since importing flax takes a second
+    hidden = ("parent", "name") if any(field.name == "parent" for field in fields) else ()
     return {
         field.name: hints[field.name]
-        for field in dataclasses.fields(cls)
+        for field in fields
         if field.init
         and field.name not in hidden
         and field.metadata.get("option", True)
