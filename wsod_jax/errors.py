@@ -13,5 +13,9 @@ class PeerError(RuntimeError):
     """Another process of the run failed; its own message says why."""
 
 
+class CueError(RuntimeError):
+    """A cue source raised an error, or was killed; its own error is the cause."""
+
+
 class NonFiniteError(FloatingPointError):
     """A loss, gradient or parameter became infinite or not a number."""

@@ -10,6 +10,7 @@ from wsod_jax.config import RunConfig
 from wsod_jax.errors import ConfigError
 from wsod_jax.options import Choice, Mark, choice_of, is_section, marks, members, option_hints
 from wsod_jax.parsing import Tables, chosen_name, fits, parse_options, plain, resolve
+from wsod_jax.train.identity import dotted
 
 OF_BOXES = ("nms_thr", "top_k", "score_thr", "average_per_image")  # of boxes chosen among proposals
 # Keys of version 0.1, and where they went; the longest one that a key starts with counts.
@@ -36,7 +37,7 @@ def parse_run(values: Mapping[str, Any], tables: Tables) -> RunConfig:
         is of version 0.1.
     """
     values = plain(values)
-    old = [key for key in _dotted(values) if new_name(key) and not _exists(key, values, tables)]
+    old = [key for key in dotted(values) if new_name(key) and not _exists(key, values, tables)]
     if old:
         moves = "\n".join(f"  config.{key} is now config.{new_name(key)}" for key in old)
         raise ConfigError(
@@ -244,15 +245,6 @@ def _walk(
             if choice is not None:
                 inside = tables[choice.table][chosen_name(values[key], choice, tables, key)]
             yield from _walk(inside, values[key], tables, wanted, f"{prefix}{key}.")
-
-
-def _dotted(values: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Return the dotted names of all values that are no sections, and of empty sections."""
-    names = []
-    for key, value in values.items():
-        inside = isinstance(value, Mapping) and value
-        names += _dotted(value, f"{prefix}{key}.") if inside else [f"{prefix}{key}"]
-    return names
 
 
 def _exists(key: str, values: Mapping[str, Any], tables: Tables) -> bool:

@@ -16,9 +16,9 @@ from flax import struct
 from tests.train.test_checkpoint import assert_bitwise
 from tests.train.test_loop import TOTAL, start
 from tests.train.toy import Toy, ToyBatch, toy_batches
-from wsod_jax.errors import ConfigError
+from wsod_jax.errors import ConfigError, CueError
 from wsod_jax.train.checkpoint import checkpoint_steps
-from wsod_jax.train.host_stage import CueError, add_cues
+from wsod_jax.train.host_stage import add_cues
 from wsod_jax.train.logging import read_jsonl
 from wsod_jax.train.loop import Interrupted
 from wsod_jax.train.optim import Optimizer

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from wsod_jax.errors import ConfigError, DataError, NonFiniteError, PeerError
+from wsod_jax.errors import ConfigError, CueError, DataError, NonFiniteError, PeerError
 
 
 def make_parser(description: str | None) -> argparse.ArgumentParser:
@@ -41,7 +41,7 @@ def run_command(
     """
     try:
         return run(options) or 0
-    except (ConfigError, DataError, NonFiniteError, PeerError, OSError) as error:
+    except (ConfigError, CueError, DataError, NonFiniteError, PeerError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
+from wsod_jax.errors import CueError
 from wsod_jax.train.sharding import local_rows, put
 from wsod_jax.train.state import TrainState
 from wsod_jax.train.step import TrainStep
@@ -35,10 +36,6 @@ class CueSource(AbstractContextManager, Protocol):
           A pytree of NumPy arrays with rows leading; with several streams a dict of them, for any of the
           streams. Shapes stay the same from update to update.
         """
-
-
-class CueError(RuntimeError):
-    """A cue source raised an error, or was killed."""
 
 
 def add_cues(step: TrainStep, state: TrainState, batch: Any, source: CueSource) -> Any:

@@ -117,8 +117,8 @@ def compare_runs(
 
 
 def dotted(tree: Any, prefix: str = "") -> dict[str, Any]:
-    """Return the leaves of nested dicts under names such as "config.optim.name"."""
-    if not isinstance(tree, dict):
+    """Return the leaves of nested dicts, empty dicts among them, under names such as "config.optim.name"."""
+    if not isinstance(tree, dict) or not tree:
         return {prefix: tree}
     flat: dict[str, Any] = {}
     for name, value in tree.items():

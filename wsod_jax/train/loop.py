@@ -14,10 +14,10 @@ from typing import Any, Literal
 
 import jax
 
-from wsod_jax.errors import ConfigError, DataError, PeerError
+from wsod_jax.errors import ConfigError, CueError, DataError, PeerError
 from wsod_jax.train.checkpoint import Checkpoints
 from wsod_jax.train.distributed import Votes, abandon, is_first
-from wsod_jax.train.host_stage import CueError, CueSource, add_cues, opened, source_name
+from wsod_jax.train.host_stage import CueSource, add_cues, opened, source_name
 from wsod_jax.train.logging import Writer
 from wsod_jax.train.progress import Progress, check_state, last_good
 from wsod_jax.train.sharding import fetch, put
