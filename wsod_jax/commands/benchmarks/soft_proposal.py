@@ -13,7 +13,7 @@ from wsod_jax.commands.benchmarks.timing import Measure, compiled, seconds, work
 from wsod_jax.nn.soft_proposal import SoftProposal
 from wsod_jax.nn.vgg import Vgg16
 from wsod_jax.ops.soft_proposal import soft_proposals
-from wsod_jax.types import FeatureMap
+from wsod_jax.types import Batch, FeatureMap, Params, Views
 
 EPSILON_FACTOR = 0.15
 NUM_STEPS, TOLERANCE = 20, 1e-4
@@ -145,18 +145,34 @@ def large_map(side: int, channels: int, block_nodes: int) -> list[Measure]:
 # The module in its network
 
 
+def draw_images(batch: int, pixels: int) -> Batch:
+    """Draw square images of random pixels that fill their canvas."""
+    rng = np.random.default_rng(0)
+    size = jnp.full((batch, 2), pixels, jnp.int32)
+    return Batch(
+        image=jnp.asarray(rng.integers(0, 256, (batch, pixels, pixels, 3), np.uint8)),
+        image_size=size,
+        image_mask=jnp.ones(batch, bool),
+        image_index=jnp.arange(batch, dtype=jnp.int32),
+        views=Views(
+            scale=jnp.ones((batch, 2), jnp.float32),
+            offset=jnp.zeros((batch, 2), jnp.int32),
+            flipped=jnp.zeros(batch, bool),
+            original_size=size,
+        ),
+    )
+
+
 def share_of_forward_pass(batch: int, pixels: int, channels: int, repeats: int) -> list[Measure]:
     """Time the module, coupling included, beside VGG16's forward pass."""
-    backbone = Vgg16(dilated=False)
-    rng = np.random.default_rng(0)
-    image = jnp.asarray(rng.integers(0, 256, (batch, pixels, pixels, 3), np.uint8))
-    image_size = jnp.full((batch, 2), pixels, jnp.int32)
-    params = jax.jit(backbone.init)(jax.random.key(0), image[:1], image_size[:1])
+    backbone, images = Vgg16(dilated=False), draw_images(batch, pixels)
+    one = jax.tree.map(lambda x: x[:1], images)
+    params = jax.jit(backbone.init)(jax.random.key(0), one)
 
-    def forward(params, image: jax.Array, image_size: jax.Array) -> jax.Array:
-        return backbone.apply(params, image, image_size).features
+    def forward(params: Params, images: Batch) -> jax.Array:
+        return backbone.apply(params, images)["c5"].features
 
-    arguments = params, image, image_size
+    arguments = params, images
     whole = seconds(compiled(forward, *arguments), *arguments, repeats=repeats)
     features = draw_maps(batch, pixels // backbone.stride, channels)
     maps = FeatureMap(features, full_size(features), 16.0)
