@@ -5,8 +5,10 @@ docs/adding_a_method.md explains it step by step.
 """
 
 import dataclasses
+import json
 import os
 import signal
+from pathlib import Path
 from typing import Annotated, ClassVar
 
 import flax.linen as nn
@@ -18,9 +20,12 @@ from flax import struct
 
 from wsod_jax import build, runs
 from wsod_jax.build import METHODS
+from wsod_jax.commands import evaluate, predict
 from wsod_jax.errors import ConfigError
 from wsod_jax.methods.base import Method, image_term
 from wsod_jax.nn.layers import valid_mask
+from wsod_jax.ops.boxes import pairwise_iou
+from wsod_jax.ops.detect import detect
 from wsod_jax.options import NOT_NEGATIVE, SHARE
 from wsod_jax.train.loop import Interrupted
 from wsod_jax.types import LossOutput, Predictions
@@ -33,7 +38,7 @@ class Asked:
     """What the cue source is asked: how well every target is found so far.
 
     Attributes:
-      found: [b, g] mean probability of a target's class inside its box.
+      found: [b, g] highest IoU of a detection of a target's class with it.
       mask: [b, g] bool, real targets.
     """
 
@@ -94,12 +99,11 @@ class CellClassifier(Method):
         return rows[..., :, None] & columns[..., None, :] & real[..., None, None]
 
     def propose(self, params, extras, batch, key, step):
-        maps, logits, _ = self.logits(params, extras, batch)
-        inside = self.covered(maps, batch.targets)  # [b, g, h, w]
-        own = jnp.take_along_axis(
-            jnp.moveaxis(jax.nn.sigmoid(logits), -1, 1), batch.targets.classes[..., None, None], 1
-        )
-        found = jnp.sum(own * inside, (2, 3)) / jnp.maximum(jnp.sum(inside, (2, 3)), 1)
+        seen = self.predict(params, extras, batch, self.outputs)
+        best = detect(seen.boxes, seen.scores, seen.mask, score_thr=0.0, iou_thr=0.5, top_k=8)
+        overlap = jax.vmap(pairwise_iou)(batch.targets.boxes, best.boxes)  # [b, g, n]
+        same = batch.targets.classes[:, :, None] == best.classes[:, None, :]
+        found = jnp.max(jnp.where(same & best.mask[:, None, :], overlap, 0.0), axis=2)
         return Asked(found, batch.targets.mask), batch
 
     def loss(self, params, extras, batch, key, step):
@@ -244,6 +248,23 @@ def test_cues_reach_the_loss_and_their_time_is_logged(whole):
     assert entries[0]["cue"] != entries[-1]["cue"]  # asked anew with the parameters of each update
 
 
+def test_commands_know_it_by_a_line_in_the_tables(whole, tmp_path, monkeypatch):
+    for table, own in (("METHODS", OWN["methods"]), ("CUES", OWN["cues"])):
+        for name, cls in own.items():
+            monkeypatch.setitem(getattr(build, table), name, cls)
+    report = tmp_path / "evaluation"
+    arguments = ["--workdir", str(whole), "--out", str(report), "--pictures", "1"]
+    assert evaluate.main(arguments) == 0
+    content = json.loads((report / "6" / "report.json").read_text())
+    assert content["summary"]["mAP50"] is not None
+    assert "annotations" in content["settings"]["boxes"]
+    assert (report / "6" / "predictions.json").is_file()
+    images = Path(content["settings"]["data"]["root"]) / "JPEGImages"
+    arguments = ["--checkpoint", str(whole), "--images", str(images), "--out", str(tmp_path / "p")]
+    assert predict.main([*arguments, "--max_pictures", "1"]) == 0
+    assert (tmp_path / "p" / "predictions.json").is_file()
+
+
 def test_what_does_not_fit_is_refused(tiny_set):
     with pytest.raises(ConfigError, match=r"method\.sid.*side"):
         config(tiny_set[0], method=dict(sid=1.0))
@@ -251,6 +272,8 @@ def test_what_does_not_fit_is_refused(tiny_set):
         config(tiny_set[0], method=dict(momentum=1.5))
     with pytest.raises(ConfigError, match=r"cues.*None.*cells"):
         config(tiny_set[0], cues=None)
+    with pytest.raises(ConfigError, match=r"pictures_every.*cells"):
+        config(tiny_set[0], log=dict(pictures_every=3))
     with pytest.raises(ConfigError, match=r"merge.*union"):
         config(tiny_set[0], eval=dict(merge="mean"))
     with pytest.raises(ConfigError, match="cells.*wsddn"):

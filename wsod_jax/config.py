@@ -87,10 +87,10 @@ class TrainOptions:
     accumulate: Annotated[int, COUNT] = 1
     init_from: Annotated[tuple[str, ...], Mark.LOCATION] = ()
     reinit: tuple[str, ...] = ()
-    scales: tuple[int, ...] = (480, 576, 688, 864, 1200)
+    scales: Annotated[tuple[int, ...], COUNT] = (480, 576, 688, 864, 1200)
     resize: Resize = "short"
-    max_long: int = 2000
-    aspect: float = 1.5
+    max_long: Annotated[int, COUNT] = 2000
+    aspect: Annotated[float, COUNT] = 1.5
     crop_margin: Annotated[int, NOT_NEGATIVE] = 0
     flip: bool = True
     loader: Annotated[Literal["tf", "threads"], Mark.RESUME] = "tf"
@@ -129,7 +129,7 @@ class LogOptions:
       best: also keep the checkpoint where this score of `data.val_split` is best; it is measured as
         `eval` says at every checkpoint but the first. `None` measures nothing while training.
       tensorboard: write TensorBoard event files too.
-      profile_steps: (first, last) update to profile into the workdir, or ().
+      profile_steps: (first, last) update to profile into the workdir, or `None`.
     """
 
     every: Annotated[int, COUNT] = 20
@@ -139,10 +139,14 @@ class LogOptions:
     num_pictures: Annotated[int, NOT_NEGATIVE] = 8
     best: Literal["mAP50"] | None = None
     tensorboard: bool = True
-    profile_steps: Annotated[tuple[int, ...], NOT_NEGATIVE] = ()
+    profile_steps: Annotated[tuple[int, int] | None, COUNT] = None
 
     def __post_init__(self) -> None:
-        """Raise `ConfigError` for milestones that are no checkpoints."""
+        """Raise `ConfigError` for milestones that are no checkpoints, and updates in the wrong order."""
+        if self.profile_steps is not None and self.profile_steps[0] > self.profile_steps[1]:
+            raise ConfigError(
+                f"config.log.profile_steps is {self.profile_steps!r}; allowed are (first, last) with first <= last"
+            )
         if self.milestones_every % self.checkpoint_every:
             raise ConfigError(
                 f"config.log.milestones_every is {self.milestones_every}, but only checkpoints can be kept, and "
@@ -213,14 +217,14 @@ class EvalOptions:
       maps: of methods that predict maps.
     """
 
-    scales: tuple[int, ...] = (480, 576, 688, 864, 1200)
+    scales: Annotated[tuple[int, ...], COUNT] = (480, 576, 688, 864, 1200)
     flips: tuple[bool, ...] = (False, True)
     resize: Resize = "short"
     corloc_resize: Resize = "long"
     corloc_split: str | None = "trainval"
     corloc_difficult: bool = True
-    max_long: int = 2000
-    aspect: float = 1.5
+    max_long: Annotated[int, COUNT] = 2000
+    aspect: Annotated[float, COUNT] = 1.5
     micro_batch: Annotated[int, COUNT] = 1
     merge: Literal["mean", "sum", "union"] = "mean"
     top_k: Annotated[int, COUNT] = 100
@@ -332,10 +336,27 @@ def check_run(config: RunConfig, method: Any) -> None:
             "config.train.cache_features needs a wholly frozen backbone; "
             f"config.backbone.frozen is {frozen}, its layers are {', '.join(layers)}"
         )
-    if log.pictures_every and not method.uses_proposals:
+    from_labels = method.propose is None and dict(method.supervision) == {"train": "image"}
+    if log.pictures_every and not (method.uses_proposals and from_labels):
         raise ConfigError(
-            f"config.log.pictures_every is {log.pictures_every}, but {name} mines no boxes to draw; "
-            "set it to 0. scripts/visualize.py proposal_maps draws what SPN's maps became during training"
+            f"config.log.pictures_every is {log.pictures_every}, but {name} mines no boxes in images with labels "
+            "alone, which is what is drawn; set it to 0. scripts/visualize.py proposal_maps draws what SPN's maps "
+            "became during training"
+        )
+    if method.result == "ema" and train.ema_decay is None:
+        raise ConfigError(
+            f"config.train.ema_decay is None, but the detector of {name} is the running average of its weights; set a "
+            "decay below 1, such as 0.9996"
+        )
+    kinds = {"train": "boxes" if method.supervision.get("train") == "boxes" else "image"}
+    if dict(method.supervision) != kinds:
+        raise ConfigError(
+            f"method {name!r} trains on the streams {dict(method.supervision)}, but config.data has one, 'train'"
+        )
+    if kinds["train"] == "boxes" and not config.data.has_boxes:
+        raise ConfigError(
+            f"method {name!r} trains on boxes, which config.data's reader does not have; use one that has, such as "
+            "voc or coco"
         )
     if log.best is not None and config.data.val_split is None:
         raise ConfigError(

@@ -14,7 +14,7 @@ class PeerError(RuntimeError):
 
 
 class CueError(RuntimeError):
-    """A cue source raised an error, or was killed; its own error is the cause."""
+    """A cue source raised an error, was killed, or returned other than what it was asked for."""
 
 
 class NonFiniteError(FloatingPointError):

@@ -99,12 +99,17 @@ def change(config: RunConfig, changes: Sequence[str]) -> RunConfig:
         path, text = _split(item)
         path = ["eval", *path] if len(path) == 1 or path[0] == "maps" else path
         key = ".".join(path)
-        _refuse_old(key)
-        hints = resolve(RunConfig, path, values, config.tables)
-        if path[0] != "eval" and not _has_mark(hints, Mark.TEST, Mark.LOCATION):
+        try:
+            hints = resolve(RunConfig, path, values, config.tables)
+        except ConfigError:
+            _refuse_old(key)
+            raise
+        allowed = _has_mark(hints, Mark.TEST, Mark.LOCATION) and path[0] != "train"
+        if path[0] != "eval" and not allowed:
+            names = _marked(config, Mark.TEST, Mark.LOCATION)
             raise ConfigError(
                 f"{key} cannot be set for a trained run; what can are the test settings, such as nms_thr=0.4, and "
-                f"{', '.join(_marked(config, Mark.TEST, Mark.LOCATION))}"
+                f"{', '.join(name for name in names if not name.startswith('train.'))}"
             )
         if values.get(path[0]) is None:
             raise ConfigError(
@@ -164,8 +169,8 @@ def from_text(text: str, hint: Any, tables: Tables) -> Any:
         literal = ast.literal_eval({"true": "True", "false": "False"}.get(text, text))
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         literal = text
-    if literal is None and type(None) in members(hint):
-        return None
+    if literal is None:
+        return None  # where an option takes no None, it is refused with what is allowed
     candidates = [literal, (literal,), text, (text,)]
     if str in members(hint):  # 2007 is a name there, but ('2007', '2012') may be a tuple of them
         candidates = [literal, text] if isinstance(literal, tuple | list) else [text]

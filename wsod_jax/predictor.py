@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal
 
 import jax
 import numpy as np
 
+from wsod_jax import build
 from wsod_jax.config import EvalOptions, RunConfig
 from wsod_jax.data.loading import Loading
 from wsod_jax.data.pipeline import ViewStream, view_batches
@@ -81,10 +82,15 @@ class Predictor:
         """Return the same detector with the weights of another checkpoint; nothing is compiled anew."""
         return dataclasses.replace(self, params=params, extras=extras)
 
-    def with_method(self, method: Method) -> Predictor:
-        """Return the same weights in a method with other options, such as another solver at test."""
-        step = jax.jit(method.predict, static_argnums=3)
-        return dataclasses.replace(self, method=method, predict_step=step)
+    def changed(self, changes: Sequence[str]) -> Predictor:
+        """Return the same weights tested otherwise, as `runs.load_run` with these changes would."""
+        config = build.change(self.config, changes)
+        count = len(self.class_names)
+        method = build.method(config, num_classes=count, max_classes=count, max_targets=1)
+        found = Predictor.configured(
+            config, method, self.params, self.extras, self.class_names, self.metadata
+        )
+        return dataclasses.replace(found, settings=self.settings)
 
     def one_view(self) -> Predictor:
         """Return the same detector seeing every image once, at the first scale, unmirrored."""

@@ -171,7 +171,7 @@ def train(
         board = TensorBoardWriter(workdir / "tensorboard", resume_step=start)
         writers.append(board)
     say = console.say if is_first() else _say_nothing
-    describe(say, config, data, mesh, state)
+    describe(say, config, method, data, mesh, state)
     stream, batches = open_stream(config, data, state)
     hooks = []
     if log.pictures_every:
@@ -187,7 +187,7 @@ def train(
                 total=settings.num_steps,
                 log_interval=log.every,
                 checkpoint_interval=log.checkpoint_every,
-                profile=log.profile_steps or None,
+                profile=log.profile_steps,
             ),
             checkpoints=checkpoints,
             watchers=loop.Watchers(
@@ -248,7 +248,12 @@ def warm_start(
 
 
 def describe(
-    say: Callable[[str], None], config: RunConfig, data: TrainingData, mesh: Mesh, state: TrainState
+    say: Callable[[str], None],
+    config: RunConfig,
+    method: Method,
+    data: TrainingData,
+    mesh: Mesh,
+    state: TrainState,
 ) -> None:
     """Say what is about to run, and how many compilations it can take."""
     size = sum(leaf.size for leaf in jax.tree.leaves(state.params))
@@ -260,20 +265,23 @@ def describe(
     )
     canvases = config.train.canvases.shapes()
     say(f"canvases (training compiles once for each): {', '.join(f'{h}x{w}' for h, w in canvases)}")
-    describe_schedule(say, config)
+    describe_schedule(say, config, method)
     if int(fetch(state.step)):
         say(f"resuming at step {int(fetch(state.step))}")
 
 
-def describe_schedule(say: Callable[[str], None], config: RunConfig) -> None:
+def describe_schedule(say: Callable[[str], None], config: RunConfig, method: Method) -> None:
     """Say at which updates the run changes, and warn of those that it never reaches."""
     num_steps, optim = config.train.num_steps, config.optim
     changes = {
         "optim.warmup_steps": (optim.warmup_steps,),
         "optim.decay_steps": optim.decay_steps,
         "optim.momentum_reset_steps": optim.momentum_reset_steps,
-        "method.alpha": [first for first, _ in config.method.options.get("alpha", ())],
+        **{f"method.{option}": steps for option, steps in method.changes_at().items()},
     }
+    for number, group in enumerate(optim.groups):
+        changes[f"optim.groups[{number}].warmup_steps"] = (group.warmup_steps or 0,)
+        changes[f"optim.groups[{number}].decay_steps"] = group.decay_steps or ()
     changes = {name: [n for n in steps if n > 0] for name, steps in changes.items()}
     known = [f"{name} {', '.join(map(str, steps))}" for name, steps in changes.items() if steps]
     say("; ".join([f"schedule: {num_steps} updates", *known]))

@@ -282,6 +282,11 @@ def test_a_launcher_that_fails_is_named(joined, monkeypatch):
 
 def test_what_one_process_does_is_refused_to_several(monkeypatch):
     distributed.refuse_several("evaluation")
+    with monkeypatch.context() as started:
+        for name, value in SLURM.items():
+            started.setenv(name, value)
+        with pytest.raises(ConfigError, match="^evaluation runs in one process, but Slurm says"):
+            distributed.refuse_several("evaluation")
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     with pytest.raises(ConfigError, match="^evaluation runs in one process, .* 0 of 2; start"):
         distributed.refuse_several("evaluation")

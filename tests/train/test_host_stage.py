@@ -204,7 +204,7 @@ def test_failing_sources_are_named_and_the_checkpoint_is_intact(tmp_path, answer
     ],
 )
 def test_answers_of_another_kind_are_refused(tmp_path, answer, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(CueError, match=message):
         go(tmp_path, Weights(answer))
     assert checkpoint_steps(tmp_path) == [0]
 
@@ -274,5 +274,5 @@ def test_two_streams_through_the_loop(tmp_path):
             "cues of stream 'strong' of shape .8, 5.*4 rows",
         ),
     ):
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises(CueError, match=message):
             go(tmp_path / "refused", Source(answer), method=Two(), batches=streams)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -74,9 +73,7 @@ def comparison(
 
 def with_solver(predictor: Predictor, solver: Solver) -> Predictor:
     """Return the same weights with another way to find the proposal map."""
-    method = predictor.method
-    soft_proposal = method.soft_proposal.clone(solver=solver)
-    return predictor.with_method(dataclasses.replace(method, soft_proposal=soft_proposal))
+    return predictor.changed([f"method.soft_proposal.solver={solver}"])
 
 
 def gradient_points(predictor: Predictor, split: MapSplit) -> np.ndarray:

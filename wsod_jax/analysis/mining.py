@@ -116,7 +116,9 @@ class MiningRun:
           DataError: if there is no such checkpoint, its method mines nothing, or the training set is
             gone or has other classes.
         """
-        predictor = load_run(path, step, changes=changes)
+        predictor = load_run(
+            path, step, weights="params", changes=changes
+        )  # what the loss mines with
         places = locations(predictor.config)
         for change in changes:
             if change.partition("=")[0] not in places:

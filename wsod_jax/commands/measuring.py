@@ -186,6 +186,7 @@ def evaluate_step(predictor: Predictor, args: argparse.Namespace, folder: Path) 
         "corloc_split": corloc_split,
         "step": step,
         "weights": args.weights or predictor.method.result,
+        **({"boxes": metadata["boxes"]} if "boxes" in metadata else {}),
         **without(config.to_dict(), "eval"),
         "test": without(test, "maps"),
         "changes": list(args.set),
@@ -210,12 +211,13 @@ def evaluate_boxes(
     args: argparse.Namespace,
     folder: Path,
 ) -> None:
-    """Evaluate a method that scores proposals, or an image classifier."""
+    """Evaluate a method that predicts boxes, or an image classifier."""
     proposals, settings = read_proposals(predictor.config), predictor.settings
+    has_boxes = "boxes" in predictor.method.outputs
     started = time.perf_counter()
     results = predictor.detect(images, proposals, "map", bar)
     findings.scalars["seconds_per_image"] = (time.perf_counter() - started) / max(len(images), 1)
-    if proposals is not None:  # before anything is measured: what follows may fail
+    if has_boxes:  # before anything is measured: what follows may fail
         boxes.write_detections(folder, images, results.detections, voc_server=args.voc_server)
     findings.note_input(images, results.counts, results.predicted)
     if results.image_scores is not None:
@@ -224,7 +226,7 @@ def evaluate_boxes(
             findings.parts["classification"] = classification_ap(
                 scores, labels, ap_mode=settings.ap
             )
-    if proposals is None:
+    if not has_boxes:
         return
     boxes.measure_detections(
         findings,

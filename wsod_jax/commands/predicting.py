@@ -57,7 +57,7 @@ def predict(args: argparse.Namespace) -> None:
         path = args.out / "image_scores.csv"
         write_image_scores(path, images, predictor.class_names, results.image_scores)
         print(f"scores of images: {path}")
-    if proposals is None:
+    if "boxes" not in predictor.method.outputs:
         return
     path = write_predictions(
         args.out / "predictions.json",

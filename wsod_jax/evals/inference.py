@@ -128,7 +128,8 @@ def _add_views(pending: dict[int, _Views], batch: Batch, output: Predictions) ->
         if output.boxes is None:
             continue
         boxes, scores, mask = output.boxes[row], output.scores[row], output.mask[row]
-        if batch.representative is not None:
+        # rows of a method that does not keep them aligned are no proposals
+        if batch.representative is not None and len(boxes) == batch.representative.shape[1]:
             source = np.asarray(batch.representative[row])
             shared = source != np.arange(len(source))
             scores, mask = scores[source], np.where(shared, mask[source], mask)

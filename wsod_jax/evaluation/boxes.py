@@ -71,7 +71,7 @@ def measure_detections(
 
 
 def measure_corloc(
-    findings: Findings, predictor: Predictor, split: str, proposals: ProposalSet
+    findings: Findings, predictor: Predictor, split: str, proposals: ProposalSet | None
 ) -> None:
     """Add CorLoc, and the quality of the top boxes of every image's own classes, to the findings."""
     reader = predictor.config.data

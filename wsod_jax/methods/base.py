@@ -52,7 +52,6 @@ class Method:
       uses_proposals: the batch needs proposals.
       propose: `None`, or (params, extras, batch, key, step) -> (request, batch): what the cue source is asked for on
         the host before an update, and the batch, to which features may have been added.
-      predict_masks: `None`, or a function that predicts masks of detections.
     """
 
     supervision: ClassVar[Mapping[str, Literal["image", "boxes"]]] = MappingProxyType(
@@ -65,7 +64,10 @@ class Method:
     single_label: ClassVar[bool] = False
     uses_proposals: ClassVar[bool] = False
     propose: ClassVar[Any] = None
-    predict_masks: ClassVar[Any] = None
+
+    def changes_at(self) -> dict[str, tuple[int, ...]]:
+        """Return option -> the updates at which it changes what the loss does, to say them before a run."""
+        return {}
 
     def init(self, key: jax.Array, batch: Batches) -> tuple[Params, dict]:
         """Return (params, extras) for batches shaped like `batch`; extras are what gradients do not train."""

@@ -78,6 +78,10 @@ class Oim(Oicr):
                 f"{self.alpha}; the paper's schedule is ((0, 5.0), (70000, 2.0))"
             )
 
+    def changes_at(self) -> dict[str, tuple[int, ...]]:
+        """Return the updates at which α changes."""
+        return {"alpha": tuple(start for start, _ in self.alpha)}
+
     def alpha_at(self, step: jax.Array) -> jax.Array:
         """Return α at a step, a scalar: the value of the last pair that has begun."""
         starts = jnp.array([start for start, _ in self.alpha])

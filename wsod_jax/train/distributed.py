@@ -148,12 +148,17 @@ def refuse_several(what: str) -> None:
       what: subject of the sentence, such as "evaluation".
 
     Raises:
-      ConfigError: if there are several processes.
+      ConfigError: if there are several processes, joined or started by a launcher to be.
     """
     if jax.process_count() > 1:
         raise ConfigError(
             f"{what} runs in one process, but this one is number {jax.process_index()} of "
             f"{jax.process_count()}; start a single process for it"
+        )
+    launcher = "JAX_NUM_PROCESSES" if _several(os.environ.get("JAX_NUM_PROCESSES")) else _launcher()
+    if launcher in ("JAX_NUM_PROCESSES", "Slurm", "Open MPI"):  # each of which starts copies
+        raise ConfigError(
+            f"{what} runs in one process, but {launcher} says that several were started; start a single one for it"
         )
 
 

@@ -51,8 +51,7 @@ def add_cues(step: TrainStep, state: TrainState, batch: Any, source: CueSource) 
       The batch that `propose` returned, on the mesh, with `cues` set.
 
     Raises:
-      CueError: if the source raises or is killed.
-      ValueError: if it returns something else than arrays of the batch's rows.
+      CueError: if the source raises, is killed, or returns something else than arrays of the batch's rows.
     """
     with jax.transfer_guard("disallow"):
         request, batch = step.propose(state, batch)
@@ -108,7 +107,7 @@ def _check_answers(answers: Any, rows: dict[str | None, int], source: str) -> No
     """Refuse answers that are no arrays, or not of the rows that were asked for."""
     if not isinstance(answers, dict) or not answers or not answers.keys() <= rows.keys():
         found = sorted(answers) if isinstance(answers, dict) else type(answers).__name__
-        raise ValueError(
+        raise CueError(
             f"the cue source {source} returned {found}, but with several streams it returns a dict with cues "
             f"for some of {sorted(map(str, rows))}"
         )
@@ -116,7 +115,7 @@ def _check_answers(answers: Any, rows: dict[str | None, int], source: str) -> No
         stream = "" if name is None else f" of stream {name!r}"
         leaves = jax.tree_util.tree_leaves_with_path(answer)
         if not leaves:
-            raise ValueError(
+            raise CueError(
                 f"the cue source {source} returned {answer!r}{stream}, which holds no array; it returns NumPy "
                 f"arrays that lead with the {rows[name]} rows it was asked about"
             )
@@ -124,12 +123,12 @@ def _check_answers(answers: Any, rows: dict[str | None, int], source: str) -> No
             where = f"cues{jax.tree_util.keystr(path)}{stream}"
             if not isinstance(leaf, np.ndarray) or leaf.dtype.kind in "OSUMm":
                 kind = f"dtype {leaf.dtype}" if isinstance(leaf, np.ndarray) else repr(type(leaf))
-                raise ValueError(
+                raise CueError(
                     f"the cue source {source} returned {where} of {kind}; all cues are NumPy arrays of numbers "
                     "or booleans, on the host"
                 )
             if leaf.ndim == 0 or leaf.shape[0] != rows[name]:
-                raise ValueError(
+                raise CueError(
                     f"the cue source {source} returned {where} of shape {list(leaf.shape)}, but was asked about "
                     f"{rows[name]} rows; all cues lead with these rows, fillers included"
                 )

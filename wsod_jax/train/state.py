@@ -81,6 +81,11 @@ def init_state(
         return jax.tree.map(lambda x: jax.lax.convert_element_type(x, x.dtype), drawn)
 
     params, extras = jax.jit(draw, out_shardings=placed)()
+    if "extras" in params:
+        raise ConfigError(
+            'the method keeps params["extras"], a name that stands for what gradients do not train; give its '
+            "parameters another name"
+        )
     if "ema" in extras:
         raise ConfigError(
             'the method keeps extras["ema"], a name under which the training step lends the running '

@@ -150,7 +150,7 @@ class TrainStep:
     def propose(self, state: TrainState, batch: Any) -> tuple[Any, Any]:
         """Return what the method asks the host stage for, and the batch to train on.
 
-        The method sees the parameters, extras and key that its loss will see.
+        The method sees the parameters and extras before the update, and the key that its loss will see.
 
         Args:
           state: before the update; kept, not donated.
