@@ -109,7 +109,7 @@ def test_every_micro_batch_is_asked_before_its_update(tmp_path):
     entries = read_jsonl(tmp_path / "metrics.jsonl")
     mean = np.mean([noises[0], noises[2]])
     np.testing.assert_allclose(entries[0]["noise"], mean, rtol=1e-5)
-    assert all(0 <= entry["cues_s"] <= entry["step_s"] for entry in entries)
+    assert all(0 < entry["cues_s"] < float("inf") for entry in entries)
     assert [line.split(" in ")[0] for line in said] == [
         "compiled the request for cues",
         "compiled the training step",
