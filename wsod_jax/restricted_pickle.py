@@ -127,6 +127,8 @@ NUMPY_NAMES: Names = {
 
 
 class _RestrictedUnpickler(pickle.Unpickler):
+    """An unpickler that resolves the given names and no others."""
+
     def __init__(
         self, file: BinaryIO, names: Names, persistent_load: Callable[[object], object] | None
     ):
@@ -135,6 +137,7 @@ class _RestrictedUnpickler(pickle.Unpickler):
         self._persistent_load = persistent_load
 
     def find_class(self, module: str, name: str) -> object:
+        """Return what a name stands for; raise `UnpicklingError` if it is not one of those given."""
         if (module, name) not in self._names:
             raise pickle.UnpicklingError(
                 f"it names {module}.{name}, which arrays do not need; nothing of it was run. "
@@ -143,6 +146,7 @@ class _RestrictedUnpickler(pickle.Unpickler):
         return self._names[module, name]
 
     def persistent_load(self, pid: object) -> object:
+        """Return what a reference to outside the pickle stands for; raise `UnpicklingError` without a resolver."""
         if self._persistent_load is None:
             raise pickle.UnpicklingError("it refers to another file")
         return self._persistent_load(pid)

@@ -65,6 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Return what the command line asks for; exit with status 2 if options do not go together."""
     parser = make_parser(__doc__)
     parser.add_argument("file", help="the file to convert, or the workdir")
     parser.add_argument(

@@ -90,6 +90,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Return what the command line asks for."""
     parser = make_parser(__doc__)
     parser.add_argument("--out", default="demo", help="folder for all that is made (demo)")
     parser.add_argument("--small", action="store_true", help="few pictures, few updates")

@@ -47,6 +47,7 @@ LINE_SECONDS = 10  # between progress lines where the output is not a terminal
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Return what the command line asks for; exit with status 2 if options do not go together."""
     parser = make_parser(__doc__)
     parser.add_argument(
         "--data", type=Path, required=True, help="a folder in VOC layout, or a folder of pictures"
@@ -136,6 +137,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
 
 
 def is_voc_layout(folder: Path) -> bool:
+    """Return whether a folder holds a data set in VOC layout."""
     return (folder / "ImageSets").is_dir()
 
 
@@ -186,6 +188,7 @@ class Progress:
 
 
 def search(images: ImageSet, options: argparse.Namespace) -> ProposalSet:
+    """Search proposals by selective search, write them to `options.out` and return them."""
     result = run_selective_search(
         images,
         options.out,
@@ -198,6 +201,7 @@ def search(images: ImageSet, options: argparse.Namespace) -> ProposalSet:
 
 
 def name_failures(failures: Sequence[tuple[str, str]]) -> None:
+    """Print the images that could not be read, the first twenty with the reason."""
     for image_id, reason in failures[:20]:
         print(f"left out {image_id}: {reason}", file=sys.stderr)
     if failures:
@@ -205,6 +209,7 @@ def name_failures(failures: Sequence[tuple[str, str]]) -> None:
 
 
 def receptive_fields(images: ImageSet, options: argparse.Namespace) -> ProposalSet:
+    """Make proposals of the receptive fields of a run's proposal maps, write them to `options.out` and return them."""
     from wsod_jax.analysis.proposing import propose_fields
     from wsod_jax.evals.field_boxes import FieldOptions  # brings JAX, which workers do without
 
@@ -223,6 +228,7 @@ def receptive_fields(images: ImageSet, options: argparse.Namespace) -> ProposalS
 
 
 def convert(images: ImageSet, options: argparse.Namespace) -> ProposalSet:
+    """Convert the published proposals in `options.source`, write them to `options.out` and return them."""
     result = import_proposals(options.source, images)
     print(f"Converted {options.source}: {result.summary}")
     result.proposals.save(options.out)
@@ -232,6 +238,7 @@ def convert(images: ImageSet, options: argparse.Namespace) -> ProposalSet:
 def print_recall(
     proposals: ProposalSet, others: dict[str, ProposalSet], options: argparse.Namespace
 ) -> None:
+    """Print the recall of annotated objects, of each split by class and by number of boxes beside other files."""
     from wsod_jax.data.proposal_recall import (  # brings JAX, which workers do without
         measure_recall,
         recall_by_count,

@@ -28,6 +28,7 @@ DEFAULT = SyntheticSpec()
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Return what the command line asks for."""
     parser = make_parser(__doc__)
     parser.add_argument("--out", type=Path, required=True, help="the folder to write the set into")
     parser.add_argument("--seed", type=int, default=DEFAULT.seed, help="another seed, another set")
@@ -70,6 +71,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
 
 
 def build_spec(options: argparse.Namespace) -> SyntheticSpec:
+    """Return what the options say of the set to draw."""
     spec = dataclasses.replace(
         DEFAULT,
         seed=options.seed,

@@ -99,6 +99,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Return what the command line asks for; exit with status 2 if options do not go together."""
     parser = make_parser(__doc__)
     parser.add_argument(
         "set", nargs="?", choices=SETS, help="which set; its config is configs/<set>.py"

@@ -155,6 +155,7 @@ class _Annotations:
 
     @classmethod
     def read(cls, root: Path, split: str) -> _Annotations:
+        """Read and check the annotations of a split; raise `DataError` naming the file and what is wrong in it."""
         path = _json_path(root, split)
         try:
             with path.open(encoding="utf-8") as file:

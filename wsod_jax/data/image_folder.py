@@ -162,6 +162,7 @@ class _Split:
 
     @classmethod
     def read(cls, root: Path, split: str, class_names: Sequence[str] | None) -> _Split:
+        """List the images of a split and the classes they show; raise `DataError` if there is no such folder."""
         folder, labels_csv = root / split, root / f"{split}.csv"
         if not folder.is_dir():
             raise DataError(f"{folder}: no such folder of images.")

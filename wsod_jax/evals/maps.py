@@ -85,6 +85,7 @@ class _Rows:
         self.images, self.classes, self.scores, self.boxes = [], [], [], []
 
     def add(self, image: int, class_index: int, boxes: np.ndarray, scores: np.ndarray) -> None:
+        """Append the boxes [n, 4] of one class in one image, with their scores [n]."""
         self.images.append(np.full(len(boxes), image, np.int32))
         self.classes.append(np.full(len(boxes), class_index, np.int32))
         self.scores.append(scores)

@@ -165,6 +165,7 @@ class _Column:
 
     @property
     def mean(self) -> float:
+        """The mean over the classes that have a value."""
         return float(mean_over_classes(np.asarray(self.values)))
 
 

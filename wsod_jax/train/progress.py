@@ -92,6 +92,8 @@ class Progress:
 
 
 class _Timer:
+    """Adds the time that a block takes to one of the progress's fields."""
+
     def __init__(self, progress: Progress, field: str) -> None:
         self._progress, self._field = progress, field
 

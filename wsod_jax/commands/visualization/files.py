@@ -21,6 +21,7 @@ from wsod_jax.train.logging import read_jsonl
 
 
 def show_proposals(options: argparse.Namespace) -> None:
+    """Draw the proposals of images; in VOC layout, the best one of every object too."""
     images, truth = read_images(options.data, options.split)
     proposals = ProposalSet.load(options.proposals)
     check_proposals(proposals, images)
@@ -40,6 +41,7 @@ def show_proposals(options: argparse.Namespace) -> None:
 
 
 def show_detections(options: argparse.Namespace) -> None:
+    """Draw predictions on their images; in VOC layout, the objects and precision over recall too."""
     images, truth = read_images(options.data, options.split)
     class_names = images.class_names or read_index(options.predictions).class_names
     detections = read_predictions(
@@ -65,6 +67,7 @@ def show_detections(options: argparse.Namespace) -> None:
 
 
 def show_curves(options: argparse.Namespace) -> None:
+    """Draw the training metrics of one or more runs in one chart."""
     runs = {}
     for workdir in options.workdirs:
         path = workdir / "metrics.jsonl" if workdir.is_dir() else workdir
@@ -76,6 +79,7 @@ def show_curves(options: argparse.Namespace) -> None:
 
 
 def show_instances(options: argparse.Namespace) -> None:
+    """Draw how many objects of each class the images that show it hold, for one or more data sets."""
     counts, class_names = {}, None
     for data in options.data:
         truth = Voc(root=data).ground_truth(options.split)

@@ -30,6 +30,7 @@ from wsod_jax.evaluation.maps import MapSplit
 
 
 def show_proposal_maps(options: argparse.Namespace) -> None:
+    """Draw the proposal maps and responses of images over the checkpoints of one or more runs."""
     runs = [MapRun.open(workdir, changes=options.set) for workdir in options.workdir]
     split = read_split(runs[0], options.split)
     images, names = split.images, short_names(options.workdir)
@@ -74,6 +75,7 @@ def show_proposal_maps(options: argparse.Namespace) -> None:
 
 
 def show_walk(options: argparse.Namespace) -> None:
+    """Draw the random walk of a checkpoint on images step by step, and print how it converges."""
     run = MapRun.open(options.checkpoint, options.step, options.set)
     images = read_split(run, options.split).images
     module = run.predictor.method.soft_proposal
@@ -107,6 +109,7 @@ def show_walk(options: argparse.Namespace) -> None:
 
 
 def show_energy(options: argparse.Namespace) -> None:
+    """Measure Object Energy of runs over training and of proposals files; write the chart and print tables."""
     runs = [MapRun.open(workdir, changes=options.set) for workdir in options.workdir]
     split = read_split(runs[0], options.split) if runs else read_data(options)
     if split.truth is None:

@@ -19,6 +19,7 @@ from wsod_jax.train.checkpoint import checkpoint_steps
 
 
 def show_pseudo(options: argparse.Namespace) -> None:
+    """Draw the boxes that a checkpoint mines in training images, a picture per stage."""
     run = MiningRun.open(options.checkpoint, options.step, options.set)
     images = run.data.image_set
     mined = run.mine(choose(images, options))
@@ -38,6 +39,7 @@ def show_pseudo(options: argparse.Namespace) -> None:
 
 
 def show_quality(options: argparse.Namespace) -> None:
+    """Print how good the mined boxes of runs are over their checkpoints."""
     found = {}
     for workdir in options.workdir:
         steps = options.steps or [step for step in checkpoint_steps(workdir) if step > 0]
@@ -52,6 +54,7 @@ def show_quality(options: argparse.Namespace) -> None:
 
 
 def show_graphs(options: argparse.Namespace) -> None:
+    """Draw the graphs of proposals from which OIM mines, per class and stage of an image."""
     run = MiningRun.open(options.checkpoint, options.step, options.set)
     images = run.data.image_set
     print(f"step {run.step}, alpha {run.alpha():g}")
@@ -74,6 +77,7 @@ def show_graphs(options: argparse.Namespace) -> None:
 
 
 def show_objectness(options: argparse.Namespace) -> None:
+    """Draw where the scores of images pile up, over the checkpoints of one or more runs."""
     runs = [ScoredRun.open(workdir, options.set) for workdir in options.workdir]
     reader = runs[0].predictor.config.data
     images = reader.images(options.split or reader.train_split)
