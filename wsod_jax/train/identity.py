@@ -126,6 +126,12 @@ def dotted(tree: Any, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def layout(tree: Any) -> dict[str, str]:
+    """Return the dtype and shape of every array of a pytree, such as "float32[3, 4]", by its path."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {path_name(path): f"{x.dtype}{list(x.shape)}" for path, x in leaves}
+
+
 def compare_layouts(stored: dict, wanted: dict, folder: epath.Path) -> None:
     """Refuse a checkpoint whose arrays differ in name, shape or dtype from the ones wanted.
 
@@ -137,11 +143,6 @@ def compare_layouts(stored: dict, wanted: dict, folder: epath.Path) -> None:
     Raises:
       ConfigError: lists the arrays.
     """
-
-    def layout(tree: dict) -> dict[str, str]:
-        leaves = jax.tree_util.tree_leaves_with_path(tree)
-        return {path_name(path): f"{x.dtype}{list(x.shape)}" for path, x in leaves}
-
     before, now = layout(stored), layout(wanted)
     wrong = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
     if wrong:

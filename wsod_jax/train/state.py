@@ -13,7 +13,7 @@ from flax import struct
 from jax.sharding import Mesh
 
 from wsod_jax.errors import ConfigError
-from wsod_jax.train.optim import path_name
+from wsod_jax.train.identity import layout
 from wsod_jax.train.sharding import replicate, replicated
 from wsod_jax.types import Params
 
@@ -103,7 +103,9 @@ def _warm_started(
     drawn: tuple[Params, dict], warm_start: Callable[[Params, dict], tuple[Params, dict]]
 ) -> tuple[Params, dict]:
     warmed = warm_start(*drawn)
-    before, after = _layout(drawn), _layout(warmed)
+    before, after = (
+        layout({"params": params, "extras": extras}) for params, extras in (drawn, warmed)
+    )
     if before != after:
         wrong = sorted(k for k in before.keys() | after.keys() if before.get(k) != after.get(k))
         raise ConfigError(
@@ -112,8 +114,3 @@ def _warm_started(
             + f" ({len(wrong)} in all); choose weights made for this network"
         )
     return warmed
-
-
-def _layout(tree: tuple[Params, dict]) -> dict[str, str]:
-    leaves = jax.tree_util.tree_leaves_with_path(dict(zip(("params", "extras"), tree, strict=True)))
-    return {path_name(path): f"{x.dtype}{list(x.shape)}" for path, x in leaves}
