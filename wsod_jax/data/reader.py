@@ -17,6 +17,15 @@ from wsod_jax.data.records import BoxSet, GroundTruth, ImageSet
 from wsod_jax.errors import ConfigError, DataError
 from wsod_jax.options import Mark
 
+logger = logging.getLogger(__name__)
+
+OnBad = Literal["error", "skip"]
+_NAMED = 10  # faults named one by one; the count tells of the others
+
+
+class HostileFile(DataError):
+    """A file made to harm its reader; never skipped."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Reader(ABC):
@@ -83,16 +92,6 @@ class BoxReader(Reader):
           DataError: as `images` and `ground_truth`; also if no image has an annotation.
         """
         return BoxSet.from_ground_truth(self.images(split), self.ground_truth(split))
-
-
-logger = logging.getLogger(__name__)
-
-OnBad = Literal["error", "skip"]
-_NAMED = 10  # faults named one by one; the count tells of the others
-
-
-class HostileFile(DataError):
-    """A file made to harm its reader; never skipped."""
 
 
 def check_on_bad(on_bad: OnBad) -> None:

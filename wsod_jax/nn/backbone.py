@@ -22,44 +22,6 @@ TORCHVISION_MEAN = (0.485, 0.456, 0.406)  # red, green, blue, on 0..1
 TORCHVISION_STD = (0.229, 0.224, 0.225)
 
 
-def normalise_pixels(
-    image: Shaped[Array | np.ndarray, "b H W 3"],
-    image_size: Int[Array, "b 2"],
-    *,
-    pixels: Pixels,
-    mean: tuple[float, float, float] = CAFFE_MEAN_RCNN,
-) -> Float[Array, "b H W 3"]:
-    """Turn RGB 0..255 into network input, in float32, with a margin of zeros.
-
-    "caffe": channels in the order B, G, R, minus `mean`, no scaling.
-    "torchvision": (RGB / 255 − mean) / std with the ImageNet mean and standard deviation.
-    "inception": RGB / 127.5 − 1, in −1..1.
-
-    Args:
-      image: [b, H, W, 3] uint8 or float, RGB, 0..255.
-      image_size: [b, 2] int32, valid (height, width).
-      pixels: the convention the weights were trained with.
-      mean: blue, green, red; used by "caffe" only.
-
-    Returns:
-      [b, H, W, 3] float32; exactly 0 outside `image_size`, where zero padding would be.
-    """
-    x = jnp.asarray(image).astype(jnp.float32)
-    if pixels == "caffe":
-        x = x[..., ::-1] - jnp.asarray(mean, jnp.float32).reshape(1, 1, 1, 3)
-    elif pixels == "inception":
-        x = x / 127.5 - 1.0
-    else:
-        offset = jnp.asarray(TORCHVISION_MEAN, jnp.float32).reshape(1, 1, 1, 3)
-        x = (x / 255.0 - offset) / jnp.asarray(TORCHVISION_STD, jnp.float32).reshape(1, 1, 1, 3)
-    return clear_margin(x, image_size)
-
-
-def is_frozen(layer: str, frozen: tuple[str, ...]) -> bool:
-    """Say whether a layer's name starts with one of the `frozen` prefixes."""
-    return any(layer.startswith(prefix) for prefix in frozen)
-
-
 class Backbone(nn.Module):
     """A convolutional network from a batch's RGB pixels to its last map, under the name "c5".
 
@@ -161,3 +123,41 @@ class Backbone(nn.Module):
             dtype=self.dtype,
             name=name,
         )
+
+
+def normalise_pixels(
+    image: Shaped[Array | np.ndarray, "b H W 3"],
+    image_size: Int[Array, "b 2"],
+    *,
+    pixels: Pixels,
+    mean: tuple[float, float, float] = CAFFE_MEAN_RCNN,
+) -> Float[Array, "b H W 3"]:
+    """Turn RGB 0..255 into network input, in float32, with a margin of zeros.
+
+    "caffe": channels in the order B, G, R, minus `mean`, no scaling.
+    "torchvision": (RGB / 255 − mean) / std with the ImageNet mean and standard deviation.
+    "inception": RGB / 127.5 − 1, in −1..1.
+
+    Args:
+      image: [b, H, W, 3] uint8 or float, RGB, 0..255.
+      image_size: [b, 2] int32, valid (height, width).
+      pixels: the convention the weights were trained with.
+      mean: blue, green, red; used by "caffe" only.
+
+    Returns:
+      [b, H, W, 3] float32; exactly 0 outside `image_size`, where zero padding would be.
+    """
+    x = jnp.asarray(image).astype(jnp.float32)
+    if pixels == "caffe":
+        x = x[..., ::-1] - jnp.asarray(mean, jnp.float32).reshape(1, 1, 1, 3)
+    elif pixels == "inception":
+        x = x / 127.5 - 1.0
+    else:
+        offset = jnp.asarray(TORCHVISION_MEAN, jnp.float32).reshape(1, 1, 1, 3)
+        x = (x / 255.0 - offset) / jnp.asarray(TORCHVISION_STD, jnp.float32).reshape(1, 1, 1, 3)
+    return clear_margin(x, image_size)
+
+
+def is_frozen(layer: str, frozen: tuple[str, ...]) -> bool:
+    """Say whether a layer's name starts with one of the `frozen` prefixes."""
+    return any(layer.startswith(prefix) for prefix in frozen)

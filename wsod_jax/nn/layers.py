@@ -22,6 +22,7 @@ from wsod_jax.errors import ConfigError
 from wsod_jax.types import FeatureMap
 
 Size = TypeVar("Size", int, Array)
+Initializer = Literal["he", "uniform"]
 
 
 class Window(NamedTuple):
@@ -75,6 +76,78 @@ class ReceptiveField(NamedTuple):
     centre_px: float
 
 
+class ConvRelu(nn.Module):
+    """Convolve, add the bias, rectify, and clear the margin.
+
+    Attributes:
+      channels: output width.
+      kernel: cells per side, odd.
+      stride: step.
+      dilation: spacing of the kernel's cells.
+      pad: zeros on each side; `None` keeps the size at stride 1.
+      groups: split input and output channels into as many groups, in order; each output group sees its own input
+        group only.
+      initializer: "he" draws the kernel from He's normal distribution, with zero bias; "uniform" draws both with
+        `framework_uniform`.
+      frozen: stop the gradient at kernel and bias; it still reaches the input.
+      dtype: type of the computation; parameters stay float32.
+    """
+
+    channels: int
+    kernel: int = 3
+    stride: int = 1
+    dilation: int = 1
+    pad: int | None = None
+    groups: int = 1
+    initializer: Initializer = "he"
+    frozen: bool = False
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, maps: FeatureMap) -> FeatureMap:
+        """Map features [b, h, w, d] to [b, h', w', channels].
+
+        Raises:
+          ConfigError: d or `channels` is no multiple of `groups`, or `initializer` is unknown.
+        """
+        kernel, bias = self.parameters(maps.features.shape[-1])
+        if self.frozen:
+            kernel, bias = jax.lax.stop_gradient((kernel, bias))
+        pad = self.dilation * (self.kernel - 1) // 2 if self.pad is None else self.pad
+        features = jax.lax.conv_general_dilated(
+            maps.features.astype(self.dtype),
+            kernel.astype(self.dtype),
+            window_strides=(self.stride, self.stride),
+            padding=((pad, pad), (pad, pad)),
+            rhs_dilation=(self.dilation, self.dilation),
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            feature_group_count=self.groups,
+        )
+        features = nn.relu(features + bias.astype(self.dtype)[None, None, None, :])
+        size = Window(self.kernel, self.stride, pad, self.dilation).output_length(maps.size)
+        return FeatureMap(clear_margin(features, size), size, maps.stride * self.stride)
+
+    def parameters(self, depth: int) -> tuple[Array | np.ndarray, Array | np.ndarray]:
+        """Make the kernel [rows, columns, depth / groups, channels] and the bias [channels]."""
+        if self.groups < 1 or depth % self.groups or self.channels % self.groups:
+            raise ConfigError(
+                f"layer {self.name} maps {depth} to {self.channels} channels in {self.groups} groups; both must be "
+                "multiples of the number of groups"
+            )
+        shape = (self.kernel, self.kernel, depth // self.groups, self.channels)
+        if self.initializer == "he":
+            draw_kernel, draw_bias = nn.initializers.he_normal(), nn.initializers.zeros
+        elif self.initializer == "uniform":
+            draw_kernel = draw_bias = framework_uniform(math.prod(shape[:-1]))
+        else:
+            raise ConfigError(
+                f"layer {self.name} has initializer {self.initializer!r}; allowed: {', '.join(get_args(Initializer))}"
+            )
+        kernel = self.param("kernel", draw_kernel, shape, jnp.float32)
+        bias = self.param("bias", draw_bias, shape[-1:], jnp.float32)
+        return kernel, bias
+
+
 def receptive_field(windows: tuple[Window, ...]) -> ReceptiveField:
     """Return what the last of a chain of layers sees of the image.
 
@@ -89,9 +162,6 @@ def receptive_field(windows: tuple[Window, ...]) -> ReceptiveField:
         centre += ((window.extent - 1) / 2 - window.pad) * stride
         stride *= window.stride
     return ReceptiveField(size, stride, centre)
-
-
-Initializer = Literal["he", "uniform"]
 
 
 def valid_mask(size: Int[Array, "b 2"], height: int, width: int) -> Bool[Array, "b h w 1"]:
@@ -189,78 +259,6 @@ def framework_uniform(fan_in: int) -> nn.initializers.Initializer:
         return jax.random.uniform(key, shape, dtype, -bound, bound)
 
     return draw
-
-
-class ConvRelu(nn.Module):
-    """Convolve, add the bias, rectify, and clear the margin.
-
-    Attributes:
-      channels: output width.
-      kernel: cells per side, odd.
-      stride: step.
-      dilation: spacing of the kernel's cells.
-      pad: zeros on each side; `None` keeps the size at stride 1.
-      groups: split input and output channels into as many groups, in order; each output group sees its own input
-        group only.
-      initializer: "he" draws the kernel from He's normal distribution, with zero bias; "uniform" draws both with
-        `framework_uniform`.
-      frozen: stop the gradient at kernel and bias; it still reaches the input.
-      dtype: type of the computation; parameters stay float32.
-    """
-
-    channels: int
-    kernel: int = 3
-    stride: int = 1
-    dilation: int = 1
-    pad: int | None = None
-    groups: int = 1
-    initializer: Initializer = "he"
-    frozen: bool = False
-    dtype: jnp.dtype = jnp.float32
-
-    @nn.compact
-    def __call__(self, maps: FeatureMap) -> FeatureMap:
-        """Map features [b, h, w, d] to [b, h', w', channels].
-
-        Raises:
-          ConfigError: d or `channels` is no multiple of `groups`, or `initializer` is unknown.
-        """
-        kernel, bias = self.parameters(maps.features.shape[-1])
-        if self.frozen:
-            kernel, bias = jax.lax.stop_gradient((kernel, bias))
-        pad = self.dilation * (self.kernel - 1) // 2 if self.pad is None else self.pad
-        features = jax.lax.conv_general_dilated(
-            maps.features.astype(self.dtype),
-            kernel.astype(self.dtype),
-            window_strides=(self.stride, self.stride),
-            padding=((pad, pad), (pad, pad)),
-            rhs_dilation=(self.dilation, self.dilation),
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-            feature_group_count=self.groups,
-        )
-        features = nn.relu(features + bias.astype(self.dtype)[None, None, None, :])
-        size = Window(self.kernel, self.stride, pad, self.dilation).output_length(maps.size)
-        return FeatureMap(clear_margin(features, size), size, maps.stride * self.stride)
-
-    def parameters(self, depth: int) -> tuple[Array | np.ndarray, Array | np.ndarray]:
-        """Make the kernel [rows, columns, depth / groups, channels] and the bias [channels]."""
-        if self.groups < 1 or depth % self.groups or self.channels % self.groups:
-            raise ConfigError(
-                f"layer {self.name} maps {depth} to {self.channels} channels in {self.groups} groups; both must be "
-                "multiples of the number of groups"
-            )
-        shape = (self.kernel, self.kernel, depth // self.groups, self.channels)
-        if self.initializer == "he":
-            draw_kernel, draw_bias = nn.initializers.he_normal(), nn.initializers.zeros
-        elif self.initializer == "uniform":
-            draw_kernel = draw_bias = framework_uniform(math.prod(shape[:-1]))
-        else:
-            raise ConfigError(
-                f"layer {self.name} has initializer {self.initializer!r}; allowed: {', '.join(get_args(Initializer))}"
-            )
-        kernel = self.param("kernel", draw_kernel, shape, jnp.float32)
-        bias = self.param("bias", draw_bias, shape[-1:], jnp.float32)
-        return kernel, bias
 
 
 def per_image_dropout(

@@ -19,7 +19,9 @@ from wsod_jax.train.distributed import by_first, check_shared, is_first
 from wsod_jax.train.identity import check_format, compare_layouts, compare_runs
 from wsod_jax.train.state import TrainState
 
+MANIFEST = "manifest.json"
 _ITEMS = ("weights", "optimizer", "metadata")
+_BLOCK = 1 << 24  # bytes
 
 
 class LoadedCheckpoint(NamedTuple):
@@ -239,7 +241,45 @@ def checkpoint_steps(path: str | epath.Path) -> list[int]:
     """Return the finished steps below a folder of checkpoints (or a workdir), ascending; maybe none."""
     folder = epath.Path(path)
     folder = folder / "checkpoints" if (folder / "checkpoints").exists() else folder
-    return [s for s in _numbered(folder) if (folder / str(s) / "manifest.json").exists()]
+    return [s for s in _numbered(folder) if (folder / str(s) / MANIFEST).exists()]
+
+
+def write_manifest(folder: epath.Path) -> None:
+    """Store size and CRC-32 of every file below `folder` in its `manifest.json`.
+
+    Written under another name first, so that a crash leaves either no manifest or a whole one.
+    """
+    entries = {name: _checksum(path) for name, path in _files(folder).items()}
+    draft = folder / (MANIFEST + ".tmp")
+    draft.write_text(json.dumps(entries, indent=1))
+    draft.replace(folder / MANIFEST)
+
+
+def find_damage(folder: epath.Path, *, parts: Sequence[str] | None = None) -> str | None:
+    """Say what is wrong with a folder that `write_manifest` finished.
+
+    Args:
+      folder: the folder.
+      parts: look only at these sub-folders; `None` looks at everything.
+
+    Returns:
+      The first damage found in words, or `None` if all files are as they were.
+    """
+    try:
+        entries = json.loads((folder / MANIFEST).read_text())
+    except FileNotFoundError:
+        return f"writing it was never finished (no {MANIFEST})"
+    except ValueError:
+        return f"its {MANIFEST} is not readable"
+    for name, expected in sorted(entries.items()):
+        if parts is not None and name.split("/")[0] not in parts:
+            continue
+        path = folder / name
+        if not path.exists():
+            return f"its file {name} is missing"
+        if _checksum(path) != expected:
+            return f"its file {name} was changed or cut short"
+    return None
 
 
 def _step_folder(path: epath.Path, step: int | None) -> epath.Path:
@@ -321,48 +361,6 @@ def _errno(error: Exception) -> int:
     if isinstance(error, OSError) and error.errno:
         return error.errno
     return errno.ENOSPC if "No space left" in str(error) else errno.EIO
-
-
-MANIFEST = "manifest.json"
-_BLOCK = 1 << 24  # bytes
-
-
-def write_manifest(folder: epath.Path) -> None:
-    """Store size and CRC-32 of every file below `folder` in its `manifest.json`.
-
-    Written under another name first, so that a crash leaves either no manifest or a whole one.
-    """
-    entries = {name: _checksum(path) for name, path in _files(folder).items()}
-    draft = folder / (MANIFEST + ".tmp")
-    draft.write_text(json.dumps(entries, indent=1))
-    draft.replace(folder / MANIFEST)
-
-
-def find_damage(folder: epath.Path, *, parts: Sequence[str] | None = None) -> str | None:
-    """Say what is wrong with a folder that `write_manifest` finished.
-
-    Args:
-      folder: the folder.
-      parts: look only at these sub-folders; `None` looks at everything.
-
-    Returns:
-      The first damage found in words, or `None` if all files are as they were.
-    """
-    try:
-        entries = json.loads((folder / MANIFEST).read_text())
-    except FileNotFoundError:
-        return f"writing it was never finished (no {MANIFEST})"
-    except ValueError:
-        return f"its {MANIFEST} is not readable"
-    for name, expected in sorted(entries.items()):
-        if parts is not None and name.split("/")[0] not in parts:
-            continue
-        path = folder / name
-        if not path.exists():
-            return f"its file {name} is missing"
-        if _checksum(path) != expected:
-            return f"its file {name} was changed or cut short"
-    return None
 
 
 def _files(folder: epath.Path) -> dict[str, epath.Path]:
