@@ -114,14 +114,13 @@ def _batch(values: dict[str, np.ndarray], path: Path) -> Batch:
 class FeatureCache:
     """Feature maps of a frozen backbone, computed once per image and view.
 
-    Calling it replaces `Batch.image` by `Batch.features`, under the one name "c5". Maps are kept in host
-    memory without their padding. Give `has` to the pipeline as `skip_pixels`, and images whose maps are here are not
-    decoded
+    Calling it replaces `Batch.image` by `Batch.features`, under the one name "c5". Maps are kept in host memory
+    without their padding. Give `has` to the pipeline as `skip_pixels`, and images whose maps are here are not decoded
     any more.
 
     Args:
-      features_fn: jitted; takes a batch with an image, gives its feature map. It must
-        treat images alone (no batch statistics) and be deterministic.
+      features_fn: jitted; takes a batch with an image, gives its feature map. It must treat images alone (no batch
+        statistics) and be deterministic.
       dtype: of the maps kept; "float16" halves memory and rounds to 11 bits. Batches get float32.
       max_bytes: no more than this is kept; further maps are computed anew each time.
     """
@@ -176,10 +175,8 @@ class FeatureCache:
         if canvas not in self._shapes or any(key and key not in self._maps for key in keys):
             fresh = self._compute(batch, canvas, keys)
         shape, stride = self._shapes[canvas]
-        features, size = (
-            np.zeros((len(keys), *shape), np.float32),
-            np.ones((len(keys), 2), np.int32),
-        )
+        features = np.zeros((len(keys), *shape), np.float32)
+        size = np.ones((len(keys), 2), np.int32)
         for row, key in enumerate(keys):
             if key:
                 valid = self._maps[key] if key in self._maps else fresh[key]

@@ -180,9 +180,7 @@ def import_tensorflow() -> ModuleType:
     Raises:
       ConfigError: if it is not installed.
     """
-    os.environ.setdefault(
-        "TF_CPP_MIN_LOG_LEVEL", "2"
-    )  # it greets every run with a page of messages
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # else a page of messages in every run
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # no use here, and one more message
     try:
         import tensorflow as tf

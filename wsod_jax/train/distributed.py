@@ -24,9 +24,8 @@ from wsod_jax.errors import ConfigError, PeerError
 from wsod_jax.train.identity import dotted
 from wsod_jax.train.sharding import by_rows, fetch, replicated
 
-SHUTDOWN_TIMEOUT = (
-    60  # seconds that a process which ended waits for the others before they are ended too
-)
+# Seconds that a process which ended waits for the others before they are ended too.
+SHUTDOWN_TIMEOUT = 60
 _VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 
 

@@ -105,8 +105,7 @@ def compare_runs(
             f"{folder} holds checkpoints of another run:\n"
             + "\n".join(lines)
             + more
-            + "\nUse another "
-            "--workdir for this run, set these values back to resume that one, or delete its folder"
+            + "\nUse another --workdir for this run, set these values back to resume that one, or delete its folder"
         )
     if versions:
         lines = [f"{n[9:]} {before.get(n)} -> {now.get(n)}" for n in versions]
