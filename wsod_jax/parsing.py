@@ -249,11 +249,11 @@ def resolve(
         values = values.get(key) if isinstance(values, Mapping) else None
         values = values if isinstance(values, Mapping) else {}
         choice, inside = choice_of(hint), next(filter(is_section, members(hint)), None)
+        with_parts = Chosen not in members(hint)
         if choice is not None:
             hints = {choice.key: Literal[tuple(tables[choice.table])]}
             if path[i + 1] != choice.key:
                 inside = tables[choice.table][chosen_name(values, choice, tables, where)]
-                with_parts = Chosen not in members(hint)
                 hints |= option_hints(inside, with_parts)
         elif inside is not None:
             hints = option_hints(inside)
