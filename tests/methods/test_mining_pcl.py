@@ -11,10 +11,8 @@ from tests.methods import mining_cases
 from tests.methods.mining_cases import check, pad, random_image, real_boxes, to_jax
 from tests.oracles import mining as oracle
 from wsod_jax.methods.pcl import Pcl, find_centres
-from wsod_jax.methods.pcl import top_scoring as k_means
 
 mine = partial(mining_cases.mine, Pcl)
-top_scoring = jax.jit(partial(k_means, num_clusters=3))
 
 
 def run(scores, boxes, labels, **options):
@@ -40,29 +38,6 @@ def set_cores(expected):
     for n, box in enumerate(expected):
         box.is_core = n == 0 or expected[n - 1].cls != box.cls
     return expected
-
-
-def test_kmeans_finds_separate_groups():
-    rng = np.random.default_rng(0)
-    scores = np.concatenate([rng.normal(m, 0.02, n) for m, n in ((0.1, 50), (0.5, 20), (0.9, 4))])
-    pool = np.ones(74, bool)
-    np.testing.assert_array_equal(
-        top_scoring(*to_jax(scores.astype(np.float32), pool)), scores > 0.7
-    )
-    pool[70:] = False  # without the top group a lower one is the highest
-    found = np.asarray(top_scoring(*to_jax(scores.astype(np.float32), pool)))
-    assert found.any() and (scores[found] > 0.3).all() and not found[70:].any()
-
-
-@pytest.mark.parametrize("count", [0, 1, 2, 3])
-def test_kmeans_of_few_scores(count):
-    scores = np.array([0.2, 0.9, 0.5, 0.7], np.float32)
-    found = np.asarray(top_scoring(*to_jax(scores, np.arange(4) < count)))
-    assert list(np.flatnonzero(found)) == ([] if count == 0 else [0] if count == 1 else [1])
-
-
-def test_kmeans_of_equal_scores_keeps_them_all():
-    assert top_scoring(*to_jax(np.full(7, 0.25, np.float32), np.ones(7, bool))).all()
 
 
 def check_centres(pairs, scores, expected):
@@ -121,7 +96,7 @@ def test_permuting_proposals_permutes_targets():
     left = np.array([0, 1, 2, 3, 4, 50, 52, 54, 100, 120, 140, 160, 180], np.float32)
     boxes = np.stack([left, left * 0, left + 6, left * 0 + 10], axis=1)
     scores = np.random.default_rng(0).uniform(0.80, 0.81, (13, 1)).astype(np.float32)
-    scores[11:] = 0.1  # a low cluster, so that the other eleven are kept
+    scores[11:, 0] = 0.1, 0.4  # two lower clusters, so that the other eleven are kept
     order = np.random.default_rng(1).permutation(13)
     labels = np.array([1], np.int32)
     straight = run(scores, boxes, labels)

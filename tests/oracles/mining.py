@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from tests.oracles.kmeans import top_cluster
+
 
 def iou(a, b):
     """IoU of two boxes; 0 where their union is empty."""
@@ -113,33 +115,14 @@ def oim(
     return mined
 
 
-def lloyd(values, centres, rounds=1000):
-    """Lloyd's algorithm on numbers; returns the cluster of each and the centres."""
-    for _ in range(rounds):
-        cluster = [int(np.argmin([abs(v - m) for m in centres])) for v in values]
-        moved = list(centres)
-        for n in range(len(centres)):
-            members = [v for v, own in zip(values, cluster, strict=True) if own == n]
-            if members:
-                moved[n] = sum(members) / len(members)
-        if moved == list(centres):
-            break
-        centres = moved
-    return cluster, centres
-
-
 def pcl(scores, boxes, labels, graph_iou_thr=0.4, max_centres=5, num_kmeans_clusters=3):
     pool = list(range(len(boxes)))
     mined = []
     for c in range(len(labels)):
         if labels[c] != 1 or not pool:
             continue
-        values = [float(scores[r, c]) for r in pool]
-        cluster, centres = lloyd(
-            values, list(np.linspace(min(values), max(values), num_kmeans_clusters))
-        )
-        top = max(set(cluster), key=lambda n: centres[n])
-        kept = [r for r, own in zip(pool, cluster, strict=True) if own == top]
+        is_top = top_cluster([scores[r, c] for r in pool], num_kmeans_clusters)
+        kept = [r for r, top in zip(pool, is_top, strict=True) if top]
         found = []
         while True:
             graph = {

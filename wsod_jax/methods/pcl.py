@@ -20,6 +20,7 @@ from jaxtyping import Bool, Float
 from wsod_jax.methods.assign import Mined, fill_slots, positive_classes
 from wsod_jax.methods.base import RefinementMethod, log_likelihood
 from wsod_jax.ops.boxes import pairwise_iou
+from wsod_jax.ops.kmeans import top_cluster
 from wsod_jax.ops.masked import masked_top_k
 from wsod_jax.options import COUNT, SHARE
 from wsod_jax.types import PseudoBoxes, RefineTargets, Source
@@ -49,7 +50,7 @@ class Pcl(RefinementMethod):
 
         For the classes c with y_c = 1 in ascending order:
         1. k-means with `num_kmeans_clusters` clusters on the scores of the proposals still in the pool; those of
-           the cluster with the highest mean are kept (`top_scoring`).
+           the cluster with the highest mean are kept (`top_cluster`).
         2. Kept proposals with IoU > `graph_iou_thr` are joined (each with itself too). The one of highest
            degree becomes a center, scored by the best of its neighbors, and is taken away with them; and so
            on until at most five are left. The `max_centres` best-scored centers stay (`find_centres`).
@@ -68,7 +69,7 @@ class Pcl(RefinementMethod):
         Gradient: none.
         Cost: O(r^2) bytes for the graph, shared by the stages unless they regress boxes.
         Source: Tang et al. 2018 (PCL), arXiv:1807.03342, section 3; constants as in the released code, whose
-        k-means starts at random where this one starts evenly spaced.
+        k-means starts at random and may end in a clustering that is not the best.
         """
         del step
         count, max_centres = source.mask.shape[0], self.max_centres
@@ -82,7 +83,7 @@ class Pcl(RefinementMethod):
         def mine_class(pool: Array, c: Array) -> tuple[Array, tuple[Array, Array, Array]]:
             scores = source.scores[:, c]
             joined = graph(source.boxes_of(c)) if shared is None else shared
-            kept = top_scoring(scores, pool & (c >= 0), num_clusters=self.num_kmeans_clusters)
+            kept = top_cluster(scores, pool & (c >= 0), num_clusters=self.num_kmeans_clusters)
             centre_scores, is_centre = find_centres(scores, joined, kept)
             score, index, valid = masked_top_k(centre_scores, is_centre, max_centres)
             pool = pool.at[jnp.where(valid, index, count)].set(False, mode="drop")
@@ -105,59 +106,6 @@ class Pcl(RefinementMethod):
     ) -> Float[Array, ""]:
         """Return L_k of one image."""
         return cluster_loss(logits, mined.targets, mined.pseudo, mask)
-
-
-def top_scoring(
-    scores: Float[Array, " r"],
-    pool: Bool[Array, " r"],
-    *,
-    num_clusters: int,
-    max_iterations: int = 100,
-) -> Bool[Array, " r"]:
-    """Return the members of the highest cluster that k-means finds among the scores of the pool.
-
-    Lloyd's iterations, until the means stand still, from means evenly spaced between the lowest and the
-    highest score: one then starts among the few high scores that a detector gives. On skewed scores the
-    highest cluster comes out close to that of the best clustering; from quantiles it came out up to
-    nine times as large.
-
-    Args:
-      scores: [r].
-      pool: [r] True = takes part.
-      num_clusters: k.
-      max_iterations: bound on the iterations; tens are usual.
-
-    Returns:
-      [r] bool; not empty unless the pool is. All of the pool where all scores are equal.
-
-    Ties: a score halfway between two means belongs to the lower one; an empty cluster keeps its mean
-    and cannot be chosen.
-    """
-    low = jnp.min(scores, where=pool, initial=jnp.inf)
-    high = jnp.max(scores, where=pool, initial=-jnp.inf)
-    low, high = jnp.where(jnp.any(pool), low, 0.0), jnp.where(jnp.any(pool), high, 0.0)
-    spacing = jnp.linspace(0.0, 1.0, num_clusters)
-
-    def clusters(means: Array) -> Array:
-        nearest = jnp.argmin(jnp.abs(scores[:, None] - means[None, :]), axis=1)
-        return pool[:, None] & (nearest[:, None] == jnp.arange(num_clusters)[None, :])  # [r, k]
-
-    def moving(state: tuple[Array, Array, Array]) -> Array:
-        means, before, n = state
-        return jnp.any(means != before) & (n < max_iterations)
-
-    def move(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-        means, _, n = state
-        member = clusters(means)
-        size = jnp.sum(member, axis=0)
-        total = jnp.sum(jnp.where(member, scores[:, None], 0.0), axis=0)
-        return jnp.where(size > 0, total / jnp.maximum(size, 1), means), means, n + 1
-
-    start = low + (high - low) * spacing
-    means, _, _ = jax.lax.while_loop(moving, move, (start, start + 1.0, jnp.zeros((), jnp.int32)))
-    member = clusters(means)
-    top = jnp.argmax(jnp.where(jnp.any(member, axis=0), means, -jnp.inf))
-    return member[:, top]
 
 
 def find_centres(
