@@ -11,6 +11,7 @@ from jaxtyping import TypeCheckError
 from tests.methods import mining_cases
 from tests.methods.mining_cases import check, pad, random_image, real_boxes, to_jax
 from tests.oracles import mining as oracle
+from wsod_jax.methods import oim
 from wsod_jax.methods.oicr import Oicr
 from wsod_jax.methods.oim import Oim
 
@@ -82,6 +83,32 @@ def test_an_isolated_core_is_oicr():
         mined = run(scores, boxes, [1], features, 1e6, davg_includes_core=includes_core)
         assert [row[0] for row in real_boxes(mined)] == [0]
         np.testing.assert_array_equal(mined.targets.labels, [1, 0, 0])
+
+
+@pytest.mark.parametrize("width", [8, 4096])
+def test_equal_features_are_at_distance_0_and_make_no_node(width):
+    """All look alike, so that D_avg = 0, and no distance is below alpha times it."""
+    scores, boxes, labels, _ = random_image(4)
+    features = np.tile(np.random.default_rng(0).random(width, dtype=np.float32), (40, 1))
+    distances = jax.jit(oim.appearance_distances)(jnp.asarray(features), jnp.int32(7))
+    np.testing.assert_array_equal(distances, 0)
+    mined = run(scores, boxes, labels, features, 1e6)
+    assert all(row[3] for row in real_boxes(mined)) and len(real_boxes(mined)) == labels.sum()
+
+
+def test_distances_are_those_of_float64():
+    rng = np.random.default_rng(1)
+    features = (5 + 1e-3 * rng.random((30, 4096))).astype(np.float32)  # alike, and far from 0
+    distances = jax.jit(oim.appearance_distances)(jnp.asarray(features), jnp.int32(3))
+    wide = features.astype(np.float64)
+    np.testing.assert_allclose(distances, np.linalg.norm(wide - wide[3], axis=1), rtol=1e-5)
+
+
+def test_distances_store_no_differences():
+    arguments = jax.ShapeDtypeStruct((500, 512), jnp.float32), jax.ShapeDtypeStruct((3,), jnp.int32)
+    of_stages = jax.vmap(oim.appearance_distances, in_axes=(None, 0))
+    program = jax.jit(of_stages).lower(*arguments).compile()
+    assert program.memory_analysis().temp_size_in_bytes < 4 * 500 * 512 / 10
 
 
 def average_case(node_distance):

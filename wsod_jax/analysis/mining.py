@@ -259,7 +259,7 @@ def _search(
 
     The search that finds the nodes visits, going on past its limit, the rejected proposals next.
     """
-    distances = appearance_distances(features, jnp.sum(features**2, axis=1), core)
+    distances = appearance_distances(features, core)
     near, free = spatial_graph(boxes, mask, core, fg_iou_thr, davg_includes_core)
     visited, _ = search_nodes(distances, jnp.float32(jnp.inf), boxes, free, num_slots)
     return distances, near, masked_mean(distances, near), visited

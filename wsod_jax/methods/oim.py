@@ -120,7 +120,6 @@ class Oim(Oicr):
         alpha = self.alpha_at(step)
         classes, num_overflow = positive_classes(source.labels, self.max_classes)
         num_nodes = 0 if self.graphs == "spatial" else self.max_nodes
-        squared_norms = jnp.sum(source.features * source.features, axis=1)  # [r]
 
         def mine_class(slot: Array, state: tuple[Array, ...]) -> tuple[Array, ...]:
             removed, indices, weights, lost = state
@@ -129,7 +128,7 @@ class Oim(Oicr):
             chosen = core[None]
             if self.graphs != "spatial":
                 boxes = source.boxes_of(classes[slot])
-                distances = appearance_distances(source.features, squared_norms, core)
+                distances = appearance_distances(source.features, core)
                 near, free = spatial_graph(
                     boxes, mask, core, foreground_thr, self.davg_includes_core
                 )
@@ -180,22 +179,17 @@ class Oim(Oicr):
         return is_core if self.node_neighbours == "release" else jnp.ones_like(is_core)
 
 
-def appearance_distances(
-    features: Float[Array, "r f"], squared_norms: Float[Array, " r"], core: Int[Array, ""]
-) -> Float[Array, " r"]:
-    """Return D_core,j = || f_core - f_j ||_2 of every proposal, exactly 0 for the core (eq. 1).
-
-    As ||f_j||^2 + ||f_core||^2 - 2 f_j . f_core this is one matrix product, over the images and stages
-    of a batch together; rounding can lift the distance of equal features to about 1e-3 of their norm.
+def appearance_distances(features: Float[Array, "r f"], core: Int[Array, ""]) -> Float[Array, " r"]:
+    """Return D_core,j = || f_core - f_j ||_2 of every proposal, exactly 0 where features are equal (eq. 1).
 
     Args:
       features: [r, f] float32.
-      squared_norms: [r] their squared norms.
       core: [] index of the core.
+
+    Cost: one pass over the features, shared by the stages of a batch; no difference is stored.
     """
-    product = jnp.matmul(features, features[core], precision=jax.lax.Precision.HIGHEST)
-    squared = squared_norms + squared_norms[core] - 2.0 * product
-    return jnp.sqrt(jnp.maximum(squared, 0.0)).at[core].set(0.0)
+    apart = features - features[core][None]
+    return jnp.sqrt(jnp.sum(apart * apart, axis=1))
 
 
 def spatial_graph(
