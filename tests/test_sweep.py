@@ -65,6 +65,20 @@ def test_finished_runs_are_skipped(tmp_path, monkeypatch, capsys):
     assert not (tmp_path / "runs").exists()
 
 
+def test_settings_reach_the_training_command(tmp_path, monkeypatch):
+    commands = []
+
+    def stop(command):
+        commands.append(command)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sweep, "call", stop)
+    monkeypatch.setattr(sweep, "ROOT", tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        sweep.run_one("cards6", "pcl", 1, tmp_path, ["--config.data.root=/d"])
+    assert commands[0][-1] == "--config.data.root=/d" and "--config.seed=1" in commands[0]
+
+
 def test_rows_keep_settings_but_not_places():
     settings = {"seed": 1, "proposals": {"path": "p.npz", "min_side": 0.2}}
     settings |= {

@@ -145,7 +145,7 @@ def run_one(
     method: str,
     seed: int,
     runs: Path,
-    overrides: list[str],
+    settings: list[str],
     energy_of: str | None = None,
 ) -> None:
     """Train and evaluate one run, and write its row; do nothing if the row is there."""
@@ -164,7 +164,7 @@ def run_one(
         f"--config={ROOT / 'configs' / data_set}.py:{method}",
         f"--workdir={workdir}",
         f"--config.seed={seed}",
-        *overrides,
+        *settings,
     ]
     call(python + train)
     stored = json.loads((workdir / "config.json").read_text(encoding="utf-8"))
