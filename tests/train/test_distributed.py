@@ -185,8 +185,8 @@ def test_oim_by_two_processes_equals_one(tiny_set, tmp_path):
     alone, both = (read_jsonl(tmp_path / name / "metrics.jsonl") for name in ("one", "two"))
     assert len(alone) == len(both) == 3
     for first, other in zip(alone, both, strict=True):  # the same boxes were mined
-        assert first["nodes"] == other["nodes"] and first["positives"] == other["positives"]
-        np.testing.assert_allclose(first["loss"], other["loss"], rtol=1e-5)
+        for name in ("nodes", "positives", "loss"):
+            np.testing.assert_allclose(first[name], other[name], rtol=1e-5, err_msg=name)
     assert (tmp_path / "two" / "config.json").exists()
     drawn = [[p.name for p in (tmp_path / n / "pictures").iterdir()] for n in ("one", "two")]
     assert sorted(drawn[0]) == sorted(drawn[1]) and len(drawn[0]) == 3
