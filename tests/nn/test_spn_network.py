@@ -83,7 +83,7 @@ def test_cached_features_give_what_images_give():
     network, batch = spn_network(), spn_batch(3)
     params = spn_params(network)
     maps, _ = final_features(network, params, batch)
-    cached = run(network, batch.replace(image=None, features=maps.features))
+    cached = run(network, batch.replace(image=None, features={"c5": maps}))
     direct = run(network, batch)
     assert_close(cached, direct, 1e-5)
 
