@@ -24,9 +24,8 @@ from wsod_jax.data.records import ImageRecord, ImageSet
 from wsod_jax.errors import DataError
 from wsod_jax.restricted_pickle import load_arrays
 
-BEYOND_PX = (
-    1.0  # how far a box may leave its image and still be clipped; some tools count one pixel more
-)
+# How far a box may leave its image and still be clipped; some tools count one pixel more.
+BEYOND_PX = 1.0
 
 _BROKEN_MAT = (
     OSError,

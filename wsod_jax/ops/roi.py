@@ -9,12 +9,10 @@ from jaxtyping import Bool, Float, Int
 
 from wsod_jax.ops.window_max import Cover, Longest, cover_intervals, max_over_rectangles
 
-LIMIT_CELLS = (
-    2**20
-)  # box edges further out than this count as this far, so that integers stay small
-SHORT_CELLS = (
-    4  # a map may end up to this many cells before its image does (convolutions without padding)
-)
+# Box edges further out than this count as this far, so that integers stay small.
+LIMIT_CELLS = 2**20
+# A map may end up to this many cells before its image does (convolutions without padding).
+SHORT_CELLS = 4
 ALIGN_BYTES = 256 * 2**20  # size that the half-pooled maps of one block of proposals may reach
 
 
