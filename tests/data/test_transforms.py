@@ -1,6 +1,7 @@
 """Canvases, placing images and boxes, and the fate of proposals, against literal loops."""
 
 import math
+import re
 
 import numpy as np
 import pytest
@@ -106,11 +107,13 @@ def test_wrong_canvases():
         {"scales": (8, 8)},
         {"scales": (0,)},
         {"scales": (8,), "aspect": 0.9},
+        {"scales": (8,), "max_long": -1},
         {"scales": (8,), "resize": "wide"},
         {"scales": (8,), "multiple": 0},
         {"scales": (8,), "crop_margin": -1},
     ):
-        with pytest.raises(ConfigError):
+        name, value = list(wrong.items())[-1]
+        with pytest.raises(ConfigError, match=re.escape(f"{name}={value!r}")):
             Canvases(**wrong)
 
 
@@ -328,7 +331,8 @@ def test_wrong_rules():
         {"max_proposals": 1, "min_side_px": -1},
         {"max_proposals": 1, "min_side": 1},
     ):
-        with pytest.raises(ConfigError):
+        name, value = list(wrong.items())[-1]
+        with pytest.raises(ConfigError, match=f"{name}={value}; "):
             ProposalRules(**wrong)
 
 

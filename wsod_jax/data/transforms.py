@@ -89,8 +89,11 @@ class Canvases:
                 f"scales={self.scales}; allowed are 1 to {_MAX_CANVASES} distinct side lengths, "
                 "since each is compiled on its own."
             )
-        if min(self.scales) < 1 or self.max_long < 1 or self.multiple < 1 or self.aspect < 1:
-            raise ConfigError("scales, max_long, multiple and aspect must be at least 1.")
+        if min(self.scales) < 1:
+            raise ConfigError(f"scales={self.scales}; every side length must be at least 1 pixel.")
+        for name in ("max_long", "aspect", "multiple"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}={getattr(self, name)}; it must be at least 1.")
         if self.crop_margin < 0:
             raise ConfigError(f"crop_margin={self.crop_margin}; allowed are 0, for off, and more.")
         if self.resize not in typing.get_args(Resize):
@@ -231,8 +234,10 @@ class ProposalRules:
             raise ConfigError(
                 f"dedup_stride={self.dedup_stride}; allowed are > 0, and None for off."
             )
-        if self.min_side_px < 0 or not 0 <= self.min_side < 1:
-            raise ConfigError("min_side_px must be >= 0, and min_side in [0, 1).")
+        if self.min_side_px < 0:
+            raise ConfigError(f"min_side_px={self.min_side_px}; allowed are 0, for off, and more.")
+        if not 0 <= self.min_side < 1:
+            raise ConfigError(f"min_side={self.min_side}; allowed are 0, for off, to below 1.")
 
 
 @dataclass(frozen=True)
