@@ -1,7 +1,7 @@
 """The benchmark: it runs, on machines with little installed, and counts what it says it counts."""
 
+import dataclasses
 import json
-import math
 import re
 import subprocess
 import sys
@@ -17,35 +17,50 @@ from tests.oracles import nms as oracle
 from tests.oracles import roi as roi_oracle
 from tests.oracles import soft_proposal as proposal_oracle
 from tests.test_packaging import run_python
-from wsod_jax.commands.benchmarks import kernels, soft_proposal, timing, training
-from wsod_jax.nn.vgg import Vgg16
+from wsod_jax.commands.benchmarks import (
+    accelerator,
+    counting,
+    kernels,
+    programs,
+    published,
+    soft_proposal,
+    timing,
+    training,
+)
+from wsod_jax.commands.benchmarks.rows import Options, Row, markdown
+from wsod_jax.data.arrays import save_batches
+from wsod_jax.nn.vgg import STAGES, Vgg16
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def count_products(jaxpr) -> float:
-    """Return 2 x the multiply-adds of every convolution and matrix product in a traced function."""
-    total = 0.0
-    for eqn in jaxpr.eqns:
-        for value in eqn.params.values():
-            for inner in value if isinstance(value, tuple | list) else [value]:
-                inner = getattr(inner, "jaxpr", inner)
-                if hasattr(inner, "eqns"):
-                    total += count_products(inner)
-        if eqn.primitive.name == "conv_general_dilated":
-            kernel = eqn.invars[1].aval.shape
-            out_features = kernel[eqn.params["dimension_numbers"].rhs_spec[0]]
-            total += 2 * math.prod(eqn.outvars[0].aval.shape) * math.prod(kernel) / out_features
-        elif eqn.primitive.name == "dot_general":
-            (contracted, _), _ = eqn.params["dimension_numbers"]
-            left = eqn.invars[0].aval.shape
-            summed = math.prod(left[axis] for axis in contracted)
-            total += 2 * math.prod(eqn.outvars[0].aval.shape) * summed
-    return total
+def step_flops(setting: training.Setting, frozen: tuple[str, ...]) -> float:
+    """Return the multiply-adds of an update of OIM with VGG16, times 2, layer by layer.
+
+    A layer costs n multiply-adds forward, n for the gradient of its kernel, and n for that of its input. Frozen
+    layers have no kernel gradient; layers with nothing trained below them need no input gradient.
+    """
+    total, trained_below = 0.0, False
+    height, width, inputs = setting.height, setting.width, 3
+    for stage, (num_convs, channels) in enumerate(STAGES, start=1):
+        for i in range(num_convs):
+            products = 1 + trained_below
+            if not any(f"conv{stage}_{i + 1}".startswith(prefix) for prefix in frozen):
+                products, trained_below = products + 1, True
+            total += products * 2 * 9 * inputs * channels * height * width
+            inputs = channels
+        if stage <= 3:
+            height, width = -(-height // 2), -(-width // 2)
+    widths = [inputs * setting.roi_size**2, *setting.dims]
+    weights = sum(a * b for a, b in zip(widths, widths[1:], strict=False))
+    weights += widths[-1] * (
+        2 * setting.num_classes + setting.num_stages * (setting.num_classes + 1)
+    )
+    return total + (2 + trained_below) * 2 * weights * setting.num_proposals
 
 
 @pytest.mark.parametrize("frozen", [(), ("conv1", "conv2")])
-def test_step_flops_are_the_products_that_autodiff_makes(frozen):
+def test_operations_are_those_of_the_layers(frozen):
     setting = training.Setting(20, 42, 5, dims=(6, 7), num_classes=3)
     method = training.make_method(setting, jnp.float32)
     network = method.network.clone(backbone=Vgg16(frozen=frozen))
@@ -56,9 +71,124 @@ def test_step_flops_are_the_products_that_autodiff_makes(frozen):
         return jnp.sum(outputs.mil_scores) + jnp.sum(outputs.refine_logits)
 
     params = jax.eval_shape(lambda: network.init(jax.random.key(0), batch))["params"]
-    traced = jax.make_jaxpr(jax.grad(objective))(params)
-    expected = count_products(traced.jaxpr)
-    assert training.step_flops(setting, frozen) == pytest.approx(expected, rel=1e-6)
+    counted = counting.model_flops(jax.grad(objective), params)
+    assert counted == pytest.approx(step_flops(setting, frozen), rel=1e-6)
+
+
+def test_operations_in_loops_and_branches():
+    x = jax.ShapeDtypeStruct((4, 4), jnp.float32)
+
+    def looped(x):
+        return jax.lax.scan(lambda y, _: (y @ x, None), x, length=5)[0]
+
+    def branching(x):
+        return jax.lax.cond(x[0, 0] > 0, lambda: x @ x @ x, lambda: x @ x)
+
+    one = 2 * 4**3
+    assert counting.model_flops(jax.jit(looped), x) == 5 * one
+    assert counting.model_flops(branching, x) == 2 * one
+
+
+def test_a_program_that_visits_the_host_is_found():
+    def visiting(x):
+        return jax.pure_callback(np.sin, jax.ShapeDtypeStruct(x.shape, x.dtype), x)
+
+    x = jnp.ones(3)
+    assert any("callback" in name for name in counting.host_calls(compiled(visiting, x)))
+    assert counting.host_calls(compiled(jnp.sin, x)) == ()
+
+
+def compiled(function, *arguments):
+    return jax.jit(function).lower(*arguments).compile()
+
+
+# ---------------------------------------------------------------------------------------------------
+# The task `gpu`
+
+
+def plan(*prepared) -> list[programs.Program]:
+    """Make programs of functions that prepare them."""
+    rows = [Row(program=str(n), dtype="float32") for n in range(len(prepared))]
+    return [programs.Program(*both) for both in zip(rows, prepared, strict=True)]
+
+
+def product() -> programs.Ready:
+    return programs.Ready(jax.jit(jnp.matmul), (jnp.ones((8, 8)), jnp.ones((8, 8))), 2.0 * 8**3)
+
+
+def too_large() -> programs.Ready:
+    raise MemoryError("RESOURCE_EXHAUSTED: out of memory\nand a long dump")
+
+
+def test_a_program_that_fails_is_a_row_and_the_next_goes_on(monkeypatch):
+    saved = []
+    monkeypatch.setattr(accelerator, "programs", lambda options: plan(product, too_large, product))
+    rows = accelerator.measure(Options(repeats=1), lambda rows: saved.append(list(rows)))
+    assert [row.status for row in rows] == ["done", "failed", "done"]
+    assert rows[1].error == "MemoryError: RESOURCE_EXHAUSTED: out of memory"
+    assert rows[0].ms > 0 and rows[0].memory_gib > 0 and rows[0].tflop == 2 * 8**3 / 1e12
+    assert [sum(row.status != "not run" for row in then) for then in saved] == [0, 1, 2, 3]
+
+
+def test_no_program_starts_after_the_budget(monkeypatch):
+    now = [0.0]
+
+    def slow() -> programs.Ready:
+        now[0] += 6
+        return product()
+
+    monkeypatch.setattr(accelerator.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(accelerator, "programs", lambda options: plan(slow, slow, slow))
+    rows = accelerator.measure(Options(repeats=1, budget=10.0), lambda rows: None)
+    assert [row.status for row in rows] == ["done", "done", "not run"]
+    table = markdown(rows, {"device": "a device"}, Options(budget=10.0))
+    assert "device: a device" in table and table.count("| not run |") == 1
+
+
+def test_shares_are_of_the_matrix_product_of_the_same_type(monkeypatch):
+    listed = plan(product, product)
+    first = dataclasses.replace(listed[0], row=Row(program=programs.MATRIX, dtype="float32"))
+    other = dataclasses.replace(listed[1], row=Row(program="x", dtype="bfloat16"))
+    monkeypatch.setattr(accelerator, "programs", lambda options: [first, listed[1], other])
+    peak, row, without = accelerator.measure(Options(repeats=1), lambda rows: None)
+    assert peak.share == 1 and without.share is None
+    assert row.share == pytest.approx(peak.ms / row.ms)
+
+
+def test_programs_come_by_type_and_method_as_asked():
+    listed = programs.programs(Options(methods=("spn", "oim_ir"), small=True))
+    names = [program.row.program for program in listed]
+    types = [program.row.dtype for program in listed]
+    assert types == sorted(types) and set(types) == set(programs.DTYPES)  # bfloat16 first
+    assert names.index("spn: training step") < names.index("oim_ir: training step")
+    parts = [name.partition(": part ")[2] for name in names if "oim_ir: part" in name]
+    assert parts == 2 * ["backbone", "pooling", "heads", "mining"]
+
+
+def test_pooling_and_suppression_run_at_small_sizes():
+    listed = [*programs.pooling_programs("bfloat16", True), *programs.suppression_programs(True)]
+    rows = [accelerator.run_program(program, 1, None) for program in listed]
+    assert [row.error for row in rows] == [""] * 7
+    assert all(row.status == "done" and row.ms > 0 and row.host == () for row in rows)
+
+
+def test_stored_batches_are_taken_one_of_each_layout(tmp_path):
+    small = published.random_batch(published.SMALL_SIZES["proposals"][0])
+    flat = published.random_batch(published.SMALL_SIZES["maps"][0])
+    save_batches([small, small, flat], tmp_path / "b.npz")
+    first, second = published.stored_batches(tmp_path / "b.npz")
+    assert published.describe(first) == str(published.SMALL_SIZES["proposals"][0])
+    assert published.describe(second) == str(published.SMALL_SIZES["maps"][0])
+    (shapes,) = published.without_padding(first)
+    assert shapes.image.shape == (1, 60, 90, 3) and shapes.proposals.shape == (1, 30, 4)
+    options = Options(methods=("wsddn",), small=True, batches=tmp_path / "b.npz")
+    with_boxes, without = [
+        program
+        for program in programs.programs(options)
+        if program.row.program == "wsddn: predict step" and program.row.dtype == "float32"
+    ]
+    assert accelerator.run_program(with_boxes, 1, None).status == "done"
+    assert "needs proposals" in accelerator.run_program(without, 1, None).error
 
 
 def test_random_boxes_lie_in_the_image():
@@ -120,6 +250,7 @@ def test_seconds_is_the_median_of_the_calls():
         assert timing.seconds(lambda: 1.0, repeats=3) == 3.0
 
 
+BLOCKED = ("tensorflow", "tensorflow_datasets", "pycocotools", "ml_collections", "cv2")
 RUN = "import runpy, sys; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
 
 
@@ -129,9 +260,8 @@ def benchmark(*arguments: str, blocked: tuple[str, ...] = ()) -> str:
 
 def test_runs_without_tensorflow_pycocotools_and_ml_collections(tmp_path):
     out = tmp_path / "numbers.json"
-    blocked = ("tensorflow", "tensorflow_datasets", "pycocotools", "ml_collections", "cv2")
     text = benchmark(
-        "--task", "nms", "--small", "--repeats", "1", "--out", str(out), blocked=blocked
+        "--task", "nms", "--small", "--repeats", "1", "--out", str(out), blocked=BLOCKED
     )
     report = json.loads(out.read_text())
     assert report["hardware"]["cpu"] in text
@@ -139,21 +269,50 @@ def test_runs_without_tensorflow_pycocotools_and_ml_collections(tmp_path):
     assert rows["NMS"]["value"] > 0 and "; same answers" in rows["NMS"]["note"]
 
 
+def test_the_task_gpu_needs_little_installed_and_says_what_it_did_not_run(tmp_path):
+    out = tmp_path / "numbers.json"
+    arguments = ["--task", "gpu", "--size", "small", "--budget", "0", "--methods", "spn"]
+    text = benchmark(*arguments, "--out", str(out), blocked=BLOCKED)
+    report = json.loads(out.read_text())
+    rows = report["tasks"]["gpu"]
+    assert len(rows) > 10 and {row["status"] for row in rows} == {"not run"}
+    table = out.with_suffix(".md").read_text()
+    assert table in text and report["hardware"]["cpu"] in table
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_an_unknown_method_is_refused(tmp_path):
+    command = ["--task", "gpu", "--methods", "oimm", "--out", str(tmp_path / "a.json")]
+    done = subprocess.run(
+        [sys.executable, "scripts/benchmark.py", *command], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 1 and "oimm: unknown" in done.stderr and "oim_ir" in done.stderr
+
+
+@pytest.mark.slow
+def test_the_task_gpu_runs_at_small_sizes(tmp_path):
+    out = tmp_path / "numbers.json"
+    arguments = ["--task", "gpu", "--size", "small", "--repeats", "1", "--budget", "1000"]
+    benchmark(*arguments, "--out", str(out), blocked=BLOCKED)
+    rows = json.loads(out.read_text())["tasks"]["gpu"]
+    assert [row["program"] for row in rows if row["status"] != "done"] == []
+    assert not any(row["host"] for row in rows)
+    steps = [row for row in rows if row["program"].endswith("training step")]
+    assert len(steps) == 4 and all(row["tflop"] > 0 and row["share"] > 0 for row in steps)
+
+
 @pytest.mark.slow
 def test_kernels_and_steps_run_at_small_sizes(tmp_path):
     out = tmp_path / "numbers.json"
-    blocked = ("tensorflow", "tensorflow_datasets", "pycocotools", "ml_collections", "cv2")
-    arguments = ["--task", "roi", "mining", "soft_proposal", "step", "gpu"]
+    arguments = ["--task", "roi", "mining", "soft_proposal", "step"]
     arguments += ["--small", "--repeats", "1"]
-    benchmark(*arguments, "--out", str(out), blocked=blocked)
+    benchmark(*arguments, "--out", str(out), blocked=BLOCKED)
     tasks = json.loads(out.read_text())["tasks"]
     assert all(row["value"] >= 0 for rows in tasks.values() for row in rows)
     assert all("differ by 0" in row["note"] for row in tasks["roi"] if "RoI by RoI" in row["name"])
     assert "the same by both" in tasks["mining"][0]["note"]
     differences = map_differences(row["note"] for row in tasks["soft_proposal"])
     assert len(differences) == 2 and all(one < 1e-4 for one in differences)
-    shares = [row["value"] for row in tasks["gpu"] if row["name"].endswith("share of the parts")]
-    assert len(shares) == 2 and all(0 < share < 100 for share in shares)
 
 
 @pytest.mark.slow

@@ -2,22 +2,28 @@
 
     python scripts/benchmark.py                         every task but `gpu`, a few minutes on a laptop
     python scripts/benchmark.py --task roi mining       some of them
-    python scripts/benchmark.py --task gpu --out gpu.json
+    python scripts/benchmark.py --task gpu              the methods on an accelerator, into runs/benchmark_gpu.json
 
 Times are medians over --repeats runs, compilation excluded. TensorFlow is needed by `input` alone.
+`gpu` runs one program after another, in order of interest, and writes a JSON file and a Markdown table beside it
+after each. No program starts once --budget seconds have gone by; the rest reads "not run".
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import importlib
 import json
+import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from wsod_jax.commands.command_line import make_parser, run_command
+from wsod_jax.errors import ConfigError
 
 # task -> (module, function, what it measures)
 TASKS = {
@@ -37,9 +43,9 @@ TASKS = {
         "programs compiled by five-scale training and ten-view tests",
     ),
     "gpu": (
-        "training",
-        "step_on_accelerator",
-        "the same step in float32 and bfloat16, as a share of peak",
+        "accelerator",
+        "measure",
+        "training and predict steps at published size, their parts, pooling, NMS; bfloat16 and float32",
     ),
 }
 
@@ -51,11 +57,32 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     default = [name for name in TASKS if name != "gpu"]
     parser.add_argument("--task", nargs="+", choices=TASKS, default=default, metavar="TASK")
     parser.add_argument("--repeats", type=int, default=5, help="timed runs per number (default 5)")
-    parser.add_argument("--small", action="store_true", help="tiny sizes: does it run at all?")
+    parser.add_argument(
+        "--size", choices=("full", "small"), default="full", help="small: does it run at all?"
+    )
+    parser.add_argument(
+        "--small", dest="size", action="store_const", const="small", help="short for --size small"
+    )
     parser.add_argument("--out", type=Path, help="also write the numbers to this JSON file")
+    group = parser.add_argument_group("task gpu")
+    group.add_argument(
+        "--methods",
+        nargs="+",
+        metavar="METHOD",
+        help="which methods, in which order (default oim_ir spn; also mist, pcl, oicr, wsddn)",
+    )
+    group.add_argument(
+        "--budget", type=float, default=420, help="seconds after which no program starts (420)"
+    )
+    group.add_argument(
+        "--batches", type=Path, help="file of data.arrays.save_batches to take instead of noise"
+    )
     options = parser.parse_args(arguments)
+    options.small = options.size == "small"
     if options.repeats < 1:
         parser.error(f"--repeats must be at least 1, found {options.repeats}")
+    if options.out is None and "gpu" in options.task:
+        options.out = Path("runs/benchmark_gpu.json")
     return options
 
 
@@ -83,6 +110,12 @@ def run(options: argparse.Namespace) -> None:
         "repeats": options.repeats,
         "tasks": {},
     }
+
+    def save(name: str, rows: Sequence[Any]) -> None:
+        report["tasks"][name] = [dataclasses.asdict(row) for row in rows]
+        if options.out:
+            write_whole(options.out, json.dumps(report, indent=2) + "\n")
+
     print(", ".join(f"{name}: {value}" for name, value in report["hardware"].items()))
     for name in options.task:
         module, function, what = TASKS[name]
@@ -90,11 +123,48 @@ def run(options: argparse.Namespace) -> None:
         measure = getattr(
             importlib.import_module(f"wsod_jax.commands.benchmarks.{module}"), function
         )
+        if name == "gpu":
+            measure_accelerator(options, report["hardware"], measure, functools.partial(save, name))
+            continue
         rows = measure(small=options.small, repeats=options.repeats)
         print_table(f"{what} ({time.perf_counter() - started:.0f} s)", rows)
-        report["tasks"][name] = [dataclasses.asdict(row) for row in rows]
-        if options.out:
-            options.out.parent.mkdir(parents=True, exist_ok=True)
-            options.out.write_text(json.dumps(report, indent=2) + "\n")
+        save(name, rows)
     if options.out:
         print(f"\nwritten to {options.out}")
+
+
+def measure_accelerator(
+    options: argparse.Namespace,
+    hardware: dict[str, Any],
+    measure: Callable,
+    save: Callable[[Sequence[Any]], None],
+) -> None:
+    """Run the task `gpu`: rows are saved, and a table is written beside them, as each ends."""
+    from wsod_jax.commands.benchmarks.published import DEFAULT, METHODS
+    from wsod_jax.commands.benchmarks.rows import Options, markdown
+
+    methods = tuple(options.methods or DEFAULT)
+    for name in methods:
+        if name not in METHODS:
+            raise ConfigError(f"--methods {name}: unknown; there are {', '.join(METHODS)}")
+    asked = Options(
+        methods=methods,
+        budget=options.budget,
+        repeats=options.repeats,
+        small=options.small,
+        batches=options.batches,
+    )
+
+    def keep(rows: Sequence[Any]) -> None:
+        save(rows)
+        write_whole(options.out.with_suffix(".md"), markdown(rows, hardware, asked))
+
+    print("\n" + markdown(measure(asked, keep), hardware, asked))
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file so that it is there whole or as it was before."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)

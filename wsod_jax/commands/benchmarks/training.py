@@ -1,4 +1,4 @@
-"""The training step of OIM with VGG16: as a whole, part by part, and as a share of the device's peak."""
+"""The training step of OIM with VGG16 at a laptop's size: as a whole, and part by part."""
 
 from __future__ import annotations
 
@@ -16,14 +16,12 @@ from wsod_jax.commands.benchmarks.timing import Measure, compiled, seconds, work
 from wsod_jax.methods.base import RefinementMethod, image_keys, image_term
 from wsod_jax.methods.oim import Oim
 from wsod_jax.nn.box_head import BoxHead
-from wsod_jax.nn.vgg import STAGES, Vgg16
+from wsod_jax.nn.vgg import Vgg16
 from wsod_jax.train.optim import Group, Optimizer
 from wsod_jax.train.sharding import make_mesh, put
 from wsod_jax.train.state import init_state
 from wsod_jax.train.step import TrainStep
 from wsod_jax.types import Batch, Params, Views
-
-MIB = 2**20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +42,6 @@ class Setting:
 
 SMALL = Setting(64, 96, 30, dims=(32, 32), num_classes=4)
 LAPTOP = Setting(480, 640, 1000)
-PUBLISHED = Setting(688, 917, 2000)
 
 
 def make_method(setting: Setting, dtype: jnp.dtype) -> RefinementMethod:
@@ -220,83 +217,3 @@ def part_rows(times: dict[str, float]) -> list[Measure]:
         for name, time in times.items()
     ]
     return [*rows, Measure("  pooling + mining, share of the parts", 100 * share, "%")]
-
-
-# ---------------------------------------------------------------------------------------------------
-# Share of the device's peak
-
-
-def step_flops(setting: Setting, frozen: tuple[str, ...]) -> float:
-    """Count the model's floating-point operations in one update, on valid pixels and real proposals.
-
-    A layer of n multiply-adds costs 2n forward, 2n for the gradient of its kernel, and 2n for that of
-    its input. Frozen layers have no kernel gradient; layers with nothing trained below them need no
-    input gradient. Only convolutions and matrix products count.
-    """
-    total, trained_below = 0.0, False
-    height, width, inputs = setting.height, setting.width, 3
-    for stage, (num_convs, channels) in enumerate(STAGES, start=1):
-        for i in range(num_convs):
-            products = 1 + trained_below
-            if not any(f"conv{stage}_{i + 1}".startswith(prefix) for prefix in frozen):
-                products, trained_below = products + 1, True
-            total += products * 2 * 9 * inputs * channels * height * width
-            inputs = channels
-        if stage <= 3:
-            height, width = -(-height // 2), -(-width // 2)
-    widths = [inputs * setting.roi_size**2, *setting.dims]
-    weights = sum(a * b for a, b in zip(widths, widths[1:], strict=False))
-    c, k = setting.num_classes, setting.num_classes + 1
-    weights += widths[-1] * (2 * c + setting.num_stages * k)
-    return total + (2 + trained_below) * 2 * weights * setting.num_proposals
-
-
-def matrix_peak(dtype: jnp.dtype, side: int, repeats: int) -> float:
-    """Return the operations per second of a large square matrix product in `dtype`."""
-    matrix = jnp.ones((side, side), dtype)
-    program = compiled(jnp.matmul, matrix, matrix)
-    return 2 * side**3 / seconds(program, matrix, matrix, repeats=repeats)
-
-
-def step_on_accelerator(*, small: bool, repeats: int) -> list[Measure]:
-    """Time an update at the published size in bfloat16 and float32, against the measured matrix peak."""
-    setting, side = (SMALL, 256) if small else (PUBLISHED, 8192)
-    rows = []
-    for dtype in (
-        jnp.bfloat16,
-        jnp.float32,
-    ):  # the smaller first: the device's peak memory only grows
-        name = jnp.dtype(dtype).name
-        method, batch = make_method(setting, dtype), make_batch(setting)
-        whole = whole_step(method, batch, repeats)
-        memory = jax.devices()[0].memory_stats() or {}
-        peak = matrix_peak(dtype, side, repeats)
-        flops = step_flops(setting, method.backbone.frozen)
-        rows += [
-            Measure(
-                f"{name}: whole update", 1e3 * whole.seconds, "ms", f"OIM + IR, VGG16, {setting}"
-            ),
-            Measure("  images per second", 1 / whole.seconds, "1/s"),
-            Measure("  model operations", flops / 1e12, "Tflop"),
-            Measure(
-                "  measured matrix peak",
-                peak / 1e12,
-                "Tflop/s",
-                f"{side} x {side}, default precision",
-            ),
-            Measure("  share of the peak", 100 * flops / whole.seconds / peak, "%"),
-            Measure(
-                "  working memory", whole.working_mib, "MiB", "of the program, beside its state"
-            ),
-        ]
-        if "peak_bytes_in_use" in memory:
-            rows.append(
-                Measure(
-                    "  peak memory in use",
-                    memory["peak_bytes_in_use"] / MIB,
-                    "MiB",
-                    "state included",
-                )
-            )
-        rows += part_rows(part_seconds(method, whole.params, batch, repeats))
-    return rows
