@@ -46,13 +46,16 @@ def run(options: argparse.Namespace) -> None:
 
 def traced(options: argparse.Namespace, folder: Path) -> set[Path]:
     """Return the files of the package and of configs/ in which a function runs."""
+    import jax  # imported here, as all that brings it: --help does without
+
     from wsod_jax import build, runs
     from wsod_jax.data.selective_search import SearchOptions, run_selective_search
     from wsod_jax.data.synthetic import SyntheticSpec, write_synthetic
     from wsod_jax.data.voc import Voc
 
     data, proposals = folder / "data", folder / "proposals.npz"
-    write_synthetic(data, SyntheticSpec(num_trainval=4, num_test=2, size=96))
+    num_images = max(4, jax.device_count())
+    write_synthetic(data, SyntheticSpec(num_trainval=num_images, num_test=2, size=96))
     images = Voc(root=str(data)).images("trainval")
     run_selective_search(images, proposals, options=SearchOptions(min_side=6.0))
     found: set[str] = set()
@@ -64,7 +67,7 @@ def traced(options: argparse.Namespace, folder: Path) -> set[Path]:
     threading.settrace(note)
     sys.settrace(note)
     try:
-        values = small(load_config(options.config), data, proposals)
+        values = small(load_config(options.config), data, proposals, jax.device_count())
         runs.train(build.read_config(values), folder / "run")
     finally:
         sys.settrace(None)
@@ -73,11 +76,11 @@ def traced(options: argparse.Namespace, folder: Path) -> set[Path]:
     return {path for path in paths if any(path.is_relative_to(folder) for folder in FOLDERS)}
 
 
-def small(values: dict, data: Path, proposals: Path) -> dict:
-    """Return a configuration's values with one short update on small images."""
+def small(values: dict, data: Path, proposals: Path, num_devices: int) -> dict:
+    """Return a configuration's values with one short update on small images, one for each device."""
     values["data"] |= {"root": str(data), "year": None}
     values["train"] |= {"num_steps": 1, "scales": (96,), "init_from": (), "loader": "threads"}
-    values["train"] |= {"micro_batch": 1, "accumulate": 1}
+    values["train"] |= {"micro_batch": num_devices, "accumulate": 1}
     values["optim"] |= {"decay_steps": ()}
     values["optim"].pop("momentum_reset_steps", None)
     values["log"] |= {"pictures_every": 0, "tensorboard": False}
