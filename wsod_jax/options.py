@@ -19,18 +19,45 @@ from typing import Annotated, Any
 
 @dataclass(frozen=True)
 class Range:
-    """Lowest and highest number allowed, both included; of a tuple it bounds every number in it."""
+    """Which numbers are allowed; of a tuple it bounds every number in it.
+
+    Attributes:
+      low: the lowest one.
+      high: the highest one.
+      is_low_in: whether `low` itself is allowed.
+      is_high_in: whether `high` itself is allowed.
+    """
 
     low: float = -math.inf
     high: float = math.inf
+    is_low_in: bool = True
+    is_high_in: bool = True
+
+    def __contains__(self, value: float) -> bool:
+        above = value >= self.low if self.is_low_in else value > self.low
+        return above and (value <= self.high if self.is_high_in else value < self.high)
+
+    def __str__(self) -> str:
+        """Return what follows "numbers": " from 0 to 1", " above 0", or nothing."""
+        low = f" {'from' if self.is_low_in else 'above'} {self.low:g}"
+        if self.high == math.inf:
+            return "" if self.low == -math.inf else low + " up" * self.is_low_in
+        return f"{low} {'up ' * (not self.is_low_in)}to {'below ' * (not self.is_high_in)}{self.high:g}"
 
 
 @dataclass(frozen=True)
 class Choice:
-    """The field is a union: the entry `key` of its section names a class in `table` (methods, backbones, ...)."""
+    """The field is a union: the entry `key` of its section names a class in `table` (methods, backbones, ...).
+
+    Attributes:
+      table: name of the table.
+      key: the entry.
+      what: what a class of the table is, for messages about a table without any.
+    """
 
     table: str
     key: str = "name"
+    what: str = "class"
 
 
 class Mark(enum.Enum):
@@ -49,8 +76,8 @@ class Mark(enum.Enum):
 SHARE = Range(0, 1)
 COUNT = Range(1)
 NOT_NEGATIVE = Range(0)
-POSITIVE = Range(1e-12)
-BELOW_ONE = Range(0, 0.999999999)
+POSITIVE = Range(0, is_low_in=False)
+BELOW_ONE = Range(0, 1, is_high_in=False)
 DROPOUT = Range(0, 0.999)
 
 UNIONS = (typing.Union, types.UnionType)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import math
 import typing
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePath
@@ -188,7 +187,7 @@ def described(hint: Any, bounds: Range = _ANY_NUMBER) -> str:
         return ", ".join(map(repr, DTYPES))
     if is_section(hint):
         return f"a section of {', '.join(option_hints(hint))}"
-    return _LEAVES.get(hint, str(hint)) + (_range_words(bounds) if hint in (int, float) else "")
+    return _LEAVES.get(hint, str(hint)) + (str(bounds) if hint in (int, float) else "")
 
 
 def to_values(value: Any, hint: Any, tables: Tables) -> Any:
@@ -342,9 +341,13 @@ def _member(value: Any, hint: Any, tables: Tables, where: str) -> Any:
 def chosen_name(values: Mapping[str, Any], choice: Choice, tables: Tables, where: str) -> str:
     """Return the name that a section gives its union's member; raise `ConfigError` if there is none such."""
     table, name = tables[choice.table], values.get(choice.key)
+    if not table:
+        raise ConfigError(
+            f"{where}.{choice.key} is {name!r}, but no {choice.what} is known here; leave {where} out"
+        )
     if not isinstance(name, str) or name not in table:
         raise ConfigError(
-            f"{where}.{choice.key} is {name!r}; allowed are {', '.join(table) or 'none'}"
+            f"{where}.{choice.key} is {name!r}; allowed are {', '.join(table)}"
             + suggestion(str(name), list(table))
         )
     return name
@@ -369,21 +372,13 @@ def _leaf(value: Any, hint: Any, where: str, bounds: Range) -> Any:
     kinds = int | float if hint is float else hint
     if not isinstance(value, kinds) or (isinstance(value, bool) and hint is not bool):
         raise _Misfit
-    if hint in (int, float) and not bounds.low <= value <= bounds.high:
+    if hint in (int, float) and value not in bounds:
         raise _Misfit
     return float(value) if hint is float else value
 
 
 def _bounds(hint: Any, outer: Range) -> Range:
     return next((mark for mark in marks(hint) if isinstance(mark, Range)), outer)
-
-
-def _range_words(bounds: Range) -> str:
-    if bounds == _ANY_NUMBER:
-        return ""
-    if bounds.high == math.inf:
-        return f" from {bounds.low:g} up"
-    return f" from {bounds.low:g} to {bounds.high:.10g}"
 
 
 def _literals(hint: Any) -> tuple:

@@ -34,7 +34,7 @@ class Mist(Oicr):
       first_stage_scale: factor on L_1.
     """
 
-    top_fraction: Annotated[float, Range(1e-12, 1)] = 0.15
+    top_fraction: Annotated[float, Range(0, 1, is_low_in=False)] = 0.15
     overlap_thr: Annotated[float, SHARE] = 0.2
     max_boxes: Annotated[int, COUNT] = 64
     first_stage_scale: Annotated[float, NOT_NEGATIVE] = 3.0
