@@ -6,7 +6,7 @@ import ast
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from wsod_jax.config import RunConfig
+from wsod_jax.config import EvalOptions, RunConfig
 from wsod_jax.errors import ConfigError
 from wsod_jax.options import Choice, Mark, choice_of, is_section, marks, members, option_hints
 from wsod_jax.parsing import Tables, chosen_name, fits, parse_options, plain, resolve
@@ -23,6 +23,12 @@ MOVED = {
     "backbone.weights": "train.init_from",
     "method.fg_iou_thr": "method.iou_thrs",
 }
+# What the new value looks like, where it is not the old one.
+REWRITTEN = {
+    "backbone.weights": "a tuple, () for none",
+    "method.fg_iou_thr": "0.5 is (0.5, 0.5)",
+}
+MOVED_OF_OICR = ("method.reweight", "method.beta", "method.release_core_sign")
 
 
 def parse_run(values: Mapping[str, Any], tables: Tables) -> RunConfig:
@@ -37,11 +43,11 @@ def parse_run(values: Mapping[str, Any], tables: Tables) -> RunConfig:
         is of version 0.1.
     """
     values = plain(values)
-    old = [key for key in dotted(values) if new_name(key) and not _exists(key, values, tables)]
-    if old:
-        moves = "\n".join(f"  config.{key} is now config.{new_name(key)}" for key in old)
+    moves = [move for key in dotted(values) if (move := move_of(key, values, tables)) is not None]
+    if moves:
+        lines = "\n".join(f"  {move}" for move in moves)
         raise ConfigError(
-            f"the configuration is one of version 0.1, whose options have moved:\n{moves}\nCHANGELOG.md tells more"
+            f"the configuration is one of version 0.1, whose options have moved:\n{lines}\nCHANGELOG.md tells more"
         )
     return RunConfig(**parse_options(RunConfig, values, tables, "config"), tables=tables)
 
@@ -68,16 +74,22 @@ def override(
     parsed = [_split(setting) for setting in settings]
     chosen = {id(path): _choice_set(path, values, tables) for path, _ in parsed}
     for path, text in sorted(parsed, key=lambda item: chosen[id(item[0])] is None):
-        choice = chosen[id(path)]
+        choice, key = chosen[id(path)], ".".join(path)
         try:
             hint = resolve(RunConfig, path, values, tables)[-1]
         except ConfigError:
-            _refuse_old(".".join(path))
+            _refuse_old(key, values, tables)
             raise
         section = _open_section(values, path[:-1])
         value = from_text(text, hint, tables)
+        if value == (text,) and "," in text:
+            items = tuple(item.strip() for item in text.split(","))
+            raise ConfigError(
+                f"config.{key} is {text!r}; several texts are written as a tuple, in quotation marks for the shell: "
+                f'"{key}={items}"'
+            )
         if choice is not None:
-            notes += _drop(section, value, choice, tables, ".".join(path))
+            notes += _drop(section, value, choice, tables, key)
         section[path[-1]] = value
     return values, notes
 
@@ -93,38 +105,25 @@ def change(config: RunConfig, changes: Sequence[str]) -> RunConfig:
     Raises:
       ConfigError: for any other option of the run, one that its method does not use, and as `override`.
     """
-    values, outputs = config.to_dict(), method_outputs(config)
-    settings = []
+    values, settings = config.to_dict(), []
     for item in changes:
-        path, text = _split(item)
-        path = ["eval", *path] if len(path) == 1 or path[0] == "maps" else path
+        path, text = _split(item, example="nms_thr=0.4")
+        path = _full_path(path, config)
         key = ".".join(path)
         try:
             hints = resolve(RunConfig, path, values, config.tables)
         except ConfigError:
-            _refuse_old(key)
+            _refuse_old(key, values, config.tables)
             raise
         allowed = _has_mark(hints, Mark.TEST, Mark.LOCATION) and path[0] != "train"
         if path[0] != "eval" and not allowed:
-            names = _marked(config, Mark.TEST, Mark.LOCATION)
-            raise ConfigError(
-                f"{key} cannot be set for a trained run; what can are the test settings, such as nms_thr=0.4, and "
-                f"{', '.join(name for name in names if not name.startswith('train.'))}"
-            )
+            raise ConfigError(_not_for_trained_runs(key, config))
         if values.get(path[0]) is None:
             raise ConfigError(
                 f"{key} cannot be set for a trained run: {config.method.name} has no {path[0]}"
             )
-        if path[0] == "eval" and path[1] in OF_BOXES and "boxes" not in outputs:
-            advice = ": --set eval.maps.nms_thr=0.7" if "maps" in outputs else ""
-            raise ConfigError(
-                f"{key} is about boxes chosen among proposals; {config.method.name} predicts "
-                f"{', '.join(sorted(outputs))}{advice}"
-            )
-        if path[:2] == ["eval", "maps"] and "maps" not in outputs:
-            raise ConfigError(
-                f"{key} is about maps; {config.method.name} predicts {', '.join(sorted(outputs))}"
-            )
+        if path[0] == "eval":
+            _check_use(path, config)
         settings.append(f"{key}={text}")
     values, _ = override(values, settings, config.tables)
     return parse_run(values, config.tables)
@@ -151,12 +150,32 @@ def method_outputs(config: RunConfig) -> frozenset[str]:
     return config.method.make(**parts).outputs
 
 
-def new_name(key: str) -> str | None:
-    """Return where a dotted key of version 0.1 went, or `None` if it is none of those."""
-    for old in sorted(MOVED, key=len, reverse=True):
-        if key == old or key.startswith(old + "."):
-            return MOVED[old] + key[len(old) :]
-    return None
+def move_of(key: str, values: Mapping[str, Any], tables: Tables) -> str | None:
+    """Return in words where a dotted key of version 0.1 went, or `None` if it is none of those.
+
+    Args:
+      key: "network.num_stages".
+      values: plain values of the configuration, which say the method.
+      tables: the unions.
+    """
+    old = next((o for o in sorted(MOVED, key=len)[::-1] if f"{key}.".startswith(f"{o}.")), None)
+    section = values.get("method")
+    name = section.get("name") if isinstance(section, Mapping) else None
+    if key in MOVED_OF_OICR and name == "oicr" and not _exists(key, values, tables):
+        return (
+            f"config.{key} of oicr is now an option of oim, which assigns proposals as oicr did if its graphs are "
+            '"spatial": config.method.name=oim config.method.graphs=spatial'
+        )
+    if old is None or _exists(key, values, tables):
+        return None
+    new, methods = MOVED[old] + key[len(old) :], tables["methods"]
+    options = {n: {**values, "method": {"name": n}, "eval": {}} for n in methods}
+    owners = [n for n in methods if _exists(new, options[n], tables) and _uses(methods[n], new)]
+    if not owners:
+        return None  # there never was such an option
+    if name in methods and name not in owners:
+        return f"config.{key} was moved to config.{new}, which {name} lacks; drop it"
+    return f"config.{key} is now config.{new}" + (f": {REWRITTEN[old]}" if old in REWRITTEN else "")
 
 
 def from_text(text: str, hint: Any, tables: Tables) -> Any:
@@ -174,24 +193,81 @@ def from_text(text: str, hint: Any, tables: Tables) -> Any:
     candidates = [literal, (literal,), text, (text,)]
     if str in members(hint):  # 2007 is a name there, but ('2007', '2012') may be a tuple of them
         candidates = [literal, text] if isinstance(literal, tuple | list) else [text]
-    for candidate in map(plain, candidates):
+    for candidate in map(plain, (*candidates, *map(_whole, candidates))):
         if fits(candidate, hint, tables):
             return candidate
     return plain(literal)
 
 
-def _split(setting: str) -> tuple[list[str], str]:
+def _whole(value: Any) -> Any:
+    """Return 1e3 as 1000, also inside tuples and lists; everything else as it is."""
+    if isinstance(value, tuple | list):
+        return tuple(map(_whole, value))
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _split(setting: str, example: str = "train.num_steps=100") -> tuple[list[str], str]:
     key, equals, text = setting.partition("=")
-    path = key.strip().split(".")
+    path = key.strip().removeprefix("config.").split(".")
     if not equals or not all(path):
-        raise ConfigError(f"{setting!r} is no setting; settings look like train.num_steps=100")
+        raise ConfigError(f"{setting!r} is no setting; settings look like {example}")
     return path, text
 
 
-def _refuse_old(key: str) -> None:
-    new = new_name(key)
-    if new is not None:
-        raise ConfigError(f"config.{key} is an option of version 0.1; it is config.{new} now")
+def _refuse_old(key: str, values: Mapping[str, Any], tables: Tables) -> None:
+    move = move_of(key, values, tables)
+    if move is not None:
+        raise ConfigError(f"an option of version 0.1: {move}")
+
+
+def _uses(method: type, key: str) -> bool:
+    """Return whether an option is of any use to a method; those of maps are to methods that predict maps."""
+    return key.split(".")[:2] != ["eval", "maps"] or "maps" in method.outputs
+
+
+def _full_path(path: Sequence[str], config: RunConfig) -> list[str]:
+    """Return the path of an option of a trained run, of which those of the section "eval" are given without it."""
+    if path[0] == "maps":
+        return ["eval", *path]
+    key, of_eval = path[0], option_hints(EvalOptions)
+    if len(path) > 1 or key in of_eval or key == "eval":
+        return ["eval", key] if len(path) == 1 else [*path]
+    if key in option_hints(RunConfig):
+        return [key]
+    found = [name for name in dotted(config.to_dict()) if name.rpartition(".")[2] == key]
+    can_be_set = [name for name in found if name.startswith("eval.") or name in _settable(config)]
+    if can_be_set:
+        raise ConfigError(
+            f"{key} is no option of eval; did you mean {' or '.join(can_be_set)}, which is written with its section?"
+        )
+    if found:
+        raise ConfigError(_not_for_trained_runs(" or ".join(found), config))
+    return ["eval", key]
+
+
+def _settable(config: RunConfig) -> list[str]:
+    """Return the dotted names of what `--set` changes of a trained run, but for its test settings."""
+    names = _marked(config, Mark.TEST, Mark.LOCATION)
+    return [name for name in names if not name.startswith("train.")]  # it has started
+
+
+def _not_for_trained_runs(key: str, config: RunConfig) -> str:
+    return (
+        f"{key} cannot be set for a trained run; what can are the test settings, such as nms_thr=0.4, and "
+        f"{', '.join(_settable(config))}"
+    )
+
+
+def _check_use(path: Sequence[str], config: RunConfig) -> None:
+    """Raise `ConfigError` for a test setting about what the method does not predict."""
+    outputs, key = method_outputs(config), ".".join(path)
+    told = f"{config.method.name} predicts {', '.join(sorted(outputs))}"
+    if path[1] in OF_BOXES and "boxes" not in outputs:
+        has_twin = path[1] == "nms_thr" and "maps" in outputs
+        advice = ": --set eval.maps.nms_thr=0.7" if has_twin else ""
+        raise ConfigError(f"{key} is about boxes chosen among proposals; {told}{advice}")
+    if path[1] == "maps" and "maps" not in outputs:
+        raise ConfigError(f"{key} is about maps; {told}")
 
 
 def _choice_set(path: Sequence[str], values: Mapping[str, Any], tables: Tables) -> Choice | None:

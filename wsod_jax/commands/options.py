@@ -29,7 +29,7 @@ from wsod_jax.options import (
     members,
     option_hints,
 )
-from wsod_jax.overrides import MOVED
+from wsod_jax.overrides import MOVED, MOVED_OF_OICR, REWRITTEN
 from wsod_jax.parsing import DTYPES, Tables, described
 
 INTRODUCTION = """\
@@ -87,7 +87,10 @@ def page(tables: Tables) -> str:
         lines += _class_lines(f"`{cls.__name__}`", cls, with_parts=True)
     lines += ["", "## Options of version 0.1", "", "They are refused with their new names.", ""]
     lines += ["| 0.1 | now |", "|---|---|"]
-    lines += [f"| `{old}` | `{new}` |" for old, new in MOVED.items()]
+    for old, new in MOVED.items():
+        lines += [f"| `{old}` | `{new}`{': ' * (old in REWRITTEN)}{REWRITTEN.get(old, '')} |"]
+    of_oicr = ", ".join(f"`{old}`" for old in MOVED_OF_OICR)
+    lines += [f'| {of_oicr} of `oicr` | the same of `oim` with `method.graphs = "spatial"` |']
     return "\n".join(lines) + "\n"
 
 
