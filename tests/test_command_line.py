@@ -5,6 +5,7 @@ import sys
 
 import pytest
 
+from wsod_jax.commands import train
 from wsod_jax.commands.command_line import (
     command_text,
     load_config,
@@ -54,6 +55,13 @@ def get_config(name):
 """
 
 
+PRESETS = """
+from wsod_jax.presets import DETECTORS, of_variant
+def get_config(variant):
+    return dict(of_variant(variant, DETECTORS))
+"""
+
+
 def write(folder, text):
     path = folder / "c.py"
     path.write_text(text)
@@ -76,11 +84,52 @@ def test_configuration_files(tmp_path):
         (VARIANTS, "", r"c.py needs a variant, found none; give --config .*c.py:VARIANT"),
         (VARIANTS, ":three", "(?s)c.py has no variant 'three'.*Return one of: one, two"),
         ("def get_config(): return 3", "", "returned int; it must return"),
+        (VARIANTS, ":", r"c.py:: give a variant after the colon, or drop it"),
+        ("a = 1\nb = = 2\n", "", r"c.py, line 2: invalid syntax"),
+        (PRESETS, ":yolo", r"c.py: The configuration has no variant 'yolo'; its variants are wsd"),
     ],
 )
 def test_configuration_files_that_cannot_be_used(tmp_path, text, variant, message):
     with pytest.raises(ConfigError, match=message):
         load_config(write(tmp_path, text) + variant)
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("from configs.voc_vgg16 import voc_vgg16", "it imports configs.voc_vgg16"),
+        ("import os, configs.spn as base", "it imports configs.spn"),
+        ("from configs import oim_vgg16_voc07", "it imports configs;"),
+        ("def get_config():\n  from configs.spn import spn", "it imports configs.spn"),
+        ("import importlib\nimportlib.import_module('configs.spn')", "it imports configs.spn"),
+        (
+            "from ml_collections import ConfigDict\n"
+            "def get_config(): ConfigDict({'method': {}}).neck.dims = (3,)",
+            "it asks for config.neck",
+        ),
+        ("def get_config(): return {}['network']", "it asks for config.network"),
+    ],
+)
+def test_files_of_version_0_1(tmp_path, text, found):
+    with pytest.raises(ConfigError) as error:
+        load_config(write(tmp_path, text))
+    message = str(error.value)
+    assert message.startswith(f"{tmp_path / 'c.py'} is of version 0.1: {found}")
+    assert message.endswith("CHANGELOG.md has the table")
+    assert ("wsod_jax.presets" in message) == ("configs" in found)
+
+
+def test_a_module_of_another_name_may_be_missing(tmp_path):
+    for text in ("import my.configs", "from . import configs", "import configs_of_mine"):
+        with pytest.raises(ImportError):
+            load_config(write(tmp_path, text))
+
+
+def test_train_py_says_how_a_setting_is_written(capsys):
+    line = "--config c.py --workdir w --set config.train.num_steps=3".split()
+    with pytest.raises(SystemExit, match="2"):
+        train.parse_arguments(line)
+    assert "in train.py write --config.train.num_steps=3" in capsys.readouterr().err
 
 
 def test_an_error_inside_a_configuration_file_is_its_own(tmp_path):

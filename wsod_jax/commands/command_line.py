@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import ast
+import contextlib
 import inspect
+import re
 import runpy
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,12 +69,16 @@ def load_config(argument: str) -> dict[str, Any]:
 
     Raises:
       DataError: there is no such file.
-      ConfigError: it has no `get_config`, or no such variant.
+      ConfigError: it is no Python, is of version 0.1, or has no `get_config`, or no such variant.
     """
     path, colon, variant = argument.partition(":")
     if not Path(path).is_file():
         raise DataError(f"{path}: no such configuration file; --config takes FILE or FILE:VARIANT")
-    get_config = runpy.run_path(path).get("get_config")
+    if colon and not variant:
+        raise ConfigError(f"--config {argument}: give a variant after the colon, or drop it")
+    _check_source(path)
+    with _told_by(path):
+        get_config = runpy.run_path(path).get("get_config")
     if get_config is None:
         raise ConfigError(f"{path} has no function get_config; configs/debug_tiny.py shows one")
     given = (variant,) if colon else ()
@@ -82,21 +89,70 @@ def load_config(argument: str) -> dict[str, Any]:
         raise ConfigError(
             f"{path} {found}; give --config {path}{'' if colon else ':VARIANT'}. Its docstring says more"
         ) from None
-    try:
+    with _told_by(path, get_config, variant):
         values = get_config(*given)
-    except (KeyError, ValueError) as error:
-        if isinstance(error, ConfigError) or not variant or variant not in str(error):
-            raise
-        raise ConfigError(
-            f"{path} has no variant {variant!r} ({type(error).__name__}: {error}); its get_config says which it has: "
-            f"{inspect.getdoc(get_config) or 'it has no docstring'}"
-        ) from error
     values = values.to_dict() if hasattr(values, "to_dict") else values
     if not isinstance(values, dict):
         raise ConfigError(
             f"get_config of {path} returned {type(values).__name__}; it must return a ConfigDict or a dict"
         )
     return values
+
+
+def _check_source(path: str) -> None:
+    """Raise `ConfigError` for a file that is no Python, or that imports version 0.1's package `configs`."""
+    try:
+        tree = ast.parse(Path(path).read_bytes(), path)
+    except SyntaxError as error:
+        raise ConfigError(f"{path}, line {error.lineno}: {error.msg}") from None
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            modules = [alias.name for alias in node.names]
+        else:
+            is_absolute = isinstance(node, ast.ImportFrom) and not node.level
+            modules = [node.module] if is_absolute else []
+        for module in modules:
+            if _is_old(module):
+                raise ConfigError(_of_old_version(path, module))
+
+
+def _is_old(module: str | None) -> bool:
+    return module is not None and module.partition(".")[0] == "configs"
+
+
+def _of_old_version(path: str, module: str) -> str:
+    return (
+        f"{path} is of version 0.1: it imports {module}; its settings are in wsod_jax.presets now; CHANGELOG.md has "
+        "the table"
+    )
+
+
+@contextlib.contextmanager
+def _told_by(
+    path: str, get_config: Callable[..., Any] | None = None, variant: str = ""
+) -> Iterator[None]:
+    """Turn what a configuration file raises and its user can mend into a `ConfigError` that names the file."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+    except ModuleNotFoundError as error:
+        if not _is_old(error.name):
+            raise
+        raise ConfigError(_of_old_version(path, error.name)) from error
+    except (AttributeError, KeyError, ValueError) as error:
+        if variant and variant in str(error) and not isinstance(error, AttributeError):
+            raise ConfigError(
+                f"{path} has no variant {variant!r} ({type(error).__name__}: {error}); its get_config says which it "
+                f"has: {inspect.getdoc(get_config) or 'it has no docstring'}"
+            ) from error
+        section = re.search(r"'(network|neck|soft_proposal|localization)'", str(error))
+        if section is None or isinstance(error, ValueError):
+            raise
+        raise ConfigError(
+            f"{path} is of version 0.1: it asks for config.{section[1]}, whose options have moved; CHANGELOG.md has "
+            "the table"
+        ) from error
 
 
 # -- settings on the command line

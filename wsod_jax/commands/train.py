@@ -52,7 +52,13 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     processes.add_argument("--coordinator", metavar="HOST:PORT", help="address of process 0")
     processes.add_argument("--num_processes", type=int, metavar="N", help="how many there are")
     processes.add_argument("--process_id", type=int, metavar="I", help="which this one is, from 0")
-    return parse_with_overrides(parser, arguments)
+    parser.add_argument("--set", metavar="KEY=VALUE", help=argparse.SUPPRESS)  # of other commands
+    options = parse_with_overrides(parser, arguments)
+    if options.set is not None:
+        parser.error(
+            f"--set changes trained runs; in train.py write --config.{options.set.removeprefix('config.')}"
+        )
+    return options
 
 
 def run(options: argparse.Namespace, *, resume_command: str) -> None:
