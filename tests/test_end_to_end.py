@@ -321,7 +321,8 @@ def test_saved_predictions_score_as_the_model_did(evaluated, trained_run, tmp_pa
     assert again["summary"] == {"mAP50": first["summary"]["mAP50"]}
     assert again["summary"]["mAP50"] is not None
     assert "corloc_split" not in again["settings"]
-    plain = "from configs.debug_tiny import get_config as base\n\n\ndef get_config(name):\n"
+    shipped = str(ROOT / "configs" / "debug_tiny.py")
+    plain = f"import runpy\n\nbase = runpy.run_path({shipped!r})['get_config']\n\n\ndef get_config(name):\n"
     lines = ("    config = base(name)", f"    config.data.root = {str(trained_run.data)!r}")
     (tmp_path / "c.py").write_text(plain + "\n".join((*lines, "    return config", "")))
     evaluate.main(
@@ -494,6 +495,26 @@ def test_workdir_of_another_run_is_refused_and_left_alone(trained_run, config):
     assert len(losses(trained_run.workdir)) == 4
 
 
+def test_a_start_without_its_weights_leaves_no_workdir(config, tmp_path):
+    config.train.init_from = (str(tmp_path / "none.npz"),)
+    with pytest.raises(DataError, match=r"No weights at .*none\.npz"):
+        train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_finished_run_says_that_nothing_is_to_do(config, tmp_path, capsys, monkeypatch):
+    config.train.num_steps, config.log.pictures_every = 0, 0
+    first = train(config, tmp_path / "run")
+    capsys.readouterr()
+    monkeypatch.setattr(runs, "TrainStep", None)  # nothing is compiled
+    again = train(config, tmp_path / "run")
+    told = capsys.readouterr()
+    assert "the run is already at step 0 of 0; nothing to do" in told.out
+    assert "warning" not in told.err
+    assert int(again.step) == 0
+    jax.tree.map(np.testing.assert_array_equal, first.params, again.params)
+
+
 def test_cosine_does_not_resume_with_another_length(trained_run, config):
     config.optim.shape, config.optim.decay_steps, config.train.num_steps = "cosine", (), 6
     with pytest.raises(ConfigError, match=r"config\.train\.num_steps: 4 there, 6 now"):
@@ -528,7 +549,7 @@ def test_ctrl_c_outside_the_loop_says_how_to_go_on(monkeypatch, capsys):
 
 def test_workdir_of_another_method_is_refused(trained_run, config):
     config.method = {"name": "oicr"}
-    with pytest.raises(ConfigError, match="config.method.name: 'oim' there, 'oicr' now"):
+    with pytest.raises(ConfigError, match="  method: 'oim' there, 'oicr' now"):
         train(config, trained_run.workdir)
 
 

@@ -28,7 +28,7 @@ from wsod_jax.predictor import (
     truth_table,
 )
 from wsod_jax.train import loop
-from wsod_jax.train.checkpoint import Checkpoints, load_checkpoint
+from wsod_jax.train.checkpoint import Checkpoints, checkpoint_steps, load_checkpoint
 from wsod_jax.train.distributed import check_same, is_first, refuse_several
 from wsod_jax.train.identity import run_metadata
 from wsod_jax.train.init_from import init_from, read_sources
@@ -107,7 +107,7 @@ def train(
       resume_command: what to type to go on, for messages.
 
     Returns:
-      The state after the last update.
+      The state after the last update; of a run that is finished already, the state of its newest checkpoint.
 
     Raises:
       ConfigError: for a configuration that the data do not suit, or that is not the one of the run in the workdir.
@@ -132,14 +132,20 @@ def train(
 
     # -- state: resumed, or drawn and warm-started
     mesh = make_mesh()
+    folder = workdir / "checkpoints"
+    merge = None if checkpoint_steps(folder) else warm_start(config)  # before the workdir is there
     checkpoints = Checkpoints(
-        workdir / "checkpoints",
+        folder,
         describe_run(config, method, data),
         keep_period=log.milestones_every or None,
         best=log.best,
         may_differ=tuple(f"config.{name}" for name in may_differ(config)),
     )
-    if is_first():
+    latest = checkpoints.latest
+    is_done = latest is not None and latest >= settings.num_steps
+    if is_done and is_first():
+        print(f"the run is already at step {latest} of {settings.num_steps}; nothing to do")
+    elif is_first():
         workdir.mkdir(parents=True, exist_ok=True)
         (workdir / "config.json").write_text(config.to_json(), encoding="utf-8")
     state = init_state(
@@ -149,9 +155,12 @@ def train(
         batch=data.example(),
         mesh=mesh,
         ema=settings.ema_decay is not None,
-        warm_start=warm_start(config) if checkpoints.latest is None else None,
+        warm_start=merge,
     )
     state = checkpoints.restore(state) or state
+    if is_done:
+        checkpoints.close()
+        return state
     start = int(fetch(state.step))
 
     # -- the step, and what is written

@@ -90,7 +90,7 @@ def compare_runs(
       folder: for the message.
 
     Raises:
-      ConfigError: lists what differs and the ways out.
+      ConfigError: lists what differs and the ways out; if the method does, that alone.
     """
     before, now = dotted(stored), dotted(current)
     ours = {name for name in before.keys() | now.keys() if name.split(".")[0] in current}
@@ -98,12 +98,20 @@ def compare_runs(
     versions = [name for name in changed if name.startswith("versions.")]
     free = [*may_differ, "versions"]
     wrong = [n for n in changed if not any(n == f or n.startswith(f + ".") for f in free)]
+    if "method" in wrong:
+        wrong = ["method"]  # another method has other options
     if wrong:
-        lines = [f"  {n}: {before.get(n)!r} there, {now.get(n)!r} now" for n in wrong[:12]]
-        more = f"\n  and {len(wrong) - 12} more" if len(wrong) > 12 else ""
+        told = {name: f"{_told(before, name)} there, {_told(now, name)} now" for name in wrong}
+        of_config = {text for name, text in told.items() if name.startswith("config.")}
+        lines = [
+            f"  {name}: {text}"
+            for name, text in told.items()
+            if name.startswith("config.") or text not in of_config  # the seed is in both
+        ]
+        more = f"\n  and {len(lines) - 12} more" if len(lines) > 12 else ""
         raise ConfigError(
             f"{folder} holds checkpoints of another run:\n"
-            + "\n".join(lines)
+            + "\n".join(lines[:12])
             + more
             + "\nUse another --workdir for this run, set these values back to resume that one, or delete its folder"
         )
@@ -113,6 +121,10 @@ def compare_runs(
             f"resuming with other versions, so results may not be bit-identical: {', '.join(lines)}",
             stacklevel=4,
         )
+
+
+def _told(values: Mapping[str, Any], name: str) -> str:
+    return repr(values[name]) if name in values else "absent"
 
 
 def dotted(tree: Any, prefix: str = "") -> dict[str, Any]:
