@@ -26,8 +26,18 @@ from wsod_jax.methods.base import Method
 from wsod_jax.methods.oim import Oim
 from wsod_jax.methods.wsddn import Wsddn
 from wsod_jax.nn.tiny import TinyNet
-from wsod_jax.options import COUNT, SHARE, Mark, Range, members, option_hints
+from wsod_jax.options import (
+    BELOW_ONE,
+    COUNT,
+    POSITIVE,
+    SHARE,
+    Mark,
+    Range,
+    members,
+    option_hints,
+)
 from wsod_jax.parsing import Chosen, described, parse, plain, to_values
+from wsod_jax.train.identity import compare_runs
 from wsod_jax.training_data import check_labels, check_streams
 from wsod_jax.weights.npz import save_weights
 
@@ -193,6 +203,9 @@ def test_options_with_annotations_that_no_configuration_can_hold_are_refused():
         ("kind", "two", "two"),
         ("kind", "3", 3),
         ("pairs", "((0,5),(7,2))", ((0, 5), (7, 2))),
+        ("count", "1e3", 1000),
+        ("pairs", "((0, 5), (7e4, 2.5))", ((0, 5), (7e4, 2.5))),
+        ("count", "1.5", 1.5),
         ("limits", "0.25", (0.25,)),
         ("limits", "0.25,0.5", (0.25, 0.5)),
         ("limits", "all", "all"),
@@ -256,7 +269,7 @@ def test_option_of_another_method_names_its_owners():
         ("method.alpha", ((0, "5"),), "tuples of tuples (whole numbers"),
         ("method.davg_includes_core", 1, "True, False"),
         ("method.release_core_sign", True, "-1, 1"),
-        ("method.det_temperature", 0.0, "from 1e-12 up"),
+        ("method.det_temperature", 0.0, "numbers above 0"),
         ("method.box_head.dims", (64, 0), "from 1 up"),
         ("method.box_head.dropout_rate", 1, "from 0 to 0.999"),
         ("backbone.mean", (1.0, 2.0), "tuples (numbers; numbers; numbers)"),
@@ -268,7 +281,7 @@ def test_option_of_another_method_names_its_owners():
         ("train.flip", "no", "True, False"),
         ("train.crop_margin", -1, "from 0 up"),
         ("train.ema_decay", "abc", "None"),
-        ("train.ema_decay", 1.0, "from 0 to"),
+        ("train.ema_decay", 1.0, "numbers from 0 to below 1, None"),
         ("optim.learning_rate", float("nan"), "from 0 up"),
         ("optim.groups", (("bias", 2.0),), "tuples of"),
         ("log.num_pictures", -1, "from 0 up"),
@@ -295,7 +308,7 @@ def test_value_of_another_kind_or_out_of_range(key, value, allowed):
         ("method.dropout_rate", 1.0, "from 0 to 0.999"),
         ("method.soft_proposal.solver", "walks", "Did you mean 'walk'"),
         ("method.soft_proposal.solver", "cam", "'walk', 'stationary', 'uniform'"),
-        ("method.soft_proposal.epsilon_factor", 0, "from 1e-12 up"),
+        ("method.soft_proposal.epsilon_factor", 0, "numbers above 0"),
         ("method.soft_proposal.num_steps", -1, "from 0 up"),
         ("method.soft_proposal.tolerance", -1e-4, "from 0 up"),
         ("method.soft_proposal.block_nodes", 0, "from 1 up"),
@@ -382,27 +395,58 @@ def test_missing_key(key):
     assert (key == "proposals.path") == ("scripts/make_proposals.py" in message)
 
 
+GONE = "was moved to config.{}, which {} lacks; drop it"
+
+
 @pytest.mark.parametrize(
-    ("old", "new"),
+    ("name", "old", "message"),
     [
-        ("network.roi_size", "method.roi_size"),
-        ("neck.dims", "method.box_head.dims"),
-        ("soft_proposal.num_steps", "method.soft_proposal.num_steps"),
-        ("localization.threshold", "eval.maps.threshold"),
-        ("localization.solver", "method.soft_proposal.solver"),
-        ("backbone.weights", "train.init_from"),
-        ("method.fg_iou_thr", "method.iou_thrs"),
+        ("oim_ir", "network.roi_size", "is now config.method.roi_size"),
+        ("oim_ir", "neck.dims", "is now config.method.box_head.dims"),
+        ("spn", "soft_proposal.num_steps", "is now config.method.soft_proposal.num_steps"),
+        ("spn", "localization.threshold", "is now config.eval.maps.threshold"),
+        ("spn", "localization.solver", "is now config.method.soft_proposal.solver"),
+        ("spn", "backbone.weights", "is now config.train.init_from: a tuple, () for none"),
+        ("oim_ir", "method.fg_iou_thr", "is now config.method.iou_thrs: 0.5 is (0.5, 0.5)"),
+        ("oim_ir", "network.extra_groups", GONE.format("method.extra_groups", "oim")),
+        ("oim_ir", "soft_proposal.num_steps", GONE.format("method.soft_proposal.num_steps", "oim")),
+        ("oim_ir", "localization.threshold", GONE.format("eval.maps.threshold", "oim")),
+        ("oim_ir", "localization.solver", GONE.format("method.soft_proposal.solver", "oim")),
+        ("spn", "network.num_stages", GONE.format("method.num_stages", "spn")),
+        ("spn", "neck.dims", GONE.format("method.box_head.dims", "spn")),
+        ("wsddn", "network.num_stages", GONE.format("method.num_stages", "wsddn")),
+        ("wsddn", "method.fg_iou_thr", GONE.format("method.iou_thrs", "wsddn")),
     ],
 )
-def test_key_of_version_0_1_is_refused_with_its_new_name(old, new):
-    message = refusal(with_value(SECTIONS["oim_ir"], old, None))
-    assert f"config.{old} is now config.{new}" in message and "0.1" in message
-    with pytest.raises(ConfigError) as error:
-        build.override(SECTIONS["oim_ir"], [f"{old}=1"])
-    assert f"config.{old}" in str(error.value) and f"config.{new} now" in str(error.value)
-    with pytest.raises(ConfigError) as error:
-        build.change(read(SECTIONS["oim_ir"]), [f"{old}=1"])
-    assert f"config.{new} now" in str(error.value)
+def test_key_of_version_0_1_is_refused_with_where_it_went(name, old, message):
+    values = get_config("wsddn") if name == "wsddn" else SECTIONS[name]
+    told = refusal(with_value(values, old, None))
+    assert f"\n  config.{old} {message}\n" in told and "0.1" in told
+    for refuse in (
+        lambda: build.override(values, [f"{old}=1"]),
+        lambda: build.change(read(values), [f"{old}=1"]),
+    ):
+        with pytest.raises(ConfigError) as error:
+            refuse()
+        assert str(error.value) == f"an option of version 0.1: config.{old} {message}"
+
+
+@pytest.mark.parametrize("key", ["network.depth", "localization.treshold", "neck.dim"])
+def test_a_key_that_never_was_does_not_exist(key):
+    message = refusal(with_value(SECTIONS["spn"], key, 1))
+    assert message.startswith(f"config.{key.partition('.')[0]} does not exist")
+
+
+@pytest.mark.parametrize("key", ["method.reweight", "method.beta", "method.release_core_sign"])
+def test_reweighting_of_oicr_is_oim_with_the_spatial_graph(key):
+    values = get_config("oicr")
+    message = refusal(with_value(values, key, "off"))
+    assert f"config.{key} of oicr" in message and "0.1" in message
+    assert "config.method.name=oim config.method.graphs=spatial" in message
+    with pytest.raises(ConfigError, match="config.method.graphs=spatial"):
+        build.override(values, [f"{key}=1"])
+    values.method = {"name": "pcl"}
+    assert refusal(with_value(values, key, 1)).startswith(f"config.{key} does not exist")
 
 
 def test_all_old_keys_are_named_at_once():
@@ -416,7 +460,22 @@ def test_all_old_keys_are_named_at_once():
 def test_scales_are_checked_before_the_first_image():
     for section in ("train", "eval"):
         message = refusal(with_value(SECTIONS["oim_ir"], f"{section}.scales", (96, 96)))
-        assert "scales=(96, 96)" in message and "distinct" in message
+        assert message.startswith(f"config.{section}.scales=(96, 96)") and "distinct" in message
+        message = refusal(with_value(SECTIONS["oim_ir"], f"{section}.scales", ()))
+        assert message.startswith(f"config.{section}.scales=()")
+
+
+def test_bad_regular_expressions_are_found_when_the_configuration_is_read():
+    groups = (("bias", 2.0, 1.0), ("(", 1.0, 1.0))
+    message = refusal(with_value(SECTIONS["oim_ir"], "optim.groups", groups))
+    assert message.startswith("config.optim.groups[1].pattern is '(', no regular expression")
+    message = refusal(with_value(SECTIONS["oim_ir"], "train.reinit", ("[",)))
+    assert message.startswith("config.train.reinit[0] is '[', no regular expression")
+    message = refusal(with_value(SECTIONS["oim_ir"], "optim.decay_steps", (5, 5)))
+    assert message.startswith("config.optim.decay_steps must increase")
+    group = {"pattern": "bias", "decay_steps": (5, 5)}
+    message = refusal(with_value(SECTIONS["oim_ir"], "optim.groups", (group,)))
+    assert message.startswith("config.optim.groups[0], 'bias': config.optim.decay_steps must")
 
 
 def test_windows_of_images_exclude_cached_features_and_proposals():
@@ -600,8 +659,10 @@ def test_override_of_a_missing_section_and_of_none_makes_it():
         ("evals.nms_thr=3", ("config.evals", "Did you mean 'eval'")),
         ("method.top_fraction=0.1", ("config.method.top_fraction", "option of mist")),
         ("method.beta.x=0.1", ("config.method.beta", "'x'", "numbers")),
-        ("cues.seed=1", ("config.cues.name is None", "allowed are")),
-        ("cues.name=grabcut", ("config.cues.name is 'grabcut'", "allowed are")),
+        ("cues.seed=1", ("config.cues.name is None", "leave config.cues out")),
+        ("cues.name=cut", ("name is 'cut', but no cue source is known here; leave config.cues",)),
+        ("train.init_from=a.npz,b.npz", ("\"train.init_from=('a.npz', 'b.npz')\"", "is 'a.npz,b")),
+        ("backbone.frozen=conv1, conv2", ("\"backbone.frozen=('conv1', 'conv2')\"",)),
         ("method.name=oirc", ("config.method.name is 'oirc'", "Did you mean 'oicr'")),
         ("train.num_steps=2.5", ("config.train.num_steps is 2.5", "whole numbers")),
         ("train.num_steps=many", ("config.train.num_steps is 'many'", "whole numbers")),
@@ -637,6 +698,7 @@ def test_changed_test_settings():
     assert changed.eval == dataclasses.replace(config.eval, average_per_image=40, nms_thr=0.4)
     assert build.change(changed, ["average_per_image=None"]).eval.average_per_image is None
     assert build.change(config, []) == config
+    assert build.change(config, ["config.eval.nms_thr=0.4"]).eval.nms_thr == 0.4
 
 
 def test_files_of_a_trained_run_may_have_moved():
@@ -664,7 +726,14 @@ def test_solver_and_maps_of_a_trained_run_may_change():
         ("oim_ir", "iou_thrs=()", ("eval.iou_thrs is empty", "(0.5,)")),
         ("oim_ir", "nms=0.4", ("eval.nms ", "Did you mean 'nms_thr'")),
         ("oim_ir", "method.beta=1", ("method.beta cannot be set", "nms_thr", "data.root")),
-        ("oim_ir", "seed=1", ("config.eval.seed does not exist",)),
+        ("oim_ir", "nms_thr", ("'nms_thr' is no setting", "look like nms_thr=0.4")),
+        ("oim_ir", "seed=1", ("seed cannot be set for a trained run",)),
+        ("oim_ir", "method=mist", ("method cannot be set for a trained run",)),
+        ("oim_ir", "num_steps=1", ("train.num_steps cannot be set for a trained run",)),
+        ("oim_ir", "root=/data", ("root is no option of eval", "did you mean data.root")),
+        ("spn", "solver=walk", ("did you mean method.soft_proposal.solver",)),
+        ("spn", "threshold=2", ("did you mean eval.maps.threshold",)),
+        ("oim_ir", "eval=1", ("config.eval.eval does not exist",)),
         ("oim_ir", "train.num_steps=1", ("train.num_steps cannot be set",)),
         ("oim_ir", "data.labels_csv=x", ("data.labels_csv does not exist", "folder")),
         ("oim_ir", "maps.threshold=2", ("eval.maps.threshold is about maps", "oim")),
@@ -896,6 +965,30 @@ def test_proposals_are_read_from_their_file(tmp_path):
     assert runs.read_proposals(read(SECTIONS["spn"])) is None
 
 
+# -- runs that are there already
+
+
+def compared(before, now) -> str:
+    with pytest.raises(ConfigError) as error:
+        compare_runs(before, now, (), "runs/one")
+    return str(error.value)
+
+
+def test_what_differs_between_runs_is_told_once():
+    def run(method, config, seed=0):
+        return {"method": method, "seed": seed, "config": {"seed": seed, **config}}
+
+    message = compared(run("oim", {"alpha": 1}), run("oicr", {"beta": 2}, seed=1))
+    assert message.splitlines()[1] == "  method: 'oim' there, 'oicr' now"
+    assert "alpha" not in message and "seed" not in message
+    message = compared(run("oim", {"alpha": 1}), run("oim", {"beta": 2}, seed=1))
+    assert message.splitlines()[1:-1] == [
+        "  config.alpha: 1 there, absent now",
+        "  config.beta: absent there, 2 now",
+        "  config.seed: 0 there, 1 now",
+    ]
+
+
 # -- weights to start from
 
 
@@ -966,6 +1059,23 @@ def test_every_default_is_a_value_that_its_option_may_have():
             default = field.default
             if default is not dataclasses.MISSING and not isinstance(hint, Mark):
                 assert overrides.fits(default, hint, build.union_tables()), (cls, key)
+
+
+@pytest.mark.parametrize(
+    ("bounds", "words", "inside", "outside"),
+    [
+        (Range(), "", (-1e9, 0.5), ()),
+        (Range(0), " from 0 up", (0, 1e9), (-1e-9,)),
+        (SHARE, " from 0 to 1", (0, 1), (-1e-9, 1.1)),
+        (POSITIVE, " above 0", (1e-15, 3), (0, -1)),
+        (BELOW_ONE, " from 0 to below 1", (0, 1 - 1e-12), (1, -1)),
+        (Range(0, 1, is_low_in=False), " above 0 up to 1", (1e-15, 1), (0, 1.1)),
+    ],
+)
+def test_ranges_with_and_without_their_ends(bounds, words, inside, outside):
+    assert str(bounds) == words
+    assert all(value in bounds for value in inside)
+    assert not any(value in bounds for value in (*outside, float("nan")))
 
 
 def test_what_is_allowed_can_be_said_of_every_option():

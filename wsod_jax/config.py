@@ -17,8 +17,10 @@ The sections are known here, the methods, backbones, readers and cue sources are
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -30,13 +32,8 @@ from wsod_jax.evals.maps import MapReading
 from wsod_jax.evals.response import BoxMode, Resizing
 from wsod_jax.evals.voc import IOU_SWEEP
 from wsod_jax.options import BELOW_ONE, COUNT, NOT_NEGATIVE, SHARE, Choice, Mark
-from wsod_jax.parsing import (
-    Chosen,
-    Tables,
-    option_hints,
-    to_values,
-)
-from wsod_jax.train.optim import Optimizer
+from wsod_jax.parsing import Chosen, Tables, option_hints, to_values
+from wsod_jax.train.optim import Optimizer, check_expressions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +96,9 @@ class TrainOptions:
 
     def __post_init__(self) -> None:
         """Raise `ConfigError` for options that do not go together."""
-        self.canvases  # noqa: B018  (impossible scales are an error here, not when the first image comes)
+        with _named("config.train."):
+            self.canvases  # noqa: B018  (impossible scales are an error here, not when the first image comes)
+        check_expressions({f"config.train.reinit[{i}]": p for i, p in enumerate(self.reinit)})
         if self.crop_margin and self.cache_features:
             raise ConfigError(
                 f"config.train.crop_margin is {self.crop_margin}, and every random window has another feature "
@@ -245,7 +244,8 @@ class EvalOptions:
                 raise ConfigError(
                     f"config.eval.{name} is empty; it needs at least one, as in {example}"
                 )
-        self.canvases("map"), self.canvases("corloc")  # impossible scales are an error here
+        with _named("config.eval."):
+            self.canvases("map"), self.canvases("corloc")  # impossible scales are an error here
 
     def canvases(self, purpose: Literal["map", "corloc"]) -> Canvases:
         """The static shapes of test images, for mAP or for CorLoc."""
@@ -281,7 +281,7 @@ class RunConfig:
     backbone: Annotated[nn.Module, Choice("backbones")]
     data: Annotated[Any, Choice("readers", key="reader")]
     proposals: Proposals | None = None
-    cues: Annotated[Chosen | None, Choice("cues")] = None
+    cues: Annotated[Chosen | None, Choice("cues", what="cue source")] = None
     train: TrainOptions
     optim: Optimizer
     log: LogOptions
@@ -300,6 +300,15 @@ class RunConfig:
         return json.dumps(self.to_dict(), indent=1) + "\n"
 
 
+@contextlib.contextmanager
+def _named(section: str) -> Iterator[None]:
+    """Put a section's name before messages that begin with an option's."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(f"{section}{error}") from error
+
+
 def check_run(config: RunConfig, method: Any) -> None:
     """Raise `ConfigError` for sections that do not go together, or not with the method.
 
@@ -307,8 +316,7 @@ def check_run(config: RunConfig, method: Any) -> None:
       config: the configuration.
       method: its method, with any parts.
     """
-    name, train, log, merge = config.method.name, config.train, config.log, config.eval.merge
-    has_maps, has_boxes = "maps" in method.outputs, "boxes" in method.outputs
+    name, train, log = config.method.name, config.train, config.log
     if method.uses_proposals and config.proposals is None:
         raise ConfigError(
             f"config lacks proposals, which {name} scores; set config.proposals.path to a file that "
@@ -358,6 +366,12 @@ def check_run(config: RunConfig, method: Any) -> None:
             f"method {name!r} trains on boxes, which config.data's reader does not have; use one that has, such as "
             "voc or coco"
         )
+    _check_measuring(config, method)
+
+
+def _check_measuring(config: RunConfig, method: Any) -> None:
+    name, log, merge = config.method.name, config.log, config.eval.merge
+    has_maps, has_boxes = "maps" in method.outputs, "boxes" in method.outputs
     if log.best is not None and config.data.val_split is None:
         raise ConfigError(
             f"config.log.best is {log.best!r}, but nothing says on which images; set "

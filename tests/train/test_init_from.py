@@ -157,7 +157,9 @@ def test_nothing_that_fits_is_refused(tmp_path, weights):
 def test_missing_damaged_and_foreign_sources_are_refused(tmp_path, weights):
     with pytest.raises(DataError, match=r"No weights at .*none\.npz.*convert_weights"):
         read(str(tmp_path / "none.npz"))
-    with pytest.raises(DataError, match=r"no run at .*none to start from.*train\.init_from takes"):
+    with pytest.raises(
+        DataError, match=r"no run at .*none to start from.*config\.train\.init_from takes"
+    ):
         read(str(tmp_path / "none"))
     (tmp_path / "vgg16.pth").write_bytes(b"weights")
     with pytest.raises(DataError, match=r"no run at .*vgg16\.pth.*convert_weights"):

@@ -266,8 +266,8 @@ def test_unknown_options_are_refused(options, message):
 def test_what_is_no_regular_expression_is_refused():
     with pytest.raises(ConfigError, match="regular expression"):
         Optimizer(learning_rate=0.1).transformation(1, ["("])
-    with pytest.raises(ConfigError, match="regular expression"):
-        Group("(")
+    with pytest.raises(ConfigError, match=r"config\.optim\.groups\[1\]\.pattern is '\('"):
+        Optimizer(learning_rate=0.1, groups=(Group("a"), Group("(")))
 
 
 # -- schedules

@@ -106,13 +106,13 @@ def init_from(
       ConfigError: if a shape differs, or `reinit` holds what is no regular expression or matches nothing.
       DataError: if nothing of a source has a place.
     """
-    check_expressions(reinit)
+    check_expressions({f"config.train.reinit[{i}]": p for i, p in enumerate(reinit)})
     leaves, structure = jax.tree_util.tree_flatten_with_path((params, extras))
     targets = {_target_name(path): leaf for path, leaf in leaves}
     idle = [p for p in reinit if not any(re.search(p, name) for name in targets)]
     if idle:
         raise ConfigError(
-            f"train.reinit: {idle[0]!r} matches no parameter; correct or drop it. The parameters are:\n  "
+            f"config.train.reinit: {idle[0]!r} matches no parameter; correct or drop it. The parameters are:\n  "
             + "\n  ".join(targets)
         )
     kept = {name for name in targets if any(re.search(p, name) for p in reinit)}
@@ -127,7 +127,7 @@ def init_from(
             raise DataError(
                 f"none of the arrays of {source.name} ({_shortened(sorted(source.arrays))}) has a place in this "
                 f"network, whose parameters are {_shortened(sorted(targets.keys() - kept))}; drop it from "
-                "train.init_from, or give the weights of a network with such layers"
+                "config.train.init_from, or give the weights of a network with such layers"
             )
         taken[source.name] = tuple(sorted(used.values()))
         unused[source.name] = tuple(sorted(source.arrays.keys() - used.keys()))
@@ -144,8 +144,8 @@ def _read_source(path: str, backbone: Mapping[str, Any] | None) -> InitSource:
         return InitSource(path, _named(params))
     if not epath.Path(path).is_dir():
         raise DataError(
-            f"there is no run at {path} to start from; train.init_from takes workdirs, folders of checkpoints and "
-            "weight files ending in .npz (scripts/convert_weights.py makes them of other frameworks' files)"
+            f"there is no run at {path} to start from; config.train.init_from takes workdirs, folders of checkpoints "
+            "and weight files ending in .npz (scripts/convert_weights.py makes them of other frameworks' files)"
         )
     loaded = load_checkpoint(path, weights=None)
     made_for = loaded.metadata.get("backbone")
@@ -182,10 +182,10 @@ def _check_shapes(
         more = f"\n  and {len(lines) - 12} more" if len(lines) > 12 else ""
         layer = lines[0].strip().partition(":")[0].rpartition("/")[0]
         raise ConfigError(
-            f"train.init_from: arrays of {source.name} have other shapes than this network's:\n"
+            f"config.train.init_from: arrays of {source.name} have other shapes than this network's:\n"
             + "\n".join(lines[:12])
             + f"{more}\nBuild the network as the weights need it, or let these layers keep their drawn values, by "
-            f'expressions in train.reinit, such as "^{layer}/"'
+            f'expressions in config.train.reinit, such as "^{layer}/"'
         )
 
 

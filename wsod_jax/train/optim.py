@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
@@ -63,10 +63,6 @@ class Group:
 
     least_by_position: ClassVar[int] = 3
 
-    def __post_init__(self) -> None:
-        """Raise `ConfigError` for what is no regular expression."""
-        check_expressions([self.pattern])
-
 
 @dataclass(frozen=True, kw_only=True)
 class Optimizer:
@@ -123,18 +119,25 @@ class Optimizer:
         """Raise `ConfigError` for options that do not go together."""
         if self.name not in ("sgd", *_ADAM) or self.update_rule not in ("caffe", "pytorch"):
             raise ConfigError(
-                f"optim: optimizer {self.name!r} with update rule {self.update_rule!r} is unknown; "
+                f"config.optim: optimizer {self.name!r} with update rule {self.update_rule!r} is unknown; "
                 "names are 'sgd', 'adam' and 'adamw', rules 'caffe' and 'pytorch'"
             )
         for key, owners in _OWNERS.items():
             if self.name not in owners and self._is_changed(key):
                 raise ConfigError(
-                    f"optim.{key} belongs to {' and '.join(map(repr, owners))}, but the optimizer is "
+                    f"config.optim.{key} belongs to {' and '.join(map(repr, owners))}, but the optimizer is "
                     f"{self.name!r}; drop it or change the optimizer's name"
                 )
         self._check_schedule()
-        for group in self.groups:
-            self._as_group(group)
+        names = [f"config.optim.groups[{i}]" for i in range(len(self.groups))]
+        check_expressions(
+            {f"{name}.pattern": g.pattern for name, g in zip(names, self.groups, strict=True)}
+        )
+        for name, group in zip(names, self.groups, strict=True):
+            try:
+                self._as_group(group)
+            except ConfigError as error:
+                raise ConfigError(f"{name}, {group.pattern!r}: {error}") from error
 
     def transformation(
         self, num_steps: int, frozen: Sequence[str] = ()
@@ -152,7 +155,7 @@ class Optimizer:
         Raises:
           ConfigError: for a cosine over no update, or what is no regular expression.
         """
-        check_expressions(frozen)
+        check_expressions({f"frozen[{i}]": pattern for i, pattern in enumerate(frozen)})
         schedule = self._schedule(num_steps)
         own = (
             self._as_group(g)._schedule(num_steps) if _has_schedule(g) else schedule
@@ -174,23 +177,25 @@ class Optimizer:
 
     def _check_schedule(self) -> None:
         if self.shape not in ("steps", "cosine"):
-            raise ConfigError(f"optim.shape is {self.shape!r}; allowed are 'steps' and 'cosine'")
+            raise ConfigError(
+                f"config.optim.shape is {self.shape!r}; allowed are 'steps' and 'cosine'"
+            )
         for key in ("decay_steps", "decay_factor"):
             if self.shape == "cosine" and self._is_changed(key):
                 raise ConfigError(
-                    f"optim.{key} belongs to shape 'steps', but the shape is 'cosine'; drop it or change the shape"
+                    f"config.optim.{key} belongs to shape 'steps', but the shape is 'cosine'; drop it or change that"
                 )
         if any(b <= a for a, b in zip((0, *self.decay_steps), self.decay_steps, strict=False)):
             raise ConfigError(
-                f"optim.decay_steps must increase from above 0, found {self.decay_steps}; sort them"
+                f"config.optim.decay_steps must increase from above 0, found {self.decay_steps}; sort them"
             )
         if self.decay_factor < 0:
             raise ConfigError(
-                f"optim.decay_factor is {self.decay_factor}; allowed are numbers from 0 up"
+                f"config.optim.decay_factor is {self.decay_factor}; allowed are numbers from 0 up"
             )
         if self.warmup_steps < 0 or not 0 <= self.warmup_factor <= 1:
             raise ConfigError(
-                "optim.warmup_steps must be 0 or more and optim.warmup_factor in [0, 1], found "
+                "config.optim.warmup_steps must be 0 or more and config.optim.warmup_factor in [0, 1], found "
                 f"{self.warmup_steps} and {self.warmup_factor}"
             )
 
@@ -198,17 +203,14 @@ class Optimizer:
         """Return these options with the group's schedule in place of the common one."""
         own = {k: v for k in _OF_SCHEDULES if (v := getattr(group, k)) is not None}
         shape = "steps" if "decay_steps" in own else self.shape
-        try:
-            return dataclasses.replace(self, groups=(), shape=shape, **own)
-        except ConfigError as error:
-            raise ConfigError(f"optim.groups, {group.pattern!r}: {error}") from error
+        return dataclasses.replace(self, groups=(), shape=shape, **own)
 
     def _schedule(self, num_steps: int) -> Schedule:
         """Return update count -> learning rate [] float32; a drop belongs to the later value (`>=`)."""
         if self.shape == "cosine":
             if num_steps < 1:
                 raise ConfigError(
-                    f"optim.shape 'cosine' needs train.num_steps >= 1, found {num_steps}; use 'steps'"
+                    f"config.optim.shape 'cosine' needs config.train.num_steps >= 1, found {num_steps}; use 'steps'"
                 )
             half_wave = optax.cosine_decay_schedule(self.learning_rate, 1, exponent=1)
 
@@ -239,13 +241,13 @@ def path_name(path: tuple) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
-def check_expressions(patterns: Sequence[str]) -> None:
-    """Raise `ConfigError` for what is no regular expression."""
-    for pattern in patterns:
+def check_expressions(patterns: Mapping[str, str]) -> None:
+    """Raise `ConfigError` for what is no regular expression, by the name of its option."""
+    for name, pattern in patterns.items():
         try:
             re.compile(pattern)
         except re.error as error:
-            raise ConfigError(f"{pattern!r} is not a regular expression: {error}") from error
+            raise ConfigError(f"{name} is {pattern!r}, no regular expression: {error}") from error
 
 
 class _Rate(NamedTuple):
@@ -380,11 +382,15 @@ def _trained_only(
 
 def _check_rules(names: list[str], groups: tuple[Group, ...], frozen: tuple[str, ...]) -> None:
     winners = {_winner(name, groups) for name in names}
-    idle = [f"group {g.pattern!r}" for i, g in enumerate(groups) if i not in winners]
-    idle += [f"frozen {p!r}" for p in frozen if not any(re.search(p, name) for name in names)]
+    idle = [
+        f"config.optim.groups[{i}], {g.pattern!r},"
+        for i, g in enumerate(groups)
+        if i not in winners
+    ]
+    idle += [f"frozen {p!r}," for p in frozen if not any(re.search(p, name) for name in names)]
     if idle:
         raise ConfigError(
-            f"{', '.join(idle)} decides no parameter: it matches none, or only those that an earlier "
+            f"{' '.join(idle)} decides no parameter: it matches none, or only those that an earlier "
             "group has taken; correct the expression or the order. The parameters are:\n  "
             + "\n  ".join(names)
         )

@@ -95,7 +95,7 @@ class TrainStep:
         if ema_decay is None and getattr(method, "result", "params") == "ema":
             raise ConfigError(
                 f"the detector of {type(method).__name__} is the running average of its parameters, but "
-                "train.ema_decay is None, so none is kept; set it, for instance to 0.9996"
+                "config.train.ema_decay is None, so none is kept; set it, for instance to 0.9996"
             )
         if ema_decay is not None and not callable(ema_decay) and not 0.0 <= ema_decay < 1.0:
             raise ConfigError(
