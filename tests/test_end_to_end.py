@@ -525,7 +525,9 @@ def test_steps_that_a_run_never_reaches_are_named(config, capsys):
     config.train.num_steps = 100
     config.optim.decay_steps, config.optim.warmup_steps = (70, 100), 10
     config.method.alpha = ((0, 5.0), (700, 2.0))
-    runs.describe_schedule(print, build.read_config(config))
+    parsed = build.read_config(config)
+    method = build.method(parsed, num_classes=6, max_classes=6, max_targets=1)
+    runs.describe_schedule(print, parsed, method)
     schedule, *warnings = capsys.readouterr().out.splitlines()
     assert schedule == (
         "schedule: 100 updates; optim.warmup_steps 10; optim.decay_steps 70, 100; method.alpha 700"

@@ -128,8 +128,8 @@ def _told(values: Mapping[str, Any], name: str) -> str:
 
 
 def dotted(tree: Any, prefix: str = "") -> dict[str, Any]:
-    """Return the leaves of nested dicts, empty dicts among them, under names such as "config.optim.name"."""
-    if not isinstance(tree, dict) or not tree:
+    """Return the leaves of nested dicts, inner empty dicts among them, under names such as "config.optim.name"."""
+    if not isinstance(tree, dict) or (prefix and not tree):
         return {prefix: tree}
     flat: dict[str, Any] = {}
     for name, value in tree.items():
