@@ -4,7 +4,7 @@ import numpy as np
 
 from tests.oracles.soft_proposal import weight_matrix
 from wsod_jax.analysis.edges import EdgeShares, cells_on_objects, edge_shares, edge_table
-from wsod_jax.evaluation.maps import MapSplit
+from wsod_jax.measuring.maps import MapSplit
 from wsod_jax.runs import load_run
 
 

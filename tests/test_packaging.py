@@ -25,11 +25,11 @@ LEVELS = {
     **dict.fromkeys(["ops", "viz"], 1),
     **dict.fromkeys(["nn", "losses"], 2),
     **dict.fromkeys(["methods", "weights"], 3),
-    **dict.fromkeys(["data", "evals", "train"], 4),
+    **dict.fromkeys(["data", "evaluation", "train"], 4),
     **dict.fromkeys(["parsing", "config", "presets", "overrides"], 5),
     "build": 6,
     **dict.fromkeys(["predictor", "training_data", "runs"], 7),
-    "evaluation": 8,
+    "measuring": 8,
     "analysis": 9,
     "commands": 10,
 }

@@ -15,8 +15,8 @@ from wsod_jax.analysis.mining import MiningRun
 from wsod_jax.analysis.quality import pseudo_quality
 from wsod_jax.analysis.scores import ScoredRun
 from wsod_jax.data.proposals import ProposalSet
-from wsod_jax.evals.predictions import write_predictions
-from wsod_jax.evals.tables import DetectionTable
+from wsod_jax.evaluation.metrics.tables import DetectionTable
+from wsod_jax.evaluation.predictions import write_predictions
 from wsod_jax.ops.boxes import pairwise_iou
 from wsod_jax.train.checkpoint import write_manifest
 

@@ -17,8 +17,8 @@ from wsod_jax.analysis.proposal_maps import MapRun
 from wsod_jax.analysis.walk import Walk, follow_walks, walk_table
 from wsod_jax.commands.visualize import main
 from wsod_jax.data.proposals import ProposalSet
-from wsod_jax.evals.energy import EnergyMetrics
-from wsod_jax.evaluation.maps import MapSplit, map_energies
+from wsod_jax.evaluation.metrics.object_energy import EnergyMetrics
+from wsod_jax.measuring.maps import MapSplit, map_energies
 from wsod_jax.methods.spn import Spn
 from wsod_jax.nn.soft_proposal import SoftProposal
 from wsod_jax.nn.tiny import TinyNet

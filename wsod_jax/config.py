@@ -28,9 +28,9 @@ import flax.linen as nn
 
 from wsod_jax.data.transforms import Canvases, ProposalRules, Resize
 from wsod_jax.errors import ConfigError
-from wsod_jax.evals.maps import MapReading
-from wsod_jax.evals.response import BoxMode, Resizing
-from wsod_jax.evals.voc import IOU_SWEEP
+from wsod_jax.evaluation.maps import MapReading
+from wsod_jax.evaluation.metrics.average_precision import IOU_SWEEP
+from wsod_jax.evaluation.response import BoxMode, Resizing
 from wsod_jax.options import BELOW_ONE, COUNT, NOT_NEGATIVE, SHARE, Choice, Mark
 from wsod_jax.parsing import Chosen, Tables, option_hints, to_values
 from wsod_jax.train.optim import Optimizer, check_expressions
@@ -159,7 +159,7 @@ class MapOptions:
     """How points and boxes are read off the maps of a method without proposals, and judged.
 
     Attributes:
-      upsampling: from cells to pixels of the original image, see `evals.response.resize_map`.
+      upsampling: from cells to pixels of the original image, see `evaluation.response.resize_map`.
       threshold: a pixel is foreground where a class's response is at least this times its mean.
       connectivity: 4 or 8, of the pixels of one component.
       boxes: which boxes predictions.json holds: the "tightest" around all foreground of a class, or one for

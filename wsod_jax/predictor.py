@@ -17,13 +17,13 @@ from wsod_jax.data.proposals import ProposalSet
 from wsod_jax.data.records import GroundTruth, ImageSet
 from wsod_jax.data.transforms import ProposalRules
 from wsod_jax.errors import DataError
-from wsod_jax.evals.ilsvrc import ILSVRC_GUESSES
-from wsod_jax.evals.inference import MergedImage, infer
-from wsod_jax.evals.localization import CorLocMetrics, corloc
-from wsod_jax.evals.maps import Located, claims_above, claims_best, locate
-from wsod_jax.evals.selection import Results, select
-from wsod_jax.evals.tables import DetectionTable, TruthTable
-from wsod_jax.evals.voc import DetectionMetrics, evaluate_detections
+from wsod_jax.evaluation.inference import MergedImage, infer
+from wsod_jax.evaluation.maps import Located, claims_above, claims_best, locate
+from wsod_jax.evaluation.metrics.average_precision import DetectionMetrics, evaluate_detections
+from wsod_jax.evaluation.metrics.corloc import CorLocMetrics, corloc
+from wsod_jax.evaluation.metrics.ilsvrc import ILSVRC_GUESSES
+from wsod_jax.evaluation.metrics.tables import DetectionTable, TruthTable
+from wsod_jax.evaluation.selection import Results, select
 from wsod_jax.methods.base import Method
 from wsod_jax.train.distributed import refuse_several
 from wsod_jax.types import Batch, Params, Predictions

@@ -17,7 +17,7 @@ from wsod_jax.config import LogOptions, RunConfig
 from wsod_jax.data.arrays import FeatureCache
 from wsod_jax.data.pipeline import TrainStream
 from wsod_jax.errors import ConfigError
-from wsod_jax.evals.voc import evaluate_detections
+from wsod_jax.evaluation.metrics.average_precision import evaluate_detections
 from wsod_jax.methods.base import Method
 from wsod_jax.overrides import may_differ
 from wsod_jax.predictor import (

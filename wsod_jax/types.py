@@ -9,10 +9,12 @@ container serves methods with and without proposals.
 
 from __future__ import annotations
 
-from typing import Any
+import dataclasses
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 
 Params = dict  # nested dict of arrays, as flax.linen makes it
@@ -253,11 +255,14 @@ class Predictions:
     What was not asked for, and what the method does not have, is `None`.
 
     Attributes:
-      boxes: [b, m, 4] float32 network pixels; where `aligned_rows` holds, row m is proposal m.
+      boxes: [b, m, 4] float32 network pixels, or [b, m, c, 4], each class its own; where `aligned_rows` holds, row m
+        is proposal m.
       scores: [b, m, c] float32.
       mask: [b, m] bool.
       image_scores: [b, c] float32 image-level class scores.
       maps: where a method without proposals sees its classes and objects.
+      semantic: [b, h, w, c] probabilities of every class in every cell.
+      memo: what `predict_masks` of the same view needs again, such as feature maps; it never leaves the device.
     """
 
     boxes: jax.Array | None = None
@@ -265,6 +270,8 @@ class Predictions:
     mask: jax.Array | None = None
     image_scores: jax.Array | None = None
     maps: ResponseMaps | None = None
+    semantic: FeatureMap | None = None
+    memo: Any = None
 
 
 @struct.dataclass
@@ -301,3 +308,49 @@ class ResponseMaps:
     size: jax.Array
     proposal_map: jax.Array
     proposal_size: jax.Array
+
+
+class Mask(NamedTuple):
+    """The pixels of one object, as a window of its image; all pixels outside the window are background.
+
+    Attributes:
+      top, left: where the window lies, pixels; 0 or more.
+      pixels: [h, w] bool; h and w may be 0.
+    """
+
+    top: int
+    left: int
+    pixels: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageResult:
+    """What was predicted of one image, all views merged: NumPy, pixels of the original image, picklable.
+
+    What was not asked for, and what the method does not have, is `None`.
+
+    Attributes:
+      image_index: position in the image set.
+      size: (height, width) of the original image.
+      boxes: [n, 4] float32, the best first.
+      scores: [n] float32.
+      classes: [n] int32, 0-based.
+      rows: [n] int32, the candidate that each detection was, and `views`: [n] int32, the view it came from, -1 where
+        views were averaged. `None` where a file does not tell.
+      masks: one per detection.
+      image_scores: [c] float32.
+      maps: what a method without proposals sees; `evaluation.maps.ImageMaps`.
+      semantic: [height, width] uint8, 0 background, class + 1.
+    """
+
+    image_index: int
+    size: tuple[int, int]
+    boxes: np.ndarray | None = None
+    scores: np.ndarray | None = None
+    classes: np.ndarray | None = None
+    rows: np.ndarray | None = None
+    views: np.ndarray | None = None
+    masks: tuple[Mask, ...] | None = None
+    image_scores: np.ndarray | None = None
+    maps: Any = None
+    semantic: np.ndarray | None = None

@@ -11,8 +11,8 @@ from tests.data.voc_tree import pixels
 from wsod_jax.data.coco import Coco
 from wsod_jax.data.records import training_images
 from wsod_jax.errors import ConfigError, DataError
-from wsod_jax.evals.coco import coco_box_ap
-from wsod_jax.evals.tables import DetectionTable, TruthTable
+from wsod_jax.evaluation.metrics.coco_metrics import coco_box_ap
+from wsod_jax.evaluation.metrics.tables import DetectionTable, TruthTable
 
 CATEGORIES = [{"id": 18, "name": "dog"}, {"id": 1, "name": "person"}, {"id": 90, "name": "brush"}]
 IMAGES = [

@@ -19,7 +19,7 @@ from wsod_jax.data.transforms import (
     view_factors,
 )
 from wsod_jax.errors import ConfigError
-from wsod_jax.evals.inference import original_boxes
+from wsod_jax.evaluation.inference import original_boxes
 
 
 def random_boxes(seed, count, height, width):

@@ -11,14 +11,14 @@ import numpy as np
 
 from wsod_jax.analysis.saliency import saliency
 from wsod_jax.data.proposals import ProposalSet, check_proposals
-from wsod_jax.evals import energy
-from wsod_jax.evals.localization import CorLocMetrics
-from wsod_jax.evals.pointing import centre_points, difficult_subset, pointing_accuracy
-from wsod_jax.evals.report import Table
-from wsod_jax.evals.response import response_point
-from wsod_jax.evals.voc import mean_over_classes
-from wsod_jax.evaluation.findings import bar
-from wsod_jax.evaluation.maps import OFF_THE_IMAGE, MapSplit, SplitMetrics, measure_corloc
+from wsod_jax.evaluation.metrics import object_energy as energy
+from wsod_jax.evaluation.metrics.average_precision import mean_over_classes
+from wsod_jax.evaluation.metrics.corloc import CorLocMetrics
+from wsod_jax.evaluation.metrics.pointing import centre_points, difficult_subset, pointing_accuracy
+from wsod_jax.evaluation.report import Table
+from wsod_jax.evaluation.response import response_point
+from wsod_jax.measuring.findings import bar
+from wsod_jax.measuring.maps import OFF_THE_IMAGE, MapSplit, SplitMetrics, measure_corloc
 from wsod_jax.ops.soft_proposal import Solver
 from wsod_jax.predictor import Predictor
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import jax
 import numpy as np
 
-from wsod_jax.evaluation.maps import MapSplit
+from wsod_jax.measuring.maps import MapSplit
 from wsod_jax.ops.soft_proposal import dissimilarity, graph_nodes, kernel_epsilon
 from wsod_jax.predictor import Predictor
 

@@ -11,10 +11,10 @@ import numpy as np
 
 from wsod_jax import viz
 from wsod_jax.analysis.proposal_maps import MapRun
-from wsod_jax.evals.energy import EnergyBySize, EnergyMetrics, energy_by_size
-from wsod_jax.evals.maps import locate
-from wsod_jax.evaluation.findings import bar
-from wsod_jax.evaluation.maps import MapSplit, map_energies
+from wsod_jax.evaluation.maps import locate
+from wsod_jax.evaluation.metrics.object_energy import EnergyBySize, EnergyMetrics, energy_by_size
+from wsod_jax.measuring.findings import bar
+from wsod_jax.measuring.maps import MapSplit, map_energies
 from wsod_jax.predictor import Predictor, check_classes
 
 

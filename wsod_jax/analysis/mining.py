@@ -15,7 +15,7 @@ from wsod_jax import viz
 from wsod_jax.config import RunConfig
 from wsod_jax.data.records import GroundTruth
 from wsod_jax.errors import ConfigError, DataError
-from wsod_jax.evals.inference import original_boxes
+from wsod_jax.evaluation.inference import original_boxes
 from wsod_jax.methods.assign import Mined
 from wsod_jax.methods.base import RefinementMethod
 from wsod_jax.methods.oim import Oim, appearance_distances, search_nodes, spatial_graph

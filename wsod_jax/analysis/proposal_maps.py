@@ -12,9 +12,9 @@ from wsod_jax import viz
 from wsod_jax.analysis.scores import spread_steps
 from wsod_jax.data.records import ImageSet
 from wsod_jax.errors import DataError
-from wsod_jax.evals.inference import MergedImage
-from wsod_jax.evals.maps import MapReading
-from wsod_jax.evals.response import response_point
+from wsod_jax.evaluation.inference import MergedImage
+from wsod_jax.evaluation.maps import MapReading
+from wsod_jax.evaluation.response import response_point
 from wsod_jax.predictor import Predictor, check_classes
 from wsod_jax.runs import load_run
 from wsod_jax.train.checkpoint import checkpoint_steps, load_checkpoint

@@ -8,8 +8,8 @@ import jax
 import numpy as np
 
 from wsod_jax.analysis.mining import MinedImage, MiningRun
-from wsod_jax.evals.localization import BoxQuality, box_quality
-from wsod_jax.evals.tables import DetectionTable
+from wsod_jax.evaluation.metrics.corloc import BoxQuality, box_quality
+from wsod_jax.evaluation.metrics.tables import DetectionTable
 from wsod_jax.predictor import truth_table
 
 KINDS = ("cores", "nodes")

@@ -11,7 +11,7 @@ import numpy as np
 from wsod_jax import viz
 from wsod_jax.data.records import ImageSet
 from wsod_jax.errors import DataError
-from wsod_jax.evals.inference import MergedImage
+from wsod_jax.evaluation.inference import MergedImage
 from wsod_jax.predictor import Predictor, check_classes
 from wsod_jax.runs import load_run
 from wsod_jax.train.checkpoint import checkpoint_steps, load_checkpoint

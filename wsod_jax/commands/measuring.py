@@ -17,12 +17,12 @@ from wsod_jax.commands.command_line import load_config
 from wsod_jax.config import RunConfig
 from wsod_jax.data.records import ImageSet, check_single_label
 from wsod_jax.errors import ConfigError, DataError
-from wsod_jax.evals.classification import classification_ap
-from wsod_jax.evals.ilsvrc import read_blacklist
-from wsod_jax.evals.predictions import read_predictions
-from wsod_jax.evaluation import boxes, maps
-from wsod_jax.evaluation.findings import Findings, bar, compilation_note, known_objects
-from wsod_jax.evaluation.ilsvrc import measure_ilsvrc
+from wsod_jax.evaluation.metrics.classification import classification_ap
+from wsod_jax.evaluation.metrics.ilsvrc import read_blacklist
+from wsod_jax.evaluation.predictions import read_predictions
+from wsod_jax.measuring import boxes, maps
+from wsod_jax.measuring.findings import Findings, bar, compilation_note, known_objects
+from wsod_jax.measuring.ilsvrc import measure_ilsvrc
 from wsod_jax.overrides import locations
 from wsod_jax.predictor import Predictor, check_classes
 from wsod_jax.runs import load_run

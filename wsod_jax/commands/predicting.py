@@ -22,10 +22,10 @@ from wsod_jax.data.proposals import ProposalSet, check_proposals
 from wsod_jax.data.records import ImageRecord, ImageSet
 from wsod_jax.data.selective_search import SearchOptions, run_selective_search
 from wsod_jax.errors import ConfigError, DataError
-from wsod_jax.evals.map_pictures import draw_located
-from wsod_jax.evals.pictures import draw_image_detections
-from wsod_jax.evals.predictions import write_predictions
-from wsod_jax.evaluation.maps import predicted_boxes, write_points
+from wsod_jax.evaluation.map_pictures import draw_located
+from wsod_jax.evaluation.pictures import draw_image_detections
+from wsod_jax.evaluation.predictions import write_predictions
+from wsod_jax.measuring.maps import predicted_boxes, write_points
 from wsod_jax.predictor import Predictor
 from wsod_jax.runs import load_run
 from wsod_jax.viz import contact_sheet, save_image

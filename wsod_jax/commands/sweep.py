@@ -23,7 +23,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from wsod_jax.commands.command_line import make_parser, parse_with_overrides, run_command
-from wsod_jax.evals.report import summarise_seeds
+from wsod_jax.evaluation.report import summarise_seeds
 
 ROOT = Path(__file__).resolve().parents[2]
 DETECTORS = {

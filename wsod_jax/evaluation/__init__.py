@@ -1,1 +1,1 @@
-"""What `scripts/evaluate.py` measures of a trained detector and writes into its report."""
+"""Inference over views, detection and localisation metrics, reports."""

@@ -1,268 +1,197 @@
-"""Evaluation of methods that localise without proposals: points, boxes and energy, all read off maps."""
+"""From merged response maps to what is measured of a whole set: points, boxes and proposal maps, in original pixels."""
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
-from wsod_jax.data.reader import Reader
-from wsod_jax.data.records import ImageSet
-from wsod_jax.errors import ConfigError
-from wsod_jax.evals.classification import classification_ap
-from wsod_jax.evals.combining import combine_boxes
-from wsod_jax.evals.energy import EnergyMetrics, object_energy
-from wsod_jax.evals.localization import CorLocMetrics, corloc, corloc_any, top_boxes
-from wsod_jax.evals.map_pictures import picture_maps
-from wsod_jax.evals.maps import Located
-from wsod_jax.evals.pointing import (
-    difficult_subset,
-    pointing_accuracy,
-    pointing_with_prediction,
-)
-from wsod_jax.evals.tables import DetectionTable, TruthTable
-from wsod_jax.evaluation.findings import Findings, bar, known_objects
-from wsod_jax.predictor import Predictor, check_classes
-from wsod_jax.runs import load_run
-
-OFF_THE_IMAGE = -1e9  # the point of an image that could not be read: a miss
+from wsod_jax.errors import DataError
+from wsod_jax.evaluation.inference import MergedImage, ViewMaps
+from wsod_jax.evaluation.metrics.tables import DetectionTable
+from wsod_jax.evaluation.response import BoxMode, Resizing, map_boxes, resize_map, response_point
 
 
-@dataclasses.dataclass(frozen=True)
-class MapSplit:
-    """A split and what is known of it.
+@dataclass(frozen=True)
+class MapReading:
+    """How maps are read.
 
     Attributes:
-      images: the images with their labels.
-      truth: their objects; `None` where they are not known.
+      upsampling: from cells to the pixels of the image, see `response.resize_map`.
+      threshold: a pixel is foreground where R_c >= threshold · mean(R_c).
+      connectivity: of the pixels of one component, 4 or 8.
     """
 
-    images: ImageSet
-    truth: TruthTable | None
+    upsampling: Resizing = "align_corners"
+    threshold: float = 1.0
+    connectivity: int = 4
 
-    @classmethod
-    def read(cls, reader: Reader, split: str) -> MapSplit:
-        """Read a split."""
-        images = reader.images(split)
-        return cls(images, known_objects(reader, images, split))
+    def response(self, maps: Sequence[ViewMaps], size: tuple[int, int], classes) -> np.ndarray:
+        """Return the responses [H, W, k] to some classes, the mean over views."""
+        resized = [resize_map(v.responses[..., classes], *size, self.upsampling) for v in maps]
+        return np.mean(resized, axis=0)
 
-    @property
-    def sizes(self) -> np.ndarray:
-        """[n, 2] (height, width) of the images in pixels."""
-        return np.array([(record.height, record.width) for record in self.images.records])
+    def objectness(self, maps: Sequence[ViewMaps], size: tuple[int, int]) -> np.ndarray:
+        """Return the proposal map [H, W] at the size of the image, the mean over views."""
+        resized = [resize_map(v.proposal_map, *size, self.upsampling) for v in maps]
+        return np.mean(resized, axis=0)
 
-    @property
-    def wanted(self) -> np.ndarray:
-        """[n, c] bool, the classes that images are labelled with or contain."""
-        labelled = self.images.labels == 1
-        return labelled if self.truth is None else labelled | self.truth.present()
-
-    def locate(self, predictor: Predictor, purpose: str, keep_responses: int = 0) -> Located:
-        """Read the maps of all images."""
-        return predictor.locate(self.images, self.wanted, purpose, bar, keep_responses)
+    def boxes(self, response: np.ndarray, mode: BoxMode) -> tuple[np.ndarray, np.ndarray]:
+        """Return boxes [n, 4] and scores [n] of one class's response [H, W]."""
+        return map_boxes(response, mode, factor=self.threshold, connectivity=self.connectivity)
 
 
-@dataclasses.dataclass(frozen=True)
-class SplitMetrics:
-    """What maps are worth on a test split with annotated objects.
+@dataclass(frozen=True)
+class Located:
+    """What maps say of an image set. Only the classes that were `examined` have points and boxes.
 
     Attributes:
-      image_ap: [c] average precision of the class scores.
-      pointing: [c] share of images whose strongest response lies on an object of the class.
-      pointing_difficult: [c] the same where objects are small and not alone.
-      pointing_ap: [c] average precision of predicting a class and pointing at it.
-      energy: share of the proposal map that lies on objects.
+      image_scores: [n, c] float32; NaN for images that were not predicted.
+      examined: [n, c] bool, the classes asked for, those predicted and the best-scored ones.
+      claimed: [n, c] bool, the classes predicted to be present.
+      points: [n, c, 2] float64 (x, y) of the strongest response; NaN where not examined.
+      tightest: one box per image and examined class, around all of its foreground.
+      components: one box per connected component of it; with several views, of every view.
+      maps: per image, its views' maps; empty for images that were not predicted. Responses are kept of the first
+        images only, as many as were asked for.
+      predicted: [n] bool, False for images that never came, such as files that cannot be read.
+      too_small: [n] bool, images smaller than one cell of the map: all that speaks of classes there is the bias, so
+        none is claimed.
+      counts: what the input met on the way, by name, see `data.assembling.COUNTS`.
     """
 
-    image_ap: np.ndarray
-    pointing: np.ndarray
-    pointing_difficult: np.ndarray
-    pointing_ap: np.ndarray
-    energy: EnergyMetrics
+    image_scores: np.ndarray
+    examined: np.ndarray
+    claimed: np.ndarray
+    points: np.ndarray
+    tightest: DetectionTable
+    components: DetectionTable
+    maps: tuple[tuple[ViewMaps, ...], ...]
+    predicted: np.ndarray
+    too_small: np.ndarray
+    counts: dict[str, int] = field(default_factory=dict)
 
-    @classmethod
-    def of(cls, located: Located, split: MapSplit, predictor: Predictor) -> SplitMetrics:
-        """Measure what was located in a split with annotated objects."""
-        settings, ap_mode = predictor.settings.maps, predictor.settings.ap
-        seen, truth = located.predicted, split.truth
-        points = np.where(seen[:, None, None], located.points, OFF_THE_IMAGE)
-        scores = np.where(seen[:, None], located.image_scores, 0.0)
-        difficult = difficult_subset(truth, split.sizes)
-        pointing, pointing_difficult = (
-            pointing_accuracy(points, truth, tolerance_px=settings.pointing_px, subset=subset)
-            for subset in (None, difficult)
+    def of_claimed(self, boxes: DetectionTable) -> DetectionTable:
+        """Return the boxes of classes that were predicted to be present."""
+        return boxes.take(self.claimed[boxes.image_index, boxes.classes])
+
+
+class _Rows:
+    """Rows of a `DetectionTable` in the making."""
+
+    def __init__(self):
+        self.images, self.classes, self.scores, self.boxes = [], [], [], []
+
+    def add(self, image: int, class_index: int, boxes: np.ndarray, scores: np.ndarray) -> None:
+        """Append the boxes [n, 4] of one class in one image, with their scores [n]."""
+        self.images.append(np.full(len(boxes), image, np.int32))
+        self.classes.append(np.full(len(boxes), class_index, np.int32))
+        self.scores.append(scores)
+        self.boxes.append(boxes)
+
+    def table(self, num_images: int, num_classes: int) -> DetectionTable:
+        """Return the rows, images ascending, then classes, in the order they came."""
+        images = np.concatenate([np.zeros(0, np.int32), *self.images])
+        classes = np.concatenate([np.zeros(0, np.int32), *self.classes])
+        order = np.lexsort((classes, images))
+        return DetectionTable(
+            images[order],
+            classes[order],
+            np.concatenate([np.zeros(0, np.float32), *self.scores])[order],
+            np.concatenate([np.zeros((0, 4), np.float32), *self.boxes])[order],
+            num_images,
+            num_classes,
         )
-        return cls(
-            image_ap=classification_ap(
-                located.image_scores[seen], split.images.labels[seen], ap_mode=ap_mode
-            ),
-            pointing=pointing.accuracy,
-            pointing_difficult=pointing_difficult.accuracy,
-            pointing_ap=pointing_with_prediction(
-                points, scores, truth, tolerance_px=settings.prediction_px, ap_mode=ap_mode
-            ),
-            energy=EnergyMetrics(map_energies(located, split, predictor)),
-        )
-
-    @property
-    def shares(self) -> dict[str, np.ndarray]:
-        """Shares per class by their names in reports."""
-        return {
-            "image mAP": self.image_ap,
-            "pointing": self.pointing,
-            "pointing difficult": self.pointing_difficult,
-            "pointing AP": self.pointing_ap,
-        }
 
 
-def map_energies(located: Located, split: MapSplit, predictor: Predictor) -> np.ndarray:
-    """Return [n] the Object Energy of every image's proposal map; NaN for images not read or without objects."""
-    energies = np.full(len(split.images), np.nan)
-    reading = predictor.settings.maps.reading
-    for i in np.flatnonzero(located.predicted):
-        height, width = (int(side) for side in split.sizes[i])
-        energy_map = reading.objectness(located.maps[i], (height, width))
-        energies[i] = object_energy(energy_map, split.truth.of_image(i).boxes)
-    return energies
-
-
-def open_other(run: Path, images: ImageSet, changes: Sequence[str]) -> Predictor:
-    """Return the detector of another run, whose boxes are to join those of the one evaluated.
-
-    Args:
-      run: its workdir, or one of its checkpoints.
-      images: the test set.
-      changes: to where its files lie.
-    Raises:
-      ConfigError: its method makes no maps.
-      DataError: it was trained for other classes.
-    """
-    other = load_run(run, changes=changes)
-    if "maps" not in other.method.outputs:
-        raise ConfigError(
-            f"--together_with {run}: method {other.config.method.name!r} makes no maps; only runs of "
-            "methods with maps, such as spn, can be joined"
-        )
-    check_classes(images, other.class_names)
-    return other
-
-
-def measure_corloc(
-    located: Sequence[Located], truth: TruthTable, predictor: Predictor
-) -> tuple[CorLocMetrics, CorLocMetrics]:
-    """Return CorLoc of one box per class, and of any of several.
-
-    The one box is the tightest around all foreground of the first detector; the several are the components of all
-    detectors' and views' foreground.
-    """
-    difficult = predictor.settings.corloc_difficult
-    single = corloc(*top_boxes(located[0].tightest), truth, include_difficult=difficult)
-    boxes = combined_boxes(located, predictor)
-    return single, corloc_any(boxes, truth, include_difficult=difficult)
-
-
-def combined_boxes(located: Sequence[Located], predictor: Predictor) -> DetectionTable:
-    """Return the components' boxes of all detectors; where there are several views, after filtering and NMS."""
-    settings = predictor.settings.maps
-    several = len(located) > 1 or (
-        predictor.settings.merge == "union" and predictor.settings.num_views > 1
-    )
-    if not several:
-        return located[0].components
-    return combine_boxes(
-        [one.components for one in located],
-        nms_thr=settings.nms_thr,
-        min_side_px=settings.min_side_px,
-    )
-
-
-def predicted_boxes(located: Sequence[Located], predictor: Predictor) -> DetectionTable:
-    """Return the boxes of the predicted classes, as `eval.maps.boxes` says."""
-    if predictor.settings.maps.boxes == "components":
-        return located[0].of_claimed(combined_boxes(located, predictor))
-    return located[0].of_claimed(located[0].tightest)
-
-
-def write_points(path: Path, images: ImageSet, located: Located, class_names) -> Path:
-    """Write the points of all examined classes: image, class, x, y, the class's score, whether it is predicted."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["image", "class", "x", "y", "score", "predicted"])
-        for i, c in zip(*np.nonzero(located.examined), strict=True):
-            x, y = located.points[i, c]
-            score, claimed = located.image_scores[i, c], int(located.claimed[i, c])
-            row = [images.image_ids[i], class_names[c], f"{x:.1f}", f"{y:.1f}", f"{score:.6f}"]
-            writer.writerow([*row, claimed])
-    return path
-
-
-def measure_maps(
-    findings: Findings,
-    predictor: Predictor,
-    split: MapSplit,
-    located: Located,
+def locate(
+    merged: Iterable[MergedImage],
+    sizes: np.ndarray,
     *,
-    folder: Path,
-    num_pictures: int,
-) -> SplitMetrics | None:
-    """Add what a test split's maps are worth to the findings, and draw some of them."""
-    metrics = None
-    if split.truth is None:
-        findings.note(
-            f"{split.images.name} has no boxes to compare with: only classes are measured"
-        )
-        seen = located.predicted
-        labels = split.images.labels[seen]
-        if (labels >= 0).any():
-            findings.shares["image mAP"] = classification_ap(
-                located.image_scores[seen], labels, ap_mode=predictor.settings.ap
-            )
-    else:
-        metrics = SplitMetrics.of(located, split, predictor)
-        findings.shares |= metrics.shares
-        findings.scalars["energy"] = metrics.energy.mean
-        if metrics.energy.num_left_out:
-            findings.note(
-                f"energy leaves out {metrics.energy.num_left_out} images without objects, or not read"
-            )
-    findings.pictures += picture_maps(
-        folder,
-        [record.load for record in split.images.records[:num_pictures]],
-        located,
-        predictor.settings.maps.reading,
-        split.truth,
-        image_ids=split.images.image_ids[:num_pictures],
-        class_names=predictor.class_names,
-    )
-    return metrics
-
-
-def measure_training_split(
-    findings: Findings,
-    predictor: Predictor,
-    split: MapSplit | None,
-    others: Sequence[Predictor] = (),
-) -> tuple[CorLocMetrics, CorLocMetrics] | None:
-    """Add CorLoc on a split to the findings, and return it, of one box and of any.
+    num_classes: int,
+    wanted: np.ndarray | None,
+    claims: Callable[[np.ndarray], np.ndarray],
+    reading: MapReading,
+    num_best: int = 0,
+    keep_responses: int = 0,
+    separate_views: bool = False,
+) -> Located:
+    """Read points and boxes off the maps of a whole set.
 
     Args:
-      findings: added to.
-      predictor: the detector.
-      split: `None` for none.
-      others: detectors whose boxes join those of `predictor` where any box may hit.
+      merged: images with maps, in any order, each at most once.
+      sizes: [n, 2] int, (height, width) of every image in original pixels.
+      num_classes: c.
+      wanted: [n, c] bool, classes to examine beside those predicted to be present; `None` for no others.
+      claims: from an image's class scores [c] to the classes it is predicted to hold, [c] bool.
+      reading: how maps are read.
+      num_best: so many of an image's best-scored classes are examined in any case.
+      keep_responses: keep the response maps of so many images, the first of the set, to draw them; proposal maps
+        are kept of all.
+      separate_views: `components` come from every view by itself instead of the mean over views.
+    Returns:
+      `Located`.
+    Raises:
+      DataError: class scores, or maps that are read, are not finite.
+    Cost: interpolates one map per view, image and examined class.
     """
-    if split is None:
-        return None
-    if split.truth is None:
-        findings.note(f"{split.images.name} has no boxes to compare with: CorLoc not measured")
-        return None
-    located = [split.locate(one, "corloc") for one in (predictor, *others)]
-    findings.note_input(split.images, located[0].counts, located[0].predicted)
-    single, several = measure_corloc(located, split.truth, predictor)
-    findings.parts["corloc"] = single
-    findings.shares["CorLoc any"] = several.corloc
-    return single, several
+    shape = (len(sizes), num_classes)
+    scores = np.full(shape, np.nan, np.float32)
+    examined, claimed = np.zeros(shape, bool), np.zeros(shape, bool)
+    predicted, too_small = np.zeros(len(sizes), bool), np.zeros(len(sizes), bool)
+    points = np.full((*shape, 2), np.nan)
+    tightest, components = _Rows(), _Rows()
+    maps: list[tuple[ViewMaps, ...]] = [()] * len(sizes)
+    for image in merged:
+        i = image.image_index
+        size = tuple(int(side) for side in sizes[i])
+        if not np.isfinite(image.image_scores).all():
+            raise DataError(
+                "class scores of an image are not finite; the checkpoint may have diverged: look at its loss, or "
+                "evaluate an earlier step"
+            )
+        scores[i], predicted[i] = image.image_scores, True
+        maps[i] = image.maps if i < keep_responses else tuple(map(_without_responses, image.maps))
+        too_small[i] = all(0 in view.responses.shape[:2] for view in image.maps)
+        claimed[i] = claims(image.image_scores) & ~too_small[i]
+        examined[i] = claimed[i] if wanted is None else claimed[i] | wanted[i]
+        examined[i, np.argsort(-scores[i], kind="stable")[:num_best]] = True
+        classes = np.flatnonzero(examined[i])
+        if not len(classes):
+            continue
+        views = [(view,) for view in image.maps] if separate_views else [image.maps]
+        parts = [reading.response(view, size, classes) for view in views]  # [H, W, k] each
+        for k, c in enumerate(classes):
+            each = [part[..., k] for part in parts]
+            mean = np.mean(each, axis=0)
+            points[i, c] = response_point(mean)
+            tightest.add(i, c, *reading.boxes(mean, "tightest"))
+            for response in each:
+                components.add(i, c, *reading.boxes(response, "components"))
+    return Located(
+        image_scores=scores,
+        examined=examined,
+        claimed=claimed,
+        points=points,
+        tightest=tightest.table(*shape),
+        components=components.table(*shape),
+        maps=tuple(maps),
+        predicted=predicted,
+        too_small=too_small,
+    )
+
+
+def _without_responses(view: ViewMaps) -> ViewMaps:
+    return dataclasses.replace(view, responses=np.zeros((0, 0, 0), np.float32))
+
+
+def claims_above(threshold: float) -> Callable[[np.ndarray], np.ndarray]:
+    """Return the rule of multi-label classifiers: a class is present where its score exceeds `threshold`."""
+    return lambda scores: scores > threshold
+
+
+def claims_best(scores: np.ndarray) -> np.ndarray:
+    """Return the rule of single-label classifiers: the class scored highest, the lowest index on ties."""
+    return np.arange(len(scores)) == np.argmax(scores)

@@ -35,7 +35,7 @@ from wsod_jax.types import (
     Term,
 )
 
-Output = Literal["boxes", "maps", "image_scores"]
+Output = Literal["boxes", "masks", "maps", "semantic", "image_scores"]
 
 
 class Method:
@@ -52,6 +52,9 @@ class Method:
       uses_proposals: the batch needs proposals.
       propose: `None`, or (params, extras, batch, key, step) -> (request, batch): what the cue source is asked for on
         the host before an update, and the batch, to which features may have been added.
+      predict_masks: `None`, or (params, extras, batch, memo, detections) -> [b, n, p, p] probabilities: the masks of
+        detections in one view, each in the frame of its box. `detections` are in the view's pixels, `memo` is the
+        view's `Predictions.memo`.
     """
 
     supervision: ClassVar[Mapping[str, Literal["image", "boxes"]]] = MappingProxyType(
@@ -64,6 +67,7 @@ class Method:
     single_label: ClassVar[bool] = False
     uses_proposals: ClassVar[bool] = False
     propose: ClassVar[Any] = None
+    predict_masks: ClassVar[Any] = None
 
     def changes_at(self) -> dict[str, tuple[int, ...]]:
         """Return option -> the updates at which it changes what the loss does, to say them before a run."""

@@ -22,7 +22,7 @@ from wsod_jax.data.plan import Order
 from wsod_jax.data.proposals import ProposalSet
 from wsod_jax.data.records import ImageRecord, ImageSet
 from wsod_jax.data.transforms import Canvases
-from wsod_jax.evals.inference import infer
+from wsod_jax.evaluation.inference import infer
 from wsod_jax.methods.oim import Oim
 from wsod_jax.nn.box_head import BoxHead
 from wsod_jax.nn.tiny import TinyNet

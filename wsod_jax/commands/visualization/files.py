@@ -12,10 +12,10 @@ from wsod_jax.data.proposals import ProposalSet, check_proposals
 from wsod_jax.data.records import ImageRecord
 from wsod_jax.data.voc import Voc
 from wsod_jax.errors import DataError
-from wsod_jax.evals.pictures import draw_image_detections, draw_precision_recall
-from wsod_jax.evals.predictions import read_index, read_predictions
-from wsod_jax.evals.tables import TruthTable
-from wsod_jax.evals.voc import evaluate_detections
+from wsod_jax.evaluation.metrics.average_precision import evaluate_detections
+from wsod_jax.evaluation.metrics.tables import TruthTable
+from wsod_jax.evaluation.pictures import draw_image_detections, draw_precision_recall
+from wsod_jax.evaluation.predictions import read_index, read_predictions
 from wsod_jax.ops.boxes import pairwise_iou
 from wsod_jax.train.logging import read_jsonl
 

@@ -14,7 +14,7 @@ from wsod_jax.data.folder import list_images
 from wsod_jax.data.records import ImageRecord, ImageSet
 from wsod_jax.data.voc import Voc
 from wsod_jax.errors import DataError
-from wsod_jax.evals.tables import TruthTable
+from wsod_jax.evaluation.metrics.tables import TruthTable
 
 
 def read_images(data: Path, split: str | None) -> tuple[ImageSet, TruthTable | None]:

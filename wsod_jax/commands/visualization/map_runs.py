@@ -26,7 +26,7 @@ from wsod_jax.commands.visualization.images import (
 )
 from wsod_jax.data.records import ImageRecord
 from wsod_jax.errors import ConfigError, DataError
-from wsod_jax.evaluation.maps import MapSplit
+from wsod_jax.measuring.maps import MapSplit
 
 
 def show_proposal_maps(options: argparse.Namespace) -> None:

@@ -1,1 +1,0 @@
-"""Inference over views, detection and localisation metrics, reports."""

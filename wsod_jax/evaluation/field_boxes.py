@@ -1,0 +1,123 @@
+"""From a proposal map to boxes: the receptive fields of the cells that it scores highest."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from wsod_jax.errors import ConfigError
+from wsod_jax.evaluation.inference import ViewMaps, original_boxes
+from wsod_jax.nn.layers import ReceptiveField
+from wsod_jax.ops.boxes import pairwise_iou
+
+LEAST_SIDE = 1.0  # pixels of the original image that a clipped box keeps, or it is no box
+
+
+@dataclass(frozen=True)
+class FieldOptions:
+    """Which boxes are made of a proposal map.
+
+    Attributes:
+      num: the most boxes per image.
+      sizes: sides of a cell's boxes, as factors of the receptive field's side. A deep cell's field is most of the
+        image, while what moves its value most lies near the field's centre: several factors below 1 cover objects of
+        several sizes.
+      aspects: width / height of a cell's boxes; the area stays that of the size.
+      nms_thr: a box with IoU > this to a better-scored one of the image is left out; 1 keeps all. The best cells are
+        neighbours, and without this so are the best boxes.
+    """
+
+    num: int = 100
+    sizes: tuple[float, ...] = (0.25, 0.5, 1.0)
+    aspects: tuple[float, ...] = (1.0,)
+    nms_thr: float = 0.7
+
+    def __post_init__(self):
+        if self.num < 1:
+            raise ConfigError(f"num is {self.num}; an image needs at least 1 box")
+        if not 0 <= self.nms_thr <= 1:
+            raise ConfigError(f"nms_thr is {self.nms_thr}; allowed are 0 to 1, 1 for off")
+        for name, example in (("sizes", "0.25 0.5 1.0"), ("aspects", "0.5 1 2")):
+            values = tuple(getattr(self, name))
+            object.__setattr__(self, name, values)
+            if not values or not all(math.isfinite(v) and v > 0 for v in values):
+                raise ConfigError(
+                    f"{name} are {values}; needed is at least one number, each > 0, such as {example}"
+                )
+
+    def __str__(self) -> str:
+        sizes, aspects = (
+            "(" + ", ".join(f"{v:g}" for v in values) + ")" for values in (self.sizes, self.aspects)
+        )
+        return f"num={self.num}, sizes={sizes}, aspects={aspects}, nms_thr={self.nms_thr:g}"
+
+
+def field_boxes(
+    views: Sequence[ViewMaps],
+    image_size: tuple[int, int],
+    field: ReceptiveField,
+    options: FieldOptions,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the boxes of the cells that an image's proposal maps score highest.
+
+    A cell's boxes are centred where its receptive field is, and clipped to the image. Of n cells, a cell with value
+    M_ab scores M_ab · n, how many times the uniform value it has, so that the maps of several views compare.
+
+    Args:
+      views: of one image.
+      image_size: (height, width) of the image in original pixels.
+      field: what the map's cells see of a view, in network pixels.
+      options: which boxes.
+
+    Returns:
+      boxes: [k, 4] float32 `xyxy`, original pixels, continuous edges, distinct, 1 <= k <= num, best first. The whole
+        image, with score 0, where no view has a cell.
+      scores: [k] float32, >= 0.
+
+    Ties: earlier views first, then cells in row order of what the network saw, then sizes and aspects as listed. Of
+      equal boxes the best-scored one is kept.
+
+    Source: Zhu et al. 2017 (SPN), Figure 5, which shows the top 100 receptive fields; sizes, aspects
+      and suppression are ours.
+    """
+    height, width = image_size
+    placed = [_view_boxes(view, image_size, field, options) for view in views]
+    boxes = np.concatenate([np.zeros((0, 4)), *(b for b, _ in placed)])
+    scores = np.concatenate([np.zeros(0), *(s for _, s in placed)])
+    boxes = np.clip(boxes, 0, [width, height, width, height]).astype(np.float32)
+    real = np.flatnonzero((boxes[:, 2:] - boxes[:, :2]).min(axis=1, initial=np.inf) >= LEAST_SIDE)
+    order = real[np.argsort(-scores[real], kind="stable")]
+    _, first = np.unique(boxes[order], axis=0, return_index=True)
+    chosen = _apart(boxes, order[np.sort(first)], options)
+    if not len(chosen):
+        return np.array([[0, 0, width, height]], np.float32), np.zeros(1, np.float32)
+    return boxes[chosen], scores[chosen].astype(np.float32)
+
+
+def _apart(boxes: np.ndarray, order: np.ndarray, options: FieldOptions) -> np.ndarray:
+    """Return the first `num` indices of `order` whose boxes overlap none taken before by more than `nms_thr`."""
+    chosen = []
+    while len(order) and len(chosen) < options.num:
+        chosen.append(order[0])
+        overlaps = pairwise_iou(boxes[order[:1]], boxes[order[1:]])[0]
+        order = order[1:][overlaps <= options.nms_thr]
+    return np.array(chosen, np.int64)
+
+
+def _view_boxes(
+    view: ViewMaps, image_size: tuple[int, int], field: ReceptiveField, options: FieldOptions
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return every box of one view, [h·w·s·a, 4] in original pixels, not clipped, and its score."""
+    seen = view.proposal_map[:, ::-1] if view.mirrored else view.proposal_map
+    rows, columns = np.mgrid[: seen.shape[0], : seen.shape[1]].reshape(2, -1)
+    centre = field.centre_px + field.stride_px * np.stack([columns, rows], axis=1)  # [n, 2]
+    root = np.sqrt(options.aspects)
+    half = np.stack([root, 1 / root], axis=1) * field.size_px / 2  # [a, 2]
+    half = (np.array(options.sizes)[:, None, None] * half).reshape(-1, 2)  # [s·a, 2]
+    boxes = np.concatenate([centre[:, None] - half, centre[:, None] + half], axis=2).reshape(-1, 4)
+    scale = np.array(view.size_px[::-1]) / np.array(image_size[::-1])
+    boxes = original_boxes(boxes, scale=scale, flipped=view.mirrored, width_px=view.size_px[1])
+    return boxes, np.repeat(seen.reshape(-1), len(half))

@@ -1,0 +1,184 @@
+"""Correct localisation (CorLoc): does the best box, or any box, of each present class lie on an object?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from wsod_jax.evaluation.metrics.average_precision import best_overlaps, mean_over_classes
+from wsod_jax.evaluation.metrics.tables import DetectionTable, TruthTable
+
+
+@dataclass(frozen=True)
+class CorLocMetrics:
+    """Correct localisation per class.
+
+    Attributes:
+      corloc: [c] float64 in [0, 1]; NaN for a class that no image contains.
+      hits: [c] int, images whose box (`corloc_any`: one of whose boxes) hits an object of the class.
+      num_images: [c] int, images that contain the class.
+      hit: [n, c] bool, the image is such a hit.
+    """
+
+    corloc: np.ndarray
+    hits: np.ndarray
+    num_images: np.ndarray
+    hit: np.ndarray
+
+    @property
+    def mean(self) -> float:
+        """Mean over the classes that occur; NaN if none does."""
+        return float(mean_over_classes(self.corloc))
+
+
+def corloc(
+    top_boxes: np.ndarray,
+    valid: np.ndarray,
+    truth: TruthTable,
+    *,
+    iou_thr: float = 0.5,
+    include_difficult: bool = True,
+    plus_one: bool = False,
+) -> CorLocMetrics:
+    """Return the share of images whose top box of a class hits any of its objects.
+
+    CorLoc_c = |{images with class c whose top box has IoU > iou_thr with an object of c}| /
+    |{images with class c}|. Greedy NMS never removes a class's best box, so applying it first
+    ("NMS for mAP and CorLoc", as papers put it) changes nothing. Methods that make several boxes without
+    a ranking are counted in two ways: the single reading gives this function their one tightest box, as the name CorLoc
+    promises; `corloc_any` lets any of them hit.
+
+    Args:
+      top_boxes: [n, c, 4] the highest-scored box of every image and class, original pixels.
+      valid: [n, c] bool; False where there is no box, which is a miss.
+      truth: objects of these n images.
+      iou_thr: a hit needs IoU > this.
+      include_difficult: difficult objects count as hits and put their image into the denominator. False ignores
+        them in both.
+      plus_one: boxes name their last pixel, see `voc.paired_iou`.
+    Returns:
+      `CorLocMetrics`; a class without images has NaN and is left out of the mean.
+    Raises:
+      DataError: `top_boxes` covers another image set than `truth`, or holds values that are not finite where valid.
+
+    Source: Deselaers et al. 2012, section 6; difficult objects as in the released OICR code.
+    """
+    top_boxes, valid = np.asarray(top_boxes), np.asarray(valid, bool)
+    image_index, classes = np.nonzero(valid)
+    table = DetectionTable(
+        image_index=image_index,
+        classes=classes,
+        scores=np.ones(len(classes)),
+        boxes=top_boxes[image_index, classes],
+        num_images=valid.shape[0],
+        num_classes=valid.shape[1],
+    )
+    if not include_difficult:
+        truth = truth.take(~truth.difficult)
+    best_iou, _ = best_overlaps(table, truth, plus_one=plus_one)
+    return _count_hits(table, best_iou > iou_thr, truth)
+
+
+def corloc_any(
+    boxes: DetectionTable,
+    truth: TruthTable,
+    *,
+    iou_thr: float = 0.5,
+    inclusive: bool = True,
+    include_difficult: bool = True,
+    plus_one: bool = False,
+) -> CorLocMetrics:
+    """Return the share of images in which any box of a class hits any of its objects.
+
+    The reading of CorLoc behind the number published for SPN, whose boxes are the connected components of maps at
+    three scales: more boxes can only raise it. Not to be compared with `corloc`, which looks at one box.
+
+    Args:
+      boxes: all boxes of every image and class; scores are not used. An image without a box of the class is a miss.
+      truth: objects of the same image set.
+      iou_thr: see `inclusive`.
+      inclusive: a hit needs IoU >= `iou_thr`, as in the released notebook; False: IoU > `iou_thr`, as `corloc`.
+      include_difficult: difficult objects count as hits and put their image into the denominator. False ignores
+        them in both.
+      plus_one: boxes name their last pixel, see `voc.paired_iou`.
+    Returns:
+      `CorLocMetrics`; a class without images has NaN and is left out of the mean.
+    Raises:
+      DataError: the tables cover different sets.
+
+    Source: Zhu et al. 2017 (SPN), section 4.3, as its released notebook counts.
+    """
+    if not include_difficult:
+        truth = truth.take(~truth.difficult)
+    best_iou, _ = best_overlaps(boxes, truth, plus_one=plus_one)
+    return _count_hits(boxes, best_iou >= iou_thr if inclusive else best_iou > iou_thr, truth)
+
+
+def _count_hits(boxes: DetectionTable, hits_object: np.ndarray, truth: TruthTable) -> CorLocMetrics:
+    """Return the share of images with a box that hits; `hits_object`: [m] bool per row of `boxes`."""
+    present = truth.present()
+    hit = np.zeros(present.shape, bool)
+    hit[boxes.image_index[hits_object], boxes.classes[hits_object]] = True
+    hits, num_images = (hit & present).sum(axis=0), present.sum(axis=0)
+    share = np.where(num_images > 0, hits / np.maximum(num_images, 1), np.nan)
+    return CorLocMetrics(corloc=share, hits=hits, num_images=num_images, hit=hit & present)
+
+
+def top_boxes(detections: DetectionTable) -> tuple[np.ndarray, np.ndarray]:
+    """Return the best box of every image and class, [n, c, 4] float32, and where there is one, [n, c] bool.
+
+    Ties: the first row of the table.
+    """
+    shape = (detections.num_images, detections.num_classes)
+    boxes, valid = np.zeros((*shape, 4), np.float32), np.zeros(shape, bool)
+    order = np.argsort(-detections.scores, kind="stable")[::-1]  # the best row is written last
+    boxes[detections.image_index[order], detections.classes[order]] = detections.boxes[order]
+    valid[detections.image_index, detections.classes] = True
+    return boxes, valid
+
+
+@dataclass(frozen=True)
+class BoxQuality:
+    """How good mined boxes are as training targets.
+
+    Attributes:
+      precision: share of boxes with IoU > threshold with an object of their class; NaN without boxes.
+      recall: share of objects that some box hits; NaN without objects.
+      mean_iou: mean over boxes of the best IoU with an object of their class; NaN without boxes.
+      size_ratio: median of sqrt(box area / area of the object it overlaps most), over boxes that overlap one;
+        below 1 when boxes shrink to a part. NaN without such boxes.
+      boxes_per_image: mean number of boxes.
+    """
+
+    precision: float
+    recall: float
+    mean_iou: float
+    size_ratio: float
+    boxes_per_image: float
+
+
+def box_quality(boxes: DetectionTable, truth: TruthTable, *, iou_thr: float = 0.5) -> BoxQuality:
+    """Compare pseudo boxes, or any boxes, with the objects of their image and class.
+
+    Args:
+      boxes: mined boxes in pixels of the original image; scores are not used.
+      truth: all objects, difficult ones count.
+      iou_thr: a hit needs IoU > this.
+    Returns:
+      `BoxQuality`.
+    """
+    best_iou, best_row = best_overlaps(boxes, truth)
+    hit = best_iou > iou_thr
+    touching = best_iou > 0
+    found = np.unique(best_row[hit])
+    areas = np.prod(boxes.boxes[touching, 2:] - boxes.boxes[touching, :2], axis=1)
+    objects = truth.boxes[best_row[touching]]
+    ratio = np.sqrt(areas / np.prod(objects[:, 2:] - objects[:, :2], axis=1))
+    return BoxQuality(
+        precision=float(hit.mean()) if len(boxes) else np.nan,
+        recall=len(found) / len(truth) if len(truth) else np.nan,
+        mean_iou=float(best_iou.mean()) if len(boxes) else np.nan,
+        size_ratio=float(np.median(ratio)) if touching.any() else np.nan,
+        boxes_per_image=len(boxes) / max(boxes.num_images, 1),
+    )
