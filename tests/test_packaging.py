@@ -21,7 +21,7 @@ COMMANDS = [PACKAGE / "commands" / path.name for path in SCRIPTS]
 
 # Which level a room is on. A file imports from lower levels and from its own room; docs/architecture.md draws this.
 LEVELS = {
-    **dict.fromkeys(["types", "options", "errors", "restricted_pickle"], 0),
+    **dict.fromkeys(["types", "options", "errors", "files", "restricted_pickle"], 0),
     **dict.fromkeys(["ops", "viz"], 1),
     **dict.fromkeys(["nn", "losses"], 2),
     **dict.fromkeys(["methods", "weights"], 3),
@@ -37,6 +37,7 @@ LEVELS = {
 FILES = (
     "options",
     "errors",
+    "files",
     "types",
     "restricted_pickle",
     "parsing",

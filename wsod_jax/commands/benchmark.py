@@ -16,7 +16,6 @@ import dataclasses
 import functools
 import importlib
 import json
-import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -24,6 +23,7 @@ from typing import Any
 
 from wsod_jax.commands.command_line import make_parser, run_command
 from wsod_jax.errors import ConfigError
+from wsod_jax.files import atomic_write
 
 # task -> (module, function, what it measures)
 TASKS = {
@@ -114,7 +114,8 @@ def run(options: argparse.Namespace) -> None:
     def save(name: str, rows: Sequence[Any]) -> None:
         report["tasks"][name] = [dataclasses.asdict(row) for row in rows]
         if options.out:
-            write_whole(options.out, json.dumps(report, indent=2) + "\n")
+            with atomic_write(options.out) as file:
+                file.write(json.dumps(report, indent=2) + "\n")
 
     print(", ".join(f"{name}: {value}" for name, value in report["hardware"].items()))
     for name in options.task:
@@ -157,14 +158,7 @@ def measure_accelerator(
 
     def keep(rows: Sequence[Any]) -> None:
         save(rows)
-        write_whole(options.out.with_suffix(".md"), markdown(rows, hardware, asked))
+        with atomic_write(options.out.with_suffix(".md")) as file:
+            file.write(markdown(rows, hardware, asked))
 
     print("\n" + markdown(measure(asked, keep), hardware, asked))
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file so that it is there whole or as it was before."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)

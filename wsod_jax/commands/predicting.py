@@ -25,6 +25,7 @@ from wsod_jax.errors import ConfigError, DataError
 from wsod_jax.evaluation.map_pictures import draw_located
 from wsod_jax.evaluation.pictures import draw_image_detections
 from wsod_jax.evaluation.predictions import write_predictions
+from wsod_jax.files import atomic_write
 from wsod_jax.measuring.maps import predicted_boxes, write_points
 from wsod_jax.predictor import Predictor
 from wsod_jax.runs import load_run
@@ -211,9 +212,8 @@ def check_sources(path: Path, images: ImageSet) -> None:
                 f"{path.parent} holds the proposals of another image {image_id!r} ({known[image_id][0]}, "
                 f"now {source[0]}, or it was changed); choose another --out or delete that one"
             )
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(known | sources, indent=1) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    with atomic_write(path) as file:
+        file.write(json.dumps(known | sources, indent=1) + "\n")
 
 
 def write_image_scores(

@@ -7,7 +7,6 @@ A file of batches is an .npz with one array per leaf of a `Batch`, named "<numbe
 from __future__ import annotations
 
 import dataclasses
-import os
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
@@ -18,6 +17,7 @@ import numpy as np
 
 from wsod_jax.data.transforms import View
 from wsod_jax.errors import ConfigError, DataError
+from wsod_jax.files import atomic_write
 from wsod_jax.types import Batch, FeatureMap, Targets, Views
 
 _REQUIRED = {"image_size", "image_mask", "image_index", "views/scale"}
@@ -33,19 +33,12 @@ def save_batches(batches: Iterable[Batch], path: str | Path) -> int:
     Returns:
       The number of batches.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
     number = -1
-    try:
-        with zipfile.ZipFile(partial, "w") as archive:
-            for number, batch in enumerate(batches):  # noqa: B007
-                for name, value in _flat(batch.replace(cues=None)).items():
-                    with archive.open(f"{number:08d}/{name}.npy", "w", force_zip64=True) as file:
-                        np.lib.format.write_array(file, np.asarray(value), allow_pickle=False)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with atomic_write(path, "wb") as whole, zipfile.ZipFile(whole, "w") as archive:
+        for number, batch in enumerate(batches):  # noqa: B007
+            for name, value in _flat(batch.replace(cues=None)).items():
+                with archive.open(f"{number:08d}/{name}.npy", "w", force_zip64=True) as file:
+                    np.lib.format.write_array(file, np.asarray(value), allow_pickle=False)
     return number + 1
 
 

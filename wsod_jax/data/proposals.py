@@ -15,8 +15,6 @@ Any program that can write NumPy arrays can write such a file; nothing in it is 
 
 from __future__ import annotations
 
-import os
-import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -28,6 +26,7 @@ import numpy as np
 
 from wsod_jax.data.records import ImageSet
 from wsod_jax.errors import DataError
+from wsod_jax.files import atomic_write
 
 VERSION = 1
 EDGE_TOLERANCE = 1e-3  # pixels that float32 rounding may put a box beyond its image
@@ -160,8 +159,6 @@ class ProposalSet:
         Raises:
           OSError: if the disk is full or the folder not writeable; an older file stays as it was.
         """
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
         arrays = {
             "version": np.int32(VERSION),
             "ids": np.array(self.ids, np.str_),
@@ -172,15 +169,8 @@ class ProposalSet:
         }
         if self.scores is not None:
             arrays["scores"] = self.scores
-        handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                np.savez_compressed(file, **arrays)
-            os.chmod(partial, 0o644)
-            os.replace(partial, path)
-        except BaseException:
-            Path(partial).unlink(missing_ok=True)
-            raise
+        with atomic_write(path, "wb") as file:
+            np.savez_compressed(file, **arrays)
 
     @cached_property
     def _rows(self) -> dict[str, int]:

@@ -22,6 +22,7 @@ from wsod_jax.data.images import image_size
 from wsod_jax.data.loading import num_cores
 from wsod_jax.data.reader import OnBad, skip_or_raise
 from wsod_jax.errors import DataError
+from wsod_jax.files import atomic_write
 
 logger = logging.getLogger(__name__)
 
@@ -119,15 +120,13 @@ def _read(index: Path) -> dict[str, Size]:
 def _write(index: Path, sizes: dict[str, Size]) -> None:
     """Write an index; it is there whole or not at all."""
     text = os.fsencode("".join(itertools.chain.from_iterable((name, "\0") for name in sizes)))
-    partial = index.with_name(f"{index.name}.{os.getpid()}.partial")
     try:
-        with partial.open("wb") as file:
+        with atomic_write(index, "wb") as file:
             np.savez_compressed(
                 file,
                 paths=np.frombuffer(text, np.uint8),
                 sizes=np.array(list(sizes.values()), np.int32).reshape(-1, 2),
             )
-        os.replace(partial, index)
     except OSError as error:
         logger.warning(
             "%s: cannot be written (%s), so every start reads the images' sizes anew; choose another place "
@@ -135,5 +134,3 @@ def _write(index: Path, sizes: dict[str, Size]) -> None:
             index,
             error,
         )
-    finally:
-        partial.unlink(missing_ok=True)

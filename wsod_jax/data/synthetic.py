@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -22,6 +21,7 @@ from wsod_jax.data.synthetic_scenes import (
     render_scene,
 )
 from wsod_jax.errors import DataError
+from wsod_jax.files import atomic_write
 
 __all__ = ["SyntheticSpec", "is_complete", "pretraining_spec", "split_ids", "write_synthetic"]
 
@@ -196,7 +196,6 @@ def write_synthetic(
         present[name] = {item.class_index for item in scene.objects}
     _write_splits(root, spec, present)
     (root / "classes.txt").write_text("".join(f"{name}\n" for name in spec.classes))
-    partial = root / f"{SPEC_FILE}.tmp"
-    partial.write_text(json.dumps(_stamp(spec), indent=2) + "\n", encoding="utf-8")
-    os.replace(partial, root / SPEC_FILE)
+    with atomic_write(root / SPEC_FILE) as file:
+        file.write(json.dumps(_stamp(spec), indent=2) + "\n")
     return True

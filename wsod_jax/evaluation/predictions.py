@@ -8,7 +8,6 @@ that were predicted (those without a box too) and the class of every category id
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
@@ -19,6 +18,7 @@ import numpy as np
 
 from wsod_jax.errors import DataError
 from wsod_jax.evaluation.metrics.tables import DetectionTable
+from wsod_jax.files import atomic_write
 
 FIELDS = ("image_id", "category_id", "bbox", "score")
 
@@ -41,15 +41,6 @@ class PredictionIndex:
 def index_path(path: str | Path) -> Path:
     """Return where the index of a predictions file lies: `x.json` -> `x.index.json`."""
     return Path(path).with_suffix(".index.json")
-
-
-def _write_atomically(path: Path, lines) -> None:
-    """Write `lines` so that readers see either the old file or the whole new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    with open(partial, "w", encoding="utf-8") as file:
-        file.writelines(lines)
-    os.replace(partial, path)
 
 
 def write_predictions(
@@ -109,8 +100,10 @@ def write_predictions(
             for number, name in zip(categories, class_names, strict=True)
         ],
     }
-    _write_atomically(index_path(path), [json.dumps(meaning, indent=1) + "\n"])
-    _write_atomically(path, rows())
+    with atomic_write(index_path(path)) as file:
+        file.write(json.dumps(meaning, indent=1) + "\n")
+    with atomic_write(path) as file:
+        file.writelines(rows())
     return path
 
 
@@ -142,7 +135,8 @@ def write_voc_server(
             f"{image_ids[image]} {score:.9g} {' '.join(f'{corner:.3f}' for corner in box)}\n"
             for image, score, box in zip(table.image_index, table.scores, corners, strict=True)
         ]
-        _write_atomically(folder / f"comp4_det_test_{name}.txt", lines)
+        with atomic_write(folder / f"comp4_det_test_{name}.txt") as file:
+            file.writelines(lines)
     return folder
 
 

@@ -14,6 +14,7 @@ from typing import Protocol, TextIO
 from tqdm import tqdm
 
 from wsod_jax.errors import ConfigError
+from wsod_jax.files import atomic_write
 
 
 class Writer(Protocol):
@@ -41,9 +42,8 @@ class JsonlWriter:
         if self._path.exists():
             entries = read_jsonl(self._path)
             kept = [json.dumps(entry) + "\n" for entry in entries if entry["step"] <= resume_step]
-            draft = self._path.with_suffix(".tmp")
-            draft.write_text("".join(kept))
-            draft.replace(self._path)
+            with atomic_write(self._path) as file:
+                file.writelines(kept)
         self._file = self._path.open("a")
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:

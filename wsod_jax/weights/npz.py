@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -31,6 +30,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from wsod_jax import __version__
 from wsod_jax.errors import DataError
+from wsod_jax.files import atomic_write
 from wsod_jax.types import Params
 
 META_KEY = "__meta__"
@@ -74,14 +74,8 @@ def save_weights(path: str | Path, params: Params, meta: Mapping[str, Any]) -> d
         **meta,
         "checksum": array_checksum(arrays),
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("wb") as file:
-            np.savez(file, **arrays, **{META_KEY: np.asarray(json.dumps(written))})
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with atomic_write(path, "wb") as file:
+        np.savez(file, **arrays, **{META_KEY: np.asarray(json.dumps(written))})
     return written
 
 

@@ -1,0 +1,40 @@
+"""Files that are there whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any, Literal
+
+
+@contextlib.contextmanager
+def atomic_write(path: str | Path, mode: Literal["w", "wb"] = "w") -> Iterator[IO[Any]]:
+    """Open a file to write so that readers see either the old file or the whole new one.
+
+    What is written lies beside `path` under a hidden name of its own until the block ends, and is then moved. Whatever
+    ends the block early, a full disk or Ctrl-C, removes it and leaves `path` as it was. Of several writers the last
+    one to finish wins.
+
+    Args:
+      path: the file; its folder is made.
+      mode: "w" for text, UTF-8 with newlines as written; "wb" for bytes.
+
+    Yields:
+      The open file.
+
+    Raises:
+      OSError: the disk is full, or the folder cannot be made or written to.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+    text = {} if mode == "wb" else {"encoding": "utf-8", "newline": ""}
+    try:
+        with open(partial, mode, **text) as file:
+            yield file
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
