@@ -29,5 +29,5 @@ def get_config():
         name="adamw", learning_rate=2e-3, shape="cosine", warmup_steps=50, weight_decay=1e-4
     )
     config.log = dict(every=50, checkpoint_every=600)
-    config.eval = dict(scales=(96,), aspect=1.0, flips=(False,), micro_batch=16, corloc_split=None)
+    config.eval = dict(scales=(96,), aspect=1.0, flips=(False,), micro_batch=16)
     return config

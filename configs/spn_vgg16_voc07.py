@@ -10,7 +10,7 @@ Tables 1, 2 and 4).
 Pointing is the 224-pixel model's. CorLoc 60.6 was counted with the boxes of all three, any of which may hit: that is
 "CorLoc any" of the last command. Which network has the published energy is not said.
 The released VGG networks have a nearly flat spatial kernel: --config.method.soft_proposal.epsilon_rule=area
-Images that keep their shape: --config.train.resize=short --config.eval.resize=short --config.eval.corloc_resize=short
+Images that keep their shape: --config.train.resize=short --config.eval.resize=short --config.eval.passes.corloc.resize=short
 """
 
 from wsod_jax import presets

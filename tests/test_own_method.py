@@ -188,7 +188,7 @@ def values(data) -> dict:
         ),
         optim=dict(name="adamw", learning_rate=0.01),
         log=dict(every=1, checkpoint_every=3, tensorboard=False),
-        eval=dict(scales=(64,), micro_batch=4, merge="union", corloc_split=None, loader="threads"),
+        eval=dict(scales=(64,), micro_batch=4, merge="union", loader="threads"),
     )
 
 

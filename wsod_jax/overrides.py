@@ -12,13 +12,15 @@ from wsod_jax.options import Choice, Mark, choice_of, is_section, marks, members
 from wsod_jax.parsing import Tables, chosen_name, fits, parse_options, plain, resolve
 from wsod_jax.train.identity import dotted
 
-OF_BOXES = ("nms_thr", "top_k", "score_thr", "average_per_image")  # of boxes chosen among proposals
+OF_BOXES = ("nms_thr", "top_k", "max_per_image", "score_thr", "average_per_image")  # of boxes chosen among proposals
 # Keys of version 0.1, and where they went; the longest one that a key starts with counts.
 MOVED = {
     "network": "method",
     "neck": "method.box_head",
     "soft_proposal": "method.soft_proposal",
     "localization": "eval.maps",
+    "eval.corloc_split": "eval.passes.corloc.split",
+    "eval.corloc_resize": "eval.passes.corloc.resize",
     "localization.solver": "method.soft_proposal.solver",
     "backbone.weights": "train.init_from",
     "method.fg_iou_thr": "method.iou_thrs",
@@ -227,11 +229,11 @@ def _uses(method: type, key: str) -> bool:
 
 def _full_path(path: Sequence[str], config: RunConfig) -> list[str]:
     """Return the path of an option of a trained run, of which those of the section "eval" are given without it."""
-    if path[0] == "maps":
+    key = path[0]
+    if key in option_hints(EvalOptions):
         return ["eval", *path]
-    key, of_eval = path[0], option_hints(EvalOptions)
-    if len(path) > 1 or key in of_eval or key == "eval":
-        return ["eval", key] if len(path) == 1 else [*path]
+    if len(path) > 1 or key == "eval":
+        return [*path]
     if key in option_hints(RunConfig):
         return [key]
     found = [name for name in dotted(config.to_dict()) if name.rpartition(".")[2] == key]

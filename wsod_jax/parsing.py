@@ -1,7 +1,8 @@
 """From plain values to typed objects and back: what a value may be stands on the field that takes it.
 
 A class of options is a dataclass or a flax module. Its fields are annotated with bool, int, float, str, Path, None,
-literals, `jnp.dtype`, other classes of options, and unions and tuples of these, and carry the marks of `options.py`.
+literals, `jnp.dtype`, other classes of options, and unions, tuples and mappings by name of these, and carry the marks of
+`options.py`.
 Nothing here knows which classes there are: unions come as `tables` from above.
 """
 
@@ -183,6 +184,8 @@ def described(hint: Any, bounds: Range = _ANY_NUMBER) -> str:
         return f"tuples of {described(parts[0], bounds)}"
     if origin is tuple:
         return f"tuples ({'; '.join(described(part, bounds) for part in parts)})"
+    if origin is Mapping:
+        return f"sections by name, each {described(parts[1])}"
     if hint is jnp.dtype:
         return ", ".join(map(repr, DTYPES))
     if is_section(hint):
@@ -206,6 +209,8 @@ def to_values(value: Any, hint: Any, tables: Tables) -> Any:
         return {choice.key: name, **told}
     if isinstance(value, tuple | list):
         return [to_values(item, None, tables) for item in value]
+    if isinstance(value, Mapping):
+        return {key: to_values(item, None, tables) for key, item in value.items()}
     if jnp.dtype in members(hint) and value is not None:
         return jnp.dtype(value).name
     return plain(value)
@@ -256,6 +261,8 @@ def resolve(
                 hints |= option_hints(inside, with_parts)
         elif inside is not None:
             hints = option_hints(inside)
+        elif typing.get_origin(hint) is Mapping:  # sections by any name
+            hints = {path[i + 1]: typing.get_args(hint)[1]}
         else:
             raise ConfigError(
                 f"{where} has no options such as {path[i + 1]!r}; it takes {described(hint)}"
@@ -284,6 +291,13 @@ def _convert(value: Any, hint: Any, tables: Tables, where: str, bounds: Range) -
         return value
     if origin in (tuple, Sequence):
         return _tuple(value, parts, tables, where, bounds)
+    if origin is Mapping:
+        if not isinstance(value, Mapping):
+            raise _Misfit
+        return {
+            key: _convert(item, parts[1], tables, f"{where}.{key}", bounds)
+            for key, item in value.items()
+        }
     if is_section(hint):
         return _section(value, hint, tables, where)
     return _leaf(value, hint, where, bounds)

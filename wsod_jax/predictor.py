@@ -1,34 +1,30 @@
-"""A trained detector and the way it is tested: views of a set, their predictions merged, boxes selected, maps read."""
+"""A trained detector and the way it is tested: views of a set, predicted on all local devices, merged and detected."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from wsod_jax import build
 from wsod_jax.config import EvalOptions, RunConfig
 from wsod_jax.data.loading import Loading
 from wsod_jax.data.pipeline import ViewStream, view_batches
 from wsod_jax.data.proposals import ProposalSet
-from wsod_jax.data.records import GroundTruth, ImageSet
+from wsod_jax.data.records import ImageSet
 from wsod_jax.data.transforms import ProposalRules
 from wsod_jax.errors import DataError
-from wsod_jax.evaluation.inference import MergedImage, infer
-from wsod_jax.evaluation.maps import Located, claims_above, claims_best, locate
-from wsod_jax.evaluation.metrics.average_precision import DetectionMetrics, evaluate_detections
-from wsod_jax.evaluation.metrics.corloc import CorLocMetrics, corloc
-from wsod_jax.evaluation.metrics.ilsvrc import ILSVRC_GUESSES
-from wsod_jax.evaluation.metrics.tables import DetectionTable, TruthTable
-from wsod_jax.evaluation.selection import Results, select
+from wsod_jax.evaluation import inference
+from wsod_jax.evaluation.inference import Candidates, Model, score_thresholds
 from wsod_jax.methods.base import Method
 from wsod_jax.train.distributed import refuse_several
-from wsod_jax.types import Batch, Params, Predictions
-
-Purpose = Literal["map", "corloc"]
+from wsod_jax.train.sharding import make_mesh, put, replicate
+from wsod_jax.types import Batch, Detections, ImageResult, Params, Predictions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,12 +34,14 @@ class Predictor:
     Attributes:
       config: of its run, with the changes it was opened with.
       method: what predicts.
-      params, extras: its state.
+      params, extras: its state, a copy on every device of the mesh.
       class_names: c names.
-      settings: views, NMS and metrics: `config.eval`, unless replaced.
+      settings: views, NMS and metrics of a pass: `config.eval`, unless replaced.
       metadata: what its checkpoint tells of the run, with "step"; {} while it is trained.
       predict_step: the method's predict function, jitted, (params, extras, batch, want) -> `Predictions` with
         `want` a frozenset; one compilation per canvas.
+      mask_step: its predict_masks, jitted likewise; `None` for methods without.
+      mesh: the devices that share a group of images.
     """
 
     config: RunConfig
@@ -54,6 +52,8 @@ class Predictor:
     settings: EvalOptions
     metadata: dict[str, Any]
     predict_step: Callable[[Params, dict, Batch, frozenset[str]], Predictions]
+    mask_step: Callable[[Params, dict, Batch, Any, Detections], jax.Array] | None
+    mesh: Mesh
 
     @classmethod
     def configured(
@@ -65,9 +65,22 @@ class Predictor:
         class_names: tuple[str, ...],
         metadata: dict[str, Any] | None = None,
     ) -> Predictor:
-        """Return a predictor that tests as a configuration says."""
-        step = jax.jit(method.predict, static_argnums=3)
-        return cls(config, method, params, extras, class_names, config.eval, metadata or {}, step)
+        """Return a predictor that tests as a configuration says, on all devices of this process."""
+        refuse_several("prediction of a set")
+        mesh = make_mesh()
+        params, extras = replicate((params, extras), mesh)
+        return cls(
+            config,
+            method,
+            params,
+            extras,
+            class_names,
+            config.eval,
+            metadata or {},
+            jax.jit(method.predict, static_argnums=3),
+            None if method.predict_masks is None else jax.jit(method.predict_masks),
+            mesh,
+        )
 
     @property
     def rules(self) -> ProposalRules | None:
@@ -80,7 +93,16 @@ class Predictor:
 
     def with_weights(self, params: Params, extras: dict) -> Predictor:
         """Return the same detector with the weights of another checkpoint; nothing is compiled anew."""
+        params, extras = replicate((params, extras), self.mesh)
         return dataclasses.replace(self, params=params, extras=extras)
+
+    def with_settings(self, **changes: Any) -> Predictor:
+        """Return the same detector tested otherwise, such as `scales=(480,)`."""
+        return dataclasses.replace(self, settings=dataclasses.replace(self.settings, **changes))
+
+    def of_pass(self, name: str) -> Predictor:
+        """Return the same detector with the settings of a further pass."""
+        return dataclasses.replace(self, settings=self.settings.of_pass(name))
 
     def changed(self, changes: Sequence[str]) -> Predictor:
         """Return the same weights tested otherwise, as `runs.load_run` with these changes would."""
@@ -94,129 +116,88 @@ class Predictor:
 
     def one_view(self) -> Predictor:
         """Return the same detector seeing every image once, at the first scale, unmirrored."""
-        settings = dataclasses.replace(
-            self.settings, scales=self.settings.scales[:1], flips=(False,)
-        )
-        return dataclasses.replace(self, settings=settings)
+        return self.with_settings(scales=self.settings.scales[:1], flips=(False,), passes={})
 
-    def views(
-        self, images: ImageSet, proposals: ProposalSet | None, purpose: Purpose = "map"
-    ) -> ViewStream:
-        """Return the batches of all views of a set; refused where there are several processes."""
-        refuse_several("prediction of a set")
+    def views(self, images: ImageSet, proposals: ProposalSet | None = None) -> ViewStream:
+        """Return the batches of all views of a set; a group of images has a row for every device at least."""
+        settings, devices = self.settings, self.mesh.size
         return view_batches(
             images,
             proposals,
-            canvases=self.settings.canvases(purpose),
-            flips=self.settings.flips,
-            batch_size=self.settings.micro_batch,
+            canvases=settings.canvases,
+            flips=settings.flips,
+            batch_size=-(-settings.micro_batch // devices) * devices,
             rules=self.rules,
-            loading=Loading(loader=self.settings.loader),
+            loading=Loading(settings.loader),
         )
 
-    def candidates(self, batches: Iterable[Batch]) -> Iterator[MergedImage]:
-        """Predict batches of `views`; yield every image's candidate boxes with scores, all views merged."""
-        return infer(
-            lambda batch: self.predict_step(
-                self.params, self.extras, batch, frozenset(self.method.outputs)
-            ),
-            batches,
-            num_views=self.settings.num_views,
-            merge=self.settings.merge,
-        )
+    def results(
+        self,
+        views: Iterable[Batch],
+        query: np.ndarray | None = None,
+        want: frozenset[str] | None = None,
+    ) -> Iterator[ImageResult]:
+        """Predict the batches of `views`; yield every image's result, in the order of the batches.
 
-    def select(self, candidates: Iterable[MergedImage], num_images: int) -> Results:
-        """Select the detections of a set out of its candidates, as the settings define it."""
-        return select(
-            candidates,
-            num_images=num_images,
-            num_classes=len(self.class_names),
-            top_k=self.settings.top_k,
-            nms_thr=self.settings.nms_thr,
-            score_thr=self.settings.score_thr,
-            average_per_image=self.settings.average_per_image,
-        )
+        Args:
+          views: of `views`; may be wrapped to show progress.
+          query: [n, c] bool, classes whose maps are read besides the predicted ones.
+          want: outputs of the method; `None` for all.
+        """
+        yield from inference.infer(*self._to_infer(views, want), query)
 
-    def detect(
+    def candidates(self, views: Iterable[Batch]) -> Iterator[Candidates]:
+        """Yield what all rows of every image score, all views merged, before any selection."""
+        yield from inference.candidates(*self._to_infer(views, frozenset({"boxes"})))
+
+    def predict(
         self,
         images: ImageSet,
-        proposals: ProposalSet | None,
-        purpose: Purpose = "map",
+        proposals: ProposalSet | None = None,
         progress: Callable[[Iterable[Batch]], Iterable[Batch]] = iter,
-    ) -> Results:
-        """Detect in a whole set: all views, merged, selected.
+        want: frozenset[str] | None = None,
+    ) -> list[ImageResult]:
+        """Predict a whole set.
 
         Args:
           images: the images; labels are not looked at.
-          proposals: their proposals.
-          purpose: which resize rule of the settings applies.
+          proposals: their proposals, for methods that score some.
           progress: wraps the iterable of batches, to show how far it is.
+          want: outputs of the method; `None` for all.
 
         Returns:
-          Detections, top boxes per class, image-level scores, and what the input met.
+          The results in the order of the images; those of images that cannot be read are missing.
         """
-        views = self.views(images, proposals, purpose)
-        results = self.select(self.candidates(progress(views)), len(images))
-        return dataclasses.replace(results, counts=views.counts)
+        results = [*self.results(progress(self.views(images, proposals)), want=want)]
+        results.sort(key=lambda result: result.image_index)
+        return [*self.selected(results, len(images))]
 
-    def locate(
-        self,
-        images: ImageSet,
-        wanted: np.ndarray | None = None,
-        purpose: Purpose = "map",
-        progress: Callable[[Iterable[Batch]], Iterable[Batch]] = iter,
-        keep_responses: int = 0,
-    ) -> Located:
-        """Read points and boxes off the maps of a whole set.
+    def selected(self, results: Iterable[ImageResult], num_images: int) -> Iterator[ImageResult]:
+        """Apply the data set's score thresholds, where `average_per_image` asks for them.
 
         Args:
-          images: the images; labels are not looked at.
-          wanted: [n, c] bool, classes to examine beside the predicted ones; `None` for no others.
-          purpose: which resize rule of the settings applies.
-          progress: wraps the iterable of batches, to show how far it is.
-          keep_responses: keep the response maps of so many of the first images, to draw them.
+          results: of the whole set; iterated twice.
+          num_images: images of the set.
         """
-        views = self.views(images, None, purpose)
-        single, maps = self.method.single_label, self.settings.maps
-        located = locate(
-            self.candidates(progress(views)),
-            np.array([(record.height, record.width) for record in images.records]),
-            num_classes=len(self.class_names),
-            wanted=wanted,
-            claims=claims_best if single else claims_above(maps.predicted_thr),
-            reading=maps.reading,
-            num_best=ILSVRC_GUESSES if single else 0,
-            keep_responses=keep_responses,
-            separate_views=self.settings.merge == "union" and self.settings.num_views > 1,
+        average = self.settings.average_per_image
+        known = (result for result in results if result.candidate_scores is not None)
+        if average is None or (thrs := score_thresholds(known, average * num_images)) is None:
+            yield from results
+            return
+        yield from (r if r.candidate_scores is None else r.above(thrs) for r in results)
+
+    def _to_infer(self, views: Iterable[Batch], want: frozenset[str] | None) -> tuple[Any, ...]:
+        model = Model(
+            self.method,
+            self.params,
+            self.extras,
+            self.predict_step,
+            self.mask_step,
+            functools.partial(put, mesh=self.mesh),
         )
-        counts = {**views.counts, "smaller_than_a_cell": int(located.too_small.sum())}
-        return dataclasses.replace(located, counts=counts)
-
-    def score(self, detections: DetectionTable, truth: TruthTable) -> DetectionMetrics:
-        """Return average precision as the settings define it."""
-        return score_detections(detections, truth, self.settings)
-
-    def localise(self, results: Results, truth: TruthTable) -> CorLocMetrics:
-        """Return CorLoc as the settings define it."""
-        return corloc(
-            results.top_boxes,
-            results.top_valid,
-            truth,
-            include_difficult=self.settings.corloc_difficult,
-        )
-
-
-def score_detections(
-    detections: DetectionTable, truth: TruthTable, settings: EvalOptions
-) -> DetectionMetrics:
-    """Return average precision as the settings define it."""
-    return evaluate_detections(detections, truth, iou_thrs=settings.iou_thrs, ap_mode=settings.ap)
-
-
-def truth_table(images: ImageSet, truth: GroundTruth) -> TruthTable:
-    """Return the ground truth of a set as the evaluators read it."""
-    selected = truth.select(images.image_ids)
-    return TruthTable.from_annotations(selected.boxes.values(), num_classes=len(truth.class_names))
+        outputs = self.method.outputs if want is None else self.method.outputs & want
+        decoding = self.settings.decoding(is_single_label=self.method.single_label)
+        return model, views, self.settings.wants(frozenset(outputs)), decoding
 
 
 def check_classes(images: ImageSet, class_names: tuple[str, ...]) -> None:

@@ -107,7 +107,7 @@ def vgg16_detector(method: str) -> ConfigDict:
     config.log.update(pictures_every=5_000, num_pictures=8)
 
     config.eval = dict(scales=scales, flips=(False, True), max_long=2000, micro_batch=1)
-    config.eval.update(resize="short", corloc_resize="long")
+    config.eval.resize = "short"
     config.eval.update(top_k=100, average_per_image=40, nms_thr=0.3)
     return config
 
@@ -212,8 +212,8 @@ def spn(
     config.log = dict(every=20)
     config.log.checkpoint_every = config.log.milestones_every = num_steps // 10
 
-    config.eval = dict(scales=(size,), flips=(False,), resize="warp", corloc_resize="warp")
-    config.eval.update(micro_batch=micro_batch, ap="area", corloc_split=None)
+    config.eval = dict(scales=(size,), flips=(False,), resize="warp")
+    config.eval.update(micro_batch=micro_batch, ap="area")
     config.eval.maps = dict(boxes="tightest", threshold=1.0, pointing_px=15.0, prediction_px=18.0)
     return config
 
@@ -254,8 +254,15 @@ def on_voc(
     if "maps" in config.eval:
         config.eval.maps.boxes = "components"
     config.eval.ap = "area" if year == "2012" else "11point"
-    config.eval.corloc_split = train_split
+    resize = "warp" if config.eval.resize == "warp" else "long"
+    config.eval.passes = dict(corloc=corloc_pass(train_split, resize))
     return config
+
+
+def corloc_pass(split: str, resize: str | None = None) -> dict[str, object]:
+    """Return a pass of `eval.passes` that measures CorLoc: the best box of every class, whatever its score."""
+    changes = {} if resize is None else {"resize": resize}
+    return dict(split=split, evaluators=("corloc",), top_k=1, score_thr=-1.0, **changes)
 
 
 def on_coco(config: ConfigDict, year: str, train_split: str, test_split: str) -> ConfigDict:
@@ -274,7 +281,6 @@ def on_coco(config: ConfigDict, year: str, train_split: str, test_split: str) ->
         reader="coco", root="data/coco", train_split=train_split, test_split=test_split
     )
     config.eval.ap = "area"
-    config.eval.corloc_split = None
     if "proposals" in config:
         config.proposals.path = f"data/proposals/coco{year}_mcg.npz"
         config.eval.iou_thrs = "sweep"
@@ -394,5 +400,5 @@ def _on_frozen_backbone(num_steps: int) -> ConfigDict:
     config.optim = dict(name="adamw", decay_factor=0.1, weight_decay=1e-4)
     config.optim.decay_steps = (num_steps * 7 // 10,)
     config.log = dict(every=50)
-    config.eval = dict(resize="short", corloc_resize="short", corloc_split="trainval", ap="area")
+    config.eval = dict(resize="short", ap="area", passes=dict(corloc=corloc_pass("trainval")))
     return config

@@ -297,10 +297,14 @@ class Detections:
 class ResponseMaps:
     """Where a method that localises without proposals sees its classes and objects.
 
+    Both maps are in units that do not depend on the number of cells, so that views of different sizes can be averaged
+    and their boxes ranked together.
+
     Attributes:
-      responses: [b, h, w, c] float32, the evidence R_c for every class, of any sign; 0 in the margin.
+      responses: [b, h, w, c] float32, the evidence for every class, of any sign: its mean over valid cells is the
+        class's logit without bias; 0 in the margin.
       size: [b, 2] int32, valid (rows, columns) of `responses`; 0 for an image smaller than one cell.
-      proposal_map: [b, h', w'] float32 objectness M >= 0; sums to 1 over the valid cells of an image.
+      proposal_map: [b, h', w'] float32 objectness >= 0; its mean over the valid cells of an image is 1.
       proposal_size: [b, 2] int32, valid (rows, columns) of `proposal_map`.
     """
 
@@ -341,6 +345,7 @@ class ImageResult:
       image_scores: [c] float32.
       maps: what a method without proposals sees; `evaluation.maps.ImageMaps`.
       semantic: [height, width] uint8, 0 background, class + 1.
+      candidate_scores: [c, k] float32, the best scores of every class before NMS, where they were asked for.
     """
 
     image_index: int
@@ -354,3 +359,14 @@ class ImageResult:
     image_scores: np.ndarray | None = None
     maps: Any = None
     semantic: np.ndarray | None = None
+    candidate_scores: np.ndarray | None = None
+
+    def above(self, thresholds: np.ndarray) -> ImageResult:
+        """Return the result with the detections whose score exceeds their class's threshold, [c], alone."""
+        keep = np.flatnonzero(self.scores > thresholds[self.classes])
+        masks = None if self.masks is None else tuple(self.masks[i] for i in keep)
+        columns = {
+            name: None if (column := getattr(self, name)) is None else column[keep]
+            for name in ("boxes", "scores", "classes", "rows", "views")
+        }
+        return dataclasses.replace(self, masks=masks, **columns)

@@ -1,215 +1,563 @@
-"""From a jitted predict step to candidate boxes: several views per image, and their merging.
+"""From views to results: all views of a group of images are predicted, merged and detected on the device.
 
-A view is one (scale, flip) of an image. Views of an image reach the network in different batches and on
-different canvases; their scores meet again on the host, in float32, in the pixels of the original image.
+A view is one (scale, flip) of an image. Views of a group follow each other; their boxes and scores are summed in the
+pixels of the original images as they come, so memory holds one sum, however many views there are. Only detections,
+their masks, maps and label maps reach the host, as `ImageResult`s.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import functools
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from flax import struct
 
 from wsod_jax.errors import DataError
-from wsod_jax.types import Batch, Predictions, ResponseMaps
+from wsod_jax.evaluation.maps import ImageMaps, MapReading, ViewMaps
+from wsod_jax.evaluation.masks import paste_masks
+from wsod_jax.ops.detect import detect, detect_again
+from wsod_jax.types import Batch, Detections, FeatureMap, ImageResult, Predictions, Views
 
 Merge = Literal["mean", "sum", "union"]
+LABEL_CANVAS = (
+    256  # label maps lie on canvases whose sides are multiples of this, in original pixels
+)
+_ROWS_AT_ONCE = 32  # of a label map
 
 
 @dataclass(frozen=True)
-class ViewMaps:
-    """One view's maps, valid cells only and turned back where the view was mirrored.
-
-    Both are in units that do not depend on the number of cells, so that views of different sizes can be averaged and
-    their boxes ranked together.
+class Decoding:
+    """How merged predictions become results.
 
     Attributes:
-      responses: [h, w, c] float32, h·w times R_c: its mean over cells is the class's logit without bias. h and w may
-        be 0.
-      proposal_map: [h', w'] float32, h'·w' times M: its mean is 1, and 1 everywhere if M is uniform.
-      size_px: (height, width) of the view in network pixels.
-      mirrored: the network saw the view mirrored left-right: its first column is the last one here.
+      merge: "mean" averages each row's scores and boxes over the views where the row is real (the released OICR code's
+        test), "sum" adds the scores, "union" detects in every view and then among all detections, for methods whose
+        rows are other regions in every view.
+      top_k: candidates of a class before NMS.
+      max_per_image: detections of an image over all classes, after NMS; `None` keeps all.
+      score_thr: scores > this are kept.
+      nms_thr: a box is removed by a better one of its class with IoU > this.
+      mask_thr: a pixel belongs to an object from this probability on.
+      semantic_thr: a pixel is background where no class's probability exceeds this.
+      reading: how maps are read.
+      with_candidates: results also tell the `top_k` best scores of every class before NMS.
     """
 
-    responses: np.ndarray
-    proposal_map: np.ndarray
-    size_px: tuple[int, int]
-    mirrored: bool = False
+    merge: Merge = "mean"
+    top_k: int = 100
+    max_per_image: int | None = None
+    score_thr: float = -np.inf
+    nms_thr: float = 0.3
+    mask_thr: float = 0.5
+    semantic_thr: float = 0.5
+    reading: MapReading = MapReading()
+    with_candidates: bool = False
+
+    def num_slots(self, num_classes: int) -> int:
+        """Return how many detections of an image there can be."""
+        count = self.top_k * num_classes
+        return count if self.max_per_image is None else min(count, self.max_per_image)
 
 
 @dataclass(frozen=True)
-class MergedImage:
-    """One image's candidates, all views merged.
+class Model:
+    """A method with its weights, and the programs that run it.
+
+    Attributes:
+      method: what predicts.
+      params, extras: its state, on the devices.
+      predict: (params, extras, batch, want) -> `Predictions`, jitted.
+      predict_masks: (params, extras, batch, memo, detections) -> masks, jitted; `None` for methods without.
+      put: from a batch of NumPy arrays to one on the devices.
+    """
+
+    method: Any
+    params: Any
+    extras: Any
+    predict: Callable[..., Predictions]
+    predict_masks: Callable[..., jax.Array] | None = None
+    put: Callable[[Batch], Batch] = jax.device_put
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """The rows of one image before any selection, all views merged.
 
     Attributes:
       image_index: position in the image set.
-      boxes: [r, 4] float32, pixels of the original image. `None` for methods without proposals, as the next two are.
-      scores: [r, c] float32.
+      boxes: [r, 4] or [r, c, 4] float32, pixels of the original image.
+      scores: [r, c] float32, 0 where masked.
       mask: [r] bool.
-      image_scores: [c] float32 mean of the views' image-level scores, where the method has them.
-      maps: one per view, where the method has them; they are merged when they are read.
     """
 
     image_index: int
-    boxes: np.ndarray | None
-    scores: np.ndarray | None
-    mask: np.ndarray | None
-    image_scores: np.ndarray | None
-    maps: tuple[ViewMaps, ...] = ()
+    boxes: np.ndarray
+    scores: np.ndarray
+    mask: np.ndarray
 
 
-def original_boxes(
-    boxes: np.ndarray, *, scale: np.ndarray, flipped: bool, width_px: int
-) -> np.ndarray:
-    """Map a view's boxes back to the pixels of the original image.
+# -- geometry
+
+
+def to_original(boxes: jax.Array, views: Views, width: jax.Array) -> jax.Array:
+    """Map boxes [b, ..., 4] of views, `width` [b] pixels wide, to the pixels of the original images."""
+    return _moved(_mirrored(boxes, views.flipped, width), 1.0 / views.scale, views.offset, 1)
+
+
+def to_view(boxes: jax.Array, views: Views, width: jax.Array) -> jax.Array:
+    """Map boxes [b, ..., 4] of the original images to the pixels of views: the inverse of `to_original`."""
+    return _mirrored(_moved(boxes, views.scale, views.offset, -1), views.flipped, width)
+
+
+def _moved(boxes: jax.Array, factor: jax.Array, offset: jax.Array, direction: int) -> jax.Array:
+    shape = (len(boxes), *(1,) * (boxes.ndim - 2), 4)
+    factor, offset = (jnp.tile(x, (1, 2)).reshape(shape) for x in (factor, offset))
+    return (boxes + offset) * factor if direction > 0 else boxes * factor - offset
+
+
+def _mirrored(boxes: jax.Array, flipped: jax.Array, width: jax.Array) -> jax.Array:
+    shape = (len(boxes), *(1,) * (boxes.ndim - 1))
+    x1, y1, x2, y2 = jnp.split(boxes, 4, axis=-1)
+    width = width.reshape(shape)
+    turned = jnp.concatenate([width - x2, y1, width - x1, y2], axis=-1)
+    return jnp.where(flipped.reshape(shape), turned, boxes)
+
+
+# -- programs that run on the device
+
+
+@struct.dataclass
+class Sums:
+    """What the views of a group of images have added up to, in original pixels.
+
+    Attributes:
+      boxes: [b, m, 4] or [b, m, c, 4], `scores`: [b, m, c], summed over the views where a row is real.
+      seen: [b, m] float32, number of these views.
+      finite: [b] bool, nothing that was added is infinite or not a number.
+    """
+
+    boxes: jax.Array
+    scores: jax.Array
+    seen: jax.Array
+    finite: jax.Array
+
+
+def _rows(found: Predictions, batch: Batch, is_aligned: bool) -> Sums:
+    """Return one view's candidates; rows merged into another one take its scores and boxes."""
+    boxes, scores = found.boxes.astype(jnp.float32), found.scores.astype(jnp.float32)
+    mask = found.mask & batch.image_mask[:, None]
+    if is_aligned and batch.representative is not None:
+        source = batch.representative  # [b, m]
+        is_merged = source != jnp.arange(source.shape[1])[None, :]
+        take = jax.vmap(lambda x, rows: x[rows])
+        boxes, scores = take(boxes, source), take(scores, source)
+        mask = jnp.where(is_merged, take(mask, source), mask)
+    boxes = to_original(boxes, batch.views, batch.image_size[:, 1].astype(jnp.float32))
+    wide = mask.reshape(*mask.shape, *(1,) * (boxes.ndim - 2))
+    boxes, scores = jnp.where(wide, boxes, 0.0), jnp.where(mask[..., None], scores, 0.0)
+    finite = [jnp.isfinite(x).all(axis=range(1, x.ndim)) for x in (boxes, scores)]
+    return Sums(boxes, scores, mask.astype(jnp.float32), finite[0] & finite[1])
+
+
+_first_view = jax.jit(_rows, static_argnums=2)
+
+
+@functools.partial(jax.jit, static_argnums=3, donate_argnums=0)
+def _add_view(sums: Sums, found: Predictions, batch: Batch, is_aligned: bool) -> Sums:
+    new = _rows(found, batch, is_aligned)
+    added = jax.tree.map(jnp.add, sums.replace(finite=None), new.replace(finite=None))
+    return added.replace(finite=sums.finite & new.finite)
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _merged(sums: Sums, merge: Merge) -> Sums:
+    """Return mean boxes, and mean or summed scores."""
+    seen = jnp.maximum(sums.seen, 1.0)
+    boxes = sums.boxes / seen.reshape(*seen.shape, *(1,) * (sums.boxes.ndim - 2))
+    return sums.replace(
+        boxes=boxes, scores=sums.scores / seen[..., None] if merge == "mean" else sums.scores
+    )
+
+
+def _detect(sums: Sums, decoding: Decoding) -> Detections:
+    num_classes = sums.scores.shape[-1]
+    return detect(
+        sums.boxes,
+        sums.scores,
+        sums.seen > 0,
+        score_thr=decoding.score_thr,
+        iou_thr=decoding.nms_thr,
+        top_k=decoding.num_slots(num_classes),
+        class_top_k=decoding.top_k,
+    )
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _best_scores(scores: jax.Array, seen: jax.Array, top_k: int) -> jax.Array:
+    """Return the `top_k` best scores of every class, [b, c, k], -inf in empty slots."""
+    ranked = jnp.where(seen[..., None] > 0, scores, -jnp.inf)
+    return jax.lax.top_k(jnp.swapaxes(ranked, 1, 2), min(top_k, scores.shape[1]))[0]
+
+
+@jax.jit
+def _unmirrored(masks: jax.Array, flipped: jax.Array) -> jax.Array:
+    return jnp.where(flipped[:, None, None, None], masks[..., ::-1], masks)
+
+
+@jax.jit
+def _in_view(found: Detections, batch: Batch) -> Detections:
+    width = batch.image_size[:, 1].astype(jnp.float32)
+    return found.replace(boxes=to_view(found.boxes, batch.views, width))
+
+
+@functools.partial(jax.jit, static_argnums=(2, 3))
+def label_map(
+    maps: Sequence[FeatureMap], batches: Sequence[Batch], canvas: tuple[int, int], threshold: float
+) -> jax.Array:
+    """Return every pixel's class: that of the highest probability, averaged over views.
+
+    A pixel of the original image reads a view's map at its center, by bilinear interpolation between the centers of
+    valid cells; beyond the outermost centers the map goes on unchanged.
 
     Args:
-      boxes: [r, 4] `xyxy` network pixels.
-      scale: [2] network pixels per original pixel, (x, y).
-      flipped: the view is mirrored left-right.
-      width_px: valid width of the view, the mirror's axis.
+      maps: probabilities [b, h, w, c], one map per view.
+      batches: of these views; pixels are not looked at.
+      canvas: (H, W), at least the size of every image.
+      threshold: a pixel is background where no class exceeds this.
+
     Returns:
-      [r, 4] float64.
+      [b, H, W] uint8, 0 background, class + 1; what lies outside an image has no meaning.
+
+    Ties: the lower class wins.   Cost: O(32 W c) memory for each image.
     """
-    x1, y1, x2, y2 = np.asarray(boxes, np.float64).T
-    if flipped:
-        x1, x2 = width_px - x2, width_px - x1
-    return np.stack([x1 / scale[0], y1 / scale[1], x2 / scale[0], y2 / scale[1]], axis=1)
+    blocks = -(-canvas[0] // _ROWS_AT_ONCE)
+    views = []
+    for found, batch in zip(maps, batches, strict=True):
+        rows = _interpolation(found, batch, 0, blocks * _ROWS_AT_ONCE)  # [b, H, h]
+        columns = _interpolation(found, batch, 1, canvas[1])  # [b, W, w]
+        rows = jnp.moveaxis(rows.reshape(len(rows), blocks, _ROWS_AT_ONCE, -1), 1, 0)
+        views.append((rows, found.features.astype(jnp.float32), columns))
+
+    def block(number: jax.Array) -> jax.Array:
+        parts = [
+            jnp.einsum("bHh,bhwc,bWw->bHWc", rows[number], values, columns)
+            for rows, values, columns in views
+        ]
+        mean = sum(parts) / len(parts)
+        best = jnp.argmax(mean, axis=-1) + 1
+        return jnp.where(jnp.max(mean, axis=-1) > threshold, best, 0).astype(jnp.uint8)
+
+    found = jax.lax.map(block, jnp.arange(blocks))  # [blocks, b, 32, W]
+    return jnp.moveaxis(found, 0, 1).reshape(-1, blocks * _ROWS_AT_ONCE, canvas[1])[:, : canvas[0]]
+
+
+def _interpolation(maps: FeatureMap, batch: Batch, axis: int, pixels: int) -> jax.Array:
+    """Return the weights [b, pixels, cells] that read a map at pixel centers of the original images."""
+    center = jnp.arange(pixels) + 0.5
+    place = center * batch.views.scale[:, 1 - axis, None] - batch.views.offset[:, 1 - axis, None]
+    if axis == 1:
+        width = batch.image_size[:, 1, None]
+        place = jnp.where(batch.views.flipped[:, None], width - place, place)
+    last = jnp.maximum(maps.size[:, axis, None] - 1, 0)
+    cell = jnp.clip(place / maps.stride - 0.5, 0, last)  # [b, pixels]
+    cells = jnp.arange(maps.features.shape[1 + axis])
+    return jnp.maximum(1.0 - jnp.abs(cell[..., None] - cells), 0.0)
+
+
+# -- a group of images after the other
 
 
 @dataclass
-class _Views:
-    """The views of one image seen so far."""
+class _Group:
+    """What the device holds of a group of images when all their views are predicted."""
 
-    boxes: list[np.ndarray]
-    scores: list[np.ndarray]
-    masks: list[np.ndarray]
-    image_scores: list[np.ndarray]
-    maps: list[ViewMaps]
-    count: int = 0
-
-    def merge(self, image_index: int, how: Merge) -> MergedImage:
-        """Return the image, with rows matched across views unless `how` is "union"."""
-        image_scores = np.mean(self.image_scores, axis=0) if self.image_scores else None
-        if not self.boxes:
-            return MergedImage(image_index, None, None, None, image_scores, tuple(self.maps))
-        if how == "union":
-            boxes, scores = np.concatenate(self.boxes), np.concatenate(self.scores)
-            mask = np.concatenate(self.masks)
-        else:
-            masks = np.stack(self.masks)  # [v, r]
-            seen = np.maximum(masks.sum(axis=0), 1).astype(np.float32)[:, None]
-            scores = np.sum(np.stack(self.scores) * masks[..., None], axis=0, dtype=np.float32)
-            boxes = np.sum(np.stack(self.boxes) * masks[..., None], axis=0) / seen
-            scores = scores / seen if how == "mean" else scores
-            mask = masks.any(axis=0)
-        scores = np.where(mask[:, None], scores, 0.0).astype(np.float32)
-        return MergedImage(image_index, boxes.astype(np.float32), scores, mask, image_scores)
+    batches: list[Batch]  # NumPy
+    sums: Sums | None
+    found: Detections | None
+    masks: jax.Array | None
+    image_scores: list[jax.Array]
+    maps: list[tuple[Any, Batch]]
+    semantic: jax.Array | None
+    best_scores: jax.Array | None
 
 
-def _add_views(pending: dict[int, _Views], batch: Batch, output: Predictions) -> list[int]:
-    """Put a batch's rows into `pending`; return the images it touched."""
-    output = jax.tree.map(np.asarray, output)  # waits for the device
-    touched = []
-    for row in np.flatnonzero(np.asarray(batch.image_mask)):
-        index = int(batch.image_index[row])
-        views = pending.setdefault(index, _Views([], [], [], [], []))
-        views.count += 1
-        touched.append(index)
-        if output.image_scores is not None:
-            views.image_scores.append(output.image_scores[row].astype(np.float32))
-        mirrored = bool(batch.views.flipped[row])
-        if output.maps is not None:
-            size_px = tuple(np.asarray(batch.image_size[row]).tolist())
-            views.maps.append(_view_maps(output.maps, row, size_px, mirrored))
-        if output.boxes is None:
-            continue
-        boxes, scores, mask = output.boxes[row], output.scores[row], output.mask[row]
-        # rows of a method that does not keep them aligned are no proposals
-        if batch.representative is not None and len(boxes) == batch.representative.shape[1]:
-            source = np.asarray(batch.representative[row])
-            shared = source != np.arange(len(source))
-            scores, mask = scores[source], np.where(shared, mask[source], mask)
-        views.boxes.append(
-            original_boxes(
-                boxes,
-                scale=np.asarray(batch.views.scale[row]),
-                flipped=mirrored,
-                width_px=int(batch.image_size[row, 1]),
-            )
-        )
-        views.scores.append(scores.astype(np.float32))
-        views.masks.append(mask)
-    return touched
+def _predict_group(
+    model: Model, batches: Sequence[Batch], wants: Sequence[frozenset[str]], decoding: Decoding
+) -> _Group:
+    """Dispatch all work of a group; nothing waits for the device."""
+    is_aligned = model.method.aligned_rows and decoding.merge != "union"
+    sums, per_view, image_scores, maps, labels = None, [], [], [], []
+    for_masks = []
+    for batch, want in zip(batches, wants, strict=True):
+        on_device = model.put(batch)
+        found = model.predict(model.params, model.extras, on_device, want)
+        rows = on_device.replace(image=None, features=None)
+        if found.image_scores is not None:
+            image_scores.append(found.image_scores)
+        if found.maps is not None:
+            maps.append((found.maps, batch))
+        if found.semantic is not None:
+            labels.append((found.semantic, rows))
+        if found.boxes is not None:
+            candidates = Predictions(found.boxes, found.scores, found.mask)
+            if decoding.merge == "union":
+                per_view.append(_first_view(candidates, rows, is_aligned))
+            elif sums is None:
+                sums = _first_view(candidates, rows, is_aligned)
+            else:
+                sums = _add_view(sums, candidates, rows, is_aligned)
+        if "masks" in want and model.predict_masks is not None:
+            for_masks.append((on_device, found.memo))
+    found = best_scores = masks = semantic = None
+    if per_view:
+        found, sums = _detect_union(per_view, decoding)
+    elif sums is not None:
+        sums = _merged(sums, decoding.merge)
+        found = _detect(sums, decoding)
+    if decoding.with_candidates and sums is not None:
+        best_scores = _best_scores(sums.scores, sums.seen, decoding.top_k)
+    if for_masks:
+        masks = _mean_masks(model, for_masks, found)
+    if labels:
+        original = np.concatenate([batches[0].views.original_size, [[1, 1]]]).max(axis=0)
+        canvas = tuple((-(-original // LABEL_CANVAS) * LABEL_CANVAS).tolist())
+        semantic = label_map(*zip(*labels, strict=True), canvas, decoding.semantic_thr)
+    return _Group(list(batches), sums, found, masks, image_scores, maps, semantic, best_scores)
 
 
-def _view_maps(maps: ResponseMaps, row: int, size_px: tuple[int, int], mirrored: bool) -> ViewMaps:
-    """Return the maps of one row of a batch."""
-    step = -1 if mirrored else 1
-    cut = [
-        (size[row].prod() * values[row, : size[row, 0], : size[row, 1]][:, ::step]).astype(
-            np.float32
-        )
-        for values, size in (
-            (maps.responses, maps.size),
-            (maps.proposal_map, maps.proposal_size),
-        )
-    ]
-    return ViewMaps(*cut, size_px, mirrored)
+def _detect_union(views: Sequence[Sums], decoding: Decoding) -> tuple[Detections, Sums]:
+    """Detect in every view, then among all detections; `row` counts the rows of all views, one after the other."""
+    parts, start = [], 0
+    for view in views:
+        part = _detect(view, decoding)
+        parts.append(part.replace(row=part.row + start))
+        start += view.scores.shape[1]
+    joined = jax.tree.map(lambda *x: jnp.concatenate(x, axis=1), *parts)
+    slots = decoding.num_slots(views[0].scores.shape[-1])
+    together = jax.tree.map(
+        lambda *x: jnp.concatenate(x, axis=1), *(v.replace(finite=None) for v in views)
+    )
+    finite = functools.reduce(jnp.logical_and, [view.finite for view in views])
+    found = detect_again(joined, iou_thr=decoding.nms_thr, top_k=slots)
+    return found, together.replace(finite=finite)
 
 
-def _overlapped(
-    predict_step: Callable[[Batch], Predictions], batches: Iterable[Batch]
-) -> Iterator[tuple[Batch, Predictions]]:
-    """Yield (batch, output), with the next batch already dispatched when an output is handed out."""
-    previous = None
+def _mean_masks(model: Model, views: Sequence[tuple[Batch, Any]], found: Detections) -> jax.Array:
+    """Return the masks [b, n, p, p] of detections, each in the frame of its box, averaged over views."""
+    total = 0.0
+    for batch, memo in views:
+        in_view = _in_view(found, batch.replace(image=None, features=None))
+        masks = model.predict_masks(model.params, model.extras, batch, memo, in_view)
+        total = total + _unmirrored(masks, batch.views.flipped)
+    return total / len(views)
+
+
+def _groups(batches: Iterable[Batch], num_views: int) -> Iterator[list[Batch]]:
+    """Yield the batches of each group of images, `num_views` at a time."""
+    group: list[Batch] = []
     for batch in batches:
-        output = predict_step(batch)
+        group.append(batch)
+        if len(group) == num_views:
+            yield group
+            group = []
+        elif not np.array_equal(group[0].image_index, batch.image_index):
+            break
+    if group:
+        raise DataError(
+            f"the batches bring {len(group)} of {num_views} views of images {group[0].image_index.tolist()}; all views "
+            "of a group of images must follow each other"
+        )
+
+
+def _in_flight(
+    model: Model,
+    batches: Iterable[Batch],
+    wants: Sequence[frozenset[str]],
+    decoding: Decoding,
+) -> Iterator[_Group]:
+    """Yield groups, the next one dispatched already when one is handed out."""
+    if decoding.merge != "union" and "boxes" in wants[0] and not model.method.aligned_rows:
+        raise ValueError(
+            f"merge is {decoding.merge!r}, but row m is another region in every view; allowed is 'union'"
+        )
+    previous = None
+    for group in _groups(batches, len(wants)):
+        current = _predict_group(model, group, wants, decoding)
         if previous is not None:
             yield previous
-        previous = batch, output
+        previous = current
     if previous is not None:
         yield previous
 
 
 def infer(
-    predict_step: Callable[[Batch], Predictions],
+    model: Model,
     batches: Iterable[Batch],
-    *,
-    num_views: int,
-    merge: Merge = "mean",
-) -> Iterator[MergedImage]:
-    """Predict every view of every image and merge the views of each.
+    wants: Sequence[frozenset[str]],
+    decoding: Decoding,
+    query: np.ndarray | None = None,
+) -> Iterator[ImageResult]:
+    """Predict every view of every image, merge the views of each, and detect.
 
-    The device works on the next batch while the host merges the last one. Memory holds the images whose views are not
-    complete, so batches should bring the views of a group of images one after the other.
+    The device works on the next group of images while the host reads the last one.
 
     Args:
-      predict_step: batch -> Predictions, jitted by the caller. For methods whose row m is proposal m, masked rows
-        that name another row in `batch.representative` take that row's scores.
-      batches: host batches (NumPy) ; rows with `image_mask` False are skipped.
-      num_views: views per image; an image is yielded as soon as so many have arrived.
-      merge: "mean" averages each row's scores and boxes over the views where the row is real (the released OICR
-        code's test), "sum" adds the scores, "union" keeps the rows of all views apart, for methods whose rows do not
-        correspond across views.
+      model: what predicts, and where.
+      batches: host batches (NumPy); all views of a group of images follow each other. Rows with `image_mask` False
+        are skipped.
+      wants: what is wanted of each view, in their order.
+      decoding: how predictions become results.
+      query: [n, c] bool, classes whose maps are read besides the predicted ones; `None` for no others.
+
     Yields:
-      `MergedImage`, in the order of completion.
+      `ImageResult`, in the order of the batches.
+
     Raises:
-      DataError: an image has fewer views than `num_views` when the batches end.
+      DataError: views of a group are missing, or what was predicted is not finite.
+
+    Cost: device memory for each image of a group, m rows and c classes, of running sums: 4 m c bytes of scores and
+      16 m (16 m c with boxes per class), twice while a view is added; 3.2 MB at 2000 x 80, whatever the number of
+      views. "union" keeps every view's.
     """
-    if merge not in ("mean", "sum", "union"):
-        raise ValueError(f"unknown merge {merge!r}; allowed: 'mean', 'sum', 'union'")
-    pending: dict[int, _Views] = {}
-    for batch, output in _overlapped(predict_step, batches):
-        for index in _add_views(pending, batch, output):
-            if pending[index].count == num_views:
-                yield pending.pop(index).merge(index, merge)
-    if pending:
-        index, views = next(iter(pending.items()))
-        raise DataError(
-            f"{len(pending)} images are incomplete, e.g. image {index} has {views.count} of {num_views} views; "
-            "the batches must hold every view of every image exactly once"
+    for group in _in_flight(model, batches, wants, decoding):
+        yield from _results(group, decoding, query)
+
+
+def candidates(
+    model: Model, batches: Iterable[Batch], wants: Sequence[frozenset[str]], decoding: Decoding
+) -> Iterator[Candidates]:
+    """Yield what all rows of every image score, all views merged, before any selection; arguments as `infer`'s."""
+    for group in _in_flight(model, batches, wants, decoding):
+        sums = jax.device_get(group.sums)
+        for row in np.flatnonzero(group.batches[0].image_mask):
+            index = int(group.batches[0].image_index[row])
+            yield Candidates(index, sums.boxes[row], sums.scores[row], sums.seen[row] > 0)
+
+
+def _results(group: _Group, decoding: Decoding, query: np.ndarray | None) -> Iterator[ImageResult]:
+    """Yield the results of a group's images, read off the device."""
+    first = group.batches[0]
+    finite = None if group.sums is None else group.sums.finite
+    found, masks, scores, maps, semantic, best, finite = jax.device_get(
+        (
+            group.found,
+            group.masks,
+            group.image_scores,
+            [maps for maps, _ in group.maps],
+            group.semantic,
+            group.best_scores,
+            finite,
         )
+    )
+    num_rows = (
+        None
+        if group.sums is None
+        else group.sums.scores.shape[1] // (len(group.batches) if decoding.merge == "union" else 1)
+    )
+    for b in np.flatnonzero(first.image_mask):
+        index = int(first.image_index[b])
+        size = tuple(np.asarray(first.views.original_size[b]).tolist())
+        image_scores = np.mean([s[b] for s in scores], axis=0, dtype=np.float32) if scores else None
+        if (finite is not None and not finite[b]) or (
+            image_scores is not None and not np.isfinite(image_scores).all()
+        ):
+            raise DataError(
+                f"boxes or scores of image {index} are not finite; the checkpoint may have diverged: look at its "
+                "loss, or evaluate an earlier step"
+            )
+        values: dict[str, Any] = {}
+        if found is not None:
+            values = _of_detections(jax.tree.map(lambda x, b=b: x[b], found), num_rows, decoding)
+            if masks is not None:
+                count = len(values["scores"])
+                values["masks"] = paste_masks(
+                    masks[b][:count], values["boxes"], size, threshold=decoding.mask_thr
+                )
+        if maps:
+            views = [(one, batch) for one, (_, batch) in zip(maps, group.maps, strict=True)]
+            asked = None if query is None else query[index]
+            read = _image_maps(views, b, size, image_scores, asked, decoding.reading)
+            boxes, box_scores, classes = read.detections()
+            values |= {"maps": read, "boxes": boxes, "scores": box_scores, "classes": classes}
+        yield ImageResult(
+            image_index=index,
+            size=size,
+            image_scores=image_scores,
+            semantic=None if semantic is None else semantic[b][: size[0], : size[1]],
+            candidate_scores=None if best is None else best[b],
+            **values,
+        )
+
+
+def _of_detections(found: Detections, num_rows: int, decoding: Decoding) -> dict[str, np.ndarray]:
+    """Return the fields of a result that one image's detections fill."""
+    count = int(found.mask.sum())
+    row = found.row[:count]
+    is_union = decoding.merge == "union"
+    return {
+        "boxes": found.boxes[:count],
+        "scores": found.scores[:count],
+        "classes": found.classes[:count],
+        "rows": row % num_rows if is_union else row,
+        "views": row // num_rows if is_union else np.full(count, -1, np.int32),
+    }
+
+
+def _image_maps(
+    views: Sequence[tuple[Any, Batch]],
+    b: int,
+    size: tuple[int, int],
+    image_scores: np.ndarray,
+    asked: np.ndarray | None,
+    reading: MapReading,
+) -> ImageMaps:
+    """Return the maps of row `b` of some views, responses of the classes that are read."""
+    is_too_small = all(0 in maps.size[b] for maps, _ in views)
+    predicted = reading.predicted(image_scores) & (not is_too_small)
+    read = predicted if asked is None else predicted | asked
+    read = read | np.isin(
+        np.arange(len(read)), np.argsort(-image_scores, kind="stable")[: reading.num_best]
+    )
+    classes = np.flatnonzero(read)
+    cut = []
+    for maps, batch in views:
+        mirrored = bool(batch.views.flipped[b])
+        step = -1 if mirrored else 1
+        height, width = maps.size[b]
+        rows, columns = maps.proposal_size[b]
+        responses = maps.responses[b, :height, :width][:, ::step][..., classes]
+        proposal_map = maps.proposal_map[b, :rows, :columns][:, ::step]
+        view_size = tuple(np.asarray(batch.image_size[b]).tolist())
+        cut.append(ViewMaps(responses, proposal_map, view_size, mirrored))
+    return ImageMaps(tuple(cut), classes, predicted, size, reading)
+
+
+def score_thresholds(results: Iterable[ImageResult], limit: int) -> np.ndarray | None:
+    """Return per class the score that fewer than `limit` candidates of a set exceed, counted before NMS.
+
+    Args:
+      results: of the whole set, `with_candidates`.
+      limit: candidates to collect per class, usually 40 times the number of images.
+
+    Returns:
+      [c] float32: the `limit`-th highest score of a class that has more than `limit`, else -inf; `None` without
+      results. Detections must be higher, so ties with it fall. A box's fate depends on higher boxes only, so a threshold after NMS leaves the
+      same detections as one before it.
+
+    Source: released Fast R-CNN and OICR code, whose running heap ends at this value.
+    """
+    parts = [result.candidate_scores for result in results]
+    if not parts:
+        return None
+    scores = np.concatenate(parts, axis=1)  # [c, n]
+    thrs = np.full(len(scores), -np.inf, np.float32)
+    for c, of_class in enumerate(scores):
+        real = of_class[of_class > -np.inf]
+        if len(real) > limit:
+            thrs[c] = np.partition(real, len(real) - limit)[len(real) - limit]
+    return thrs

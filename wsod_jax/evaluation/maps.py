@@ -1,17 +1,16 @@
-"""From merged response maps to what is measured of a whole set: points, boxes and proposal maps, in original pixels."""
+"""From the maps of a method without proposals to points and boxes of its classes, in pixels of the original image."""
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 
-from wsod_jax.errors import DataError
-from wsod_jax.evaluation.inference import MergedImage, ViewMaps
-from wsod_jax.evaluation.metrics.tables import DetectionTable
 from wsod_jax.evaluation.response import BoxMode, Resizing, map_boxes, resize_map, response_point
+from wsod_jax.ops.nms import greedy_nms
+
+Boxes = tuple[np.ndarray, np.ndarray]  # [n, 4] float32 and scores [n] float32
 
 
 @dataclass(frozen=True)
@@ -22,176 +21,158 @@ class MapReading:
       upsampling: from cells to the pixels of the image, see `response.resize_map`.
       threshold: a pixel is foreground where R_c >= threshold · mean(R_c).
       connectivity: of the pixels of one component, 4 or 8.
+      boxes: a class's detections: the "tightest" box around all of its foreground, or one for each of its "components".
+      nms_thr, min_side_px: where components of several views or detectors join, boxes with an IoU > nms_thr to a better
+        one, a side < min_side_px, or a score <= 0 are left out.
+      predicted_thr: a class is predicted where its image score exceeds this; `None`: the best class alone is predicted.
+      num_best: so many of an image's best-scored classes are read even if they are not predicted.
+      separate_views: components come from every view by itself instead of the mean over views.
     """
 
     upsampling: Resizing = "align_corners"
     threshold: float = 1.0
-    connectivity: int = 4
+    connectivity: Literal[4, 8] = 4
+    boxes: BoxMode = "tightest"
+    nms_thr: float = 0.7
+    min_side_px: float = 50.0
+    predicted_thr: float | None = 0.5
+    num_best: int = 0
+    separate_views: bool = False
 
-    def response(self, maps: Sequence[ViewMaps], size: tuple[int, int], classes) -> np.ndarray:
-        """Return the responses [H, W, k] to some classes, the mean over views."""
-        resized = [resize_map(v.responses[..., classes], *size, self.upsampling) for v in maps]
-        return np.mean(resized, axis=0)
-
-    def objectness(self, maps: Sequence[ViewMaps], size: tuple[int, int]) -> np.ndarray:
-        """Return the proposal map [H, W] at the size of the image, the mean over views."""
-        resized = [resize_map(v.proposal_map, *size, self.upsampling) for v in maps]
-        return np.mean(resized, axis=0)
-
-    def boxes(self, response: np.ndarray, mode: BoxMode) -> tuple[np.ndarray, np.ndarray]:
-        """Return boxes [n, 4] and scores [n] of one class's response [H, W]."""
-        return map_boxes(response, mode, factor=self.threshold, connectivity=self.connectivity)
+    def predicted(self, image_scores: np.ndarray) -> np.ndarray:
+        """Return which classes scores [c] say are present, [c] bool; of equal best ones the lowest index."""
+        if self.predicted_thr is None:
+            return np.arange(len(image_scores)) == np.argmax(image_scores)
+        return image_scores > self.predicted_thr
 
 
 @dataclass(frozen=True)
-class Located:
-    """What maps say of an image set. Only the classes that were `examined` have points and boxes.
+class ViewMaps:
+    """One view's maps, valid cells only and turned back where the view was mirrored; units as in `types.ResponseMaps`.
 
     Attributes:
-      image_scores: [n, c] float32; NaN for images that were not predicted.
-      examined: [n, c] bool, the classes asked for, those predicted and the best-scored ones.
-      claimed: [n, c] bool, the classes predicted to be present.
-      points: [n, c, 2] float64 (x, y) of the strongest response; NaN where not examined.
-      tightest: one box per image and examined class, around all of its foreground.
-      components: one box per connected component of it; with several views, of every view.
-      maps: per image, its views' maps; empty for images that were not predicted. Responses are kept of the first
-        images only, as many as were asked for.
-      predicted: [n] bool, False for images that never came, such as files that cannot be read.
-      too_small: [n] bool, images smaller than one cell of the map: all that speaks of classes there is the bias, so
-        none is claimed.
-      counts: what the input met on the way, by name, see `data.assembling.COUNTS`.
+      responses: [h, w, k] float32, of the classes read; h and w may be 0.
+      proposal_map: [h', w'] float32.
+      size_px: (height, width) of the view in network pixels.
+      mirrored: the network saw the view mirrored left-right: its first column is the last one here.
     """
 
-    image_scores: np.ndarray
-    examined: np.ndarray
-    claimed: np.ndarray
-    points: np.ndarray
-    tightest: DetectionTable
-    components: DetectionTable
-    maps: tuple[tuple[ViewMaps, ...], ...]
+    responses: np.ndarray
+    proposal_map: np.ndarray
+    size_px: tuple[int, int]
+    mirrored: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class ImageMaps:
+    """The maps of one image and what is read off them; every class is read once.
+
+    Attributes:
+      views: of the image.
+      classes: [k] ascending, the classes whose responses are there.
+      predicted: [c] bool, the classes predicted to be present; none in an image smaller than a cell, where the bias
+        alone speaks.
+      size: (height, width) of the original image.
+      reading: how maps are read.
+      others: the same image's maps of further detectors, whose components join these.
+    """
+
+    views: tuple[ViewMaps, ...]
+    classes: np.ndarray
     predicted: np.ndarray
-    too_small: np.ndarray
-    counts: dict[str, int] = field(default_factory=dict)
+    size: tuple[int, int]
+    reading: MapReading
+    others: tuple[ImageMaps, ...] = ()
+    _read: dict = field(default_factory=dict, repr=False)
 
-    def of_claimed(self, boxes: DetectionTable) -> DetectionTable:
-        """Return the boxes of classes that were predicted to be present."""
-        return boxes.take(self.claimed[boxes.image_index, boxes.classes])
+    @property
+    def is_too_small(self) -> bool:
+        """Whether the image is smaller than one cell of every view's map."""
+        return all(0 in view.responses.shape[:2] for view in self.views)
 
+    def view_responses(self, c: int) -> list[np.ndarray]:
+        """Return every view's response [H, W] to a class that was read, in pixels of the image."""
+        if ("views", c) not in self._read:
+            k = int(np.searchsorted(self.classes, c))
+            if k == len(self.classes) or self.classes[k] != c:
+                raise KeyError(f"class {c} was not read of this image; {self.classes} were")
+            self._read["views", c] = [
+                resize_map(view.responses[..., k], *self.size, self.reading.upsampling)
+                for view in self.views
+            ]
+        return self._read["views", c]
 
-class _Rows:
-    """Rows of a `DetectionTable` in the making."""
+    def response(self, c: int) -> np.ndarray:
+        """Return the response [H, W] to a class, the mean over views."""
+        return np.mean(self.view_responses(c), axis=0)
 
-    def __init__(self):
-        self.images, self.classes, self.scores, self.boxes = [], [], [], []
+    def objectness(self) -> np.ndarray:
+        """Return the proposal map [H, W], the mean over views."""
+        maps = [
+            resize_map(view.proposal_map, *self.size, self.reading.upsampling)
+            for view in self.views
+        ]
+        return np.mean(maps, axis=0)
 
-    def add(self, image: int, class_index: int, boxes: np.ndarray, scores: np.ndarray) -> None:
-        """Append the boxes [n, 4] of one class in one image, with their scores [n]."""
-        self.images.append(np.full(len(boxes), image, np.int32))
-        self.classes.append(np.full(len(boxes), class_index, np.int32))
-        self.scores.append(scores)
-        self.boxes.append(boxes)
+    def point(self, c: int) -> tuple[float, float]:
+        """Return (x, y) of the strongest response to a class."""
+        return response_point(self.response(c))
 
-    def table(self, num_images: int, num_classes: int) -> DetectionTable:
-        """Return the rows, images ascending, then classes, in the order they came."""
-        images = np.concatenate([np.zeros(0, np.int32), *self.images])
-        classes = np.concatenate([np.zeros(0, np.int32), *self.classes])
-        order = np.lexsort((classes, images))
-        return DetectionTable(
-            images[order],
-            classes[order],
-            np.concatenate([np.zeros(0, np.float32), *self.scores])[order],
-            np.concatenate([np.zeros((0, 4), np.float32), *self.boxes])[order],
-            num_images,
-            num_classes,
+    def tightest(self, c: int) -> Boxes:
+        """Return the box [1, 4] around all foreground of a class, and its score [1]."""
+        return self._boxes(self.response(c), "tightest")
+
+    def components(self, c: int) -> Boxes:
+        """Return a box for each component of a class's foreground, of all views and detectors that join."""
+        parts = self._component_parts(c)
+        if len(parts) == 1:
+            return parts[0]
+        return joined(parts, nms_thr=self.reading.nms_thr, min_side_px=self.reading.min_side_px)
+
+    def _component_parts(self, c: int) -> list[Boxes]:
+        own = self.view_responses(c) if self.reading.separate_views else [self.response(c)]
+        parts = [self._boxes(response, "components") for response in own]
+        return [*parts, *(part for other in self.others for part in other._component_parts(c))]
+
+    def detections(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return boxes [n, 4], scores [n] and classes [n] of the predicted classes, the best first."""
+        found = [(np.zeros((0, 4), np.float32), np.zeros(0, np.float32))]
+        classes = [np.zeros(0, np.int32)]
+        for c in np.flatnonzero(self.predicted):
+            found.append(
+                self.components(c) if self.reading.boxes == "components" else self.tightest(c)
+            )
+            classes.append(np.full(len(found[-1][1]), c, np.int32))
+        boxes, scores = (np.concatenate(column) for column in zip(*found, strict=True))
+        order = np.argsort(-scores, kind="stable")
+        return boxes[order], scores[order], np.concatenate(classes)[order]
+
+    def _boxes(self, response: np.ndarray, mode: BoxMode) -> Boxes:
+        reading = self.reading
+        return map_boxes(
+            response, mode, factor=reading.threshold, connectivity=reading.connectivity
         )
 
 
-def locate(
-    merged: Iterable[MergedImage],
-    sizes: np.ndarray,
-    *,
-    num_classes: int,
-    wanted: np.ndarray | None,
-    claims: Callable[[np.ndarray], np.ndarray],
-    reading: MapReading,
-    num_best: int = 0,
-    keep_responses: int = 0,
-    separate_views: bool = False,
-) -> Located:
-    """Read points and boxes off the maps of a whole set.
+def joined(parts: list[Boxes], *, nms_thr: float, min_side_px: float) -> Boxes:
+    """Join boxes of one class that several views or detectors found: drop weak and small ones, then suppress overlaps.
+
+    NMS runs on the boxes that passed, so that a dropped box suppresses nothing; an image may end up without any box.
 
     Args:
-      merged: images with maps, in any order, each at most once.
-      sizes: [n, 2] int, (height, width) of every image in original pixels.
-      num_classes: c.
-      wanted: [n, c] bool, classes to examine beside those predicted to be present; `None` for no others.
-      claims: from an image's class scores [c] to the classes it is predicted to hold, [c] bool.
-      reading: how maps are read.
-      num_best: so many of an image's best-scored classes are examined in any case.
-      keep_responses: keep the response maps of so many images, the first of the set, to draw them; proposal maps
-        are kept of all.
-      separate_views: `components` come from every view by itself instead of the mean over views.
+      parts: boxes and scores on one scale.
+      nms_thr: a box is removed by a better kept one with IoU > this.
+      min_side_px: keep boxes whose width and height both are >= this; 0 keeps all. Kept scores are > 0.
+
     Returns:
-      `Located`.
-    Raises:
-      DataError: class scores, or maps that are read, are not finite.
-    Cost: interpolates one map per view, image and examined class.
+      boxes [n, 4] and scores [n], the best first.
+
+    Ties: equal scores rank by part, then by row.
+    Source: Zhu et al. 2017 (SPN): the released notebook for VOC joins three models so (0.7, 50 pixels), with NMS first.
     """
-    shape = (len(sizes), num_classes)
-    scores = np.full(shape, np.nan, np.float32)
-    examined, claimed = np.zeros(shape, bool), np.zeros(shape, bool)
-    predicted, too_small = np.zeros(len(sizes), bool), np.zeros(len(sizes), bool)
-    points = np.full((*shape, 2), np.nan)
-    tightest, components = _Rows(), _Rows()
-    maps: list[tuple[ViewMaps, ...]] = [()] * len(sizes)
-    for image in merged:
-        i = image.image_index
-        size = tuple(int(side) for side in sizes[i])
-        if not np.isfinite(image.image_scores).all():
-            raise DataError(
-                "class scores of an image are not finite; the checkpoint may have diverged: look at its loss, or "
-                "evaluate an earlier step"
-            )
-        scores[i], predicted[i] = image.image_scores, True
-        maps[i] = image.maps if i < keep_responses else tuple(map(_without_responses, image.maps))
-        too_small[i] = all(0 in view.responses.shape[:2] for view in image.maps)
-        claimed[i] = claims(image.image_scores) & ~too_small[i]
-        examined[i] = claimed[i] if wanted is None else claimed[i] | wanted[i]
-        examined[i, np.argsort(-scores[i], kind="stable")[:num_best]] = True
-        classes = np.flatnonzero(examined[i])
-        if not len(classes):
-            continue
-        views = [(view,) for view in image.maps] if separate_views else [image.maps]
-        parts = [reading.response(view, size, classes) for view in views]  # [H, W, k] each
-        for k, c in enumerate(classes):
-            each = [part[..., k] for part in parts]
-            mean = np.mean(each, axis=0)
-            points[i, c] = response_point(mean)
-            tightest.add(i, c, *reading.boxes(mean, "tightest"))
-            for response in each:
-                components.add(i, c, *reading.boxes(response, "components"))
-    return Located(
-        image_scores=scores,
-        examined=examined,
-        claimed=claimed,
-        points=points,
-        tightest=tightest.table(*shape),
-        components=components.table(*shape),
-        maps=tuple(maps),
-        predicted=predicted,
-        too_small=too_small,
-    )
-
-
-def _without_responses(view: ViewMaps) -> ViewMaps:
-    return dataclasses.replace(view, responses=np.zeros((0, 0, 0), np.float32))
-
-
-def claims_above(threshold: float) -> Callable[[np.ndarray], np.ndarray]:
-    """Return the rule of multi-label classifiers: a class is present where its score exceeds `threshold`."""
-    return lambda scores: scores > threshold
-
-
-def claims_best(scores: np.ndarray) -> np.ndarray:
-    """Return the rule of single-label classifiers: the class scored highest, the lowest index on ties."""
-    return np.arange(len(scores)) == np.argmax(scores)
+    boxes, scores = (np.concatenate(column) for column in zip(*parts, strict=True))
+    sides = boxes[:, 2:].astype(np.float64) - boxes[:, :2]
+    passed = np.flatnonzero((scores > 0) & (sides >= min_side_px).all(axis=1))
+    order = passed[np.argsort(-scores[passed], kind="stable")]
+    kept = order[greedy_nms(boxes[order], iou_thr=nms_thr)]
+    return boxes[kept], scores[kept]

@@ -6,14 +6,15 @@ import json
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from wsod_jax.errors import DataError
-from wsod_jax.evaluation.metrics.average_precision import DetectionMetrics, mean_over_classes
-from wsod_jax.evaluation.metrics.corloc import CorLocMetrics
+from wsod_jax.evaluation.metrics.average_precision import mean_over_classes
+from wsod_jax.files import atomic_write
 
 
 @dataclass(frozen=True)
@@ -83,140 +84,138 @@ def summarise_seeds(runs: Sequence[Mapping[str, float]]) -> dict[str, SeedSummar
     return summaries
 
 
-def write_report(
-    folder: str | Path,
-    *,
-    title: str,
-    class_names: Sequence[str],
-    settings: Mapping[str, object],
-    detection: DetectionMetrics | None = None,
-    corloc: CorLocMetrics | None = None,
-    classification: np.ndarray | None = None,
-    shares: Mapping[str, np.ndarray] | None = None,
-    scalars: Mapping[str, float] | None = None,
-    tables: Sequence[Table] = (),
-    pictures: Sequence[Picture] = (),
-    notes: Sequence[str] = (),
-) -> Path:
-    """Write `report.json` and `report.md` into a folder.
+@dataclass
+class Evaluation:
+    """What an evaluator found.
 
-    Args:
-      folder: made if it does not exist.
-      title: first line.
-      class_names: c names.
-      settings: everything that decides the numbers: set and split, checkpoint and step, method and its variants,
-        views, thresholds, AP mode, seed. Values are anything JSON can hold, or nested mappings.
-      detection: AP per class and threshold.
-      corloc: correct localisation per class.
-      classification: [c] AP of the image-level scores, see `classification.classification_ap`.
-      shares: further shares per class by name, [c] each; their means are in the summary under the same names.
-      scalars: further numbers of the summary, by name, as they are.
+    Attributes:
+      shares: name of a column -> name of its mean in the summary, and the share in [0, 1] of every class, [c]; NaN
+        where a class has none, which the mean leaves out.
+      numbers: further numbers of the summary, by name, as they are.
+      counts: name of a column -> what the shares of every class rest on, [c] int.
+      iou_sweep: mAP by IoU threshold, where there are several.
       tables: shown after the classes.
-      pictures: shown in order; links are relative to the folder, so folder and pictures move together.
-      notes: sentences for the reader, such as counted skips.
-    Returns:
-      The path of `report.md`.
+      notes: sentences for the reader.
+      left_out: why classes are in no mean, by class, [c] bool.
+      detail: the metrics that figures are made of.
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    columns = _columns(detection, corloc, classification)
-    columns += [_Column(name, name, values) for name, values in (shares or {}).items()]
-    summary = {column.mean_name: column.mean for column in columns}
-    summary |= dict(scalars or {})
-    notes = [*notes, *_left_out(detection, corloc, class_names)]
-    content = {
-        "title": title,
-        "summary": summary,
-        "settings": dict(settings),
-        "per_class": [
-            {
-                "class": name,
-                **{column.name: float(column.values[c]) for column in columns},
-                **counts,
-            }
-            for c, (name, counts) in enumerate(
-                zip(class_names, _counts(detection, corloc, len(class_names)), strict=True)
-            )
-        ],
-        "iou_sweep": _sweep(detection),
-        "tables": [
-            {"title": table.title, "head": list(table.head), "rows": table.rows} for table in tables
-        ],
-        "notes": notes,
-        "pictures": [
-            {"path": _relative(picture.path, folder), "caption": picture.caption}
-            for picture in pictures
-        ],
-    }
-    content = _plain(content)
-    (folder / "report.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    path = folder / "report.md"
-    path.write_text(_markdown(content, detection, columns), encoding="utf-8")
-    return path
+
+    shares: dict[str, tuple[str, np.ndarray]] = field(default_factory=dict)
+    numbers: dict[str, float] = field(default_factory=dict)
+    counts: dict[str, np.ndarray] = field(default_factory=dict)
+    iou_sweep: dict[str, float] = field(default_factory=dict)
+    tables: list[Table] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    left_out: dict[str, np.ndarray] = field(default_factory=dict)
+    detail: Any = None
+
+    def add_share(self, name: str, values: np.ndarray, mean: str | None = None) -> None:
+        """Add a column of shares; its mean has the same name unless another is given."""
+        self.shares[name] = mean or name, np.asarray(values, np.float64)
+
+    def without(self, what: str, classes: np.ndarray, name: str) -> None:
+        """Note that a mean leaves out the classes, [c] bool, that are without something."""
+        self.left_out[f"Without {what}, so not in {name}"] = np.asarray(classes)
+
+    @property
+    def summary(self) -> dict[str, float]:
+        """Means of the shares, and the other numbers."""
+        means = {mean: float(mean_over_classes(values)) for mean, values in self.shares.values()}
+        return means | self.numbers
 
 
 @dataclass(frozen=True)
-class _Column:
-    """A share per class: its name in the table, the name of its mean in the summary, [c] values."""
+class Report:
+    """The report of one evaluation.
 
-    name: str
-    mean_name: str
-    values: np.ndarray
+    Attributes:
+      title: first line.
+      class_names: c names.
+      settings: everything that decides the numbers: set and split, checkpoint and step, method and its variants, views,
+        thresholds, AP mode, seed. Values are anything JSON can hold, or nested mappings.
+      evaluations: in the order to show.
+      numbers: further numbers of the summary, by name.
+      left_out: what the numbers do not see, said before them: images that are missing or could not be read.
+      notes: sentences for the reader.
+      tables: further tables.
+    """
+
+    title: str
+    class_names: Sequence[str]
+    settings: Mapping[str, object]
+    evaluations: Sequence[Evaluation] = ()
+    numbers: Mapping[str, float] = field(default_factory=dict)
+    left_out: Sequence[str] = ()
+    notes: Sequence[str] = ()
+    tables: Sequence[Table] = ()
 
     @property
-    def mean(self) -> float:
-        """The mean over the classes that have a value."""
-        return float(mean_over_classes(np.asarray(self.values)))
+    def summary(self) -> dict[str, float]:
+        """Every number by name; NaN where there is none."""
+        parts = [evaluation.summary for evaluation in self.evaluations]
+        return {name: value for part in [*parts, self.numbers] for name, value in part.items()}
+
+    def content(self) -> dict:
+        """Return the report as JSON holds it, but for its pictures."""
+        notes = [*self.notes]
+        for evaluation in self.evaluations:
+            notes += evaluation.notes
+            for reason, classes in evaluation.left_out.items():
+                names = ", ".join(self.class_names[c] for c in np.flatnonzero(classes))
+                notes += [f"{reason}: {names}."] if names else []
+        columns = {
+            name: values
+            for evaluation in self.evaluations
+            for name, values in (
+                *((name, values) for name, (_, values) in evaluation.shares.items()),
+                *evaluation.counts.items(),
+            )
+        }
+        tables = [table for evaluation in self.evaluations for table in evaluation.tables]
+        sweeps = [evaluation.iou_sweep for evaluation in self.evaluations if evaluation.iou_sweep]
+        return _plain(
+            {
+                "title": self.title,
+                "left_out": list(self.left_out),
+                "summary": self.summary,
+                "settings": dict(self.settings),
+                "per_class": [
+                    {"class": name, **{key: values[c] for key, values in columns.items()}}
+                    for c, name in enumerate(self.class_names if columns else ())
+                ],
+                "iou_sweep": sweeps[0] if sweeps else {},
+                "tables": [
+                    {"title": table.title, "head": list(table.head), "rows": table.rows}
+                    for table in (*tables, *self.tables)
+                ],
+                "notes": notes,
+            }
+        )
 
 
-def _columns(detection, corloc, classification) -> list[_Column]:
-    """Return the shares per class that the report has."""
-    columns = []
-    if detection is not None:
-        thrs = [round(100 * iou_thr) for iou_thr in detection.iou_thrs]
-        columns.append(_Column(f"AP{thrs[0]}", f"mAP{thrs[0]}", detection.ap[:, 0]))
-        if len(thrs) > 1:
-            span = f"{min(thrs)}:{max(thrs)}"
-            columns.append(_Column(f"AP{span}", f"mAP{span}", detection.ap.mean(axis=1)))
-    if corloc is not None:
-        columns.append(_Column("CorLoc", "CorLoc", corloc.corloc))
-    if classification is not None:
-        columns.append(_Column("image AP", "image mAP", np.asarray(classification)))
-    return columns
+def write_report(folder: str | Path, report: Report, pictures: Sequence[Picture] = ()) -> Path:
+    """Write `report.json` and `report.md` into a folder, which is made if it does not exist.
 
+    Args:
+      folder: where to.
+      report: what to write.
+      pictures: shown in order; links are relative to the folder, so folder and pictures move together.
 
-def _sweep(detection: DetectionMetrics | None) -> dict[str, float]:
-    """Return mAP by IoU threshold where there are several."""
-    if detection is None or len(detection.iou_thrs) < 2:
-        return {}
-    means = detection.mean_ap.tolist()
-    return {f"{thr:.2f}": mean for thr, mean in zip(detection.iou_thrs, means, strict=True)}
-
-
-def _counts(detection, corloc, num_classes: int) -> list[dict[str, int]]:
-    """Return per class the counts that the shares rest on."""
-    counts = [{} for _ in range(num_classes)]
-    for c in range(num_classes):
-        if detection is not None:
-            counts[c]["objects"] = int(detection.num_objects[c])
-            counts[c]["difficult"] = int(detection.num_difficult[c])
-            counts[c]["detections"] = int(detection.num_detections[c])
-            counts[c]["hits"] = int(detection.hits[c, 0])
-        if corloc is not None:
-            counts[c]["images"] = int(corloc.num_images[c])
-    return counts
-
-
-def _left_out(detection, corloc, class_names) -> list[str]:
-    """Say which classes the means leave out."""
-    notes = []
-    if detection is not None and detection.classes_without_objects:
-        names = ", ".join(class_names[c] for c in detection.classes_without_objects)
-        notes.append(f"No object that counts, so not in mAP: {names}.")
-    if corloc is not None and (corloc.num_images == 0).any():
-        names = ", ".join(class_names[c] for c in np.flatnonzero(corloc.num_images == 0))
-        notes.append(f"In no image, so not in CorLoc: {names}.")
-    return notes
+    Returns:
+      The path of `report.md`.
+    """
+    folder, content = Path(folder), report.content()
+    content["pictures"] = [
+        {"path": _relative(picture.path, folder), "caption": picture.caption}
+        for picture in pictures
+    ]
+    means = dict.fromkeys(mean for e in report.evaluations for mean, _ in e.shares.values())
+    columns = {name: mean for e in report.evaluations for name, (mean, _) in e.shares.items()}
+    with atomic_write(folder / "report.json") as file:
+        file.write(json.dumps(content, indent=1) + "\n")
+    with atomic_write(folder / "report.md") as file:
+        file.write(_markdown(content, set(means), columns))
+    return folder / "report.md"
 
 
 def _relative(path: str | Path, folder: Path) -> str:
@@ -252,29 +251,18 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
 
 
-def _markdown(content: dict, detection: DetectionMetrics | None, columns: Sequence[_Column]) -> str:
-    """Return the report for people."""
-    sections = [f"# {content['title']}", "## Summary"]
-    shares = {column.mean_name for column in columns}
+def _markdown(content: dict, shares: set[str], columns: Mapping[str, str]) -> str:
+    """Return the report for people; `shares` are numbers of the summary in percent, `columns`: column -> its mean."""
+    sections = [f"# {content['title']}", *(f"**{text}**" for text in content["left_out"])]
     rows = [
         [name, f"{_percent(value)} %" if name in shares else _number(value)]
         for name, value in content["summary"].items()
     ]
-    sections.append(_table(["number", "value"], rows))
-    if detection is not None:
-        thr = detection.iou_thrs[0]
-        sections.append(
-            f"AP is `{detection.ap_mode}`; AP{round(100 * thr)} counts a hit where IoU > {thr:.2f}. "
-            f"{detection.num_images} images, {int(detection.num_objects.sum())} objects, and "
-            f"{int(detection.num_difficult.sum())} difficult ones that count neither way."
-        )
+    sections += ["## Summary", _table(["number", "value"], rows)]
     if content["notes"]:
         sections.append("\n".join(f"- {note}" for note in content["notes"]))
     if content["per_class"]:
-        sections += [
-            "## Per class (shares in percent)",
-            _class_table(content["per_class"], columns),
-        ]
+        sections += ["## Per class (shares in percent)", _class_table(content, columns)]
     if content["iou_sweep"]:
         rows = [list(content["iou_sweep"]), [_percent(v) for v in content["iou_sweep"].values()]]
         table = _table(["IoU >", *rows[0]], [["mAP", *rows[1]]])
@@ -293,18 +281,21 @@ def _markdown(content: dict, detection: DetectionMetrics | None, columns: Sequen
     return "\n\n".join(sections) + "\n"
 
 
-def _class_table(per_class: list[dict], columns: Sequence[_Column]) -> str:
-    """Return one row per class and the means."""
-    names = [column.name for column in columns]
-    counted = [key for key in per_class[0] if key not in ("class", *names)]
+def _class_table(content: dict, columns: Mapping[str, str]) -> str:
+    """Return one row per class, and the means and sums."""
+    per_class = content["per_class"]
+    names = [key for key in per_class[0] if key != "class"]
     rows = [
-        [row["class"], *(_percent(row[key]) for key in names), *(str(row[key]) for key in counted)]
+        [row["class"], *(_percent(row[n]) if n in columns else str(row[n]) for n in names)]
         for row in per_class
     ]
-    means = [_percent(_plain(column.mean)) for column in columns]
-    sums = [str(sum(row[key] for row in per_class)) for key in counted]
-    rows.append(["**mean, sum**", *means, *sums])
-    return _table(["class", *names, *counted], rows)
+    last = [
+        _percent(content["summary"][columns[name]])
+        if name in columns
+        else str(sum(row[name] for row in per_class))
+        for name in names
+    ]
+    return _table(["class", *names], [*rows, ["**mean, sum**", *last]])
 
 
 def _number(value: float | None) -> str:

@@ -103,7 +103,7 @@ class Spn(Method):
         del step
         outputs = self.network.apply({"params": params}, batch, image_keys(key, batch))
         values = classification_loss(outputs.logits, batch.labels, self.activation)
-        peak = proposal_peak(outputs.maps.proposal_map, outputs.maps.proposal_size)
+        peak = proposal_peak(outputs.maps.proposal_map)
         metrics = {
             "top1": image_term(top1_hits(outputs.logits, batch.labels), batch),
             "proposal_peak": image_term(peak, batch),
@@ -130,12 +130,9 @@ class Spn(Method):
         return self.network.proposal_field()
 
 
-def proposal_peak(
-    proposal_map: Float[Array, "b h w"], size: Int[Array, "b 2"]
-) -> Float[Array, " b"]:
+def proposal_peak(proposal_map: Float[Array, "b h w"]) -> Float[Array, " b"]:
     """Return how many times the uniform value M reaches at its highest cell.
 
     1 for a uniform map, 0 for a map without cells.
     """
-    cells = (size[:, 0] * size[:, 1]).astype(jnp.float32)
-    return jnp.max(proposal_map, axis=(1, 2), initial=0.0) * cells
+    return jnp.max(proposal_map, axis=(1, 2), initial=0.0)

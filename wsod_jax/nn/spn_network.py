@@ -9,7 +9,7 @@ from flax import struct
 
 from wsod_jax.errors import ConfigError
 from wsod_jax.nn.heads import ResponseHead
-from wsod_jax.nn.layers import ConvRelu, ReceptiveField, Window, receptive_field, valid_mask
+from wsod_jax.nn.layers import ConvRelu, ReceptiveField, Window, receptive_field
 from wsod_jax.nn.soft_proposal import Coupled, SoftProposal
 from wsod_jax.types import Batch, FeatureMap, ResponseMaps
 
@@ -81,7 +81,12 @@ class SpnNetwork(nn.Module):
             last, features, coupled = self.coupled_inside(batch)
             maps, proposal_size = _averaged(self.final_map(last)), coupled.maps.size
         logits, responses = self.head(maps, dropout_keys)
-        where = ResponseMaps(responses, maps.size, coupled.proposal_map, proposal_size)
+        where = ResponseMaps(
+            responses * _num_cells(maps.size)[..., None],
+            maps.size,
+            coupled.proposal_map * _num_cells(proposal_size),
+            proposal_size,
+        )
         return SpnOutputs(logits, where, features)
 
     def proposal_field(self) -> ReceptiveField:
@@ -135,6 +140,10 @@ class SpnNetwork(nn.Module):
 
 def _averaged(maps: FeatureMap) -> FeatureMap:
     """Return a map divided by its number of cells: summing it then averages, as M at the end would."""
-    mask = valid_mask(maps.size, *maps.features.shape[1:3])
-    count = jnp.maximum(jnp.sum(mask, axis=(1, 2, 3), keepdims=True), 1)
+    count = jnp.maximum(_num_cells(maps.size)[..., None], 1)
     return maps.replace(features=maps.features / count.astype(maps.features.dtype))
+
+
+def _num_cells(size: jax.Array) -> jax.Array:
+    """Return the number of valid cells of maps of sizes [b, 2], [b, 1, 1] float32."""
+    return jnp.prod(size, axis=1)[:, None, None].astype(jnp.float32)

@@ -14,8 +14,10 @@ from wsod_jax.ops.masked import masked_top_k
 from wsod_jax.ops.nms import nms_mask
 from wsod_jax.types import Detections
 
+_PAIRS_AT_ONCE = 2**20  # IoUs of an image that are held at a time
 
-@functools.partial(jax.jit, static_argnames="top_k")
+
+@functools.partial(jax.jit, static_argnames=("top_k", "class_top_k"))
 def detect(
     boxes: Float[Array, "..."],
     scores: Float[Array, "*b m c"],
@@ -24,13 +26,14 @@ def detect(
     score_thr: ArrayLike,
     iou_thr: ArrayLike,
     top_k: int,
+    class_top_k: int | None = None,
 ) -> Detections:
     """Return the best detections of an image, or of each image of a batch, over all classes.
 
-    A candidate (row, class) takes part if its row is real and its score > `score_thr`. Within each class greedy
-    non-maximum suppression removes those that overlap a better one that was kept by IoU > `iou_thr` (`nms_mask`). Of
-    what is left in all classes the `top_k` best are returned, in descending score. One row may be detected as several
-    classes.
+    A candidate (row, class) takes part if its row is real, its score > `score_thr`, and it is among the `class_top_k`
+    best of its class. Within each class greedy non-maximum suppression removes those that overlap a better one that
+    was kept by IoU > `iou_thr` (`nms_mask`). Of what is left in all classes the `top_k` best are returned, in
+    descending score. One row may be detected as several classes.
 
     Args:
       boxes: [m, 4] xyxy in pixels, shared by the classes, or [m, c, 4], each class its own; [b, ...] for a batch.
@@ -39,6 +42,7 @@ def detect(
       score_thr: scores > this take part (exclusive); -inf lets all.
       iou_thr: boxes overlapping a kept one of their class by IoU > this are suppressed; IoU == `iou_thr` survives.
       top_k: n, slots of the result; may exceed m c. Static.
+      class_top_k: k, candidates of a class before NMS; `None` takes all m. Static.
 
     Returns:
       `Detections` with n slots, without its leading axis for one image. Empty slots are last, masked, and all 0.
@@ -47,7 +51,7 @@ def detect(
       ValueError: boxes of a shape that fits neither form, or fewer than one slot.
     Ties: of equal scores the lower row comes first, then the lower class; within a class the lower row suppresses.
     Gradient: none (stop_gradient).
-    Cost: one class at a time (`lax.map`), so O(m^2) bytes for each image of the batch however many classes there are.
+    Cost: O(c k^2) time; as many classes at a time as 2^20 IoUs allow, so O(max(k^2, 2^20)) memory for each image.
     """
     rows, num_classes = scores.shape[-2:]
     shared, per_class = (*scores.shape[:-1], 4), (*scores.shape, 4)
@@ -56,32 +60,80 @@ def detect(
             f"boxes have shape {boxes.shape} beside scores of {scores.shape}; they must be {shared}, shared by the "
             f"classes, or {per_class}, a box for each class"
         )
-    if top_k < 1:
-        raise ValueError(f"top_k is {top_k}; it must be at least 1")
+    if top_k < 1 or (class_top_k is not None and class_top_k < 1):
+        raise ValueError(f"top_k is {top_k}, class_top_k {class_top_k}; each must be at least 1")
+    if rows * num_classes == 0:
+        return _none(scores.shape[:-2], top_k)
     boxes, scores = jax.lax.stop_gradient((boxes, scores.astype(jnp.float32)))
+    count = rows if class_top_k is None else min(class_top_k, rows)
 
     def one_image(boxes: Array, scores: Array, mask: Array) -> Detections:
         taking_part = mask[:, None] & (scores > score_thr)  # [m, c]
         ranked = jnp.where(taking_part, scores, 0.0)
         by_class = jnp.moveaxis(boxes, 1, 0) if boxes.ndim == 3 else None  # [c, m, 4]
 
-        def one_class(of_class: tuple[Array, Array, Array | None]) -> Array:
+        def one_class(of_class: tuple[Array, Array, Array | None]) -> tuple[Array, ...]:
             scores, mask, own = of_class
-            return nms_mask(boxes if own is None else own, scores, mask, iou_thr=iou_thr)
+            best, row, valid = masked_top_k(scores, mask, count)
+            candidates = (boxes if own is None else own)[row]  # [k, 4]
+            return best, row, candidates, nms_mask(candidates, best, valid, iou_thr=iou_thr)
 
-        keep = jax.lax.map(one_class, (ranked.T, taking_part.T, by_class)).T  # [m, c]
-        found, index, valid = masked_top_k(ranked.reshape(-1), keep.reshape(-1), top_k)
-        row, classes = index // num_classes, index % num_classes
-        chosen = boxes[row] if boxes.ndim == 2 else boxes[row, classes]
-        chosen = jnp.where(valid[:, None], chosen, 0.0)
-        return Detections(boxes=chosen, scores=found, classes=classes, mask=valid, row=row)
+        best, row, candidates, keep = jax.lax.map(  # each [c, k, ...]
+            one_class,
+            (ranked.T, taking_part.T, by_class),
+            batch_size=min(num_classes, max(1, _PAIRS_AT_ONCE // count**2)),
+        )
+        classes = jnp.broadcast_to(jnp.arange(num_classes)[:, None], row.shape)
+        return best_of(candidates, best, classes, row, keep, top_k)
 
-    if rows * num_classes == 0:
-        return _none(scores.shape[:-2], top_k)
-    return (
-        one_image(boxes, scores, mask)
-        if scores.ndim == 2
-        else jax.vmap(one_image)(boxes, scores, mask)
+    if scores.ndim == 2:
+        return one_image(boxes, scores, mask)
+    return jax.vmap(one_image)(boxes, scores, mask)
+
+
+@functools.partial(jax.jit, static_argnames="top_k")
+def detect_again(found: Detections, *, iou_thr: ArrayLike, top_k: int) -> Detections:
+    """Suppress overlaps among detections of several views of one image, put together.
+
+    Args:
+      found: [n] or [b, n] slots, in any order; their `row` tells them apart: it decides ties, lowest first.
+      iou_thr: as in `detect`.
+      top_k: slots of the result. Static.
+
+    Returns:
+      `Detections` with `top_k` slots; `row` as given.
+
+    Gradient: none.   Cost: O(n^2) memory for each image.
+    """
+
+    def one_image(found: Detections) -> Detections:
+        keep = nms_mask(
+            found.boxes, found.scores, found.mask, iou_thr=iou_thr, groups=found.classes
+        )
+        return best_of(found.boxes, found.scores, found.classes, found.row, keep, top_k)
+
+    return one_image(found) if found.scores.ndim == 1 else jax.vmap(one_image)(found)
+
+
+def best_of(
+    boxes: Float[Array, "*n 4"],
+    scores: Float[Array, "*n"],
+    classes: Array,
+    row: Array,
+    keep: Bool[Array, "*n"],
+    top_k: int,
+) -> Detections:
+    """Return the `top_k` best of one image's candidates that are kept; of equal scores the lower row, then class."""
+    order = jnp.lexsort((classes.reshape(-1), row.reshape(-1)))  # by row, then class
+    boxes, scores = boxes.reshape(-1, 4)[order], scores.reshape(-1)[order]
+    classes, row, keep = (x.reshape(-1)[order] for x in (classes, row, keep))
+    best, index, valid = masked_top_k(scores, keep, top_k)
+    return Detections(
+        boxes=jnp.where(valid[:, None], boxes[index], 0.0),
+        scores=best,
+        classes=jnp.where(valid, classes[index], 0),
+        mask=valid,
+        row=jnp.where(valid, row[index], 0),
     )
 
 

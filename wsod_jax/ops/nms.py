@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 from jaxtyping import Bool, Float, Int
 
 from wsod_jax.ops.boxes import pairwise_iou
-from wsod_jax.ops.masked import masked_top_k
 
 
 def nms_mask(
@@ -18,6 +18,7 @@ def nms_mask(
     mask: Bool[Array, " n"],
     *,
     iou_thr: ArrayLike,
+    groups: Int[Array, " n"] | None = None,
 ) -> Bool[Array, " n"]:
     """Return which boxes greedy non-maximum suppression keeps.
 
@@ -36,6 +37,7 @@ def nms_mask(
       scores: [n] finite.
       mask: [n] True = real. Masked boxes are neither kept nor suppress.
       iou_thr: boxes overlapping a kept one by IoU > this are suppressed; IoU == `iou_thr` survives.
+      groups: [n] boxes suppress those of their own group (class) alone; `None` is one group.
 
     Returns:
       [n] bool, in the order given.
@@ -45,6 +47,8 @@ def nms_mask(
     order = jnp.argsort(jnp.where(mask, -scores.astype(jnp.float32), jnp.inf), stable=True)
     rank = jnp.arange(boxes.shape[0])
     overlap = pairwise_iou(boxes[order], boxes[order]) > iou_thr
+    if groups is not None:
+        overlap &= groups[order][:, None] == groups[order][None, :]
     suppresses = overlap & (rank[None, :] < rank[:, None])  # [n, n], column suppresses row
     real = mask[order]
 
@@ -60,34 +64,23 @@ def nms_mask(
     return jnp.zeros_like(mask).at[order].set(keep, unique_indices=True)
 
 
-def class_nms(
-    boxes: Float[Array, "r 4"],
-    scores: Float[Array, "r c"],
-    mask: Bool[Array, " r"],
-    *,
-    iou_thr: ArrayLike,
-    top_k: int,
-) -> tuple[Int[Array, "c k"], Bool[Array, "c k"], Float[Array, "c k"]]:
-    """Take each class's `top_k` boxes by score, then suppress overlaps within the class.
+def greedy_nms(boxes: np.ndarray, *, iou_thr: float, limit: int | None = None) -> np.ndarray:
+    """Return the rows that greedy NMS keeps of boxes in descending score, on the host and of any number.
 
     Args:
-      boxes: [r, 4] xyxy in pixels, shared by the classes.
-      scores: [r, c] finite.
-      mask: [r] True = real.
-      iou_thr: boxes overlapping a kept one by IoU > this are suppressed.
-      top_k: slots per class; may exceed `r`.
+      boxes: [n, 4] xyxy in pixels, the best first.
+      iou_thr: as in `nms_mask`.
+      limit: stop after so many; `None` goes on to the end.
 
     Returns:
-      index: [c, k] int32, the box in each slot, in descending score.
-      keep: [c, k] bool, False for suppressed boxes and empty slots.
-      scores: [c, k] score of each slot, 0 in empty ones.
+      [k] int64, ascending.
 
-    Ties: equal scores rank by index, lowest first.   Cost: O(c k^2) memory.
+    Cost: O(n k) time, O(n) memory.
     """
-
-    def one_class(class_scores: Array) -> tuple[Array, Array, Array]:
-        top_scores, index, valid = masked_top_k(class_scores, mask, top_k)
-        keep = nms_mask(boxes[index], top_scores, valid, iou_thr=iou_thr)
-        return index, keep, top_scores
-
-    return jax.vmap(one_class, in_axes=1)(scores)
+    boxes = np.asarray(boxes, np.float64)
+    kept, left = [], np.arange(len(boxes))
+    while len(left) and (limit is None or len(kept) < limit):
+        kept.append(left[0])
+        overlap = pairwise_iou(boxes[left[:1]], boxes[left[1:]])[0]
+        left = left[1:][overlap <= iou_thr]
+    return np.array(kept, np.int64)

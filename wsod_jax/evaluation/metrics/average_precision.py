@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import typing
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,7 +11,7 @@ import numpy as np
 from wsod_jax.errors import DataError
 from wsod_jax.evaluation.metrics.tables import DetectionTable, TruthTable
 
-ApMode = Literal["11point", "11point_devkit", "area"]
+ApMode = Literal["11point", "11point_devkit", "area", "ranking"]
 IOU_SWEEP = tuple(percent / 100 for percent in range(50, 100, 5))  # 0.50, 0.55 ... 0.95
 
 
@@ -78,13 +79,15 @@ def average_precision(recall: np.ndarray, precision: np.ndarray, mode: ApMode = 
 
     `11point`: mean over t in {0, 0.1 ... 1} of max{precision_i : recall_i >= t}, 0 where no point
     reaches t. `area`: the area under the curve whose precision at recall r is max{precision_i : recall_i >= r}.
+    `ranking`: the same area without interpolation, the mean precision at the points where recall rises.
 
     Args:
       recall: [m] non-decreasing, in [0, 1].
       precision: [m] in [0, 1].
       mode: `11point` compares with i / 10, so a recall of exactly 3 / 10 reaches 0.3. `11point_devkit`
         takes the steps of the Python devkits, `np.arange(0, 1.1, 0.1)`, whose 0.3, 0.6 and 0.7 are a rounding
-        error too high, so that a recall of exactly that misses. `area` is VOC's rule from 2010 on.
+        error too high, so that a recall of exactly that misses. `area` is VOC's rule from 2010 on. `ranking` is how the
+        released code of SPN measures classification.
     Returns:
       float in [0, 1]; 0 for an empty curve.
     Raises:
@@ -94,14 +97,15 @@ def average_precision(recall: np.ndarray, precision: np.ndarray, mode: ApMode = 
     """
     recall, precision = np.asarray(recall, np.float64), np.asarray(precision, np.float64)
     envelope = np.maximum.accumulate(precision[::-1])[::-1]  # best precision at this recall or more
-    if mode == "area":
-        return float(np.sum(np.diff(recall, prepend=0.0) * envelope))
+    if mode in ("area", "ranking"):
+        heights = envelope if mode == "area" else precision
+        return float(np.sum(np.diff(recall, prepend=0.0) * heights))
     if mode == "11point":
         steps = np.arange(11) / 10
     elif mode == "11point_devkit":
         steps = np.arange(0.0, 1.1, 0.1)
     else:
-        raise ValueError(f"unknown ap_mode {mode!r}; allowed: '11point', '11point_devkit', 'area'")
+        raise ValueError(f"unknown ap_mode {mode!r}; allowed: {typing.get_args(ApMode)}")
     reached = np.searchsorted(recall, steps, side="left")  # first point with recall >= step
     return float(np.sum(np.append(envelope, 0.0)[reached]) / 11)
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from wsod_jax.errors import DataError
 from wsod_jax.evaluation.metrics.average_precision import best_overlaps, mean_over_classes
 from wsod_jax.evaluation.metrics.tables import DetectionTable, TruthTable
 
@@ -33,8 +34,7 @@ class CorLocMetrics:
 
 
 def corloc(
-    top_boxes: np.ndarray,
-    valid: np.ndarray,
+    best: DetectionTable,
     truth: TruthTable,
     *,
     iou_thr: float = 0.5,
@@ -50,34 +50,32 @@ def corloc(
     promises; `corloc_any` lets any of them hit.
 
     Args:
-      top_boxes: [n, c, 4] the highest-scored box of every image and class, original pixels.
-      valid: [n, c] bool; False where there is no box, which is a miss.
-      truth: objects of these n images.
+      best: the highest-scored box of every image and class; none is a miss.
+      truth: objects of the same images.
       iou_thr: a hit needs IoU > this.
       include_difficult: difficult objects count as hits and put their image into the denominator. False ignores
         them in both.
-      plus_one: boxes name their last pixel, see `voc.paired_iou`.
+      plus_one: boxes name their last pixel, see `average_precision.paired_iou`.
     Returns:
       `CorLocMetrics`; a class without images has NaN and is left out of the mean.
     Raises:
-      DataError: `top_boxes` covers another image set than `truth`, or holds values that are not finite where valid.
+      DataError: the tables cover different sets, or `best` has several boxes of an image and class.
 
     Source: Deselaers et al. 2012, section 6; difficult objects as in the released OICR code.
     """
-    top_boxes, valid = np.asarray(top_boxes), np.asarray(valid, bool)
-    image_index, classes = np.nonzero(valid)
-    table = DetectionTable(
-        image_index=image_index,
-        classes=classes,
-        scores=np.ones(len(classes)),
-        boxes=top_boxes[image_index, classes],
-        num_images=valid.shape[0],
-        num_classes=valid.shape[1],
+    pairs = best.image_index.astype(np.int64) * best.num_classes + best.classes
+    if len(np.unique(pairs)) < len(pairs):
+        raise DataError(
+            "CorLoc looks at one box per image and class, found several; see corloc_any"
+        )
+    return corloc_any(
+        best,
+        truth,
+        iou_thr=iou_thr,
+        inclusive=False,
+        include_difficult=include_difficult,
+        plus_one=plus_one,
     )
-    if not include_difficult:
-        truth = truth.take(~truth.difficult)
-    best_iou, _ = best_overlaps(table, truth, plus_one=plus_one)
-    return _count_hits(table, best_iou > iou_thr, truth)
 
 
 def corloc_any(
@@ -101,7 +99,7 @@ def corloc_any(
       inclusive: a hit needs IoU >= `iou_thr`, as in the released notebook; False: IoU > `iou_thr`, as `corloc`.
       include_difficult: difficult objects count as hits and put their image into the denominator. False ignores
         them in both.
-      plus_one: boxes name their last pixel, see `voc.paired_iou`.
+      plus_one: boxes name their last pixel, see `average_precision.paired_iou`.
     Returns:
       `CorLocMetrics`; a class without images has NaN and is left out of the mean.
     Raises:
@@ -112,30 +110,13 @@ def corloc_any(
     if not include_difficult:
         truth = truth.take(~truth.difficult)
     best_iou, _ = best_overlaps(boxes, truth, plus_one=plus_one)
-    return _count_hits(boxes, best_iou >= iou_thr if inclusive else best_iou > iou_thr, truth)
-
-
-def _count_hits(boxes: DetectionTable, hits_object: np.ndarray, truth: TruthTable) -> CorLocMetrics:
-    """Return the share of images with a box that hits; `hits_object`: [m] bool per row of `boxes`."""
+    hits_object = best_iou >= iou_thr if inclusive else best_iou > iou_thr
     present = truth.present()
     hit = np.zeros(present.shape, bool)
     hit[boxes.image_index[hits_object], boxes.classes[hits_object]] = True
     hits, num_images = (hit & present).sum(axis=0), present.sum(axis=0)
     share = np.where(num_images > 0, hits / np.maximum(num_images, 1), np.nan)
     return CorLocMetrics(corloc=share, hits=hits, num_images=num_images, hit=hit & present)
-
-
-def top_boxes(detections: DetectionTable) -> tuple[np.ndarray, np.ndarray]:
-    """Return the best box of every image and class, [n, c, 4] float32, and where there is one, [n, c] bool.
-
-    Ties: the first row of the table.
-    """
-    shape = (detections.num_images, detections.num_classes)
-    boxes, valid = np.zeros((*shape, 4), np.float32), np.zeros(shape, bool)
-    order = np.argsort(-detections.scores, kind="stable")[::-1]  # the best row is written last
-    boxes[detections.image_index[order], detections.classes[order]] = detections.boxes[order]
-    valid[detections.image_index, detections.classes] = True
-    return boxes, valid
 
 
 @dataclass(frozen=True)
@@ -181,4 +162,69 @@ def box_quality(boxes: DetectionTable, truth: TruthTable, *, iou_thr: float = 0.
         mean_iou=float(best_iou.mean()) if len(boxes) else np.nan,
         size_ratio=float(np.median(ratio)) if touching.any() else np.nan,
         boxes_per_image=len(boxes) / max(boxes.num_images, 1),
+    )
+
+
+@dataclass(frozen=True)
+class ClassQuality:
+    """How good boxes are as training targets, class by class; NaN where a class has none to judge.
+
+    Attributes:
+      precision: [c] share of boxes with IoU > threshold with an object of their class.
+      recall: [c] share of objects that some box hits.
+      abo: [c] mean over objects of the best IoU of a box of their class, 0 for none (average best overlap).
+      size_ratio: [c] as in `BoxQuality`.
+      num_boxes, num_objects: [c] int.
+    """
+
+    precision: np.ndarray
+    recall: np.ndarray
+    abo: np.ndarray
+    size_ratio: np.ndarray
+    num_boxes: np.ndarray
+    num_objects: np.ndarray
+
+
+def class_quality(
+    boxes: DetectionTable, truth: TruthTable, *, iou_thr: float = 0.5
+) -> ClassQuality:
+    """Compare pseudo boxes with the objects of their image and class, one class after the other.
+
+    Args:
+      boxes: in pixels of the original image; scores are not used.
+      truth: all objects, difficult ones count.
+      iou_thr: a hit needs IoU > this.
+    """
+    classes = range(truth.num_classes)
+    quality = [
+        box_quality(boxes.take(boxes.classes == c), truth.take(truth.classes == c), iou_thr=iou_thr)
+        for c in classes
+    ]
+    # the best box of every object: objects stand where boxes stood
+    objects = DetectionTable(
+        truth.image_index,
+        truth.classes,
+        np.zeros(len(truth)),
+        truth.boxes,
+        truth.num_images,
+        truth.num_classes,
+    )
+    as_truth = TruthTable(
+        boxes.image_index,
+        boxes.classes,
+        boxes.boxes,
+        np.zeros(len(boxes), bool),
+        boxes.num_images,
+        boxes.num_classes,
+    )
+    best_iou, _ = best_overlaps(objects, as_truth)
+    num_objects = np.bincount(truth.classes, minlength=truth.num_classes)
+    total = np.bincount(truth.classes, weights=best_iou, minlength=truth.num_classes)
+    return ClassQuality(
+        precision=np.array([q.precision for q in quality]),
+        recall=np.array([q.recall for q in quality]),
+        abo=np.where(num_objects > 0, total / np.maximum(num_objects, 1), np.nan),
+        size_ratio=np.array([q.size_ratio for q in quality]),
+        num_boxes=np.bincount(boxes.classes, minlength=truth.num_classes),
+        num_objects=num_objects,
     )

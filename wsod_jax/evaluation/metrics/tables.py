@@ -14,6 +14,7 @@ from typing import Protocol
 import numpy as np
 
 from wsod_jax.errors import DataError
+from wsod_jax.types import ImageResult
 
 
 def _column(value, dtype, shape: tuple[int, ...], name: str) -> np.ndarray:
@@ -95,6 +96,38 @@ class DetectionTable:
 
     def __len__(self) -> int:
         return len(self.scores)
+
+    @classmethod
+    def from_images(
+        cls,
+        found: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]],
+        *,
+        num_classes: int,
+    ) -> DetectionTable:
+        """Return the table of boxes [n, 4], scores [n] and classes [n] of every image, in their order."""
+        counts = [len(scores) for _, scores, _ in found]
+        found = [(np.zeros((0, 4)), np.zeros(0), np.zeros(0, np.int32)), *found]
+        boxes, scores, classes = (np.concatenate(column) for column in zip(*found, strict=True))
+        return cls(
+            image_index=np.repeat(np.arange(len(counts)), counts),
+            classes=classes,
+            scores=scores,
+            boxes=boxes,
+            num_images=len(counts),
+            num_classes=num_classes,
+        )
+
+    @classmethod
+    def of_results(
+        cls, results: Iterable[ImageResult], num_images: int, num_classes: int
+    ) -> DetectionTable:
+        """Return the boxes of results in any order, for a set of `num_images` images."""
+        none = np.zeros((0, 4)), np.zeros(0), np.zeros(0, np.int32)
+        found = [none] * num_images
+        for result in results:
+            if result.boxes is not None:
+                found[result.image_index] = result.boxes, result.scores, result.classes
+        return cls.from_images(found, num_classes=num_classes)
 
     def of_image(self, index: int) -> DetectionTable:
         """Return the rows of one image, in table order; `num_images` stays."""

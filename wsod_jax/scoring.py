@@ -1,0 +1,379 @@
+"""Evaluation of a detector, or of a file of predictions: passes over splits, results, evaluators."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from wsod_jax.config import EvalOptions
+from wsod_jax.data.proposals import ProposalSet
+from wsod_jax.data.reader import Reader
+from wsod_jax.data.records import BoxAnnotations, GroundTruth, ImageSet
+from wsod_jax.errors import ConfigError, DataError
+from wsod_jax.evaluation.evaluators import (
+    Annotation,
+    BoxAp,
+    Classification,
+    CocoAp,
+    CorLoc,
+    Energy,
+    Evaluator,
+    Ilsvrc,
+    MaskAp,
+    MeanIou,
+    Pointing,
+    PseudoBoxes,
+    evaluation_labels,
+)
+from wsod_jax.evaluation.metrics.tables import TruthTable
+from wsod_jax.evaluation.report import Evaluation
+from wsod_jax.evaluation.result_log import ResultLog
+from wsod_jax.predictor import Predictor
+from wsod_jax.types import Batch, ImageResult
+
+# Measured of whatever has them; the others where they are named.
+USUAL = ("boxes", "classification", "pointing", "energy", "ilsvrc", "masks", "miou")
+Progress = Callable[[Iterable[Batch]], Iterable[Batch]]
+
+
+@dataclasses.dataclass(frozen=True)
+class AnnotatedImages:
+    """A split and what is known of it.
+
+    Attributes:
+      images: the images that can be predicted, with their labels.
+      objects: the objects of every one of them, then those of the split's images that are missing; `None` where the
+        reader knows no boxes.
+      instances: image id -> reads its masks; `label_maps`: its label map. Empty where the reader has none.
+    """
+
+    images: ImageSet
+    objects: tuple[BoxAnnotations, ...] | None = None
+    instances: Mapping[str, Callable[[], Any]] = dataclasses.field(default_factory=dict)
+    label_maps: Mapping[str, Callable[[], np.ndarray]] = dataclasses.field(default_factory=dict)
+
+    @classmethod
+    def read(cls, reader: Reader, split: str, reads: frozenset[str] = frozenset()) -> AnnotatedImages:
+        """Read a split; masks and label maps only if `reads` holds "masks" and "semantic"."""
+        images, objects = reader.images(split), None
+        if reader.has_boxes and not images.counts.get("no_annotation"):
+            objects = cls.known_objects(images, reader.ground_truth(split))
+        has_masks = "masks" in reads and reader.has_instances
+        has_maps = "semantic" in reads and reader.has_label_maps
+        return cls(
+            images,
+            objects,
+            reader.instances(split) if has_masks else {},
+            reader.label_maps(split) if has_maps else {},
+        )
+
+    @staticmethod
+    def known_objects(images: ImageSet, truth: GroundTruth) -> tuple[BoxAnnotations, ...]:
+        """Return the objects of the images, and of the missing ones of which any are known."""
+        missing = [image_id for image_id in images.missing if image_id in truth.boxes]
+        return tuple(truth.select([*images.image_ids, *missing]).boxes.values())
+
+    @property
+    def has_boxes(self) -> bool:
+        """Whether the objects are known."""
+        return self.objects is not None
+
+    @functools.cached_property
+    def truth(self) -> TruthTable:
+        """The objects of the images, those of missing ones left out."""
+        objects = self.objects[: len(self.images)]
+        return TruthTable.from_annotations(objects, num_classes=len(self.images.class_names))
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """[n, 2] (height, width) of the images in pixels."""
+        return np.array([(record.height, record.width) for record in self.images.records])
+
+    @functools.cached_property
+    def query(self) -> np.ndarray:
+        """[n, c] bool, the classes that images are labeled with or contain."""
+        labeled = self.images.labels == 1
+        return labeled | self.truth.present() if self.has_boxes else labeled
+
+    def __len__(self) -> int:
+        """Images that count, the missing ones included."""
+        return len(self.objects) if self.has_boxes else len(self.images)
+
+    def annotation(self, index: int) -> Annotation:
+        """Return what is known of an image; of a missing one its objects alone."""
+        objects = self.objects[index] if self.has_boxes else None
+        if index >= len(self.images):
+            return Annotation(evaluation_labels(np.zeros(len(self.images.class_names)), objects), objects)
+        record = self.images.records[index]
+        return Annotation(
+            evaluation_labels(record.labels, objects),
+            objects,
+            self.instances.get(record.image_id),
+            self.label_maps.get(record.image_id),
+        )
+
+    def known(self) -> frozenset[str]:
+        """Return what evaluators can read here."""
+        found = {"labels"} if (self.images.label_vectors[0] >= 0).any() or self.has_boxes else set()
+        found |= {"boxes"} if self.has_boxes else set()
+        found |= {"masks"} if self.instances else set()
+        return frozenset(found | ({"semantic"} if self.label_maps else set()))
+
+
+def all_evaluators(
+    settings: EvalOptions, num_classes: int, blacklist: Sequence[int] = ()
+) -> dict[str, Evaluator]:
+    """Return every evaluator by name, as the settings have it."""
+    masks = functools.partial(MaskAp, num_classes)
+    return {
+        "boxes": BoxAp(num_classes, settings.iou_thrs, settings.ap),
+        "coco": CocoAp(num_classes),
+        "corloc": CorLoc(num_classes, settings.corloc_difficult),
+        "masks": masks(settings.masks.iou_thrs),
+        "coco_masks": masks(is_coco=True),
+        "miou": MeanIou(num_classes),
+        "classification": Classification(settings.image_ap or settings.ap),
+        "pointing": Pointing(
+            num_classes, settings.maps.pointing_px, settings.maps.prediction_px, settings.ap
+        ),
+        "energy": Energy(),
+        "ilsvrc": Ilsvrc(num_classes, blacklist),
+        "pseudo": PseudoBoxes(num_classes),
+    }
+
+
+def choose_evaluators(
+    settings: EvalOptions,
+    known: Mapping[str, Evaluator],
+    outputs: frozenset[str],
+    data: AnnotatedImages,
+    *,
+    is_single_label: bool = False,
+) -> tuple[dict[str, Evaluator], list[str]]:
+    """Return the evaluators of a pass by name, and sentences about those that the annotations do not allow.
+
+    Args:
+      settings: of the pass.
+      known: every evaluator by name.
+      outputs: what is predicted.
+      data: what it is compared with.
+      is_single_label: one class per image is predicted.
+
+    Raises:
+      ConfigError: an evaluator is named that needs another output.
+    """
+    names, notes, chosen = settings.evaluators, [], {}
+    if names is None:
+        usual = [name for name in USUAL if name != "ilsvrc" or is_single_label]
+        names = [name for name in usual if known[name].needs & outputs]
+    for name in names:
+        evaluator = known[name]
+        if not evaluator.needs & outputs:
+            raise ConfigError(
+                f"evaluator {name!r} needs {' or '.join(sorted(evaluator.needs))}, but what is predicted are "
+                f"{', '.join(sorted(outputs))}; take it out of eval.evaluators"
+            )
+        missing = evaluator.reads - data.known()
+        if not missing:
+            chosen[name] = evaluator
+        elif name in (settings.evaluators or ("boxes", "pointing", "masks", "miou")):
+            notes.append(
+                f"{data.images.name} has no {' or '.join(sorted(missing))} to compare with: {name} not measured"
+            )
+    return chosen, notes
+
+
+def run_pass(
+    predictor: Predictor,
+    data: AnnotatedImages,
+    proposals: ProposalSet | None,
+    log: ResultLog,
+    progress: Progress = iter,
+) -> dict[str, int]:
+    """Predict the images that a log lacks, and append them to it.
+
+    Returns:
+      What the input met, by name; see `data.assembling.COUNTS`.
+    """
+    todo = [i for i in range(len(data.images)) if i not in log]
+    before = log.counts
+    views = predictor.views(data.images.select(todo), proposals)
+    for result in predictor.results(progress(views), data.query[todo]):
+        result = dataclasses.replace(result, image_index=todo[result.image_index])
+        totals = {name: before.get(name, 0) + count for name, count in views.counts.items()}
+        log.add(result, totals)
+    return {name: before.get(name, 0) + count for name, count in views.counts.items()}
+
+
+def in_order(results: Iterable[ImageResult], data: AnnotatedImages) -> Iterator[ImageResult]:
+    """Yield a result for every image that counts, without any output where there is none; `results` are ascending."""
+    sizes, expected = data.sizes, 0
+    for result in results:
+        yield from (_empty(i, sizes) for i in range(expected, result.image_index))
+        yield result
+        expected = result.image_index + 1
+    yield from (_empty(i, sizes) for i in range(expected, len(data)))
+
+
+def _empty(index: int, sizes: np.ndarray) -> ImageResult:
+    return ImageResult(index, tuple(sizes[index].tolist()) if index < len(sizes) else (1, 1))
+
+
+def score(
+    results: Iterable[ImageResult], data: AnnotatedImages, evaluators: Mapping[str, Evaluator]
+) -> dict[str, Evaluation]:
+    """Feed evaluators with results, ascending by image, and compute their numbers."""
+    for result in in_order(results, data):
+        annotation = data.annotation(result.image_index)
+        for evaluator in evaluators.values():
+            evaluator.update(result, annotation)
+    return {name: evaluator.compute() for name, evaluator in evaluators.items()}
+
+
+@dataclasses.dataclass(frozen=True)
+class PassOutcome:
+    """What a pass found.
+
+    Attributes:
+      name: of the pass, "test" for the first.
+      settings: of it.
+      data: the split.
+      evaluators: by name, and `evaluations`: their numbers.
+      results: of the whole set, ascending by image; iterated as often as needed.
+      left_out: what the numbers do not see, in sentences; `notes`: further ones.
+      seconds_per_image: of what was predicted now.
+    """
+
+    name: str
+    settings: EvalOptions
+    data: AnnotatedImages
+    evaluators: Mapping[str, Evaluator]
+    evaluations: Mapping[str, Evaluation]
+    results: Iterable[ImageResult]
+    left_out: list[str]
+    notes: list[str]
+    seconds_per_image: float
+
+
+class Selected:
+    """Results of a log as they count: after the data set's score thresholds; iterated as often as needed."""
+
+    def __init__(self, predictor: Predictor, log: ResultLog, num_images: int, others: Others):
+        self._predictor, self._log, self._num_images = predictor, log, num_images
+        self._others = others
+
+    def __iter__(self) -> Iterator[ImageResult]:
+        for result in self._predictor.selected(self._log, self._num_images):
+            maps = [log[result.image_index].maps for log in self._others if result.image_index in log]
+            if maps:
+                joined = dataclasses.replace(result.maps, others=tuple(maps))
+                boxes, scores, classes = joined.detections()
+                result = dataclasses.replace(
+                    result, maps=joined, boxes=boxes, scores=scores, classes=classes
+                )
+            yield result
+
+
+Others = Sequence[ResultLog]  # logs of further detectors, whose components join those of the first
+
+
+def evaluate_pass(
+    name: str,
+    predictors: Sequence[Predictor],
+    data: AnnotatedImages,
+    proposals: ProposalSet | None,
+    folder: Path,
+    *,
+    blacklist: Sequence[int] = (),
+    progress: Progress = iter,
+) -> PassOutcome:
+    """Predict a split and measure what was predicted.
+
+    Finished images are kept in `folder` until `PassOutcome` is done with: the same call goes on with the others.
+
+    Args:
+      name: of the pass.
+      predictors: the detector with the settings of the pass, and others whose maps' boxes join its own.
+      data: the split.
+      proposals: of its images, for methods that score some.
+      folder: where finished images are kept.
+      blacklist: positions of images that ILSVRC's errors leave out.
+      progress: wraps the iterable of batches, to show how far it is.
+    """
+    predictor = predictors[0]
+    method, settings = predictor.method, predictor.settings
+    known = all_evaluators(settings, len(data.images.class_names), blacklist)
+    chosen, notes = choose_evaluators(
+        settings, known, method.outputs, data, is_single_label=method.single_label
+    )
+    started, counts, logs = time.perf_counter(), {}, []
+    for number, one in enumerate(predictors):
+        log = ResultLog(
+            folder / f".{name}_{number}.results",
+            _identity(one, data),
+            settings.decoding(is_single_label=method.single_label).reading,
+        )
+        todo = len(data.images) - len(log)
+        found = run_pass(one, data, proposals, log, progress)
+        counts = counts or found
+        logs.append(log)
+    seconds = (time.perf_counter() - started) / max(todo, 1)
+    results = Selected(predictor, logs[0], len(data.images), logs[1:])
+    evaluations = score(results, data, chosen)
+    unread = [i for i in range(len(data.images)) if i not in logs[0]]
+    return PassOutcome(
+        name,
+        settings,
+        data,
+        chosen,
+        evaluations,
+        results,
+        left_out_sentences(data, unread),
+        [*notes, *_met(data.images, counts)],
+        seconds,
+    )
+
+
+def _identity(predictor: Predictor, data: AnnotatedImages) -> dict[str, Any]:
+    """Return what results are a function of, but for the pixels."""
+    settings = dataclasses.asdict(predictor.settings)
+    for name in ("evaluators", "ap", "image_ap", "iou_thrs", "corloc_difficult", "passes", "loader"):
+        del settings[name]
+    config = predictor.config.to_dict()
+    return {
+        "step": predictor.metadata.get("step"),
+        "weights": build_fingerprint(predictor.params),
+        "config": {key: config[key] for key in ("method", "backbone", "proposals")},
+        "settings": repr(settings),
+        "images": [data.images.name, *data.images.image_ids],
+        "query": int(data.query.sum()),
+    }
+
+
+def _met(images: ImageSet, counts: Mapping[str, int]) -> list[str]:
+    """Say what the input met in a set: images shrunk or unreadable, proposals merged or dropped."""
+    met = ", ".join(f"{name} {n}" for name, n in {**images.counts, **counts}.items() if n)
+    return [f"input of {images.name}, each image counted once per view: {met}"]
+
+
+def left_out_sentences(data: AnnotatedImages, unread: Sequence[int]) -> list[str]:
+    """Say which images of a split have no result, to stand before the numbers."""
+    found = []
+    for ids, fault in (
+        ([data.images.image_ids[i] for i in unread], "could not be read"),
+        (data.images.missing, "are missing or broken"),
+    ):
+        if ids:
+            names = ", ".join(ids[:5]) + (" ..." if len(ids) > 5 else "")
+            total = len(data.images) + len(data.images.missing)
+            found.append(
+                f"{len(ids)} of {total} images of {data.images.name} {fault} ({names}): their objects count as "
+                "missed, and image mAP leaves them out"
+            )
+    return found
