@@ -11,7 +11,7 @@ from tests.data.voc_tree import pixels
 from wsod_jax.data.coco import Coco
 from wsod_jax.data.records import training_images
 from wsod_jax.errors import ConfigError, DataError
-from wsod_jax.evaluation.metrics.coco_metrics import coco_box_ap
+from wsod_jax.evaluation.metrics.coco_metrics import coco_ap
 from wsod_jax.evaluation.metrics.tables import DetectionTable, TruthTable
 
 CATEGORIES = [{"id": 18, "name": "dog"}, {"id": 1, "name": "person"}, {"id": 90, "name": "brush"}]
@@ -161,7 +161,7 @@ def test_scores_are_those_of_the_file_itself(tmp_path):
         len(IMAGES),
         3,
     )
-    ours = coco_box_ap(detections, TruthTable.from_annotations(truth.boxes.values(), num_classes=3))
+    ours = coco_ap(detections, TruthTable.from_annotations(truth.boxes.values(), num_classes=3))
     theirs = COCO(str(root / "annotations" / "instances_val2014.json"))
     results = [
         {"image_id": i, "category_id": c, "score": s, "bbox": box.tolist()}

@@ -10,7 +10,7 @@ from tests.evaluation.test_average_precision import BOX, detections_of, truth_of
 from wsod_jax.errors import DataError
 from wsod_jax.evaluation.metrics.average_precision import IOU_SWEEP, evaluate_detections
 from wsod_jax.evaluation.metrics.classification import classification_ap
-from wsod_jax.evaluation.metrics.coco_metrics import coco_box_ap
+from wsod_jax.evaluation.metrics.coco_metrics import coco_ap
 from wsod_jax.evaluation.metrics.corloc import box_quality, corloc, top_boxes
 from wsod_jax.evaluation.report import Picture, summarise_seeds, write_report
 
@@ -115,16 +115,16 @@ def test_coco_metrics_of_perfect_and_of_no_detections(tables):
         num_images=2,
         num_classes=3,
     )
-    metrics = coco_box_ap(perfect, truth)
+    metrics = coco_ap(perfect, truth)
     assert metrics.summary["AP"] == pytest.approx(1.0)
     np.testing.assert_allclose(metrics.ap, [1.0, 1.0, np.nan])  # the third has a difficult one only
-    nothing = coco_box_ap(perfect.take(np.zeros(0, int)), truth)
+    nothing = coco_ap(perfect.take(np.zeros(0, int)), truth)
     assert nothing.summary["AP"] == 0.0 and np.isnan(nothing.summary["AP_large"])
 
 
 def test_coco_ap50_differs_from_area_ap_by_interpolation_only(tables):
     found, truth = tables
-    coco = coco_box_ap(found, truth).summary["AP50"]
+    coco = coco_ap(found, truth).summary["AP50"]
     area = evaluate_detections(found, truth, ap_mode="area").mean_ap[0]
     assert coco == pytest.approx(area, abs=0.01)
 

@@ -10,7 +10,7 @@ import numpy as np
 from wsod_jax.config import EvalOptions
 from wsod_jax.data.proposals import ProposalSet
 from wsod_jax.data.records import ImageSet
-from wsod_jax.evaluation.metrics.coco_metrics import coco_box_ap
+from wsod_jax.evaluation.metrics.coco_metrics import coco_ap
 from wsod_jax.evaluation.metrics.corloc import box_quality
 from wsod_jax.evaluation.metrics.tables import DetectionTable, TruthTable
 from wsod_jax.evaluation.pictures import picture_detections
@@ -53,7 +53,7 @@ def measure_detections(
         metrics = score_detections(detections, truth, settings)
         findings.parts["detection"] = metrics
         if coco:
-            summary = coco_box_ap(detections, truth).summary
+            summary = coco_ap(detections, truth).summary
             findings.scalars |= {f"COCO {name}": value for name, value in summary.items()}
     else:
         findings.note(f"{images.name} has no boxes to compare with: average precision not measured")

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import typing
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
-from wsod_jax.errors import DataError
-from wsod_jax.evaluation.metrics.tables import DetectionTable, TruthTable
+from wsod_jax.evaluation.metrics.tables import (
+    DetectionTable,
+    Region,
+    Rle,
+    TruthTable,
+    check_same_set,
+)
 
 ApMode = Literal["11point", "11point_devkit", "area", "ranking"]
+MASK_IOU_THRS = (0.25, 0.5, 0.7, 0.75)  # where papers report AP of masks
 IOU_SWEEP = tuple(percent / 100 for percent in range(50, 100, 5))  # 0.50, 0.55 ... 0.95
 
 
@@ -126,21 +133,35 @@ def paired_iou(a: np.ndarray, b: np.ndarray, *, plus_one: bool = False) -> np.nd
     return np.where(union > 0, overlap / np.where(union > 0, union, 1.0), 0.0)
 
 
+def mask_iou(a: Sequence[Rle], b: Sequence[Rle]) -> np.ndarray:
+    """Return the IoU of every mask of `a` with every one of `b`, [n, m] float64; 0 where both are empty.
+
+    All are masks of one image.
+    """
+    from pycocotools import mask as coco_mask
+
+    iou = coco_mask.iou(list(a), list(b), [0] * len(b))
+    return np.asarray(iou, np.float64).reshape(len(a), len(b))
+
+
 def best_overlaps(
-    detections: DetectionTable, truth: TruthTable, *, plus_one: bool = False
+    detections: DetectionTable,
+    truth: TruthTable,
+    *,
+    plus_one: bool = False,
+    region: Region = "boxes",
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return per detection the highest IoU with an object of its class and image, and that object's row.
 
+    Args:
+      plus_one: see `paired_iou`; masks have no such convention.
+      region: what overlaps, boxes or masks.
     Returns:
       [m] float64 IoU (0 where the image has no such object) and [m] int64 row of `truth` (-1 there).
     Ties: the first object in table order. Objects of IoU 0 can be the best one.
-    Cost: one IoU per pair of detection and object of the same class and image; no loop.
+    Cost: one IoU per pair of detection and object of the same class and image; a loop over detections for masks alone.
     """
-    if (detections.num_images, detections.num_classes) != (truth.num_images, truth.num_classes):
-        raise DataError(
-            f"detections cover {detections.num_images} images and {detections.num_classes} classes, ground truth "
-            f"{truth.num_images} and {truth.num_classes}; evaluate on the image set that was predicted"
-        )
+    check_same_set(detections, truth, region)
     group = detections.image_index.astype(np.int64) * truth.num_classes + detections.classes
     truth_group = truth.image_index.astype(np.int64) * truth.num_classes + truth.classes
     order = np.argsort(truth_group, kind="stable")
@@ -156,7 +177,18 @@ def best_overlaps(
     pair_detection = np.repeat(rows, count[rows])
     offset = np.arange(pair_detection.size) - np.repeat(start, count[rows])
     pair_truth = order[np.repeat(first[rows], count[rows]) + offset]
-    iou = paired_iou(detections.boxes[pair_detection], truth.boxes[pair_truth], plus_one=plus_one)
+    if region == "boxes":
+        iou = paired_iou(
+            detections.boxes[pair_detection], truth.boxes[pair_truth], plus_one=plus_one
+        )
+    else:
+        pairs = zip(rows, np.split(pair_truth, start[1:]), strict=True)
+        iou = np.concatenate(
+            [
+                mask_iou([detections.masks[row]], [truth.masks[i] for i in objects])[0]
+                for row, objects in pairs
+            ]
+        )
     best_iou[rows] = np.maximum.reduceat(iou, start)
     is_best = iou == best_iou[pair_detection]
     best_row[rows] = np.minimum.reduceat(np.where(is_best, pair_truth, len(truth)), start)
@@ -213,6 +245,7 @@ def evaluate_detections(
     iou_thrs: tuple[float, ...] = (0.5,),
     ap_mode: ApMode = "11point",
     plus_one: bool = False,
+    region: Region = "boxes",
 ) -> DetectionMetrics:
     """Return the average precision of every class at every IoU threshold.
 
@@ -225,15 +258,18 @@ def evaluate_detections(
       iou_thrs: thresholds; a hit needs IoU > threshold. `IOU_SWEEP` is 0.50 to 0.95.
       ap_mode: see `average_precision`.
       plus_one: boxes of both tables name their last pixel, see `paired_iou`.
+      region: what overlaps. "masks" with `ap_mode="area"` is the AP^r of instance segmentation, which papers report at
+        `MASK_IOU_THRS`.
     Returns:
       `DetectionMetrics`. A class without a counted object has AP NaN and is left out of the mean.
     Raises:
-      DataError: the tables cover different sets.
+      DataError: the tables cover different sets, or lack the masks to compare.
     Ties: see `match_detections`.
     Source: Everingham et al. 2010, section 4; the VOC2007 development kit for difficult objects and duplicates.
+      Hariharan et al. 2014, section 5, for AP^r.
     """
     classes = truth.num_classes
-    best_iou, best_row = best_overlaps(detections, truth, plus_one=plus_one)
+    best_iou, best_row = best_overlaps(detections, truth, plus_one=plus_one, region=region)
     order = np.argsort(-detections.scores, kind="stable")
     by_class = order[np.argsort(detections.classes[order], kind="stable")]
     bounds = np.searchsorted(detections.classes[by_class], np.arange(classes + 1))

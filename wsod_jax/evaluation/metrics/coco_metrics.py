@@ -1,4 +1,4 @@
-"""COCO's box metrics through pycocotools, in memory."""
+"""COCO's metrics of boxes and masks through pycocotools, in memory."""
 
 from __future__ import annotations
 
@@ -8,13 +8,21 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from wsod_jax.errors import DataError
-from wsod_jax.evaluation.metrics.tables import DetectionTable, TruthTable
+from wsod_jax.evaluation.metrics.average_precision import IOU_SWEEP, mean_over_classes
+from wsod_jax.evaluation.metrics.tables import (
+    DetectionTable,
+    Region,
+    TruthTable,
+    box_areas,
+    check_same_set,
+    mask_areas,
+)
 
 SUMMARY = (
     "AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large",
     "AR_1", "AR_10", "AR_100", "AR_small", "AR_medium", "AR_large",
 )  # fmt: skip
+IOU_THRS = (0.25, *IOU_SWEEP)  # 0.25 is beyond COCO's own, and enters no mean
 IGNORED_AREA = 1e11  # beyond COCO's largest area range, hence ignored in all of them
 
 
@@ -25,48 +33,61 @@ class CocoMetrics:
     Attributes:
       summary: name -> value in [0, 1], NaN where there is no such object; see `SUMMARY`.
       ap: [c] float64 mean AP over IoU 0.50 to 0.95; NaN for a class without objects.
+      ap_at: [c, t] float64 AP at each of `IOU_THRS`.
     """
 
     summary: dict[str, float]
     ap: np.ndarray
+    ap_at: np.ndarray
+
+    @property
+    def mean_ap_at(self) -> dict[float, float]:
+        """Each of `IOU_THRS` -> mean AP over the classes that have an object."""
+        return dict(zip(IOU_THRS, mean_over_classes(self.ap_at).tolist(), strict=True))
 
 
-def coco_box_ap(detections: DetectionTable, truth: TruthTable) -> CocoMetrics:
-    """Return COCO's box AP and AR.
+def coco_ap(
+    detections: DetectionTable, truth: TruthTable, *, region: Region = "boxes"
+) -> CocoMetrics:
+    """Return COCO's AP and AR of boxes or of masks.
 
     Crowds are matched as COCO does. Other difficult objects are ignored: neither hits nor misses, whatever
-    their size. At most 100 detections per image and class count.
+    their size. At most 100 detections per image and class count. Of masks, sizes of detections are their pixels, of
+    boxes the box's area; sizes of objects are `truth.areas` in both.
 
+    Args:
+      detections: candidates after NMS.
+      truth: objects of the same image set.
+      region: what overlaps, boxes (`bbox`) or masks (`segm`).
     Raises:
-      DataError: the tables cover different sets.
+      DataError: the tables cover different sets, or lack the masks to compare.
     Source: Lin et al. 2014; pycocotools decides every detail.
     """
     from pycocotools.cocoeval import COCOeval
 
-    if (detections.num_images, detections.num_classes) != (truth.num_images, truth.num_classes):
-        raise DataError(
-            f"detections cover {detections.num_images} images and {detections.num_classes} classes, ground truth "
-            f"{truth.num_images} and {truth.num_classes}; evaluate on the image set that was predicted"
-        )
+    check_same_set(detections, truth, region)
     ignored = truth.difficult & ~truth.crowd
     areas = np.where(ignored, IGNORED_AREA, truth.areas)
-    found_areas = np.prod(detections.boxes[:, 2:] - detections.boxes[:, :2], axis=1)
+    found_areas = box_areas(detections.boxes) if region == "boxes" else mask_areas(detections.masks)
     with contextlib.redirect_stdout(io.StringIO()):
         evaluation = COCOeval(
             _coco(truth, areas=areas, crowd=truth.crowd),
             _coco(detections, areas=found_areas, scores=detections.scores),
-            iouType="bbox",
+            iouType={"boxes": "bbox", "masks": "segm"}[region],
         )
+        sweep = evaluation.params.iouThrs
+        evaluation.params.iouThrs = np.append(IOU_THRS[0], sweep)
         evaluation.evaluate()
         evaluation.accumulate()
+        precision = evaluation.eval["precision"][:, :, :, 0, 2]  # [t, recall, c], all areas, 100
+        evaluation.params.iouThrs = sweep
+        for name in ("precision", "recall"):
+            evaluation.eval[name] = evaluation.eval[name][1:]
         evaluation.summarize()
     values = np.where(evaluation.stats < 0, np.nan, evaluation.stats)  # -1 means: no such object
-    precision = evaluation.eval["precision"][:, :, :, 0, 2]  # [iou, recall, c], all areas, 100
-    precision = np.where(precision < 0, np.nan, precision)
-    has_objects = ~np.isnan(precision).any(axis=(0, 1))
-    ap = np.full(truth.num_classes, np.nan)
-    ap[has_objects] = precision[:, :, has_objects].mean(axis=(0, 1))
-    return CocoMetrics(dict(zip(SUMMARY, values.tolist(), strict=True)), ap)
+    ap_at = np.where(precision < 0, np.nan, precision).mean(axis=1).T  # [c, t]
+    summary = dict(zip(SUMMARY, values.tolist(), strict=True))
+    return CocoMetrics(summary, ap_at[:, 1:].mean(axis=1), ap_at)
 
 
 def _coco(table: DetectionTable | TruthTable, *, areas, crowd=None, scores=None):
@@ -77,7 +98,8 @@ def _coco(table: DetectionTable | TruthTable, *, areas, crowd=None, scores=None)
     boxes[:, 2:] -= boxes[:, :2]
     coco = COCO()
     coco.dataset = {
-        "images": [{"id": index} for index in range(table.num_images)],
+        # Sizes are asked for, and used of polygons alone.
+        "images": [{"id": index, "height": 0, "width": 0} for index in range(table.num_images)],
         "categories": [{"id": c} for c in range(table.num_classes)],
         "annotations": [
             {
@@ -88,6 +110,7 @@ def _coco(table: DetectionTable | TruthTable, *, areas, crowd=None, scores=None)
                 "area": float(areas[row]),
                 "iscrowd": 0 if crowd is None else int(crowd[row]),
                 **({} if scores is None else {"score": float(scores[row])}),
+                **({} if table.masks is None else {"segmentation": table.masks[row]}),
             }
             for row in range(len(boxes))
         ],

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
@@ -40,6 +40,19 @@ def _check_range(values: np.ndarray, limit: int, name: str) -> None:
         )
 
 
+Region = Literal["boxes", "masks"]  # what is compared: IoU of boxes, or of masks
+Rle = dict[str, Any]  # a mask as COCO's compressed run-length encoding, see `evaluation.masks`
+
+
+def _check_masks(masks: Sequence[Rle] | None, rows: int, name: str) -> tuple[Rle, ...] | None:
+    """Return `masks` as a tuple, raising `DataError` where there is not one for each of the rows."""
+    if masks is not None and len(masks) != rows:
+        raise DataError(
+            f"{name} has {len(masks)} masks for {rows} boxes; needed one per box, or none"
+        )
+    return None if masks is None else tuple(masks)
+
+
 class ImageObjects(Protocol):
     """The annotated objects of one image, as the readers of data sets return them."""
 
@@ -61,6 +74,7 @@ class DetectionTable:
       boxes: [m, 4] float32 `xyxy`, pixels of the original image, continuous edges.
       num_images: images in the set, those without a detection included.
       num_classes: foreground classes.
+      masks: m RLEs of the whole image, where there are masks.
 
     Raises:
       DataError: columns of different length, indices outside the set, or values that are not finite.
@@ -72,9 +86,11 @@ class DetectionTable:
     boxes: np.ndarray
     num_images: int
     num_classes: int
+    masks: tuple[Rle, ...] | None = None
 
     def __post_init__(self):
         rows = len(self.scores)
+        object.__setattr__(self, "masks", _check_masks(self.masks, rows, "detections"))
         for name, dtype, shape in (
             ("image_index", np.int32, (rows,)),
             ("classes", np.int32, (rows,)),
@@ -142,7 +158,13 @@ class DetectionTable:
             self.boxes[rows],
             self.num_images,
             self.num_classes,
+            _take_masks(self.masks, rows),
         )
+
+
+def _take_masks(masks: tuple[Rle, ...] | None, rows: np.ndarray) -> tuple[Rle, ...] | None:
+    """Return the masks of these rows (indices or a bool mask)."""
+    return None if masks is None else tuple(masks[i] for i in np.arange(len(masks))[rows])
 
 
 @dataclass(frozen=True)
@@ -156,8 +178,9 @@ class TruthTable:
       difficult: [n] bool, neither hit nor miss for AP (VOC's difficult objects; COCO's crowds).
       num_images: images in the set, those without an object included.
       num_classes: foreground classes.
-      areas: [n] float32 object area in square pixels where it is known (COCO: of the mask), else of the box.
+      areas: [n] float32 object area in square pixels where it is known (COCO: of the mask), else of the mask or box.
       crowd: [n] bool, COCO's crowd regions; only `coco_metrics` treats them apart from `difficult`.
+      masks: n RLEs of the whole image, where objects are annotated by masks.
     """
 
     image_index: np.ndarray
@@ -168,11 +191,16 @@ class TruthTable:
     num_classes: int
     areas: np.ndarray | None = field(default=None)
     crowd: np.ndarray | None = field(default=None)
+    masks: tuple[Rle, ...] | None = None
 
     def __post_init__(self):
         rows = len(self.classes)
         boxes = _column(self.boxes, np.float32, (rows, 4), "ground truth boxes")
-        areas = np.prod(boxes[:, 2:] - boxes[:, :2], axis=1) if self.areas is None else self.areas
+        masks = _check_masks(self.masks, rows, "ground truth")
+        object.__setattr__(self, "masks", masks)
+        areas = self.areas
+        if areas is None:
+            areas = box_areas(boxes) if masks is None else mask_areas(masks)
         crowd = np.zeros(rows, bool) if self.crowd is None else self.crowd
         for name, value, dtype in (
             ("image_index", self.image_index, np.int32),
@@ -252,6 +280,7 @@ class TruthTable:
             self.num_classes,
             self.areas[rows],
             self.crowd[rows],
+            _take_masks(self.masks, rows),
         )
 
     def of_image(self, index: int) -> TruthTable:
@@ -271,3 +300,42 @@ class TruthTable:
         rows = np.ones(len(self), bool) if include_difficult else ~self.difficult
         np.add.at(table, (self.image_index[rows], self.classes[rows]), 1)
         return table
+
+
+def box_areas(boxes: np.ndarray) -> np.ndarray:
+    """Return the areas of boxes [n, 4], [n]."""
+    return np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)
+
+
+def mask_areas(masks: Sequence[Rle]) -> np.ndarray:
+    """Return the numbers of pixels of masks, [n] float64."""
+    from pycocotools import mask as coco_mask
+
+    return np.asarray(coco_mask.area(list(masks)), np.float64).reshape(-1)
+
+
+def check_same_set(detections: DetectionTable, truth: TruthTable, region: Region) -> None:
+    """Raise `DataError` unless both tables are of one image set and have what is compared.
+
+    Args:
+      region: "masks" needs masks in both tables, of one size per image.
+    """
+    if (detections.num_images, detections.num_classes) != (truth.num_images, truth.num_classes):
+        raise DataError(
+            f"detections cover {detections.num_images} images and {detections.num_classes} classes, ground truth "
+            f"{truth.num_images} and {truth.num_classes}; evaluate on the image set that was predicted"
+        )
+    if region == "boxes":
+        return
+    for name, table in (("detections", detections), ("ground truth", truth)):
+        if table.masks is None:
+            raise DataError(f"{name}: there are no masks to compare; evaluate boxes, or give masks")
+    sizes: dict[int, tuple[int, int]] = {}
+    for table in (truth, detections):
+        for image, mask in zip(table.image_index.tolist(), table.masks, strict=True):
+            size = tuple(mask["size"])
+            if sizes.setdefault(image, size) != size:
+                raise DataError(
+                    f"image {image} has masks of (height, width) {sizes[image]} and {size}; needed: masks of the "
+                    "image's own size"
+                )

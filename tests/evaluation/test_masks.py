@@ -1,0 +1,169 @@
+"""Pasting against the literal loops; run-length encoding against pycocotools."""
+
+import time
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pycocotools import mask as coco_mask
+
+from wsod_jax.errors import DataError
+from wsod_jax.evaluation.masks import mask_to_rle, paste_masks, rle_to_mask, tight_box
+from wsod_jax.types import Mask
+
+
+def full(mask: Mask, size):
+    """Return the whole image's pixels."""
+    image = np.zeros(size, bool)
+    height, width = mask.pixels.shape
+    image[mask.top : mask.top + height, mask.left : mask.left + width] = mask.pixels
+    return image
+
+
+def paste_in_loops(cells, box, size):
+    """Return the interpolated values [height, width] of one mask, pixel by pixel."""
+    p, (x1, y1, x2, y2) = len(cells), box
+    values = np.zeros(size)
+    for i in range(size[0]):
+        for j in range(size[1]):
+            if not (x1 < j + 1 and j < x2 and y1 < i + 1 and i < y2):
+                continue  # the box does not touch the pixel
+            u = (j + 0.5 - x1) / (x2 - x1) * p - 0.5
+            v = (i + 0.5 - y1) / (y2 - y1) * p - 0.5
+            for row in range(p):
+                for column in range(p):
+                    weight = max(0, 1 - abs(u - column)) * max(0, 1 - abs(v - row))
+                    values[i, j] += weight * cells[row, column]
+    return values
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    seed=st.integers(0, 10**6),
+    p=st.sampled_from([1, 2, 7]),
+    corners=st.lists(st.floats(-20, 40, width=32), min_size=4, max_size=4),
+    threshold=st.sampled_from([0.3, 0.5]),
+)
+def test_pasting_agrees_with_the_loops(seed, p, corners, threshold):
+    x1, x2, y1, y2 = *sorted(corners[:2]), *sorted(corners[2:])
+    box, size = np.array([x1, y1, x2, y2], np.float32), (17, 23)
+    cells = np.random.default_rng(seed).random((p, p)).astype(np.float32)
+    [mask] = paste_masks(cells[None], box[None], size, threshold=threshold)
+    if x2 <= x1 or y2 <= y1:
+        assert mask.pixels.size == 0
+        return
+    values = paste_in_loops(cells.astype(float), box.astype(float), size)
+    clear = np.abs(values - threshold) > 1e-4  # rounding decides the others
+    np.testing.assert_array_equal(full(mask, size)[clear], (values >= threshold)[clear])
+
+
+def test_a_mask_of_ones_fills_its_box_and_the_edge_is_half():
+    ones = np.ones((1, 28, 28), np.float32)
+    [mask] = paste_masks(ones, [[3, 2, 31, 30]], (40, 50))  # one cell a pixel
+    assert (mask.top, mask.left, mask.pixels.shape) == (2, 3, (28, 28)) and mask.pixels.all()
+    # Pixel centers lie on the box's edges x1 = 3.5 and x2 = 7.5, where the value is exactly 1/2.
+    [mask] = paste_masks(ones[:, :4, :4], [[3.5, 2, 7.5, 6]], (40, 50))
+    assert mask.pixels.shape == (4, 5) and mask.pixels.all()
+    [mask] = paste_masks(ones[:, :4, :4], [[3.5, 2, 7.5, 6]], (40, 50), threshold=0.51)
+    assert mask.pixels[1].tolist() == [False, True, True, True, False]
+
+
+@pytest.mark.parametrize(
+    "box",
+    [[5, 5, 5, 9], [9, 5, 5, 9], [-9, 0, 0, 9], [50, 0, 60, 9], [0, 40, 9, 90], [0, -9, 9, -1]],
+)
+def test_a_box_without_area_or_outside_has_an_empty_window(box):
+    [mask] = paste_masks(np.ones((1, 3, 3)), [box], (40, 50))
+    assert mask.pixels.shape == (0, 0) and mask.pixels.dtype == bool
+    assert not full(mask, (40, 50)).any() and np.ptp(tight_box(mask)[::2]) == 0
+    assert not coco_mask.decode(mask_to_rle(mask, (40, 50))).any()
+
+
+def test_no_masks():
+    assert paste_masks(np.zeros((0, 28, 28)), np.zeros((0, 4)), (40, 50)) == ()
+
+
+def test_a_hundred_masks_are_pasted_in_the_time_allowed():
+    rng = np.random.default_rng(0)
+    side, center = rng.lognormal(np.log(200), 0.5, (100, 2)), rng.uniform(100, 900, (100, 2))
+    boxes = np.concatenate([center - side / 2, center + side / 2], axis=1)
+    masks = rng.random((100, 28, 28), np.float32)
+    times = []
+    for _ in range(10):  # other tests share the machine
+        start = time.perf_counter()
+        paste_masks(masks, boxes, (1000, 1000))
+        times.append(time.perf_counter() - start)
+    assert min(times) < 0.06
+
+
+def random_mask(rng, size):
+    height, width = rng.integers(0, size[0] + 1), rng.integers(0, size[1] + 1)
+    top = rng.integers(0, size[0] - height + 1)
+    left = rng.integers(0, size[1] - width + 1)
+    return Mask(int(top), int(left), rng.random((height, width)) < rng.choice([0.02, 0.5, 1]))
+
+
+@settings(deadline=None, max_examples=100)
+@given(seed=st.integers(0, 10**6), size=st.sampled_from([(1, 1), (5, 9), (70, 3), (300, 400)]))
+def test_rle_is_that_of_pycocotools_and_comes_back(seed, size):
+    mask = random_mask(np.random.default_rng(seed), size)
+    image = full(mask, size)
+    rle = mask_to_rle(mask, size)
+    assert rle["size"] == list(size) and isinstance(rle["counts"], str)
+    np.testing.assert_array_equal(coco_mask.decode(rle), image)
+    runs = np.flatnonzero(np.diff(image.T.ravel(), prepend=False)).tolist()
+    runs = np.diff([0, *runs, image.size]).tolist()
+    as_bytes = {**rle, "counts": rle["counts"].encode()}
+    for form in (rle, as_bytes, {**rle, "counts": runs}):
+        read = rle_to_mask(form, size)
+        np.testing.assert_array_equal(full(read, size), image)
+        assert read.pixels.dtype == bool and read.pixels.flags.c_contiguous
+        if image.any():  # the window is tight
+            assert read.pixels.any(axis=0)[[0, -1]].all() and read.pixels.any(axis=1)[[0, -1]].all()
+        else:
+            assert read.pixels.shape == (0, 0)
+
+
+def test_tight_boxes_are_those_of_pycocotools():
+    rng = np.random.default_rng(3)
+    for _ in range(30):
+        mask = random_mask(rng, (20, 30))
+        x, y, width, height = coco_mask.toBbox(mask_to_rle(mask, (20, 30)))
+        if width:
+            np.testing.assert_array_equal(tight_box(mask), [x, y, x + width, y + height])
+            assert tight_box(mask).dtype == np.float32
+
+
+def test_a_mask_outside_its_image_is_refused():
+    for mask in (Mask(0, 0, np.ones((5, 4), bool)), Mask(3, 2, np.ones((2, 2), bool))):
+        with pytest.raises(DataError, match="(?s)columns.*\\(4, 4\\)"):
+            mask_to_rle(mask, (4, 4))
+
+
+@pytest.mark.parametrize(
+    ("rle", "words"),
+    [
+        ({"size": [5, 4], "counts": [20]}, r"\(5, 4\).*\(4, 5\)"),
+        ({"size": [4, 5], "counts": [3, 2]}, "cover 5 pixels.*20"),
+        ({"size": [4, 5], "counts": [3, 2, 100]}, "cover 105"),
+        ({"size": [4, 5], "counts": [3, -2, 19]}, "needed an RLE"),
+        ({"size": [4, 5], "counts": "1"}, "cover 1 "),  # pycocotools returns memory as it is
+        ({"size": [4, 5], "counts": []}, "cover 0"),
+        ({"size": [4, 5], "counts": ""}, "needed an RLE"),
+        ({"size": [4, 5], "counts": "zzz"}, "needed an RLE"),
+        ({"size": [4, 5], "counts": "é"}, "needed an RLE"),
+        ({"size": [4, 5], "counts": [1.5, 18.5]}, "needed an RLE"),
+        ({"size": [4, 5], "counts": ["a"]}, "needed an RLE"),
+        ({"size": [4, 5], "counts": "oooooooooooooooooooo0"}, "needed an RLE"),
+        ({"size": [4, 5], "counts": None}, "needed an RLE"),
+        ({"size": 4, "counts": [20]}, "needed an RLE"),
+        ({"size": [4, 5]}, "needed an RLE"),
+        ([[0, 0, 3, 0, 3, 3]], "Polygons"),
+        ("text", "needed an RLE"),
+        (None, "needed an RLE"),
+    ],
+)
+def test_what_is_no_mask_of_the_image_is_named(rle, words):
+    with pytest.raises(DataError, match=words):
+        rle_to_mask(rle, (4, 5))

@@ -1,0 +1,168 @@
+"""Masks of objects: pasting them into images, and COCO's run-length encoding (RLE).
+
+An RLE is a dict of `size`, [height, width] of the image, and `counts`: the lengths of runs of background and object in
+turn, down the columns, as a list of numbers or compressed into a text.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from wsod_jax.errors import DataError
+from wsod_jax.types import Mask
+
+
+def paste_masks(
+    masks: np.ndarray, boxes: np.ndarray, size: tuple[int, int], *, threshold: float = 0.5
+) -> tuple[Mask, ...]:
+    """Lay masks that were predicted in the frame of their boxes into the image.
+
+    The center (x, y) of a pixel lies at u = (x - x1) / (x2 - x1) · p - 1/2 and v = (y - y1) / (y2 - y1) · p - 1/2, in
+    cells whose centers are the integers 0 .. p - 1. The mask's value there is bilinear between the four nearest
+    cells, with zeros around the mask: from the outermost centers to the box's edge it falls to a half.
+
+    Args:
+      masks: [n, p, p] float32 probabilities, rows first.
+      boxes: [n, 4] `xyxy` pixels, finite; they may reach outside the image.
+      size: (height, width) of the image.
+      threshold: pixels of value >= this belong to the object.
+    Returns:
+      n masks whose windows are the pixels that the box touches, clipped to the image. A box without area, or wholly
+      outside, has an empty window.
+    Cost: a few operations per pixel of the windows; 10 ms for 100 windows of 200 × 200.
+    Source: He et al. 2017 (Mask R-CNN), section 3.1; `paste_masks_in_image` of detectron2 samples at the same points.
+    """
+    masks = np.pad(np.asarray(masks, np.float32), ((0, 0), (1, 1), (1, 1)))  # [n, p + 2, p + 2]
+    boxes = np.asarray(boxes, np.float64).reshape(-1, 4)
+    height, width = size
+    first = np.clip(np.floor(boxes[:, :2]), 0, (width, height)).astype(int)
+    last = np.clip(np.ceil(boxes[:, 2:]), first, (width, height)).astype(int)
+    last[(boxes[:, 2:] <= boxes[:, :2]).any(axis=1)] = 0
+    pasted = []
+    for cells, (x1, y1, x2, y2), (left, top), (right, bottom) in zip(
+        masks, boxes, first.tolist(), last.tolist(), strict=True
+    ):
+        if right <= left or bottom <= top:
+            pasted.append(Mask(top, left, np.zeros((0, 0), bool)))
+            continue
+        columns = _resample(cells.T, x1, x2, left, right)  # [w, p + 2]
+        values = _resample(np.ascontiguousarray(columns.T), y1, y2, top, bottom)  # [h, w]
+        pasted.append(Mask(top, left, values >= threshold))
+    return tuple(pasted)
+
+
+def _resample(cells: np.ndarray, low: float, high: float, first: int, last: int) -> np.ndarray:
+    """Interpolate along axis 0 at the pixels first .. last - 1.
+
+    Args:
+      cells: [p + 2, n] float32, of which the inner p cover `low` to `high`.
+    Returns:
+      [last - first, n] float32.
+    """
+    p = len(cells) - 2
+    position = (np.arange(first, last) + 0.5 - low) / (high - low) * p + 0.5
+    position = np.clip(position, 0, p + 1)
+    below = np.minimum(position.astype(int), p)
+    values = np.diff(cells, axis=0)[below]
+    values *= (position - below).astype(np.float32)[:, None]
+    values += cells[below]
+    return values
+
+
+def tight_box(mask: Mask) -> np.ndarray:
+    """Return the smallest box around a mask, [4] float32 `xyxy`; without area for a mask without pixels."""
+    rows, columns = (np.flatnonzero(mask.pixels.any(axis=axis)) for axis in (1, 0))
+    if not len(rows):
+        return np.array([mask.left, mask.top] * 2, np.float32)
+    corners = [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]
+    return np.add(corners, [mask.left, mask.top] * 2).astype(np.float32)
+
+
+def mask_to_rle(mask: Mask, size: tuple[int, int]) -> dict[str, Any]:
+    """Return a mask as compressed RLE, ready for JSON.
+
+    Args:
+      mask: any.
+      size: (height, width) of its image.
+    Raises:
+      DataError: the mask reaches outside the image.
+    Cost: 0.5 ms in an image of 1000 × 1000.
+    """
+    from pycocotools import mask as coco_mask
+
+    bottom, right = np.add((mask.top, mask.left), mask.pixels.shape)
+    if mask.top < 0 or mask.left < 0 or bottom > size[0] or right > size[1]:
+        raise DataError(
+            f"a mask covers rows {mask.top} to {bottom} and columns {mask.left} to {right}; its image has (height, "
+            f"width) {tuple(size)}. Give the mask the size of the image that it was made of"
+        )
+    image = np.zeros(size, np.uint8, order="F")
+    image[mask.top : bottom, mask.left : right] = mask.pixels
+    rle = coco_mask.encode(image)
+    return {"size": [int(side) for side in size], "counts": rle["counts"].decode("ascii")}
+
+
+def rle_to_mask(rle: dict[str, Any], size: tuple[int, int]) -> Mask:
+    """Return the mask of an RLE, cut to its pixels.
+
+    Args:
+      rle: `size` and `counts`, compressed (text or bytes) or not (list of numbers).
+      size: (height, width) of the image that the mask belongs to.
+    Raises:
+      DataError: no RLE, one of another size, or one whose runs do not fill the image.
+    """
+    try:
+        height, width = rle["size"]
+        runs = _run_lengths(rle["counts"])
+    except (KeyError, TypeError, ValueError, OverflowError):
+        raise DataError(
+            f"a mask is {rle!r:.200}; needed an RLE as pycocotools writes it, a `size` [height, width] and `counts`. "
+            "Polygons are turned into one by pycocotools.mask.frPyObjects and merge"
+        ) from None
+    if (height, width) != tuple(size):
+        raise DataError(
+            f"a mask has (height, width) {(height, width)}, its image {tuple(size)}; masks are needed at the size of "
+            "the image as it lies on disk"
+        )
+    if runs.sum() != height * width:
+        raise DataError(
+            f"the runs of a mask cover {runs.sum()} pixels; its image {tuple(size)} has {height * width}. Was the "
+            "file damaged?"
+        )
+    is_object = np.arange(len(runs)) % 2 == 1
+    pixels = np.repeat(is_object, runs).reshape(width, height).T
+    left, top, right, bottom = tight_box(Mask(0, 0, pixels)).astype(int).tolist()
+    return Mask(top, left, np.ascontiguousarray(pixels[top:bottom, left:right]))
+
+
+def _run_lengths(counts: str | bytes | list[int]) -> np.ndarray:
+    """Return the lengths of an RLE's runs, [n] int64; raise `ValueError` or `TypeError` where it holds none.
+
+    pycocotools does not check that runs fill the image, and returns unwritten memory where they do not. Each character
+    of compressed counts holds 5 bits, lowest first, and whether more follow; from the fourth run on, lengths are
+    differences to the run before the last.
+    """
+    if isinstance(counts, list):
+        lengths = np.array(counts).reshape(-1)
+        if len(lengths) and (lengths.dtype.kind != "i" or lengths.min() < 0):
+            raise ValueError("not lengths")
+        return lengths.astype(np.int64)
+    text = counts.encode("ascii") if isinstance(counts, str) else counts
+    digits = np.frombuffer(text, np.uint8).astype(np.int64) - 48
+    ends = (digits & 32) == 0
+    if not len(digits) or not ends[-1] or digits.min() < 0 or digits.max() > 63:
+        raise ValueError("not compressed counts")
+    start = np.flatnonzero(np.append(True, ends[:-1]))
+    length = np.diff(np.append(start, len(digits)))
+    if length.max() > 8:
+        raise ValueError("a run too long for any image")
+    place = np.arange(len(digits)) - np.repeat(start, length)
+    lengths = np.add.reduceat((digits & 31) << (5 * place), start)
+    lengths -= np.where(digits[ends] & 16, 1 << (5 * length), 0)  # the highest bit is the sign
+    for parity in (1, 2):
+        lengths[parity::2] = np.cumsum(lengths[parity::2])
+    if lengths.min() < 0:
+        raise ValueError("not lengths")
+    return lengths
