@@ -17,7 +17,7 @@ from wsod_jax.data.proposals import ProposalSet
 from wsod_jax.data.records import ImageRecord, ImageSet
 from wsod_jax.data.voc import Voc
 from wsod_jax.errors import ConfigError, DataError
-from wsod_jax.evaluation.field_boxes import FieldOptions, field_boxes
+from wsod_jax.analysis.field_boxes import FieldOptions, field_boxes
 from wsod_jax.methods.spn import Spn
 from wsod_jax.nn.layers import Window, receptive_field
 from wsod_jax.nn.soft_proposal import SoftProposal

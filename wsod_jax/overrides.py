@@ -12,7 +12,13 @@ from wsod_jax.options import Choice, Mark, choice_of, is_section, marks, members
 from wsod_jax.parsing import Tables, chosen_name, fits, parse_options, plain, resolve
 from wsod_jax.train.identity import dotted
 
-OF_BOXES = ("nms_thr", "top_k", "max_per_image", "score_thr", "average_per_image")  # of boxes chosen among proposals
+OF_BOXES = (
+    "nms_thr",
+    "top_k",
+    "max_per_image",
+    "score_thr",
+    "average_per_image",
+)  # of boxes chosen among proposals
 # Keys of version 0.1, and where they went; the longest one that a key starts with counts.
 MOVED = {
     "network": "method",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -90,6 +91,14 @@ class Predictor:
     def num_compilations(self) -> int:
         """Return how often the predict step has been compiled."""
         return self.predict_step._cache_size()
+
+    def fingerprint(self) -> str:
+        """Return a checksum of the parameters, 8 hex digits, by which runs of one method are told apart."""
+        value = 0
+        for path, leaf in jax.tree_util.tree_leaves_with_path(self.params):
+            value = zlib.crc32(jax.tree_util.keystr(path).encode(), value)
+            value = zlib.crc32(np.ascontiguousarray(leaf).tobytes(), value)
+        return f"{value:08x}"
 
     def with_weights(self, params: Params, extras: dict) -> Predictor:
         """Return the same detector with the weights of another checkpoint; nothing is compiled anew."""

@@ -18,46 +18,33 @@ from wsod_jax.data.arrays import FeatureCache
 from wsod_jax.data.pipeline import TrainStream
 from wsod_jax.errors import ConfigError
 from wsod_jax.evaluation.metrics.average_precision import evaluate_detections
+from wsod_jax.evaluation.metrics.tables import DetectionTable
 from wsod_jax.methods.base import Method
 from wsod_jax.overrides import may_differ
-from wsod_jax.predictor import (
-    Predictor,
-    Purpose,
-    check_classes,
-    score_detections,
-    truth_table,
-)
+from wsod_jax.predictor import Predictor, check_classes
+from wsod_jax.scoring import AnnotatedImages
 from wsod_jax.train import loop
 from wsod_jax.train.checkpoint import Checkpoints, checkpoint_steps, load_checkpoint
-from wsod_jax.train.distributed import check_same, is_first, refuse_several
+from wsod_jax.train.distributed import check_same, is_first
 from wsod_jax.train.identity import run_metadata
 from wsod_jax.train.init_from import init_from, read_sources
 from wsod_jax.train.logging import ConsoleWriter, JsonlWriter, TensorBoardWriter
 from wsod_jax.train.sharding import fetch, make_mesh
 from wsod_jax.train.state import TrainState, init_state
 from wsod_jax.train.step import TrainStep
-from wsod_jax.training_data import (
-    TrainingData,
-    check_streams,
-    read_ground_truth,
-    read_proposals,
-)
+from wsod_jax.training_data import TrainingData, check_streams, read_proposals
 from wsod_jax.types import Batch, Params
 from wsod_jax.viz.canvas import save_image
 from wsod_jax.viz.pictures import draw_pseudo_labels
 
 __all__ = [
     "Predictor",
-    "Purpose",
     "TrainingData",
     "check_classes",
     "check_streams",
     "load_run",
-    "read_ground_truth",
     "read_proposals",
-    "score_detections",
     "train",
-    "truth_table",
 ]
 
 
@@ -326,21 +313,21 @@ def validation(
     Raises:
       ConfigError: if its detections cannot be measured.
     """
-    split = config.data.val_split
-    refuse_several("measuring config.log.best while training")
-    images, proposals = config.data.images(split), read_proposals(config)
-    truth = truth_table(images, read_ground_truth(config, split))
-    if truth.difficult.all():
+    data = AnnotatedImages.read(config.data, config.data.val_split)
+    images, proposals = data.images, read_proposals(config)
+    if not data.has_boxes or data.truth.difficult.all():
         raise ConfigError(f"config.data.val_split: {images.name} has no object that counts")
     predictor = Predictor.configured(config, method, {}, {}, class_names)
     check_classes(images, class_names)
 
     def measure(number: int, state: TrainState) -> dict[str, float]:
         del number
-        # A copy on one device: evaluation is not spread over the mesh.
-        params, extras = jax.device_put(fetch((_detector(method, state), state.extras)))
-        detections = predictor.with_weights(params, extras).detect(images, proposals).detections
-        metrics = evaluate_detections(detections, truth, ap_mode=predictor.settings.ap)
+        weights = _detector(method, state), state.extras
+        results = predictor.with_weights(*weights).predict(
+            images, proposals, want=frozenset({"boxes"})
+        )
+        found = DetectionTable.of_results(results, len(images), len(class_names))
+        metrics = evaluate_detections(found, data.truth, ap_mode=config.eval.ap)
         return {"mAP50": float(metrics.mean_ap[0])}
 
     return measure

@@ -15,7 +15,7 @@ from wsod_jax.config import EvalOptions
 from wsod_jax.data.proposals import ProposalSet
 from wsod_jax.data.reader import Reader
 from wsod_jax.data.records import BoxAnnotations, GroundTruth, ImageSet
-from wsod_jax.errors import ConfigError, DataError
+from wsod_jax.errors import ConfigError
 from wsod_jax.evaluation.evaluators import (
     Annotation,
     BoxAp,
@@ -59,7 +59,9 @@ class AnnotatedImages:
     label_maps: Mapping[str, Callable[[], np.ndarray]] = dataclasses.field(default_factory=dict)
 
     @classmethod
-    def read(cls, reader: Reader, split: str, reads: frozenset[str] = frozenset()) -> AnnotatedImages:
+    def read(
+        cls, reader: Reader, split: str, reads: frozenset[str] = frozenset()
+    ) -> AnnotatedImages:
         """Read a split; masks and label maps only if `reads` holds "masks" and "semantic"."""
         images, objects = reader.images(split), None
         if reader.has_boxes and not images.counts.get("no_annotation"):
@@ -109,7 +111,9 @@ class AnnotatedImages:
         """Return what is known of an image; of a missing one its objects alone."""
         objects = self.objects[index] if self.has_boxes else None
         if index >= len(self.images):
-            return Annotation(evaluation_labels(np.zeros(len(self.images.class_names)), objects), objects)
+            return Annotation(
+                evaluation_labels(np.zeros(len(self.images.class_names)), objects), objects
+            )
         record = self.images.records[index]
         return Annotation(
             evaluation_labels(record.labels, objects),
@@ -130,13 +134,12 @@ def all_evaluators(
     settings: EvalOptions, num_classes: int, blacklist: Sequence[int] = ()
 ) -> dict[str, Evaluator]:
     """Return every evaluator by name, as the settings have it."""
-    masks = functools.partial(MaskAp, num_classes)
     return {
-        "boxes": BoxAp(num_classes, settings.iou_thrs, settings.ap),
+        "boxes": BoxAp(num_classes, iou_thrs=settings.iou_thrs, ap_mode=settings.ap),
         "coco": CocoAp(num_classes),
-        "corloc": CorLoc(num_classes, settings.corloc_difficult),
-        "masks": masks(settings.masks.iou_thrs),
-        "coco_masks": masks(is_coco=True),
+        "corloc": CorLoc(num_classes, include_difficult=settings.corloc_difficult),
+        "masks": MaskAp(num_classes, iou_thrs=settings.masks.iou_thrs),
+        "coco_masks": CocoAp(num_classes, "masks"),
         "miou": MeanIou(num_classes),
         "classification": Classification(settings.image_ap or settings.ap),
         "pointing": Pointing(
@@ -270,7 +273,9 @@ class Selected:
 
     def __iter__(self) -> Iterator[ImageResult]:
         for result in self._predictor.selected(self._log, self._num_images):
-            maps = [log[result.image_index].maps for log in self._others if result.image_index in log]
+            maps = [
+                log[result.image_index].maps for log in self._others if result.image_index in log
+            ]
             if maps:
                 joined = dataclasses.replace(result.maps, others=tuple(maps))
                 boxes, scores, classes = joined.detections()
@@ -343,12 +348,20 @@ def evaluate_pass(
 def _identity(predictor: Predictor, data: AnnotatedImages) -> dict[str, Any]:
     """Return what results are a function of, but for the pixels."""
     settings = dataclasses.asdict(predictor.settings)
-    for name in ("evaluators", "ap", "image_ap", "iou_thrs", "corloc_difficult", "passes", "loader"):
+    for name in (
+        "evaluators",
+        "ap",
+        "image_ap",
+        "iou_thrs",
+        "corloc_difficult",
+        "passes",
+        "loader",
+    ):
         del settings[name]
     config = predictor.config.to_dict()
     return {
         "step": predictor.metadata.get("step"),
-        "weights": build_fingerprint(predictor.params),
+        "weights": predictor.fingerprint(),
         "config": {key: config[key] for key in ("method", "backbone", "proposals")},
         "settings": repr(settings),
         "images": [data.images.name, *data.images.image_ids],

@@ -13,7 +13,7 @@ import numpy as np
 from wsod_jax.data.proposal_writing import Outcome, ProposalResult, write_proposals
 from wsod_jax.data.records import ImageRecord, ImageSet
 from wsod_jax.errors import ConfigError, DataError
-from wsod_jax.evaluation.field_boxes import FieldOptions, field_boxes
+from wsod_jax.analysis.field_boxes import FieldOptions, field_boxes
 from wsod_jax.predictor import Predictor
 from wsod_jax.runs import load_run
 from wsod_jax.types import Params
@@ -29,7 +29,7 @@ def propose_fields(
     changes: Sequence[str] = (),
     report: Callable[[int, int], None] | None = None,
 ) -> ProposalResult:
-    """Write the best-scored receptive fields of a run's proposal maps as proposals; see `evaluation.field_boxes`.
+    """Write the best-scored receptive fields of a run's proposal maps as proposals; see `field_boxes`.
 
     Resumable as `write_proposals` is: another run, step or option is another generator.
 

@@ -5,15 +5,23 @@ An evaluator says what it needs of predictions (`needs`) and what it reads of an
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
 
-from wsod_jax.evaluation.metrics.average_precision import ApMode, evaluate_detections
+from wsod_jax.evaluation.masks import mask_to_rle
+from wsod_jax.evaluation.metrics import semantic
+from wsod_jax.evaluation.metrics.average_precision import (
+    MASK_IOU_THRS,
+    ApMode,
+    evaluate_detections,
+)
+from wsod_jax.evaluation.metrics.best_overlap import average_best_overlap
 from wsod_jax.evaluation.metrics.classification import classification_ap
-from wsod_jax.evaluation.metrics.coco_metrics import coco_box_ap
+from wsod_jax.evaluation.metrics.coco_metrics import coco_ap
 from wsod_jax.evaluation.metrics.corloc import box_quality, class_quality, corloc, corloc_any
 from wsod_jax.evaluation.metrics.ilsvrc import (
     ILSVRC_GUESSES,
@@ -27,7 +35,13 @@ from wsod_jax.evaluation.metrics.pointing import (
     pointing_accuracy,
     pointing_with_prediction,
 )
-from wsod_jax.evaluation.metrics.tables import DetectionTable, ImageObjects, TruthTable
+from wsod_jax.evaluation.metrics.tables import (
+    DetectionTable,
+    ImageObjects,
+    Region,
+    Rle,
+    TruthTable,
+)
 from wsod_jax.evaluation.report import Evaluation
 from wsod_jax.types import ImageResult
 
@@ -70,21 +84,42 @@ class Evaluator(Protocol):
 
 
 @dataclass
-class _OfBoxes:
-    """Base of evaluators that compare boxes of a whole set; subclasses read `detections` and `truth`."""
+class _OfRegions:
+    """Base of evaluators that compare boxes or masks of a whole set; subclasses read `detections` and `truth`.
+
+    Attributes:
+      num_classes: c.
+      region: what is compared.
+    """
 
     num_classes: int
-    needs: ClassVar[frozenset[str]] = frozenset({"boxes", "maps"})
-    reads: ClassVar[frozenset[Reads]] = frozenset({"boxes"})
+    region: Region = "boxes"
     _results: list[tuple[np.ndarray, ...]] = field(default_factory=list, init=False)
-    _objects: list[ImageObjects] = field(default_factory=list, init=False)
+    _masks: list[Rle] = field(default_factory=list, init=False)
+    _objects: list[Any] = field(default_factory=list, init=False)
     _labels: list[np.ndarray] = field(default_factory=list, init=False)
 
+    @property
+    def needs(self) -> frozenset[str]:
+        """Outputs that are compared."""
+        return frozenset({"masks"} if self.region == "masks" else {"boxes", "maps"})
+
+    @property
+    def reads(self) -> frozenset[Reads]:
+        """What they are compared with."""
+        return frozenset({self.region})
+
     def update(self, result: ImageResult, annotation: Annotation) -> None:
-        """Keep the boxes of one image."""
+        """Keep the regions of one image."""
         self._results.append(self.boxes_of(result, annotation))
-        self._objects.append(annotation.objects)
         self._labels.append(annotation.labels)
+        if self.region == "boxes":
+            self._objects.append(annotation.objects)
+            return
+        masks = result.masks or ()
+        self._masks += [mask_to_rle(mask, result.size) for mask in masks]
+        instances = None if annotation.instances is None else annotation.instances()
+        self._objects.append((result.size, instances))
 
     def boxes_of(
         self, result: ImageResult, annotation: Annotation
@@ -96,17 +131,22 @@ class _OfBoxes:
 
     @property
     def detections(self) -> DetectionTable:
-        """The boxes of all images."""
-        return DetectionTable.from_images(self._results, num_classes=self.num_classes)
+        """The boxes of all images, with their masks where these are compared."""
+        table = DetectionTable.from_images(self._results, num_classes=self.num_classes)
+        if self.region == "boxes":
+            return table
+        return dataclasses.replace(table, masks=tuple(self._masks))
 
     @property
     def truth(self) -> TruthTable:
         """The objects of all images."""
-        return TruthTable.from_annotations(self._objects, num_classes=self.num_classes)
+        if self.region == "boxes":
+            return TruthTable.from_annotations(self._objects, num_classes=self.num_classes)
+        return TruthTable.from_instances(self._objects, num_classes=self.num_classes)
 
 
 @dataclass
-class BoxAp(_OfBoxes):
+class BoxAp(_OfRegions):
     """Average precision in the manner of PASCAL VOC; IoU > 0.75 always stands beside what is asked for.
 
     Attributes:
@@ -130,9 +170,8 @@ class BoxAp(_OfBoxes):
         if len(self.iou_thrs) > 1:
             percent = [round(100 * thr) for thr in self.iou_thrs]
             shares[f"AP{min(percent)}:{max(percent)}"] = asked.mean(axis=1)
-            found.iou_sweep = {
-                f"{thr:.2f}": mean for thr, mean in zip(thrs, metrics.mean_ap.tolist(), strict=True)
-            }
+            means = metrics.mean_ap.tolist()
+            found.iou_sweep = {f"{thr:.2f}": m for thr, m in zip(thrs, means, strict=True)}
         for name, values in shares.items():
             found.add_share(name, values, mean=f"m{name}")
         found.counts = {
@@ -150,17 +189,48 @@ class BoxAp(_OfBoxes):
         return found
 
 
-class CocoAp(_OfBoxes):
-    """COCO's twelve numbers of boxes."""
+@dataclass
+class MaskAp(_OfRegions):
+    """Average precision of instance masks (AP^r, area rule), AP by size, and average best overlap.
+
+    Attributes:
+      iou_thrs: thresholds; a hit needs IoU > threshold.
+    """
+
+    region: Region = "masks"
+    iou_thrs: tuple[float, ...] = MASK_IOU_THRS
 
     def compute(self) -> Evaluation:
-        """Return them as "COCO AP" and so on."""
-        summary = coco_box_ap(self.detections, self.truth).summary
-        return Evaluation(numbers={f"COCO {name}": value for name, value in summary.items()})
+        """Return "mask AP50" and so on, "mask AP small" and so on by COCO's rule, and "ABO"."""
+        found, truth = self.detections, self.truth
+        metrics = evaluate_detections(
+            found, truth, iou_thrs=self.iou_thrs, ap_mode="area", region="masks"
+        )
+        evaluation = Evaluation(detail=metrics)
+        for t, thr in enumerate(self.iou_thrs):
+            evaluation.add_share(f"mask AP{round(100 * thr)}", metrics.ap[:, t])
+        evaluation.add_share("ABO", average_best_overlap(found, truth, region="masks").abo)
+        summary = coco_ap(found, truth, region="masks").summary
+        evaluation.numbers = {
+            f"mask AP {size}": summary[f"AP_{size}"] for size in ("small", "medium", "large")
+        }
+        evaluation.counts = {"masks": metrics.num_detections, "instances": metrics.num_objects}
+        evaluation.without("an instance that counts", metrics.num_objects == 0, "mask AP")
+        return evaluation
+
+
+class CocoAp(_OfRegions):
+    """COCO's twelve numbers of boxes or masks."""
+
+    def compute(self) -> Evaluation:
+        """Return them as "COCO AP" and so on, or "COCO mask AP"."""
+        summary = coco_ap(self.detections, self.truth, region=self.region).summary
+        prefix = "COCO" if self.region == "boxes" else "COCO mask"
+        return Evaluation(numbers={f"{prefix} {name}": value for name, value in summary.items()})
 
 
 @dataclass
-class CorLoc(_OfBoxes):
+class CorLoc(_OfRegions):
     """Correct localization: the best box of every class that an image contains; of maps, also any component's box.
 
     Attributes:
@@ -218,7 +288,7 @@ def _of_classes(read: Callable[[int], tuple], classes: Sequence[int]) -> tuple[n
 
 
 @dataclass
-class PseudoBoxes(_OfBoxes):
+class PseudoBoxes(_OfRegions):
     """What pseudo boxes are worth as training targets, class by class.
 
     Attributes:
@@ -239,6 +309,31 @@ class PseudoBoxes(_OfBoxes):
         found.numbers["boxes per image"] = len(boxes) / max(boxes.num_images, 1)
         found.without("a box", quality.num_boxes == 0, "precision")
         found.without("an object", quality.num_objects == 0, "recall")
+        return found
+
+
+class MeanIou:
+    """Mean IoU of label maps over the background and all classes; an image that was not read is all background."""
+
+    needs: ClassVar[frozenset[str]] = frozenset({"semantic"})
+    reads: ClassVar[frozenset[Reads]] = frozenset({"semantic"})
+
+    def __init__(self, num_classes: int):
+        self._pixels = semantic.MeanIou(num_classes)
+
+    def update(self, result: ImageResult, annotation: Annotation) -> None:
+        """Count the pixels of one image, if its label map is annotated."""
+        if annotation.label_map is not None:
+            truth = annotation.label_map()
+            found = np.zeros_like(truth) if result.semantic is None else result.semantic
+            self._pixels.add(found, truth)
+
+    def compute(self) -> Evaluation:
+        """Return the IoU of every class; "mIoU" counts the background too."""
+        iou = self._pixels.iou
+        found = Evaluation(detail=self._pixels)
+        found.add_share("IoU", iou[1:], mean="IoU of classes")
+        found.numbers = {"mIoU": self._pixels.mean, "IoU of background": float(iou[0])}
         return found
 
 

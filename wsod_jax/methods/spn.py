@@ -19,7 +19,7 @@ from typing import Annotated, ClassVar
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from wsod_jax.errors import ConfigError
 from wsod_jax.losses.classification import (

@@ -22,6 +22,8 @@ from wsod_jax.viz.pictures import (
     draw_boxes,
     draw_detections,
     draw_graphs,
+    draw_label_map,
+    draw_masks,
     draw_proposals,
     draw_pseudo_labels,
 )
@@ -35,6 +37,8 @@ __all__ = [
     "draw_detections",
     "draw_evolution",
     "draw_graphs",
+    "draw_label_map",
+    "draw_masks",
     "draw_objectness",
     "draw_proposals",
     "draw_pseudo_labels",

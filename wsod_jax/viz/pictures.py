@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw
 
-from wsod_jax.types import PseudoBoxes, RefineTargets
+from wsod_jax.types import Mask, PseudoBoxes, RefineTargets
 from wsod_jax.viz.canvas import (
     CORE,
     FALSE,
@@ -104,6 +104,37 @@ def draw_detections(
                 label += " " + _label(int(truth_classes[row]), None, class_names)
         canvas.boxes(box, TRUTH, labels=[label], style="corners")
     return canvas.array()
+
+
+def draw_masks(image: np.ndarray, masks: Sequence[Mask], classes: np.ndarray) -> np.ndarray:
+    """Blend the masks of objects into an image, a color for each class, and outline them.
+
+    Args:
+      image: [H, W, 3] uint8 RGB.
+      masks: n windows of the image; the first one is drawn last, on top.
+      classes: [n] int.
+    Returns:
+      [H, W, 3] uint8 RGB.
+    """
+    drawn = image.copy()
+    for mask, c in list(zip(masks, classes, strict=True))[::-1]:
+        height, width = mask.pixels.shape
+        window = drawn[mask.top : mask.top + height, mask.left : mask.left + width]
+        color = np.array(class_colour(int(c)))
+        window[mask.pixels] = (window[mask.pixels] + color) // 2
+        contours, _ = cv2.findContours(
+            mask.pixels.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE
+        )
+        for x, y in np.concatenate([np.zeros((0, 1, 2), int), *contours])[:, 0]:
+            window[y, x] = color
+    return drawn
+
+
+def draw_label_map(image: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Blend a label map [H, W] (0 background, class + 1) into an image, a color for each class."""
+    colors = np.array([(0, 0, 0), *(class_colour(c) for c in range(int(labels.max(initial=0))))])
+    blended = (image.astype(int) + colors[labels]) // 2
+    return np.where((labels > 0)[..., None], blended, image).astype(np.uint8)
 
 
 def _label(index: int | None, score: float | None, class_names: Sequence[str] | None) -> str:

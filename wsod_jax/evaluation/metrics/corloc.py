@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 import numpy as np
 
 from wsod_jax.errors import DataError
 from wsod_jax.evaluation.metrics.average_precision import best_overlaps, mean_over_classes
+from wsod_jax.evaluation.metrics.best_overlap import average_best_overlap
 from wsod_jax.evaluation.metrics.tables import DetectionTable, TruthTable
 
 
@@ -200,31 +202,12 @@ def class_quality(
         box_quality(boxes.take(boxes.classes == c), truth.take(truth.classes == c), iou_thr=iou_thr)
         for c in classes
     ]
-    # the best box of every object: objects stand where boxes stood
-    objects = DetectionTable(
-        truth.image_index,
-        truth.classes,
-        np.zeros(len(truth)),
-        truth.boxes,
-        truth.num_images,
-        truth.num_classes,
-    )
-    as_truth = TruthTable(
-        boxes.image_index,
-        boxes.classes,
-        boxes.boxes,
-        np.zeros(len(boxes), bool),
-        boxes.num_images,
-        boxes.num_classes,
-    )
-    best_iou, _ = best_overlaps(objects, as_truth)
-    num_objects = np.bincount(truth.classes, minlength=truth.num_classes)
-    total = np.bincount(truth.classes, weights=best_iou, minlength=truth.num_classes)
+    counted = dataclasses.replace(truth, difficult=np.zeros(len(truth), bool))
     return ClassQuality(
         precision=np.array([q.precision for q in quality]),
         recall=np.array([q.recall for q in quality]),
-        abo=np.where(num_objects > 0, total / np.maximum(num_objects, 1), np.nan),
+        abo=average_best_overlap(boxes, counted).abo,
         size_ratio=np.array([q.size_ratio for q in quality]),
         num_boxes=np.bincount(boxes.classes, minlength=truth.num_classes),
-        num_objects=num_objects,
+        num_objects=np.bincount(truth.classes, minlength=truth.num_classes),
     )

@@ -14,7 +14,8 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 from wsod_jax.errors import DataError
-from wsod_jax.types import ImageResult
+from wsod_jax.evaluation.masks import mask_to_rle, tight_box
+from wsod_jax.types import ImageResult, Mask
 
 
 def _column(value, dtype, shape: tuple[int, ...], name: str) -> np.ndarray:
@@ -61,6 +62,16 @@ class ImageObjects(Protocol):
     difficult: np.ndarray  # [n]
     areas: np.ndarray | None  # [n]; `None` where they are those of the boxes
     crowd: np.ndarray | None  # [n]; `None` where there are no crowds
+
+
+class ImageMasks(Protocol):
+    """The annotated masks of one image, as the readers of data sets return them."""
+
+    masks: Sequence[Mask]
+    classes: np.ndarray  # [n]
+    ignore: np.ndarray  # [n]: crowds and difficult objects
+    crowd: np.ndarray  # [n]
+    areas: np.ndarray  # [n]
 
 
 @dataclass(frozen=True)
@@ -268,6 +279,29 @@ class TruthTable:
             if objects and all(getattr(of_image, name) is not None for of_image in objects)
         }
         return dataclasses.replace(table, **known)
+
+    @classmethod
+    def from_instances(
+        cls, images: Sequence[tuple[tuple[int, int], ImageMasks | None]], *, num_classes: int
+    ) -> TruthTable:
+        """Return the table of annotated masks; (height, width) and masks of every image, `None` for none."""
+        known = [(i, size, masks) for i, (size, masks) in enumerate(images) if masks is not None]
+        rows = [(i, size, mask) for i, size, masks in known for mask in masks.masks]
+        columns = {
+            name: np.concatenate([np.zeros(0), *(getattr(masks, name) for *_, masks in known)])
+            for name in ("classes", "ignore", "areas", "crowd")
+        }
+        return cls(
+            image_index=[i for i, *_ in rows],
+            classes=columns["classes"],
+            boxes=[tight_box(mask) for *_, mask in rows],
+            difficult=columns["ignore"],
+            num_images=len(images),
+            num_classes=num_classes,
+            areas=columns["areas"],
+            crowd=columns["crowd"],
+            masks=tuple(mask_to_rle(mask, size) for _, size, mask in rows),
+        )
 
     def take(self, rows: np.ndarray) -> TruthTable:
         """Return the table of these rows (indices or a bool mask); `num_images` stays."""

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from wsod_jax.errors import ConfigError
-from wsod_jax.evaluation.inference import ViewMaps, original_boxes
+from wsod_jax.evaluation.maps import ViewMaps
 from wsod_jax.nn.layers import ReceptiveField
-from wsod_jax.ops.boxes import pairwise_iou
+from wsod_jax.ops.boxes import flip_boxes, scale_boxes
+from wsod_jax.ops.nms import greedy_nms
 
 LEAST_SIDE = 1.0  # pixels of the original image that a clipped box keeps, or it is no box
 
@@ -63,11 +64,11 @@ def field_boxes(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the boxes of the cells that an image's proposal maps score highest.
 
-    A cell's boxes are centred where its receptive field is, and clipped to the image. Of n cells, a cell with value
-    M_ab scores M_ab · n, how many times the uniform value it has, so that the maps of several views compare.
+    A cell's boxes are centered where its receptive field is, and clipped to the image. They score how many times the
+    uniform value the cell has, so that the maps of several views compare.
 
     Args:
-      views: of one image.
+      views: of one image; proposal maps have mean 1.
       image_size: (height, width) of the image in original pixels.
       field: what the map's cells see of a view, in network pixels.
       options: which boxes.
@@ -91,20 +92,11 @@ def field_boxes(
     real = np.flatnonzero((boxes[:, 2:] - boxes[:, :2]).min(axis=1, initial=np.inf) >= LEAST_SIDE)
     order = real[np.argsort(-scores[real], kind="stable")]
     _, first = np.unique(boxes[order], axis=0, return_index=True)
-    chosen = _apart(boxes, order[np.sort(first)], options)
+    order = order[np.sort(first)]
+    chosen = order[greedy_nms(boxes[order], iou_thr=options.nms_thr, limit=options.num)]
     if not len(chosen):
         return np.array([[0, 0, width, height]], np.float32), np.zeros(1, np.float32)
     return boxes[chosen], scores[chosen].astype(np.float32)
-
-
-def _apart(boxes: np.ndarray, order: np.ndarray, options: FieldOptions) -> np.ndarray:
-    """Return the first `num` indices of `order` whose boxes overlap none taken before by more than `nms_thr`."""
-    chosen = []
-    while len(order) and len(chosen) < options.num:
-        chosen.append(order[0])
-        overlaps = pairwise_iou(boxes[order[:1]], boxes[order[1:]])[0]
-        order = order[1:][overlaps <= options.nms_thr]
-    return np.array(chosen, np.int64)
 
 
 def _view_boxes(
@@ -118,6 +110,7 @@ def _view_boxes(
     half = np.stack([root, 1 / root], axis=1) * field.size_px / 2  # [a, 2]
     half = (np.array(options.sizes)[:, None, None] * half).reshape(-1, 2)  # [s·a, 2]
     boxes = np.concatenate([centre[:, None] - half, centre[:, None] + half], axis=2).reshape(-1, 4)
-    scale = np.array(view.size_px[::-1]) / np.array(image_size[::-1])
-    boxes = original_boxes(boxes, scale=scale, flipped=view.mirrored, width_px=view.size_px[1])
-    return boxes, np.repeat(seen.reshape(-1), len(half))
+    if view.mirrored:
+        boxes = flip_boxes(boxes, view.size_px[1])
+    factors = np.array(image_size[::-1]) / np.array(view.size_px[::-1])
+    return scale_boxes(boxes, *factors), np.repeat(seen.reshape(-1), len(half))
