@@ -14,6 +14,7 @@ from wsod_jax.data.folder import Folder
 from wsod_jax.data.image_folder import ImageFolder
 from wsod_jax.data.proposals import ProposalSet
 from wsod_jax.data.records import ImageSet
+from wsod_jax.data.sbd import Sbd
 from wsod_jax.data.tfds import Tfds
 from wsod_jax.data.voc import Voc
 from wsod_jax.errors import ConfigError
@@ -52,6 +53,7 @@ BACKBONES = {
 READERS = {
     "voc": Voc,
     "coco": Coco,
+    "sbd": Sbd,
     "image_folder": ImageFolder,
     "folder": Folder,
     "tfds": Tfds,

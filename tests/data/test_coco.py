@@ -68,6 +68,8 @@ def test_images_and_labels(tmp_path, folder):
         "d": (1, 0, 1),  # present, though their boxes are unreadable
     }
     assert list(as_dict(images)) == ["b", "sub/a", "c", "d"]
+    assert [record.number for record in images.records] == [9, 4, 7, 11]
+    assert images.category_ids == (1, 18, 90) and images.missing == ()
     assert images.counts == {"bad_image": 0, "no_object": 1, "crowd_only": 1}
     for record in images.records:
         assert record.path.is_file() and record.load().shape == (record.height, record.width, 3)
@@ -180,8 +182,11 @@ def test_missing_image_is_skipped_or_named(tmp_path, caplog):
     root = write(tmp_path)
     (root / "val2014" / "sub" / "a.jpg").unlink()
     with caplog.at_level(logging.WARNING):
-        images = Coco(root=root).images("val2014")
+        images = Coco(root=root, on_bad="skip_all").images("val2014")
     assert list(as_dict(images)) == ["b", "c", "d"] and images.counts["bad_image"] == 1
+    assert images.missing == ("sub/a",) and [r.number for r in images.records] == [9, 7, 11]
+    with pytest.raises(DataError, match=r"coco val2014: 1 of 4 images .*\(sub/a\)"):
+        Coco(root=root).images("val2014")
     assert "a.jpg: no such image" in caplog.text
     assert len(Coco(root=root).ground_truth("val2014")) == 4
     with pytest.raises(DataError, match=r"a\.jpg: no such image"):
@@ -191,7 +196,7 @@ def test_missing_image_is_skipped_or_named(tmp_path, caplog):
     for image in ("b", "c", "d"):
         (root / "val2014" / f"{image}.jpg").unlink()
     with pytest.raises(DataError, match="no image is left of 4"):
-        Coco(root=root).images("val2014")
+        Coco(root=root, on_bad="skip_all").images("val2014")
 
 
 def replaced(items, position, **changes):

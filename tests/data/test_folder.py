@@ -1,6 +1,7 @@
 """A folder of images with a labels CSV in either form; each fault names its line."""
 
 import logging
+import os
 
 import pytest
 from PIL import Image
@@ -107,13 +108,38 @@ def test_bad_image_is_skipped_and_counted_or_named(folder, caplog):
     (folder / "b.png").write_bytes(b"no image")
     text = "image,labels\na.jpg,cat\nb.png,cat\n"
     with caplog.at_level(logging.WARNING):
-        images = read(folder, text)
+        images = read(folder, text, on_bad="skip_all")
     assert as_dict(images) == {"a": (1,)} and images.counts["bad_image"] == 1
+    assert images.missing == ("b",)
+    with pytest.raises(DataError, match=r"labels\.csv: 1 of 2 images .*\(b\)"):
+        read(folder, text)
     assert "b.png" in caplog.text
     with pytest.raises(DataError, match=r"b\.png"):
         read(folder, text, on_bad="error")
     with pytest.raises(DataError, match="none of its 1 images"):
-        read(folder, "image,labels\nb.png,cat\n")
+        read(folder, "image,labels\nb.png,cat\n", on_bad="skip_all")
+    assert list_images(folder).missing == ("b",)
+    with pytest.raises(DataError, match="1 of 3 images"):
+        list_images(folder, on_bad="skip")
+    with pytest.raises(DataError, match=r"b\.png"):
+        list_images(folder, on_bad="error")
+
+
+def test_names_that_are_no_utf8(folder):
+    """Every id can be written, and every file is found."""
+    for name in (b"caf\xe9.png", b"caf\xc3\xa9.png"):
+        with open(os.path.join(os.fsencode(folder), name), "wb") as file:
+            Image.new("RGB", (3, 2)).save(file, "PNG")
+    images = list_images(folder)
+    assert images.image_ids == ("a", "b", "caf\\udce9", "café", "sub/c")
+    assert all(record.load().size for record in images.records)
+    given = list_images([os.fsdecode(os.path.join(os.fsencode(folder), b"caf\xe9.png"))])
+    assert given.image_ids == ("caf\\udce9",) and given.name.encode("utf-8")
+    labeled = read(folder, "image,labels\ncaf\\udce9.png,cat\ncafé,\n")
+    assert as_dict(labeled) == {"caf\\udce9": (1,), "café": (0,)}
+    Image.new("RGB", (3, 2)).save(folder / "caf\\udce9.jpg")
+    with pytest.raises(DataError, match="one id"):
+        list_images(folder)
 
 
 def test_same_stem_twice(folder):

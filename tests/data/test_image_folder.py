@@ -1,7 +1,10 @@
 """The ImageNet layout: class folders or a CSV, boxes from XML, sizes kept between starts."""
 
+import json
 import logging
+import os
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -212,8 +215,11 @@ def test_bad_images_are_skipped_and_tried_again(root, caplog):
     for _ in range(2):
         caplog.clear()
         with caplog.at_level(logging.WARNING):
-            images = ImageFolder(root=root).images("train")
+            images = ImageFolder(root=root, on_bad="skip_all").images("train")
         assert len(images) == 3 and images.counts["bad_image"] == 1 and "x_2.JPEG" in caplog.text
+        assert images.missing == ("n02/x_2",)
+    with pytest.raises(DataError, match=r"images train: 1 of 4 images .*\(n02/x_2\)"):
+        ImageFolder(root=root).images("train")
     with pytest.raises(DataError, match="x_2"):
         ImageFolder(root=root, on_bad="error").images("train")
     with pytest.raises(ConfigError, match="on_bad='warn'"):
@@ -228,7 +234,8 @@ def test_what_was_read_before_an_error_is_kept(root, opened, monkeypatch):
     with pytest.raises(DataError, match="er.jpg"):
         ImageFolder(root=root, on_bad="error").images("train")
     opened.clear()
-    assert len(ImageFolder(root=root).images("train")) == 3 and opened == ["er.jpg"]
+    images = ImageFolder(root=root, on_bad="skip_all").images("train")
+    assert len(images) == 3 and opened == ["er.jpg"]
 
 
 def test_odd_file_names_come_back(root, opened):
@@ -237,6 +244,22 @@ def test_odd_file_names_come_back(root, opened):
     first = ImageFolder(root=root).images("train")
     opened.clear()
     assert ImageFolder(root=root).images("train") == first and not opened and len(first) == 7
+
+
+def test_names_that_are_no_utf8(root, opened):
+    folder = os.path.join(os.fsencode(root), b"train", b"n\xf6")
+    os.makedirs(folder)
+    with open(os.path.join(folder, b"\xe9.png"), "wb") as file:
+        Image.new("RGB", (3, 2)).save(file, "PNG")
+    first = ImageFolder(root=root).images("train")
+    assert first.class_names[-1] == "n\\udcf6" and as_dict(first)["n\\udcf6/\\udce9"][-1] == 1
+    assert {record.load().shape for record in first.records} >= {(2, 3, 3)}
+    json.dumps([first.image_ids, first.class_names], ensure_ascii=False).encode("utf-8")
+    opened.clear()
+    assert ImageFolder(root=root).images("train") == first and not opened
+    xml = os.path.join(os.fsencode(root), b"annotations", b"train", b"\xe9.xml")
+    write_xml(Path(os.fsdecode(xml)), (3, 2), [("n01", (1, 1, 2, 2))])
+    assert list(ImageFolder(root=root).ground_truth("train").boxes) == ["n\\udcf6/\\udce9"]
 
 
 def test_sizes_do_not_depend_on_the_order_of_threads(root, monkeypatch):
@@ -290,7 +313,7 @@ def test_boxes(root, flat):
         np.testing.assert_array_equal(truth.boxes["n02/x_1"].boxes, [[1, 1, 3, 3], [4, 4, 5, 5]])
         np.testing.assert_array_equal(truth.boxes["n02/x_1"].classes, [3, 1])
     assert truth.counts["clipped"] == 1 and truth.counts["size_differs"] == 2
-    assert truth.counts["bad_image"] == (2 if flat else 0)
+    assert truth.counts["no_annotation"] == (2 if flat else 0) and truth.counts["bad_image"] == 0
 
 
 def test_boxes_of_a_flat_split_elsewhere(root, tmp_path):
@@ -299,9 +322,17 @@ def test_boxes_of_a_flat_split_elsewhere(root, tmp_path):
     truth = ImageFolder(root=root, annotations=tmp_path / "xml").ground_truth("val")
     assert truth.class_names == ("tench", "crane (n02)", "crane (n10)")
     assert list(truth.boxes) == ["v_1"] and truth.boxes["v_1"].classes.tolist() == [2]
-    assert truth.counts["bad_image"] == 2
+    assert truth.counts["no_annotation"] == 2 and truth.counts["bad_image"] == 0
+    broken = tmp_path / "xml" / "val" / "v_0.xml"
+    broken.write_text("<annotation>")
     with pytest.raises(DataError, match=r"v_0\.xml"):
         ImageFolder(root=root, annotations=tmp_path / "xml", on_bad="error").ground_truth("val")
+    with pytest.raises(DataError, match=r"1 of 2 images .*\(v_0\)"):
+        ImageFolder(root=root, annotations=tmp_path / "xml").ground_truth("val")
+    broken.unlink()
+    (root / "val" / "v_1.JPEG").write_bytes(b"no image")  # its boxes count as missed
+    truth = ImageFolder(root=root, annotations=tmp_path / "xml").ground_truth("val")
+    assert list(truth.boxes) == ["v_1"] and truth.counts["bad_image"] == 0
     with pytest.raises(DataError, match="no such folder of annotations"):
         ImageFolder(root=root).ground_truth("val")
 

@@ -33,7 +33,7 @@ def image_set(*labels, classes=("cat", "dog")):
 
 def test_no_field_can_hold_a_box():
     names = {field.name for field in dataclasses.fields(ImageRecord)}
-    assert names == {"image_id", "source", "height", "width", "labels"}
+    assert names == {"image_id", "source", "height", "width", "labels", "number"}
 
 
 def test_labels_and_selection():
@@ -41,6 +41,11 @@ def test_labels_and_selection():
     np.testing.assert_array_equal(images.labels, [[1, 0], [0, -1], [0, 0]])
     assert images.labels.dtype == np.int32
     assert images.select([2, 0]).image_ids == ("i2", "i0")
+    numbered = ImageSet(
+        "set", ("cat",), (ImageRecord("a", lambda: b"", 4, 6, (1,), 7),), {}, (18,), ("b",)
+    )
+    kept = training_images(numbered).select([0])
+    assert (kept.records[0].number, kept.category_ids, kept.missing) == (7, (18,), ("b",))
     assert image_set(classes=()).labels.shape == (0, 0)
 
 

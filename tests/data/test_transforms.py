@@ -1,5 +1,7 @@
 """Canvases, placing images and boxes, and the fate of proposals, against literal loops."""
 
+import dataclasses
+import itertools
 import math
 import re
 
@@ -43,6 +45,8 @@ def test_canvas_shapes_short():
 def test_views_of_the_long_side_share_the_canvases_of_the_short_side():
     scales = (480, 640, 1200)
     assert Canvases(scales, "long").shapes() == Canvases(scales, "short").shapes()
+    many = tuple(range(480, 1120, 20))
+    assert Canvases(many, "long").shapes() == Canvases(many, "short").shapes()
     assert Canvases((480, 640), "long", aspect=1.0).shapes() == ((480, 480), (640, 640))
 
 
@@ -100,10 +104,75 @@ def test_warped_views_fill_one_square_canvas_per_scale():
     assert Canvases((8,)).is_portrait(5, 4) and not Canvases((8,)).is_portrait(4, 4)
 
 
+def own_canvas(canvases, scale, portrait):
+    """The canvas of a scale that has one to itself."""
+    return dataclasses.replace(canvases, scales=(scale,)).shape(scale, portrait)
+
+
+@pytest.mark.parametrize("resize", ["short", "long", "warp"])
+@pytest.mark.parametrize("scales", [(480,), (1200, 480, 688), (480, 576, 688, 864, 1000, 1200)])
+def test_up_to_six_scales_have_a_canvas_each(resize, scales):
+    canvases = Canvases(scales, resize)
+    for scale in scales:
+        for portrait in (False, True):
+            assert canvases.shape(scale, portrait) == own_canvas(canvases, scale, portrait)
+    assert canvases.shapes()[0] == own_canvas(canvases, scales[0], False)  # in the order given
+
+
+@pytest.mark.parametrize(
+    "scales",
+    [
+        (480, 512, 576, 640, 704, 800, 960, 1200),
+        tuple(range(1200, 560, -20)),
+        (*range(100, 108), 900),
+    ],
+)
+@pytest.mark.parametrize("resize", ["short", "long", "warp"])
+def test_more_scales_share_six_canvases(resize, scales):
+    canvases = Canvases(scales, resize, multiple=1)
+    shapes = canvases.shapes()
+    assert len(shapes) == 6 if resize == "warp" else len(shapes) == 12
+    lying = sorted({canvases.shape(scale, False) for scale in scales})
+    for scale in scales:
+        own = own_canvas(canvases, scale, False)
+        expected = next(shape for shape in lying if shape[0] >= own[0] and shape[1] >= own[1])
+        assert canvases.shape(scale, False) == expected
+        assert canvases.shape(scale, True) == expected[::-1]
+
+
+def test_shared_canvases_waste_the_least():
+    """Against every choice of six of nine scales."""
+    scales = (100, 130, 131, 170, 200, 260, 270, 400, 410)
+    canvases = Canvases(scales, multiple=1)
+    areas = {scale: math.prod(own_canvas(canvases, scale, False)) for scale in scales}
+
+    def total(chosen):
+        held = [min(c for c in chosen if c >= scale) for scale in scales]
+        return sum(areas[scale] for scale in held)
+
+    best = min(
+        total(chosen) for chosen in itertools.combinations(scales, 6) if max(chosen) == max(scales)
+    )
+    assert sum(math.prod(canvases.shape(scale, False)) for scale in scales) == best
+
+
+@pytest.mark.parametrize("resize", ["short", "long", "warp"])
+@pytest.mark.parametrize("size", [(375, 500), (500, 333), (100, 400), (9000, 1)])
+def test_a_view_does_not_depend_on_the_other_scales(resize, size):
+    scales = tuple(range(64, 192, 4))
+    canvases = Canvases(scales, resize, multiple=8, max_long=200, crop_margin=9)
+    for scale in scales:
+        for crop in (None, (0.4, 0.9)):
+            alone = dataclasses.replace(canvases, scales=(scale,)).view(*size, scale, crop=crop)
+            view = canvases.view(*size, scale, crop=crop)
+            assert view.canvas in canvases.shapes() and view.canvas >= alone.canvas
+            assert dataclasses.replace(view, canvas=alone.canvas) == alone
+
+
 def test_wrong_canvases():
     for wrong in (
         {"scales": ()},
-        {"scales": (1, 2, 3, 4, 5, 6, 7)},
+        {"scales": tuple(range(1, 34))},
         {"scales": (8, 8)},
         {"scales": (0,)},
         {"scales": (8,), "aspect": 0.9},

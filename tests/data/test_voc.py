@@ -187,7 +187,7 @@ def test_boxes_outside_and_without_area(root):
 def test_ground_truth_without_images_uses_the_annotated_size(root):
     write_xml(root, "a", (20, 30), [("cat", (5, 5, 40, 30), False)])
     (root / "JPEGImages" / "a.jpg").unlink()
-    truth = Voc(root=root).ground_truth("trainval")
+    truth = Voc(root=root, on_bad="skip_all").ground_truth("trainval")
     np.testing.assert_array_equal(truth.boxes["a"].boxes, [[4, 4, 30, 20]])
 
 
@@ -218,8 +218,8 @@ def remove_xml(root):
 def test_one_bad_image_is_skipped_and_counted_or_named(root, fault, caplog):
     fault(root)
     with caplog.at_level(logging.WARNING):
-        images = Voc(root=root).images("trainval")
-    assert images.image_ids == ("a", "c")
+        images = Voc(root=root, on_bad="skip_all").images("trainval")
+    assert images.image_ids == ("a", "c") and images.missing == ("b",)
     assert images.counts["bad_image"] == 1
     assert "b." in caplog.text and "1 bad_image" in caplog.text
     with pytest.raises(DataError, match=r"b\."):
@@ -228,8 +228,10 @@ def test_one_bad_image_is_skipped_and_counted_or_named(root, fault, caplog):
 
 def test_bad_xml_in_ground_truth(root):
     break_xml(root)
-    truth = Voc(root=root).ground_truth("trainval")
+    truth = Voc(root=root, on_bad="skip_all").ground_truth("trainval")
     assert set(truth.boxes) == {"a", "c"} and truth.counts["bad_image"] == 1
+    with pytest.raises(DataError, match=r"ground truth of trainval .* 1 of 3 images .*\(b\)"):
+        Voc(root=root).ground_truth("trainval")
     with pytest.raises(DataError, match=r"b\.xml"):
         Voc(root=root, on_bad="error").ground_truth("trainval")
 
@@ -238,7 +240,29 @@ def test_nothing_left_is_an_error(root):
     for path in (root / "JPEGImages").iterdir():
         path.unlink()
     with pytest.raises(DataError, match="no image is left"):
-        Voc(root=root).images("trainval")
+        Voc(root=root, on_bad="skip_all").images("trainval")
+
+
+@pytest.mark.parametrize(
+    ("count", "lost", "refused"), [(20, 2, False), (20, 3, True), (9, 1, True)]
+)
+def test_a_split_that_lost_more_than_a_tenth_is_refused(tmp_path, count, lost, refused):
+    root = write_voc(
+        tmp_path, {f"i{n}": ((8, 8), [("cat", (1, 1, 4, 4), False)]) for n in range(count)}
+    )
+    for number in range(lost):
+        (root / "JPEGImages" / f"i{number}.jpg").unlink()
+    every = Voc(root=root, on_bad="skip_all").images("trainval")
+    assert every.missing == tuple(f"i{n}" for n in range(lost)) and len(every) == count - lost
+    assert len(Voc(root=root).ground_truth("trainval")) == count  # to be counted as missed
+    if refused:
+        with pytest.raises(
+            DataError, match=rf"{lost} of {count} images .*\(i0.*i0\.jpg"
+        ) as refusal:
+            Voc(root=root).images("trainval")
+        assert 'on_bad="skip_all"' in str(refusal.value)
+    else:
+        assert Voc(root=root).images("trainval") == every
 
 
 def test_split_without_any_annotation_has_no_labels(root, caplog):
@@ -297,7 +321,7 @@ def test_unknown_on_bad(root):
 def test_any_annotation_is_read_or_counted_or_refused(root, content):
     (root / "Annotations" / "b.xml").write_bytes(content)
     try:
-        truth = Voc(root=root).ground_truth("trainval")
+        truth = Voc(root=root, on_bad="skip_all").ground_truth("trainval")
     except DataError:
         return
     assert truth.counts["bad_image"] + ("b" in truth.boxes) == 1

@@ -2,40 +2,62 @@
 
     <root>/annotations/instances_<split>.json   <root>/<split>/<file_name>  (or <root>/images/<split>/)
 
-Classes are the file's categories in the order of their ids, which may have gaps (COCO's 80 lie in 1..90). Its
-boxes (x, y, width, height), 0-based with continuous edges, become (x, y, x + width, y + height).
+Other places are options. Keys that are not COCO's, such as `score` of a pseudo box, are ignored. Classes are the file's
+categories in the order of their ids, which may have gaps (COCO's 80 lie in 1..90). Its boxes (x, y, width, height),
+0-based with continuous edges, become (x, y, x + width, y + height).
 """
 
 from __future__ import annotations
 
+import functools
 import json
+import logging
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any
 
-from wsod_jax.data.reader import BoxReader, OnBad, check_on_bad, log_counts, skip_or_raise
-from wsod_jax.data.records import BoxAnnotations, GroundTruth, ImageRecord, ImageSet
+import numpy as np
+
+from wsod_jax.data.coco_masks import decode_mask, has_mask
+from wsod_jax.data.images import text_of_name
+from wsod_jax.data.reader import InstanceReader, LeftOut, OnBad, check_on_bad, log_counts
+from wsod_jax.data.records import (
+    BoxAnnotations,
+    GroundTruth,
+    ImageInstances,
+    ImageRecord,
+    ImageSet,
+    window_of,
+)
 from wsod_jax.data.voc import DifficultRule, difficult_label
 from wsod_jax.errors import DataError
 from wsod_jax.options import Mark
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True, kw_only=True)
-class Coco(BoxReader):
+class Coco(InstanceReader):
     """A data set in COCO layout.
 
     Attributes:
-      root: the folder that holds `annotations`.
+      root: the folder that the next two lie in.
+      annotations: the file of a split, whose name stands for {split}.
+      image_folder: the folder that the files of a split's images lie in, likewise; by default "{split}" or
+        "images/{split}".
       crowd: the label of a class of which an image has crowd regions only, and no single object: "drop" 0,
         absent; "ignore" -1, unknown; "keep" 1, present.
-      on_bad: what to do about an image whose file is missing: "skip" leaves it out, logged and counted
-        as `bad_image`; "error" raises. A fault in the JSON always raises.
+      on_bad: what to do about an image whose file is missing: "skip" leaves it out, logged and counted as
+        `bad_image`, and refuses a split that loses more than a tenth that way; "skip_all" leaves out any number;
+        "error" raises. A fault in the JSON always raises.
     """
 
     root: Annotated[str | Path, Mark.LOCATION]
+    annotations: Annotated[str, Mark.LOCATION] = "annotations/instances_{split}.json"
+    image_folder: Annotated[str | None, Mark.LOCATION] = None
     train_split: str = "train2014"
     test_split: str = "val2014"
     crowd: DifficultRule = "drop"
@@ -52,29 +74,31 @@ class Coco(BoxReader):
           split: like "train2014"; names the file of annotations and the folder of images.
 
         Returns:
-          The images in the order of the file; an id is the file's name without suffix. Sizes are the file's; an
-          image of another size is found when it is decoded. `counts["no_object"]` images have no annotation,
-          which is legal: all their labels are 0. `counts["crowd_only"]` classes of images have crowds only.
+          The images in the order of the file; an id is the file's name without suffix, `number` and `category_ids`
+          are the file's own ids. Sizes are the file's; an image of another size is found when it is decoded.
+          `counts["no_object"]` images have no annotation, which is legal: all their labels are 0.
+          `counts["crowd_only"]` classes of images have crowds only.
 
         Raises:
           DataError: see `on_bad`; also if no image is left.
         """
         if_crowd = difficult_label(self.crowd)
-        annotations = _Annotations.read(Path(self.root), split)
+        annotations = self._read(split)
         present: dict[int, dict[int, bool]] = {number: {} for number in annotations.images}
         for item in annotations.objects:
             classes = present[item["image_id"]]
             index = annotations.class_index[item["category_id"]]
             classes[index] = classes.get(index, False) or not item["iscrowd"]
-        folder = _image_folder(Path(self.root), split)
+        folder = self._image_folder(split)
         files = {
             path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()
         }
         counts, records = Counter(bad_image=0, no_object=0, crowd_only=0), []
+        left_out = LeftOut(self.on_bad)
         for number, image in annotations.images.items():
             if image.file_name not in files:
-                missing = DataError(f"{folder / image.file_name}: no such image file.")
-                skip_or_raise(missing, self.on_bad, counts)
+                error = DataError(f"{folder / image.file_name}: no such image file.")
+                left_out.add(image.image_id, error)
                 continue
             labels = [0] * len(annotations.class_names)
             for index, single in present[number].items():
@@ -82,14 +106,17 @@ class Coco(BoxReader):
                 counts["crowd_only"] += not single
             counts["no_object"] += not present[number]
             path = folder / image.file_name
-            records.append(
-                ImageRecord(image.image_id, path, image.height, image.width, tuple(labels))
-            )
-        name = f"coco {split}"
+            size = (image.height, image.width)
+            records.append(ImageRecord(image.image_id, path, *size, tuple(labels), number))
+        name, missing = f"coco {split}", tuple(left_out.ids)
+        counts["bad_image"] = len(missing)
         log_counts(name, counts)
+        left_out.check(name, len(annotations.images))
         if not records:
             raise DataError(f"{name}: no image is left of {len(annotations.images)} in {folder}.")
-        return ImageSet(name, annotations.class_names, tuple(records), dict(counts))
+        category_ids = tuple(annotations.class_index)
+        names = annotations.class_names
+        return ImageSet(name, names, tuple(records), dict(counts), category_ids, missing)
 
     def ground_truth(self, split: str) -> GroundTruth:
         """Read the boxes of a split, for evaluation.
@@ -107,7 +134,7 @@ class Coco(BoxReader):
         Raises:
           DataError: if the JSON is missing or faulty.
         """
-        annotations = _Annotations.read(Path(self.root), split)
+        annotations = self._read(split)
         counts = Counter(clipped=0, dropped=0)
         objects: dict[int, list[tuple]] = {number: [] for number in annotations.images}
         for item in annotations.objects:
@@ -115,7 +142,8 @@ class Coco(BoxReader):
             box = _inside(item.get("bbox"), annotations.images[number], counts)
             if box is not None:
                 index = annotations.class_index[item["category_id"]]
-                objects[number].append((box, index, bool(item["iscrowd"]), _area(item, box)))
+                area = _area(item, (box[2] - box[0]) * (box[3] - box[1]))
+                objects[number].append((box, index, bool(item["iscrowd"]), area))
         boxes = {}
         for number, image in annotations.images.items():
             columns = [list(column) for column in zip(*objects[number], strict=True)] or [[]] * 4
@@ -125,6 +153,63 @@ class Coco(BoxReader):
             )
         log_counts(f"ground truth of {split} in {self.root}", counts)
         return GroundTruth(annotations.class_names, boxes, dict(counts))
+
+    def instances(self, split: str) -> dict[str, Callable[[], ImageInstances]]:
+        """Return where the masks of a split are, for evaluation; nothing is decoded before it is asked for.
+
+        An annotation without segmentation, or whose polygons all have less than three corners, has no mask that could
+        be found or missed: it is left out, and the log says how many were. Image files need not be there.
+
+        Args:
+          split: as in `images`.
+
+        Returns:
+          Image id -> a function that decodes the masks of that image, in the order of the file; of every image of the
+          file. Crowd regions are marked as to be ignored and as crowd. The function raises `DataError`, naming the
+          annotation, for what is no segmentation or of another size than the image.
+
+        Raises:
+          DataError: if the JSON is missing or faulty.
+        """
+        annotations = self._read(split)
+        objects: dict[int, list[dict]] = {number: [] for number in annotations.images}
+        without = []
+        for item in annotations.objects:
+            if has_mask(item.get("segmentation")):
+                objects[item["image_id"]].append(item)
+            else:
+                without.append(item.get("id"))
+        if without:
+            logger.warning(
+                "masks of %s in %s: left out %d annotations without a segmentation; ids %s",
+                split,
+                self.root,
+                len(without),
+                ", ".join(map(str, without[:10])) + (", …" if len(without) > 10 else ""),
+            )
+        return {
+            image.image_id: functools.partial(
+                _instances, annotations.path, image, objects[number], annotations.class_index
+            )
+            for number, image in annotations.images.items()
+        }
+
+    def _read(self, split: str) -> _Annotations:
+        path = Path(self.root) / self.annotations.replace("{split}", split)
+        if not path.is_file():
+            before, _, after = Path(self.annotations).name.partition("{split}")
+            names = [file.name for file in path.parent.glob(f"{before}*{after}")]
+            found = sorted(name.removeprefix(before).removesuffix(after) for name in names)
+            raise DataError(f"{path}: no such file; splits found: {', '.join(found) or 'none'}.")
+        return _Annotations.read(path)
+
+    def _image_folder(self, split: str) -> Path:
+        patterns = [self.image_folder] if self.image_folder else ["{split}", "images/{split}"]
+        folders = [Path(self.root) / pattern.replace("{split}", split) for pattern in patterns]
+        for folder in folders:
+            if folder.is_dir():
+                return folder
+        raise DataError(f"no folder of images; looked for {' and '.join(map(str, folders))}.")
 
 
 @dataclass(frozen=True)
@@ -142,21 +227,22 @@ class _Annotations:
     """A checked file: every object names an image and a category that are there.
 
     Attributes:
+      path: of the file.
       class_names: c names, in the order of the category ids.
-      class_index: category id -> position in `class_names`.
+      class_index: category id -> position in `class_names`, in that order.
       images: the file's image id -> image, in the order of the file.
       objects: as in the file, each with `image_id`, `category_id`, and `iscrowd` 0 or 1.
     """
 
+    path: Path
     class_names: tuple[str, ...]
     class_index: dict[int, int]
     images: dict[int, _Image]
     objects: list[dict[str, Any]]
 
     @classmethod
-    def read(cls, root: Path, split: str) -> _Annotations:
-        """Read and check the annotations of a split; raise `DataError` naming the file and what is wrong in it."""
-        path = _json_path(root, split)
+    def read(cls, path: Path) -> _Annotations:
+        """Read and check a file; raise `DataError` naming it and what is wrong in it."""
         try:
             with path.open(encoding="utf-8") as file:
                 content = json.load(file)
@@ -176,23 +262,8 @@ class _Annotations:
         images = _read_images(content, path)
         objects = list(_checked_objects(content, images, categories, path))
         names = tuple(categories[number] for number in order)
-        return cls(names, {number: index for index, number in enumerate(order)}, images, objects)
-
-
-def _json_path(root: Path, split: str) -> Path:
-    path = root / "annotations" / f"instances_{split}.json"
-    if not path.is_file():
-        found = sorted(p.stem.removeprefix("instances_") for p in path.parent.glob("instances_*"))
-        raise DataError(f"{path}: no such file; splits found: {', '.join(found) or 'none'}.")
-    return path
-
-
-def _image_folder(root: Path, split: str) -> Path:
-    folders = (root / split, root / "images" / split)
-    for folder in folders:
-        if folder.is_dir():
-            return folder
-    raise DataError(f"no folder of images; looked for {folders[0]} and {folders[1]}.")
+        index = {number: position for position, number in enumerate(order)}
+        return cls(path, names, index, images, objects)
 
 
 def _entries(content: Any, key: str, path: Path) -> list[dict[str, Any]]:
@@ -220,7 +291,7 @@ def _read_images(content: Any, path: Path) -> dict[int, _Image]:
         file = PurePosixPath(name)
         if file.is_absolute() or ".." in file.parts:
             raise DataError(f"{path}: image {number}: {name!r} leads out of the data folder.")
-        image_id = file.with_suffix("").as_posix()
+        image_id = text_of_name(file.with_suffix("").as_posix())
         if image_id in seen:
             raise DataError(f"{path}: file {name!r} occurs twice, or differs only in its suffix.")
         seen.add(image_id)
@@ -268,8 +339,30 @@ def _inside(
     return inside
 
 
-def _area(item: dict[str, Any], box: tuple[float, float, float, float]) -> float:
+def _instances(
+    path: Path, image: _Image, objects: list[dict[str, Any]], class_index: dict[int, int]
+) -> ImageInstances:
+    """Decode the masks of one image."""
+    size = (image.height, image.width)
+    names = [f"{path}: annotation {item.get('id')}" for item in objects]
+    pixels = [
+        decode_mask(item["segmentation"], *size, name)
+        for item, name in zip(objects, names, strict=True)
+    ]
+    crowd = np.array([item["iscrowd"] for item in objects], bool)
+    areas = [_area(item, mask.sum()) for item, mask in zip(objects, pixels, strict=True)]
+    return ImageInstances(
+        tuple(map(window_of, pixels)),
+        np.array([class_index[item["category_id"]] for item in objects], np.int32),
+        crowd,
+        crowd,
+        np.array(areas, np.float32),
+    )
+
+
+def _area(item: dict[str, Any], counted: float) -> float:
+    """Return the annotated area in square pixels; `counted` where there is none."""
     area = item.get("area")
     if isinstance(area, int | float) and math.isfinite(area) and area >= 0:
         return float(area)
-    return (box[2] - box[0]) * (box[3] - box[1])
+    return counted

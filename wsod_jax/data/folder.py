@@ -8,21 +8,20 @@ The CSV has a header and one of two forms:
 
 On the left one row per image; an empty cell says that it shows none of the classes. On the right one row per
 image and class. `image` is the path below the folder, with or without its suffix; the image's id is that path
-without the suffix. Further columns are ignored.
+without the suffix, in which bytes that are no UTF-8 become backslash escapes. Further columns are ignored.
 """
 
 from __future__ import annotations
 
 import csv
 import logging
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Annotated
 
-from wsod_jax.data.images import SUFFIXES, image_size
-from wsod_jax.data.reader import OnBad, Reader, check_on_bad
+from wsod_jax.data.images import SUFFIXES, image_size, text_of_name
+from wsod_jax.data.reader import LeftOut, OnBad, Reader, check_on_bad
 from wsod_jax.data.records import ImageRecord, ImageSet
 from wsod_jax.errors import DataError
 from wsod_jax.options import Mark
@@ -40,8 +39,9 @@ class Folder(Reader):
       folder: searched with its subfolders.
       labels_csv: in one of the two forms above, UTF-8.
       class_names: the classes, in label order; by default all names in the CSV, sorted.
-      on_bad: what to do about an image whose header cannot be read: "skip" leaves it out, logged and
-        counted as `bad_image`; "error" raises. A faulty CSV always raises.
+      on_bad: what to do about an image whose header cannot be read: "skip" leaves it out, logged and counted as
+        `bad_image`, and refuses a folder that loses more than a tenth that way; "skip_all" leaves out any number;
+        "error" raises. A faulty CSV always raises.
     """
 
     folder: Annotated[str | Path, Mark.LOCATION]
@@ -65,7 +65,7 @@ class Folder(Reader):
 
         Raises:
           DataError: with the line number, for an unknown image, a duplicate row, an empty or unknown class;
-            also for a missing column or file, or if no image is left.
+            also for a missing column or file; see `on_bad`; and if no image is left.
         """
         files = _image_files(Path(self.folder))
         labels_csv = Path(self.labels_csv)
@@ -75,8 +75,9 @@ class Folder(Reader):
             class_names = sorted({name for names in labels.values() for name in names})
         if not class_names:
             raise DataError(f"{labels_csv}: names no class at all.")
-        counts = Counter(bad_image=0, unlabelled=len(files) - len(labels))
-        sizes = _sizes({image_id: files[image_id] for image_id in labels}, self.on_bad, counts)
+        left_out = LeftOut(self.on_bad)
+        sizes = _sizes({image_id: files[image_id] for image_id in labels}, left_out)
+        left_out.check(str(labels_csv), len(labels))
         if not sizes:
             raise DataError(f"{labels_csv}: none of its {len(labels)} images can be read.")
         records = [
@@ -88,22 +89,28 @@ class Folder(Reader):
             )
             for image_id in sorted(sizes)
         ]
-        if counts["unlabelled"]:
-            logger.warning("%s: left out %d images without a row", labels_csv, counts["unlabelled"])
-        return ImageSet(f"folder {self.folder}", tuple(class_names), tuple(records), dict(counts))
+        unlabelled = len(files) - len(labels)
+        if unlabelled:
+            logger.warning("%s: left out %d images without a row", labels_csv, unlabelled)
+        name = text_of_name(f"folder {self.folder}")
+        counts = {"bad_image": len(left_out.ids), "unlabelled": unlabelled}
+        missing = tuple(left_out.ids)
+        return ImageSet(name, tuple(class_names), tuple(records), counts, missing=missing)
 
 
-def list_images(images: str | Path | Sequence[str | Path], *, on_bad: OnBad = "skip") -> ImageSet:
+def list_images(
+    images: str | Path | Sequence[str | Path], *, on_bad: OnBad = "skip_all"
+) -> ImageSet:
     """Return images without labels, as prediction and proposals need them.
 
     Args:
       images: a folder, searched with its subfolders; or one or several image files.
-      on_bad: what to do about an image whose header cannot be read: "skip" leaves it out, logged and
-        counted as `bad_image`; "error" raises.
+      on_bad: what to do about an image whose header cannot be read: "skip_all" leaves it out, logged and counted as
+        `bad_image`; "skip" refuses if more than a tenth is lost that way; "error" raises.
 
     Returns:
       The images sorted by id, with no classes. The id is the path below the folder without suffix; for
-      files given one by one, the name without suffix.
+      files given one by one, the name without suffix; with backslash escapes for bytes that are no UTF-8.
 
     Raises:
       DataError: if nothing is found or left, or two files would have one id.
@@ -113,14 +120,18 @@ def list_images(images: str | Path | Sequence[str | Path], *, on_bad: OnBad = "s
     else:
         paths = [images] if isinstance(images, str | Path) else images
         files = _by_id({Path(path): Path(path).with_suffix("").name for path in paths})
-    counts = Counter(bad_image=0)
-    sizes = _sizes(files, on_bad, counts)
+    check_on_bad(on_bad)
+    left_out = LeftOut(on_bad)
+    sizes = _sizes(files, left_out)
+    name = text_of_name(f"images {images}")
+    left_out.check(name, len(files))
     if not sizes:
         raise DataError(f"{images}: none of the {len(files)} images can be read.")
     records = [
         ImageRecord(image_id, files[image_id], *sizes[image_id]) for image_id in sorted(sizes)
     ]
-    return ImageSet(f"images {images}", (), tuple(records), dict(counts))
+    counts = {"bad_image": len(left_out.ids)}
+    return ImageSet(name, (), tuple(records), counts, missing=tuple(left_out.ids))
 
 
 def _image_files(folder: Path) -> dict[str, Path]:
@@ -134,26 +145,23 @@ def _image_files(folder: Path) -> dict[str, Path]:
 
 def _by_id(ids: dict[Path, str]) -> dict[str, Path]:
     files = {}
-    for path, image_id in ids.items():
+    for path, name in ids.items():
+        image_id = text_of_name(name)
         if image_id in files:
             raise DataError(
-                f"{path} and {files[image_id]} differ only in the suffix; rename one of them."
+                f"{path} and {files[image_id]} have one id, {image_id!r}, or differ only in the suffix; rename one."
             )
         files[image_id] = path
     return files
 
 
-def _sizes(files: dict[str, Path], on_bad: OnBad, counts: Counter) -> dict[str, tuple[int, int]]:
-    check_on_bad(on_bad)
+def _sizes(files: dict[str, Path], left_out: LeftOut) -> dict[str, tuple[int, int]]:
     sizes = {}
     for image_id, path in files.items():
         try:
             sizes[image_id] = image_size(path)
         except DataError as error:
-            if on_bad == "error":
-                raise
-            counts["bad_image"] += 1
-            logger.warning("left out: %s", error)
+            left_out.add(image_id, error)
     return sizes
 
 
@@ -175,7 +183,7 @@ def read_labels(
         for a missing column or file.
     """
     known = {image_id: image_id for image_id in files}
-    known |= {_with_suffix(image_id, file): image_id for image_id, file in files.items()}
+    known |= {f"{image_id}{file.suffix}": image_id for image_id, file in files.items()}
     column, rows = _read_rows(path)
     labels: dict[str, set[str]] = {}
     seen = set()
@@ -198,10 +206,6 @@ def read_labels(
         seen.add(key)
         labels.setdefault(image_id, set()).update(names)
     return labels
-
-
-def _with_suffix(image_id: str, file: Path) -> str:
-    return (PurePosixPath(image_id).parent / file.name).as_posix()
 
 
 def _read_rows(path: Path) -> tuple[str, list[tuple[int, str, str]]]:

@@ -13,14 +13,14 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 from wsod_jax.data.folder import read_labels
-from wsod_jax.data.images import SUFFIXES
-from wsod_jax.data.reader import BoxReader, OnBad, check_on_bad, log_counts, skip_or_raise
+from wsod_jax.data.images import SUFFIXES, text_of_name
+from wsod_jax.data.reader import BoxReader, LeftOut, OnBad, check_on_bad, log_counts
 from wsod_jax.data.records import GroundTruth, ImageRecord, ImageSet
 from wsod_jax.data.size_index import indexed_sizes
 from wsod_jax.data.voc_xml import annotated_size, read_boxes, read_xml
@@ -37,9 +37,9 @@ class ImageFolder(BoxReader):
       class_names: the class folders, in label order; by default as above.
       annotations: the folder of the boxes; <root>/annotations by default.
       index_path: the file of sizes; <root>/<split>.sizes.npz by default.
-      on_bad: what to do about an image whose header cannot be read, or whose XML is missing or broken where
-        boxes are read: "skip" leaves it out, logged and counted as `bad_image`; "error" raises. A faulty
-        CSV, and an unknown class, always raise.
+      on_bad: what to do about an image whose header cannot be read, or whose XML is broken where boxes are read: "skip"
+        leaves it out, logged and counted as `bad_image`, and refuses a split that loses more than a tenth that way;
+        "skip_all" leaves out any number; "error" raises. A faulty CSV, and an unknown class, always raise.
     """
 
     root: Annotated[str | Path, Mark.LOCATION]
@@ -63,16 +63,17 @@ class ImageFolder(BoxReader):
           split: name of the folder, like "train".
 
         Returns:
-          The images sorted by id, which is the path below the split's folder without suffix. Classes bear the
-          names of class_names.txt, followed by the folder where two have one name.
+          The images sorted by id, which is the path below the split's folder without suffix, with backslash
+          escapes for bytes that are no UTF-8. Classes bear the names of class_names.txt, followed by the folder
+          where two have one name.
           `counts["unlabelled"]` images, outside class folders or without a row, are not in it.
 
         Raises:
           DataError: see `on_bad`; also if no image is left.
         """
         found = _Split.read(Path(self.root), split, self.class_names)
-        counts = Counter(bad_image=0, unlabelled=len(found.files) - len(found.shown))
-        sizes = self._sizes(found, split, counts)
+        left_out = LeftOut(self.on_bad)
+        sizes = self._sizes(found, split, lambda name, error: left_out.add(_id_of(name), error))
         vectors: dict[
             frozenset[str], tuple[int, ...]
         ] = {}  # one per combination, shared by its images
@@ -85,11 +86,13 @@ class ImageFolder(BoxReader):
                 vectors[shown] = tuple(int(name in shown) for name in found.class_folders)
             path = found.folder / found.files[image_id]
             records.append(ImageRecord(image_id, path, *size, vectors[shown]))
-        name = f"images {split}"
+        name, missing = f"images {split}", tuple(left_out.ids)
+        counts = dict(bad_image=len(missing), unlabelled=len(found.files) - len(found.shown))
         log_counts(name, counts)
+        left_out.check(name, len(found.shown))
         if not records:
             raise DataError(f"{name}: no image is left of {len(found.files)} in {found.folder}.")
-        return ImageSet(name, found.class_names, tuple(records), dict(counts))
+        return ImageSet(name, found.class_names, tuple(records), counts, missing=missing)
 
     def ground_truth(self, split: str) -> GroundTruth:
         """Read the boxes of a split, for evaluation.
@@ -103,8 +106,9 @@ class ImageFolder(BoxReader):
           split: name of the folder.
 
         Returns:
-          Boxes of every image of the split that has an XML. The image's size counts, not the annotated one;
-          `counts["size_differs"]` annotations have another.
+          Boxes of every image of the split that has an XML; `counts["no_annotation"]` have none. The image's size
+          counts, not the annotated one, but where the image cannot be read; `counts["size_differs"]` annotations have
+          another.
 
         Raises:
           DataError: see `on_bad`; also for an unknown class, and if no image is left.
@@ -115,31 +119,37 @@ class ImageFolder(BoxReader):
             raise DataError(
                 f"{folder}: no such folder of annotations; without it there are no boxes."
             )
-        counts = Counter(bad_image=0, clipped=0, dropped=0, size_differs=0)
-        sizes = self._sizes(found, split, counts)
-        boxes = {}
-        for image_id, path in _xml_paths(folder, found.shown).items():
-            size = sizes.get(found.files[image_id])
-            if size is None:
+        counts = Counter(bad_image=0, no_annotation=0, clipped=0, dropped=0, size_differs=0)
+        sizes = self._sizes(found, split, lambda name, error: None)  # `images` tells of them
+        boxes, left_out = {}, LeftOut(self.on_bad)
+        for image_id, path in _xml_paths(folder, found).items():
+            if not path.is_file():
+                counts["no_annotation"] += 1
                 continue
             try:
                 xml = read_xml(path)
             except DataError as error:
-                skip_or_raise(error, self.on_bad, counts)
+                left_out.add(image_id, error)
                 continue
-            counts["size_differs"] += annotated_size(xml) not in (None, size)
+            annotated = annotated_size(xml)
+            size = sizes.get(found.files[image_id], annotated)
+            counts["size_differs"] += annotated not in (None, size)
             boxes[image_id] = read_boxes(xml, size, found.class_folders, path, counts)
+        counts["bad_image"] = len(left_out.ids)
         name = f"ground truth of {split} in {self.root}"
         log_counts(name, counts)
         if not boxes:
             raise DataError(f"{name}: no annotation could be read.")
+        left_out.check(name, len(boxes) + len(left_out.ids))
         return GroundTruth(found.class_names, boxes, dict(counts))
 
-    def _sizes(self, found: _Split, split: str, counts: Counter) -> dict[str, tuple[int, int]]:
+    def _sizes(
+        self, found: _Split, split: str, on_bad: Callable[[str, DataError], None]
+    ) -> dict[str, tuple[int, int]]:
         """Return path below the split's folder -> (height, width) of the labelled images that can be read."""
         names = [found.files[image_id] for image_id in found.shown]
         index = Path(self.index_path or Path(self.root) / f"{split}.sizes.npz")
-        return indexed_sizes(found.folder, names, index, on_bad=self.on_bad, counts=counts)
+        return indexed_sizes(found.folder, names, index, on_bad)
 
 
 @dataclass(frozen=True)
@@ -176,27 +186,26 @@ class _Split:
             shown = {i: frozenset(labels[i]) for i in files if i in labels}
             existing = {name for names in labels.values() for name in names}
         else:
-            existing = {path.name for path in _class_folders(folder)}
+            existing = {text_of_name(path.name) for path in _class_folders(folder)}
             of_one = {name: frozenset([name]) for name in existing}
             shown = {i: of_one[i.partition("/")[0]] for i in files if "/" in i}
         class_names = _checked_names(class_names, existing, folder, labels_csv)
         return cls(folder, files, shown, class_names, _distinct(class_names, readable))
 
 
-def _xml_paths(folder: Path, image_ids: Iterable[str]) -> dict[str, Path]:
+def _xml_paths(folder: Path, split: _Split) -> dict[str, Path]:
     """Return where each image's XML is, or should be; a file name that two images share names no XML."""
-    uses = Counter(_file_name(image_id) for image_id in image_ids)
-    paths = {}
-    for image_id in image_ids:
-        flat = folder / f"{_file_name(image_id)}.xml"
-        paths[image_id] = folder / f"{image_id}.xml"
-        if uses[flat.stem] == 1 and not paths[image_id].is_file():
-            paths[image_id] = flat
-    return paths
+    nested = {i: folder / f"{os.path.splitext(split.files[i])[0]}.xml" for i in split.shown}
+    uses = Counter(path.name for path in nested.values())
+    return {
+        image_id: folder / path.name if uses[path.name] == 1 and not path.is_file() else path
+        for image_id, path in nested.items()
+    }
 
 
-def _file_name(image_id: str) -> str:
-    return image_id.rpartition("/")[2]
+def _id_of(name: str) -> str:
+    """Return the id of the image of this path."""
+    return text_of_name(os.path.splitext(name)[0])
 
 
 def _class_folders(folder: Path) -> list[Path]:
@@ -207,14 +216,14 @@ def _image_files(folder: Path) -> dict[str, str]:
     """Return image id -> path below the folder, sorted; no file is opened, or even asked for its size."""
     files: dict[str, str] = {}
     for name in _names_below(folder):
-        stem, suffix = os.path.splitext(name)
-        if suffix.lower() not in SUFFIXES:
+        image_id = _id_of(name)
+        if os.path.splitext(name)[1].lower() not in SUFFIXES:
             continue
-        if stem in files:
+        if image_id in files:
             raise DataError(
-                f"{folder}: {name} and {files[stem]} differ only in the suffix; rename one of them."
+                f"{folder}: {name} and {files[image_id]} differ only in the suffix; rename one of them."
             )
-        files[stem] = name
+        files[image_id] = name
     if not files:
         raise DataError(f"{folder}: holds no image; looked for {', '.join(SUFFIXES)}.")
     return dict(sorted(files.items()))

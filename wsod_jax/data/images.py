@@ -27,7 +27,7 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 # What Pillow's decoders raise for broken files.
-_BROKEN = (
+BROKEN = (
     OSError,
     SyntaxError,
     ValueError,
@@ -68,7 +68,7 @@ def read_image(source: str | ImageSource | bytes, *, name: str | None = None) ->
         raise
     except _BOMB as error:
         raise DataError(_bomb_message(name, error)) from error
-    except _BROKEN as error:
+    except BROKEN as error:
         raise DataError(_broken_message(name, error)) from error
 
 
@@ -92,8 +92,20 @@ def image_size(source: str | ImageSource | bytes, *, name: str | None = None) ->
             return (width, height) if _orientation(image) >= 5 else (height, width)
     except _BOMB as error:
         raise DataError(_bomb_message(name, error)) from error
-    except _BROKEN as error:
+    except BROKEN as error:
         raise DataError(_broken_message(name, error)) from error
+
+
+def text_of_name(name: str) -> str:
+    """Return a file name as text that UTF-8 can write: each byte that is none becomes a backslash escape.
+
+    Args:
+      name: as `os` and `pathlib` give it, with surrogates for such bytes.
+
+    Returns:
+      The name itself where it is UTF-8; else with `\\udce9` as six characters for the byte E9, and so on.
+    """
+    return name.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _name(source: str | ImageSource | bytes) -> str:

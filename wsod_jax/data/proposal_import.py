@@ -11,14 +11,13 @@ All become (x1, y1, x2, y2) with continuous edges, so that a one-pixel box has w
 
 from __future__ import annotations
 
-import struct
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from wsod_jax.data.mat import read_mat
 from wsod_jax.data.proposals import ProposalSet
 from wsod_jax.data.records import ImageRecord, ImageSet
 from wsod_jax.errors import DataError
@@ -26,21 +25,6 @@ from wsod_jax.restricted_pickle import load_arrays
 
 # How far a box may leave its image and still be clipped; some tools count one pixel more.
 BEYOND_PX = 1.0
-
-_BROKEN_MAT = (
-    OSError,
-    ValueError,
-    TypeError,
-    KeyError,
-    IndexError,
-    AttributeError,
-    EOFError,
-    OverflowError,
-    MemoryError,
-    NotImplementedError,
-    struct.error,
-    zlib.error,
-)
 
 
 @dataclass(frozen=True)
@@ -148,22 +132,8 @@ def _match(
     return [found[k] for k in wanted], len(found) - len(wanted)
 
 
-def _load_mat(path: Path) -> dict:
-    try:
-        from scipy.io.matlab import MatReadError, loadmat
-    except ImportError as error:
-        raise DataError(f"{path}: reading .mat files needs SciPy; pip install scipy.") from error
-    try:
-        return loadmat(path)
-    except (MatReadError, *_BROKEN_MAT) as error:
-        hint = (
-            " Re-save it in MATLAB with save -v7." if isinstance(error, NotImplementedError) else ""
-        )
-        raise DataError(f"{path}: not a readable .mat file ({error}).{hint}") from error
-
-
 def _read_mat(path: Path) -> tuple[list[str] | None, list[_Entry]]:
-    content = _load_mat(path)
+    content = read_mat(path)
     cells = content.get("boxes")
     if cells is None or cells.dtype != object:
         found = sorted(k for k in content if not k.startswith("__"))
@@ -193,7 +163,7 @@ def _read_mat_folder(folder: Path, image_set: ImageSet) -> list[_Entry]:
         if not path.is_file():
             missing.append(image_id)
             continue
-        content = _load_mat(path)
+        content = read_mat(path)
         name = next((k for k in ("bboxes", "boxes") if k in content), None)
         if name is None:
             found = sorted(k for k in content if not k.startswith("__"))

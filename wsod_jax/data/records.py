@@ -15,9 +15,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from scipy.ndimage import find_objects
 
 from wsod_jax.data.images import ImageSource, read_image
 from wsod_jax.errors import DataError
+from wsod_jax.types import Mask
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +34,7 @@ class ImageRecord:
       height: in pixels, upright (EXIF orientation applied).
       width: in pixels, likewise.
       labels: one value per class: 1 present, 0 absent, -1 unknown (no loss). Empty for unlabelled sets.
+      number: the data set's own number of the image, such as COCO's image id, where it has one.
     """
 
     image_id: str
@@ -39,6 +42,7 @@ class ImageRecord:
     height: int
     width: int
     labels: tuple[int, ...] = ()
+    number: int | None = None
 
     @property
     def path(self) -> Path | None:
@@ -70,12 +74,17 @@ class ImageSet:
       class_names: c names, in the order of the labels.
       records: the images. A record's position is the `image_index` of batches.
       counts: what the reader met on the way, by name (images skipped, without objects, ...).
+      category_ids: [c] the data set's own numbers of the classes, such as COCO's category ids, where it has them.
+      missing: ids of the images of the split that are not in `records`, because file or annotation could not be
+        read. Their objects count as missed in evaluation.
     """
 
     name: str
     class_names: tuple[str, ...]
     records: tuple[ImageRecord, ...]
     counts: Mapping[str, int] = field(default_factory=dict)
+    category_ids: tuple[int, ...] | None = None
+    missing: tuple[str, ...] = ()
 
     def __post_init__(self):
         seen, checked = set(), set()
@@ -128,7 +137,7 @@ class ImageSet:
         return tuple(record.image_id for record in self.records)
 
     def select(self, keep: Iterable[int]) -> ImageSet:
-        """Return the set with only the records at positions `keep`, in that order."""
+        """Return the set with only the records at positions `keep`, in that order; all else is the same."""
         return dataclasses.replace(self, records=tuple(self.records[i] for i in keep))
 
 
@@ -200,6 +209,61 @@ class GroundTruth:
                 f"{len(missing)} images have no ground truth, the first is {missing[0]!r}."
             )
         return dataclasses.replace(self, boxes={i: self.boxes[i] for i in image_ids})
+
+
+@dataclass(frozen=True, eq=False)
+class ImageInstances:
+    """The annotated object masks of one image, for evaluation.
+
+    Attributes:
+      masks: of n objects, in pixels of the upright image, each the smallest window that holds the object.
+      classes: [n] int32, 0-based.
+      ignore: [n] bool, neither found nor missed: crowds and difficult objects.
+      crowd: [n] bool, COCO's regions of many objects.
+      areas: [n] float32, square pixels, as annotated, else the pixels of the mask.
+    """
+
+    masks: tuple[Mask, ...]
+    classes: np.ndarray
+    ignore: np.ndarray
+    crowd: np.ndarray
+    areas: np.ndarray
+
+    @classmethod
+    def from_indices(cls, indices: np.ndarray, classes: Mapping[int, int]) -> ImageInstances:
+        """Make the instances of a map of object numbers, as VOC and SBD have it.
+
+        Args:
+          indices: [H, W] uint8, which object each pixel belongs to; pixels of no object have a number without class.
+          classes: number -> class of each object.
+
+        Returns:
+          The objects that have pixels, by ascending number; none is to be ignored.
+        """
+        windows = dict(enumerate(find_objects(indices), 1))
+        numbers = [number for number in sorted(classes) if windows.get(number)]
+        masks = tuple(
+            Mask(rows.start, columns.start, indices[rows, columns] == number)
+            for number in numbers
+            for rows, columns in [windows[number]]
+        )
+        nothing = np.zeros(len(masks), bool)
+        return cls(
+            masks,
+            np.array([classes[number] for number in numbers], np.int32),
+            nothing,
+            nothing,
+            np.array([mask.pixels.sum() for mask in masks], np.float32),
+        )
+
+
+def window_of(pixels: np.ndarray) -> Mask:
+    """Return an object [H, W] bool as the smallest window that holds it; without any pixel, of side 0."""
+    found = find_objects(pixels.astype(np.uint8))
+    if not found:
+        return Mask(0, 0, np.zeros((0, 0), bool))
+    rows, columns = found[0]
+    return Mask(rows.start, columns.start, pixels[rows, columns])
 
 
 @dataclass(frozen=True, eq=False)

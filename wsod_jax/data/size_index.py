@@ -11,7 +11,7 @@ import logging
 import os
 import zipfile
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -20,7 +20,6 @@ from tqdm import tqdm
 
 from wsod_jax.data.images import image_size
 from wsod_jax.data.loading import num_cores
-from wsod_jax.data.reader import OnBad, skip_or_raise
 from wsod_jax.errors import DataError
 from wsod_jax.files import atomic_write
 
@@ -32,7 +31,7 @@ _MANY = 10_000  # images whose reading is announced
 
 
 def indexed_sizes(
-    folder: Path, names: Sequence[str], index: Path, *, on_bad: OnBad, counts: dict[str, int]
+    folder: Path, names: Sequence[str], index: Path, on_bad: Callable[[str, DataError], None]
 ) -> dict[str, Size]:
     """Return the size of every image, from the index where it is there, else from the headers.
 
@@ -45,15 +44,11 @@ def indexed_sizes(
       folder: of the images.
       names: paths below it.
       index: the file.
-      on_bad: what to do about an image whose header cannot be read: "skip" leaves it out, counted as
-        `bad_image`; "error" raises.
-      counts: grows.
+      on_bad: called with the name of an image whose header cannot be read, and why. It may raise; else the image
+        is left out.
 
     Returns:
       name -> (height, width), in the order of `names`.
-
-    Raises:
-      DataError: see `on_bad`.
     """
     kept = _read(index)
     sizes = {name: kept[name] for name in names if name in kept}
@@ -68,7 +63,7 @@ def indexed_sizes(
     try:
         for name, found in _headers(folder, missing):
             if isinstance(found, DataError):
-                skip_or_raise(found, on_bad, counts)
+                on_bad(name, found)
             else:
                 sizes[name] = found
     finally:

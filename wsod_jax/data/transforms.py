@@ -8,6 +8,7 @@ moves either.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import typing
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from wsod_jax.options import BELOW_ONE, COUNT, NOT_NEGATIVE, POSITIVE
 
 Resize = Literal["short", "long", "warp"]
 
+_MAX_SCALES = 32
 _MAX_CANVASES = 6  # per orientation: every canvas is one more compilation of every step
 
 
@@ -57,15 +59,19 @@ class View:
 
 @dataclass(frozen=True)
 class Canvases:
-    """The static image shapes of a run: one canvas per scale and orientation.
+    """The static image shapes of a run: one canvas per scale and orientation, or per group of scales.
+
+    Up to 6 scales have a canvas each. More share 6: each lies on the smallest of them that holds it, and the 6 are
+    the own canvases of those scales that leave the least padding over all scales. The size of a view depends on its
+    scale alone, and padding is inert, so neither changes what a scale sees.
 
     Attributes:
-      scales: the side lengths in pixels, at most 6.
+      scales: the side lengths in pixels, at most 32.
       resize: "short" makes the shorter side equal the scale (as OICR trains), "long" the longer one, both
-        keep the aspect. "warp" makes both sides equal the scale (as SPN trains): one canvas per scale,
-        exactly (scale, scale), whatever the orientation; the next three attributes then have no say.
+        keep the aspect. "warp" makes both sides equal the scale (as SPN trains): a scale's canvas is exactly
+        (scale, scale), whatever the orientation; the next three attributes then have no say.
       max_long: no longer side exceeds this, in pixels.
-      aspect: a canvas is so many times as long as the scale. With "short", images up to this long/short
+      aspect: a scale's canvas is so many times as long as the scale. With "short", images up to this long/short
         ratio fit; longer ones shrink to fit. With "long" everything fits: views of both kinds share
         canvases, so that evaluating both ways compiles nothing more.
       multiple: canvas sides are rounded up to a multiple of this.
@@ -84,10 +90,9 @@ class Canvases:
 
     def __post_init__(self):
         object.__setattr__(self, "scales", tuple(self.scales))
-        if not 1 <= len(self.scales) <= _MAX_CANVASES or len(set(self.scales)) < len(self.scales):
+        if not 1 <= len(self.scales) <= _MAX_SCALES or len(set(self.scales)) < len(self.scales):
             raise ConfigError(
-                f"scales={self.scales}; allowed are 1 to {_MAX_CANVASES} distinct side lengths, "
-                "since each is compiled on its own."
+                f"scales={self.scales}; allowed are 1 to {_MAX_SCALES} distinct side lengths."
             )
         if min(self.scales) < 1:
             raise ConfigError(f"scales={self.scales}; every side length must be at least 1 pixel.")
@@ -104,7 +109,33 @@ class Canvases:
         return self.resize != "warp" and height > width
 
     def shape(self, scale: int, portrait: bool) -> tuple[int, int]:
-        """Return the canvas (H, W) of a scale and orientation."""
+        """Return the canvas (H, W) that a scale lies on in an orientation."""
+        return self._own_shape(self._holders[scale], portrait)
+
+    @functools.cached_property
+    def _holders(self) -> dict[int, int]:
+        """Scale -> the scale whose canvas it lies on, itself where there are enough canvases.
+
+        The least sum of areas over all scales, by dynamic programming over the sorted scales; of equal sums that
+        with the smaller canvases.
+        """
+        scales = sorted(self.scales)
+        areas = [math.prod(self._own_shape(scale, portrait=False)) for scale in scales]
+        best = {0: (0, ())}  # how many of the smallest scales are held -> sum of areas, holders
+        for _ in range(min(_MAX_CANVASES, len(scales))):
+            best = {
+                end: min(
+                    (area + (end - start) * areas[end - 1], (*holders, scales[end - 1]))
+                    for start, (area, holders) in best.items()
+                    if start < end
+                )
+                for end in range(min(best) + 1, len(scales) + 1)
+            }
+        _, holders = best[len(scales)]
+        return {scale: min(h for h in holders if h >= scale) for scale in scales}
+
+    def _own_shape(self, scale: int, portrait: bool) -> tuple[int, int]:
+        """Return the canvas (H, W) that a scale needs, which limits its views."""
         if self.resize == "warp":
             return (scale, scale)
         sides = (min(scale * factor, self.max_long) for factor in (1.0, self.aspect))
@@ -127,7 +158,7 @@ class Canvases:
         """Return where an image of this size goes at this scale.
 
         The resize factor is scale / side, the side being the shorter or the longer one as `resize` says,
-        or less where the longer side would exceed `max_long` or the canvas. New sides are rounded
+        or less where the longer side would exceed `max_long` or the scale's own canvas. New sides are rounded
         half up, and at least 1 pixel. "warp" has a factor per side.
 
         Args:
@@ -148,15 +179,16 @@ class Canvases:
         return dataclasses.replace(whole, resized=resized, offset=offset)
 
     def _whole(self, height: int, width: int, scale: int, flipped: bool) -> View:
-        canvas = self.shape(scale, self.is_portrait(height, width))
+        portrait = self.is_portrait(height, width)
+        canvas, room = self.shape(scale, portrait), self._own_shape(scale, portrait)
         if self.resize == "warp":
-            return View(canvas, canvas, flipped)
+            return View(canvas, room, flipped)
         side = max(height, width) if self.resize == "long" else min(height, width)
         wanted = scale / side
-        limits = (self.max_long / max(height, width), canvas[0] / height, canvas[1] / width)
+        limits = (self.max_long / max(height, width), room[0] / height, room[1] / width)
         factor = min(wanted, *limits)
         new_height, new_width = (max(1, math.floor(s * factor + 0.5)) for s in (height, width))
-        size = (min(new_height, canvas[0]), min(new_width, canvas[1]))
+        size = (min(new_height, room[0]), min(new_width, room[1]))
         return View(canvas, size, flipped, shrunk=factor < wanted)
 
 

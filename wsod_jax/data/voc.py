@@ -1,22 +1,27 @@
 """Reader of the PASCAL VOC layout: VOCdevkit 2007/2012, or any folder in that layout with its own classes.
 
     <root>/ImageSets/Main/<split>.txt   <root>/JPEGImages/<id>.jpg   <root>/Annotations/<id>.xml
+    <root>/SegmentationObject/<id>.png and <root>/SegmentationClass/<id>.png, of some images, for evaluation
 
 The XML, with its 1-based inclusive boxes, is read by `voc_xml.py`.
 """
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
+
+import numpy as np
 
 from wsod_jax.data.images import SUFFIXES, image_size
-from wsod_jax.data.reader import BoxReader, OnBad, check_on_bad, log_counts, skip_or_raise
-from wsod_jax.data.records import GroundTruth, ImageRecord, ImageSet
+from wsod_jax.data.label_images import VOID, check_size, majority_classes, read_indices, to_labels
+from wsod_jax.data.reader import LabelMapReader, LeftOut, OnBad, check_on_bad, log_counts
+from wsod_jax.data.records import GroundTruth, ImageInstances, ImageRecord, ImageSet
 from wsod_jax.data.voc_xml import annotated_size, class_index, named_objects, read_boxes, read_xml
 from wsod_jax.errors import ConfigError, DataError
 from wsod_jax.options import Mark
@@ -33,8 +38,10 @@ DifficultRule = Literal["drop", "ignore", "keep"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Voc(BoxReader):
+class Voc(LabelMapReader):
     """A data set in VOC layout.
+
+    A split is a file in ImageSets/Main, else in ImageSets/Segmentation: "Segmentation/val" where both have a "val".
 
     Attributes:
       root: a folder in VOC layout (VOCdevkit/VOC2007), or the VOCdevkit folder together with `year`.
@@ -44,9 +51,10 @@ class Voc(BoxReader):
         the folder or up to two levels above it, else the 20 VOC classes.
       difficult: the label of a class whose objects in an image are all marked difficult: "drop" 0,
         absent (as OICR, PCL and OIM have it); "ignore" -1, unknown (WSDDN); "keep" 1, present.
-      on_bad: what to do about an image whose file or XML is missing or broken: "skip" leaves it out,
-        logged and counted as `bad_image`; "error" raises. A missing split, an unknown class, an unsafe
-        id and XML that declares entities always raise.
+      on_bad: what to do about an image whose file or XML is missing or broken: "skip" leaves it out, logged and
+        counted as `bad_image`, and refuses a split that loses more than a tenth that way; "skip_all" leaves out
+        any number; "error" raises. A missing split, an unknown class, an unsafe id and XML that declares entities
+        always raise.
     """
 
     root: Annotated[str | Path, Mark.LOCATION]
@@ -85,13 +93,17 @@ class Voc(BoxReader):
         """
         folders, class_names = self._layout(split)
         counts, records = Counter(bad_image=0, no_object=0, no_annotation=0), []
+        left_out = LeftOut(self.on_bad)
         for folder in folders:
-            records += self._records(folder, split, class_names, counts)
+            records += self._records(folder, split, class_names, counts, left_out)
+        counts["bad_image"] = len(left_out.ids)
         name = " ".join(["voc", *(folder.name.removeprefix("VOC") for folder in folders), split])
         log_counts(name, counts)
+        left_out.check(name, len(records) + len(left_out.ids))
         if not records:
             raise DataError(f"{name}: no image is left of split {split!r} in {self.root}.")
-        return ImageSet(name, class_names, tuple(records), dict(counts))
+        missing = tuple(left_out.ids)
+        return ImageSet(name, class_names, tuple(records), dict(counts), missing=missing)
 
     def ground_truth(self, split: str) -> GroundTruth:
         """Read the boxes of a split, for evaluation.
@@ -111,13 +123,14 @@ class Voc(BoxReader):
         """
         folders, class_names = self._layout(split)
         counts, boxes = Counter(bad_image=0, clipped=0, dropped=0, size_differs=0), {}
+        left_out = LeftOut(self.on_bad)
         for folder in folders:
             files = _image_files(folder)
             for image_id in _split_ids(folder, split):
                 try:
                     xml = read_xml(_xml_path(folder, image_id))
                 except DataError as error:
-                    skip_or_raise(error, self.on_bad, counts)
+                    left_out.add(image_id, error)
                     continue
                 size = annotated_size(xml)
                 if image_id in files:
@@ -125,11 +138,62 @@ class Voc(BoxReader):
                 boxes[image_id] = read_boxes(
                     xml, size, class_names, _xml_path(folder, image_id), counts
                 )
+        counts["bad_image"] = len(left_out.ids)
         name = f"ground truth of {split} in {self.root}"
         log_counts(name, counts)
         if not boxes:
             raise DataError(f"{name}: no annotation could be read.")
+        left_out.check(name, len(boxes) + len(left_out.ids))
         return GroundTruth(class_names, boxes, dict(counts))
+
+    def instances(self, split: str) -> dict[str, Callable[[], ImageInstances]]:
+        """Return where the masks of a split are, for evaluation; nothing is decoded before it is asked for.
+
+        An object is what has one number in SegmentationObject; its class is that of most of its pixels in
+        SegmentationClass (of equal counts the lowest). Void pixels belong to no object. None is difficult.
+
+        Args:
+          split: as in `images`.
+
+        Returns:
+          Image id -> a function that reads the masks of that image, by ascending number; of every image of the
+          split. It raises `DataError` where an image has no such files, or they are broken or of another size.
+
+        Raises:
+          DataError: if the split is missing or faulty.
+        """
+        return self._readers(split, _instances)
+
+    def label_maps(self, split: str) -> dict[str, Callable[[], np.ndarray]]:
+        """Return where the label maps of a split are, for evaluation; nothing is decoded before it is asked for.
+
+        Numbers in SegmentationClass are those of the classes in classes.txt, or of VOC's 20 where there is none.
+
+        Args:
+          split: as in `images`.
+
+        Returns:
+          Image id -> a function that reads the label map of that image, as in `LabelMapReader`; it raises
+          `DataError` as in `instances`, and for a number of no class.
+
+        Raises:
+          DataError: if the split is missing or faulty.
+        """
+        return self._readers(split, _label_map)
+
+    def _readers(
+        self, split: str, read: Callable[[Path, str, Path, np.ndarray], Any]
+    ) -> dict[str, Callable[[], Any]]:
+        """Return image id -> `read` of that image."""
+        folders, class_names = self._layout(split)
+        table = _class_table(class_names, folders[0])
+        readers = {}
+        for folder in folders:
+            files = _image_files(folder)
+            for image_id in _split_ids(folder, split):
+                image = files.get(image_id, folder / "JPEGImages" / f"{image_id}.jpg")
+                readers[image_id] = functools.partial(read, folder, image_id, image, table)
+        return readers
 
     def _layout(self, split: str) -> tuple[list[Path], tuple[str, ...]]:
         """Return the folders that hold a split, one per year, and the classes."""
@@ -138,7 +202,12 @@ class Voc(BoxReader):
         return folders, _class_names(folders[0], self.class_names)
 
     def _records(
-        self, folder: Path, split: str, class_names: tuple[str, ...], counts: Counter
+        self,
+        folder: Path,
+        split: str,
+        class_names: tuple[str, ...],
+        counts: Counter,
+        left_out: LeftOut,
     ) -> Iterator[ImageRecord]:
         """Yield the images of one year."""
         files = _image_files(folder)
@@ -158,7 +227,7 @@ class Voc(BoxReader):
                 if annotated:
                     objects = named_objects(read_xml(xml))
             except DataError as error:
-                skip_or_raise(error, self.on_bad, counts)
+                left_out.add(image_id, error)
                 continue
             if objects is None:
                 counts["no_annotation"] += 1
@@ -168,6 +237,34 @@ class Voc(BoxReader):
                 if_difficult = difficult_label(self.difficult)
                 labels = _image_labels(objects, class_names, if_difficult, xml)
             yield ImageRecord(image_id, path, height, width, labels)
+
+
+def _class_table(class_names: tuple[str, ...], folder: Path) -> np.ndarray:
+    """Return what the numbers of SegmentationClass mean, [256] int: 0 background, class + 1, 255 void, -1 nothing."""
+    numbered = _class_names(folder, None)
+    if not set(class_names) <= set(numbered):
+        numbered = class_names
+    table = np.full(256, -1)
+    table[[0, VOID]] = 0, VOID
+    for number, name in enumerate(numbered, 1):
+        if name in class_names:
+            table[number] = class_names.index(name) + 1
+    return table
+
+
+def _label_map(folder: Path, image_id: str, image: Path, table: np.ndarray) -> np.ndarray:
+    path = folder / "SegmentationClass" / f"{image_id}.png"
+    indices = read_indices(path)
+    check_size(indices, path, image)
+    return to_labels(indices, table, path)
+
+
+def _instances(folder: Path, image_id: str, image: Path, table: np.ndarray) -> ImageInstances:
+    path = folder / "SegmentationObject" / f"{image_id}.png"
+    indices = read_indices(path)
+    check_size(indices, path, image)
+    labels = _label_map(folder, image_id, image, table)
+    return ImageInstances.from_indices(indices, majority_classes(indices, labels, path))
 
 
 def difficult_label(rule: DifficultRule) -> int:
@@ -234,10 +331,22 @@ def _class_names(folder: Path, class_names: Sequence[str] | None) -> tuple[str, 
 
 
 def _split_ids(folder: Path, split: str) -> Iterator[str]:
-    path = folder / "ImageSets" / "Main" / f"{split}.txt"
-    if not path.is_file():
-        found = sorted(p.stem for p in path.parent.glob("*.txt"))
-        raise DataError(f"{path}: no such split; found {', '.join(found[:20]) or 'none'}.")
+    sets = folder / "ImageSets"
+    paths = [sets / place / f"{split}.txt" for place in ("Main", "Segmentation", "")]
+    path = next((path for path in paths if path.is_file()), None)
+    if path is None:
+        found = sorted(p.relative_to(sets).with_suffix("").as_posix() for p in sets.glob("*/*.txt"))
+        found = [name.removeprefix("Main/") for name in found]
+        raise DataError(f"{paths[0]}: no such split; found {', '.join(found[:20]) or 'none'}.")
+    yield from read_split(path)
+
+
+def read_split(path: Path) -> Iterator[str]:
+    """Yield the image ids of a list, the first word of every line.
+
+    Raises:
+      DataError: with the line number, for an id that occurs twice or leads out of the data folder.
+    """
     seen = set()
     for number, line in enumerate(_read_lines(path), 1):
         if not line.strip():
