@@ -207,6 +207,7 @@ class EvalOptions:
       top_k: best boxes kept per class and image before NMS.
       average_per_image: per class, keep this many boxes per image on average over the data set,
         by one threshold; `None` keeps all of `top_k`.
+      max_per_image: best boxes kept per image over all classes, after NMS; `None` keeps all.
       score_thr: lowest score kept, or `None`.
       nms_thr: boxes with IoU > this to a better one are removed.
       ap: "11point" (exact recall thresholds), "11point_devkit" (its rounding too) or "area".
@@ -228,6 +229,7 @@ class EvalOptions:
     merge: Literal["mean", "sum", "union"] = "mean"
     top_k: Annotated[int, COUNT] = 100
     average_per_image: Annotated[int | None, COUNT] = None
+    max_per_image: Annotated[int | None, COUNT] = None
     score_thr: float | None = None
     nms_thr: Annotated[float, SHARE] = 0.3
     ap: Literal["11point", "11point_devkit", "area"] = "11point"
