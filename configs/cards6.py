@@ -11,7 +11,7 @@ from wsod_jax import presets
 
 
 def get_config(variant: str = "oim_ir"):
-    """Return the configuration of one method: wsddn, oicr, pcl, mist, oim or oim_ir."""
+    """Return the configuration of one method: wsddn, oicr, oicr_reg, pcl, mist, mist_reg, oim or oim_ir."""
     config = presets.on_cards6(presets.small_set(variant, num_steps=900))
     config.method.roi_size = 4
     return config

@@ -10,5 +10,5 @@ from wsod_jax import presets
 
 
 def get_config(variant: str = "oim_ir"):
-    """Return the configuration of one method: wsddn, oicr, pcl, mist, oim or oim_ir."""
+    """Return the configuration of one method: wsddn, oicr, oicr_reg, pcl, mist, mist_reg, oim or oim_ir."""
     return presets.on_synthetic(presets.small_set(variant, num_steps=600))

@@ -21,12 +21,15 @@ VOC07_TRAINVAL, VOC12_TRAIN, COCO14_TRAIN, ILSVRC_TRAIN = 5_011, 5_717, 82_081, 
 
 CAFFE_MEAN = (103.939, 116.779, 123.68)  # BGR, of the released VGG and SqueezeNet weights
 
+REGRESSION = dict(weights=(10.0, 10.0, 5.0, 5.0), beta=1.0)  # MIST's, as released
 SOLVERS = {"spn": "walk", "spn_stationary": "stationary", "cam": "uniform"}  # variant -> solver
 DETECTORS: dict[str, dict[str, Any]] = {  # variant of a small set -> options of its method
     "wsddn": dict(name="wsddn"),
     "oicr": dict(name="oicr"),
     "pcl": dict(name="pcl"),
     "mist": dict(name="mist", first_stage_scale=1.0),
+    "oicr_reg": dict(name="oicr", regression=REGRESSION),
+    "mist_reg": dict(name="mist", first_stage_scale=1.0, regression=REGRESSION),
     "oim": dict(name="oim", reweight="off"),
     "oim_ir": dict(name="oim", reweight="paper", beta=0.2),
 }
@@ -135,9 +138,8 @@ def mist_vgg16(
     decay_steps: tuple[int, ...],
     warmup_steps: int,
 ) -> ConfigDict:
-    """Return the settings of MIST's released code, six scales in training and at test; each set has its schedule.
-
-    configs/mist_vgg16_voc07.py lists what of the release is not here.
+    """Return the settings of MIST's released code: six scales in training and at test, heads that regress boxes, the
+    best 100 boxes of an image. Each set has its schedule; configs/mist_vgg16_voc07.py lists what is not here.
 
     Args:
       batch_size: images per update, one per forward pass.
@@ -148,6 +150,7 @@ def mist_vgg16(
     """
     config = vgg16_detector("mist")
     config.method.first_stage_scale = 3.0
+    config.method.regression = REGRESSION
     config.train.num_steps = num_steps
     config.train.accumulate = batch_size
     config.train.scales = (480, 576, 688, 864, 1000, 1200)
@@ -159,6 +162,7 @@ def mist_vgg16(
     config.optim.groups = ((r"bias", 2.0, 0.0),)
     config.eval.scales = (480, 576, 688, 864, 1000, 1200)
     config.eval.average_per_image = None
+    config.eval.max_per_image = 100
     return config
 
 

@@ -1,6 +1,6 @@
 """Train and evaluate every method of a small set with several seeds, and tabulate what is finished.
 
-    python scripts/sweep.py cards6 --runs runs/cards6               # 6 methods x 3 seeds, about 4 minutes each
+    python scripts/sweep.py cards6 --runs runs/cards6               # 8 methods x 3 seeds, about 4 minutes each
     python scripts/sweep.py synthetic --runs runs/synthetic --methods wsddn oim_ir --seeds 0
     python scripts/sweep.py spn_cards6 --energy_of data/proposals/cards6_selective_search.npz
     python scripts/sweep.py --table                                 # only rewrite the tables
@@ -29,8 +29,10 @@ ROOT = Path(__file__).resolve().parents[2]
 DETECTORS = {
     "wsddn": "WSDDN",
     "oicr": "OICR",
+    "oicr_reg": "OICR, regressing boxes",
     "pcl": "PCL",
     "mist": "MIST",
+    "mist_reg": "MIST, regressing boxes",
     "oim": "OIM",
     "oim_ir": "OIM+IR",
 }

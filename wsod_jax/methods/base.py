@@ -20,6 +20,7 @@ from jaxtyping import Array, Bool, Float
 from wsod_jax.errors import ConfigError
 from wsod_jax.losses.mil import mil_loss
 from wsod_jax.methods.assign import Mined, assign_proposals
+from wsod_jax.methods.regression import Regression
 from wsod_jax.nn.box_head import BoxHead
 from wsod_jax.nn.proposal_network import ProposalNetwork, ProposalOutputs
 from wsod_jax.options import COUNT, NOT_NEGATIVE, POSITIVE, SHARE
@@ -147,6 +148,7 @@ class ProposalMethod(Method):
     outputs: ClassVar[frozenset[Output]] = frozenset({"boxes", "image_scores"})
     uses_proposals: ClassVar[bool] = True
     num_stages: ClassVar[int] = 0
+    regression: ClassVar[Regression | None] = None
 
     @property
     def network(self) -> ProposalNetwork:
@@ -160,6 +162,7 @@ class ProposalMethod(Method):
             pooling=self.pooling,
             det_temperature=self.det_temperature,
             score_gate=self.score_gate,
+            regresses=self.regression is not None,
         )
 
     def init(self, key: jax.Array, batch: Batch) -> tuple[Params, dict]:
@@ -196,7 +199,8 @@ class RefinementMethod(ProposalMethod):
     """Online refinement, L = L_mil + Σ_k L_k: head k learns from what is mined out of the scores of head k - 1.
 
     The scores that stage k mines are S^0 = X, S^k = softmax of head k. All are known after one forward pass, so
-    stages are vmapped. A subclass says how it mines (`mine`) and what a stage's loss is (`stage_loss`).
+    stages are vmapped; so are regressed boxes, since proposals are not pooled again. A subclass says how it mines
+    (`mine`) and what a stage's loss is (`stage_loss`).
 
     Attributes:
       num_stages: refinement heads; 3 in the papers.
@@ -204,13 +208,15 @@ class RefinementMethod(ProposalMethod):
         background, what lies between has weight 0.
       ignore_iou_thr: IoU < this with every pseudo box has weight 0; 0 ignores nothing, 0.1 is the later trick of
         PCL's authors.
-      first_stage_scale: factor on L_1.
+      first_stage_scale: factor on L_1, box regression included.
+      regression: each head also regresses boxes, with a loss of its own; `None` leaves the proposals as they are.
     """
 
     num_stages: Annotated[int, COUNT] = 3
     iou_thrs: Annotated[tuple[float, float], SHARE] = (0.5, 0.5)
     ignore_iou_thr: Annotated[float, SHARE] = 0.0
     first_stage_scale: Annotated[float, NOT_NEGATIVE] = 1.0
+    regression: Regression | None = None
 
     paper: ClassVar[str] = "Tang et al. 2017 (OICR)"
 
@@ -256,41 +262,71 @@ class RefinementMethod(ProposalMethod):
         """Score the proposals, mine every stage, supervise every head."""
         scored = self.score(params, batch, key)
         mined = self.mine_stages(scored, batch, step)
-        per_stage = jax.vmap(self.stage_loss, in_axes=(0, 0, None))
-        losses = jax.vmap(per_stage)(scored.refine_logits, mined, scored.mask)  # [b, s]
-        losses = losses.at[:, 0].multiply(self.first_stage_scale)
         terms = {"mil": self.mil_term(scored, batch)}
-        terms |= {
-            f"refine_{s + 1}": image_term(losses[:, s], batch) for s in range(losses.shape[1])
-        }
+        per_stage = jax.vmap(self.stage_loss, in_axes=(0, 0, None))
+        losses = jax.vmap(per_stage)(scored.refine_logits, mined, scored.mask)
+        terms |= self.stage_terms("refine", losses, batch)
+        if self.regression is not None:
+            per_stage = jax.vmap(self.regression.loss, in_axes=(0, 0, None, None))
+            losses = jax.vmap(per_stage)(scored.deltas, mined, batch.proposals, scored.mask)
+            terms |= self.stage_terms("regress", losses, batch)
         metrics = mil_metrics(scored, batch) | mining_metrics(mined, batch)
         return LossOutput(terms, extras, metrics, mined.pseudo)
+
+    def stage_terms(
+        self, name: str, losses: Float[Array, "b s"], batch: Batch
+    ) -> dict[str, Term]:
+        """Return the losses of all stages as terms `name`_1, `name`_2, …"""
+        losses = losses.at[:, 0].multiply(self.first_stage_scale)
+        return {f"{name}_{s + 1}": image_term(losses[:, s], batch) for s in range(losses.shape[1])}
 
     def mine_stages(self, scored: ProposalOutputs, batch: Batch, step: jax.Array) -> Mined:
         """Mine every stage of every image; the result leads with axes [b, s]."""
         first = scored.mil_scores[:, None]
         scores = jnp.concatenate([first, scored.refine_scores()[:, :-1]], axis=1)  # [b, s, r, c]
+        regressed = self.regressed_boxes(scored, batch)
 
         def one_image(
-            scores: jax.Array, boxes: jax.Array, mask: jax.Array, labels: jax.Array, seen: jax.Array
+            scores: jax.Array,
+            regressed: jax.Array | None,
+            boxes: jax.Array,
+            mask: jax.Array,
+            labels: jax.Array,
+            seen: jax.Array,
         ) -> Mined:
-            def one_stage(scores: jax.Array) -> Mined:
-                return self.mine(Source.of(scores, boxes, mask, labels, seen), step)
+            def one_stage(scores: jax.Array, regressed: jax.Array | None) -> Mined:
+                source = Source.of(scores, boxes, mask, labels, seen, regressed)
+                return self.mine(source, step)
 
-            return jax.vmap(one_stage)(scores)
+            return jax.vmap(one_stage)(scores, regressed)
 
         features = self.mined_features(scored)
-        return jax.vmap(one_image)(scores, batch.proposals, scored.mask, batch.labels, features)
+        return jax.vmap(one_image)(
+            scores, regressed, batch.proposals, scored.mask, batch.labels, features
+        )
+
+    def regressed_boxes(self, scored: ProposalOutputs, batch: Batch) -> jax.Array | None:
+        """Return the boxes [b, s, r, c, 4] that each stage mines; `None` where all mine the proposals."""
+        if self.regression is None or self.regression.mined_boxes == "proposals":
+            return None
+        regress = jax.vmap(self.regression.boxes, in_axes=(None, 1, None), out_axes=1)
+        later = regress(batch.proposals, scored.deltas[:, :-1], batch.image_size)
+        first = batch.proposals[:, None, :, None]  # X is of the proposals
+        first = jnp.broadcast_to(first, scored.deltas[:, :1].shape)
+        return jnp.concatenate([first, later], axis=1)
 
     def predict(
         self, params: Params, extras: dict, batch: Batch, want: frozenset[Output]
     ) -> Predictions:
-        """Score proposals by the mean of the heads' softmaxes, background dropped."""
+        """Score proposals by the mean of the heads' softmaxes, background dropped, and move them by their mean deltas."""
         del extras, want
-        scored = self.score(params, batch)
+        scored, boxes = self.score(params, batch), batch.proposals
         scores = jnp.mean(scored.refine_scores(), axis=1)
         scores = jnp.where(scored.mask[..., None], scores, 0.0)
-        return Predictions(batch.proposals, scores, scored.mask, scored.image_scores())
+        if self.regression is not None:
+            deltas = jnp.mean(scored.deltas, axis=1)
+            boxes = self.regression.boxes(boxes, deltas, batch.image_size)
+        return Predictions(boxes, scores, scored.mask, scored.image_scores())
 
 
 def mining_metrics(mined: Mined, batch: Batch) -> dict[str, Term]:

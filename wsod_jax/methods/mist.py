@@ -1,7 +1,8 @@
 """MIST: multiple instance self-training (Ren et al., CVPR 2020), on OICR's refinement loop.
 
 Instead of one box per class, a stage keeps several: of the best-scored 15 % of the proposals, those
-with IoU < 0.2 to every better-ranked one. Assignment and loss are OICR's.
+with IoU < 0.2 to every better-ranked one. Assignment and loss are OICR's; the released heads also regress boxes
+(`regression`).
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ class Mist(Oicr):
       top_fraction: share of the proposals that are candidates.
       overlap_thr: a candidate is kept if its IoU with every better-ranked one is < this.
       max_boxes: static cap of pseudo boxes per class; the metric `mining_overflow` counts the rest.
-      first_stage_scale: factor on L_1.
+      first_stage_scale: factor on L_1, box regression included.
     """
 
     top_fraction: Annotated[float, Range(0, 1, is_low_in=False)] = 0.15

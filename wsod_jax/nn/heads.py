@@ -19,6 +19,18 @@ def _linear(num_outputs: int, name: str) -> nn.Dense:
     return nn.Dense(num_outputs, kernel_init=HEAD_INIT, precision=EXACT, name=name)
 
 
+def _stages(
+    head: nn.Module, features: Array, num_outputs: int, kernel_init: nn.initializers.Initializer
+) -> Array:
+    """Map features [b, r, f] to [b, s, r, num_outputs] by `head`'s kernel and bias, a slice per stage."""
+    shape = (head.num_stages, features.shape[-1], num_outputs)
+    kernel = head.param("kernel", kernel_init, shape, jnp.float32)
+    bias = head.param("bias", nn.initializers.zeros, (shape[0], num_outputs), jnp.float32)
+    features = features.astype(jnp.float32)
+    outputs = jnp.einsum("brf,sfk->bsrk", features, kernel, precision=EXACT)
+    return outputs + bias[None, :, None, :]
+
+
 class MidnHead(nn.Module):
     """Score proposals by two streams, one choosing among proposals, one among classes.
 
@@ -78,13 +90,29 @@ class RefinementHeads(nn.Module):
     @nn.compact
     def __call__(self, features: Float[Array, "b r f"]) -> Float[Array, "b s r k"]:
         """Map features [b, r, f] to logits [b, s, r, k], float32."""
-        k = self.num_classes + 1
-        shape = (self.num_stages, features.shape[-1], k)
-        kernel = self.param("kernel", HEAD_INIT, shape, jnp.float32)
-        bias = self.param("bias", nn.initializers.zeros, (self.num_stages, k), jnp.float32)
-        features = features.astype(jnp.float32)
-        logits = jnp.einsum("brf,sfk->bsrk", features, kernel, precision=EXACT)
-        return logits + bias[None, :, None, :]
+        return _stages(self, features, self.num_classes + 1, HEAD_INIT)
+
+
+class BoxRegression(nn.Module):
+    """Say for every class how to move and grow a proposal, once per refinement stage.
+
+    The stages share one `kernel` [s, f, 4c] and one `bias` [s, 4c], initialised from N(0, 0.001²) and 0.
+
+    Attributes:
+      num_classes: c; there are no deltas of the background.
+      num_stages: s.
+
+    Source: Girshick 2015 (Fast R-CNN), section 2.3.
+    """
+
+    num_classes: int
+    num_stages: int
+
+    @nn.compact
+    def __call__(self, features: Float[Array, "b r f"]) -> Float[Array, "b s r c 4"]:
+        """Map features [b, r, f] to deltas [b, s, r, c, 4], float32; see `ops.boxes.decode_boxes`."""
+        deltas = _stages(self, features, 4 * self.num_classes, nn.initializers.normal(0.001))
+        return deltas.reshape(*deltas.shape[:-1], self.num_classes, 4)
 
 
 class GapClassifier(nn.Module):

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from wsod_jax.nn.heads import MidnHead, RefinementHeads
+from wsod_jax.nn.heads import BoxRegression, MidnHead, RefinementHeads
 from wsod_jax.ops.roi import roi_align, roi_max_pool
 from wsod_jax.types import Batch, FeatureMap
 
@@ -28,6 +28,8 @@ class ProposalOutputs:
       features: [b, r, f], the last fully connected layer after ReLU and (when training) dropout.
       clean: [b, r, f], the same before dropout.
       mask: [b, r] bool, real proposals of real images.
+      deltas: [b, s, r, c, 4] float32, how each head moves a proposal, see `ops.boxes.decode_boxes`; `None` without
+        box regression.
     """
 
     mil_scores: jax.Array
@@ -35,6 +37,7 @@ class ProposalOutputs:
     features: jax.Array
     clean: jax.Array
     mask: jax.Array
+    deltas: jax.Array | None = None
 
     def image_scores(self) -> jax.Array:
         """Return φ_c = Σ_r X_rc, [b, c] in (0, 1)."""
@@ -58,6 +61,7 @@ class ProposalNetwork(nn.Module):
       det_temperature: divides the detection logits before their softmax over proposals.
       score_gate: pooled features are multiplied by 1 + score_gate * objectness where the proposals
         carry scores (WSDDN with EdgeBoxes: 10); 0 switches it off.
+      regresses: whether the refinement heads regress boxes.
     """
 
     backbone: nn.Module
@@ -68,11 +72,14 @@ class ProposalNetwork(nn.Module):
     pooling: Literal["max", "align"]
     det_temperature: float
     score_gate: float
+    regresses: bool = False
 
     def setup(self):
         self.midn = MidnHead(num_classes=self.num_classes, det_temperature=self.det_temperature)
         if self.num_stages:
             self.refine = RefinementHeads(num_classes=self.num_classes, num_stages=self.num_stages)
+        if self.regresses:
+            self.refine_boxes = BoxRegression(self.num_classes, self.num_stages)
 
     def __call__(self, batch: Batch, dropout_keys: jax.Array | None = None) -> ProposalOutputs:
         """Score a batch's proposals.
@@ -115,4 +122,5 @@ class ProposalNetwork(nn.Module):
         else:
             b, r, c = mil_scores.shape
             refine_logits = jnp.zeros((b, 0, r, c + 1), jnp.float32)
-        return ProposalOutputs(mil_scores, refine_logits, boxes.features, boxes.clean, mask)
+        deltas = self.refine_boxes(boxes.features) if self.regresses else None
+        return ProposalOutputs(mil_scores, refine_logits, boxes.features, boxes.clean, mask, deltas)

@@ -5,6 +5,7 @@ Every function takes NumPy arrays and returns NumPy, or takes `jax.Array`s and r
 
 from __future__ import annotations
 
+import math
 from types import ModuleType
 
 import jax
@@ -13,6 +14,10 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 from jaxtyping import Float
+
+CODE_WEIGHTS = (10.0, 10.0, 5.0, 5.0)  # of Fast R-CNN's deltas
+MAX_LOG_GROWTH = math.log(1000 / 16)  # a side grows at most so much
+MIN_SIDE = 0.01  # pixels: shorter sides are coded as if they were this long
 
 
 def _namespace(*arrays: object) -> ModuleType:
@@ -119,3 +124,69 @@ def scale_boxes(
     x1, y1, x2, y2 = (boxes[..., i] for i in range(4))
     scaled = (x1 * factor_x, y1 * factor_y, x2 * factor_x, y2 * factor_y)
     return xp.stack(scaled, axis=-1).astype(boxes.dtype)
+
+
+def encode_boxes(
+    proposals: Float[Array | np.ndarray, "*n 4"],
+    targets: Float[Array | np.ndarray, "*n 4"],
+    weights: tuple[float, float, float, float] = CODE_WEIGHTS,
+) -> Float[Array | np.ndarray, "*n 4"]:
+    """Return what turns proposals into targets: how far the center moves and the sides grow.
+
+        (w_x (x' - x) / w,  w_y (y' - y) / h,  w_w log(w' / w),  w_h log(h' / h))
+
+    with (x, y) the center, w and h the sides of a proposal, and with a prime those of its target.
+
+    Args:
+      proposals: [..., 4] xyxy in pixels.
+      targets: [..., 4] xyxy in pixels.
+      weights: (w_x, w_y, w_w, w_h), all positive.
+
+    Returns:
+      [..., 4] deltas. Sides below `MIN_SIDE` count as `MIN_SIDE`, so boxes without area have finite ones.
+
+    Gradient: finite.
+    Source: Girshick et al. 2014 (R-CNN), appendix C; weights as in Fast R-CNN's descendants.
+    """
+    xp = _namespace(proposals, targets)
+    center, side = _center_and_side(proposals, xp)
+    to_center, to_side = _center_and_side(targets, xp)
+    moves, growth = (to_center - center) / side, xp.log(to_side / side)
+    return xp.concatenate([moves, growth], axis=-1) * _code_weights(weights, proposals)
+
+
+def decode_boxes(
+    proposals: Float[Array | np.ndarray, "*n 4"],
+    deltas: Float[Array | np.ndarray, "*m 4"],
+    weights: tuple[float, float, float, float] = CODE_WEIGHTS,
+) -> Float[Array | np.ndarray, "*m 4"]:
+    """Return the boxes that deltas make of proposals; undoes `encode_boxes`.
+
+    Args:
+      proposals: [..., 4] xyxy in pixels; broadcasts against `deltas`, as [r, 1, 4] against one delta per class.
+      deltas: [..., 4] as `encode_boxes` returns them.
+      weights: the same as there.
+
+    Returns:
+      [..., 4] xyxy in pixels, not clipped to any image. No side grows by more than 1000 / 16, whatever the deltas.
+
+    Gradient: finite; none to deltas of sides that grow more than they may.
+    Source: as `encode_boxes`; the bound is torchvision's and detectron2's.
+    """
+    xp = _namespace(proposals, deltas)
+    center, side = _center_and_side(proposals, xp)
+    deltas = deltas / _code_weights(weights, deltas)
+    center = center + deltas[..., :2] * side
+    half = side * xp.exp(xp.minimum(deltas[..., 2:], MAX_LOG_GROWTH)) / 2
+    return xp.concatenate([center - half, center + half], axis=-1)
+
+
+def _center_and_side(boxes: ArrayLike, xp: ModuleType) -> tuple[ArrayLike, ArrayLike]:
+    """Return (x, y) of the centers, and (width, height), at least `MIN_SIDE`; both [..., 2]."""
+    low, high = boxes[..., :2], boxes[..., 2:]
+    return (low + high) / 2, xp.maximum(high - low, MIN_SIDE)
+
+
+def _code_weights(weights: tuple[float, ...], like: ArrayLike) -> np.ndarray:
+    """Return weights of deltas as an array that broadcasts against `like`."""
+    return np.array(weights, like.dtype).reshape((1,) * (like.ndim - 1) + (4,))
