@@ -14,7 +14,7 @@ from wsod_jax.evaluation.masks import mask_to_rle
 from wsod_jax.evaluation.metrics.average_precision import MASK_IOU_THRS, evaluate_detections
 from wsod_jax.evaluation.metrics.best_overlap import average_best_overlap
 from wsod_jax.evaluation.metrics.coco_metrics import coco_ap
-from wsod_jax.evaluation.metrics.tables import DetectionTable
+from wsod_jax.evaluation.metrics.tables import DetectionTable, mask_areas
 from wsod_jax.types import Mask
 
 SIZE = (12, 12)
@@ -158,6 +158,12 @@ def test_sizes_of_masks_are_their_pixels():
     assert table.areas.tolist() == [144]  # known before the masks were added
     made = dataclasses.replace(table, areas=None)
     assert made.areas.tolist() == [36] and made.take([0]).areas.tolist() == [36]
+
+
+def test_areas_of_many_masks():
+    masks = [box_mask((0, 0, 1 + i % 12, 2)) for i in range(300)]
+    assert mask_areas(masks).tolist() == [2 * (1 + i % 12) for i in range(300)]
+    assert mask_areas([]).shape == (0,)
 
 
 def test_tables_without_masks_or_with_masks_of_another_image_are_named():

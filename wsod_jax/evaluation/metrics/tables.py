@@ -345,7 +345,8 @@ def mask_areas(masks: Sequence[Rle]) -> np.ndarray:
     """Return the numbers of pixels of masks, [n] float64."""
     from pycocotools import mask as coco_mask
 
-    return np.asarray(coco_mask.area(list(masks)), np.float64).reshape(-1)
+    # One by one: pycocotools 2.0.11 fails on lists of more than 255.
+    return np.array([coco_mask.area(mask) for mask in masks], np.float64)
 
 
 def check_same_set(detections: DetectionTable, truth: TruthTable, region: Region) -> None:
