@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import Mesh
+from tqdm import tqdm
 
 from wsod_jax import build
 from wsod_jax.config import EvalOptions, RunConfig
@@ -207,6 +209,12 @@ class Predictor:
         outputs = self.method.outputs if want is None else self.method.outputs & want
         decoding = self.settings.decoding(is_single_label=self.method.single_label)
         return model, views, self.settings.wants(frozenset(outputs)), decoding
+
+
+def bar(batches: Sequence[Batch]) -> Iterable[Batch]:
+    """Show progress over batches, at once on a terminal, now and then in a log."""
+    interval = 0.1 if sys.stderr.isatty() else 20.0
+    return tqdm(batches, total=len(batches), unit="batch", mininterval=interval, delay=0.5)
 
 
 def check_classes(images: ImageSet, class_names: tuple[str, ...]) -> None:

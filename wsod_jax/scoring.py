@@ -130,6 +130,12 @@ class AnnotatedImages:
         return frozenset(found | ({"semantic"} if self.label_maps else set()))
 
 
+def truth_table(images: ImageSet, truth: GroundTruth) -> TruthTable:
+    """Return the objects of a set as metrics read them."""
+    selected = truth.select(images.image_ids)
+    return TruthTable.from_annotations(selected.boxes.values(), num_classes=len(truth.class_names))
+
+
 def all_evaluators(
     settings: EvalOptions, num_classes: int, blacklist: Sequence[int] = ()
 ) -> dict[str, Evaluator]:
@@ -157,6 +163,7 @@ def choose_evaluators(
     outputs: frozenset[str],
     data: AnnotatedImages,
     *,
+    extra: Sequence[str] = (),
     is_single_label: bool = False,
 ) -> tuple[dict[str, Evaluator], list[str]]:
     """Return the evaluators of a pass by name, and sentences about those that the annotations do not allow.
@@ -166,6 +173,7 @@ def choose_evaluators(
       known: every evaluator by name.
       outputs: what is predicted.
       data: what it is compared with.
+      extra: names of further evaluators, measured if what is predicted allows it.
       is_single_label: one class per image is predicted.
 
     Raises:
@@ -174,7 +182,7 @@ def choose_evaluators(
     names, notes, chosen = settings.evaluators, [], {}
     if names is None:
         usual = [name for name in USUAL if name != "ilsvrc" or is_single_label]
-        names = [name for name in usual if known[name].needs & outputs]
+        names = [name for name in (*usual, *extra) if known[name].needs & outputs]
     for name in names:
         evaluator = known[name]
         if not evaluator.needs & outputs:
@@ -248,9 +256,11 @@ class PassOutcome:
       settings: of it.
       data: the split.
       evaluators: by name, and `evaluations`: their numbers.
+      outputs: what was predicted.
       results: of the whole set, ascending by image; iterated as often as needed.
       left_out: what the numbers do not see, in sentences; `notes`: further ones.
       seconds_per_image: of what was predicted now.
+      logs: where finished images are kept.
     """
 
     name: str
@@ -258,10 +268,23 @@ class PassOutcome:
     data: AnnotatedImages
     evaluators: Mapping[str, Evaluator]
     evaluations: Mapping[str, Evaluation]
+    outputs: frozenset[str]
     results: Iterable[ImageResult]
     left_out: list[str]
     notes: list[str]
-    seconds_per_image: float
+    seconds_per_image: float = 0.0
+    logs: Sequence[ResultLog] = ()
+
+    @property
+    def summary(self) -> dict[str, float]:
+        """Every number by name."""
+        parts = [evaluation.summary for evaluation in self.evaluations.values()]
+        return {name: value for part in parts for name, value in part.items()}
+
+    def discard(self) -> None:
+        """Delete what was kept of finished images."""
+        for log in self.logs:
+            log.remove()
 
 
 class Selected:
@@ -295,6 +318,7 @@ def evaluate_pass(
     proposals: ProposalSet | None,
     folder: Path,
     *,
+    extra: Sequence[str] = (),
     blacklist: Sequence[int] = (),
     progress: Progress = iter,
 ) -> PassOutcome:
@@ -308,6 +332,7 @@ def evaluate_pass(
       data: the split.
       proposals: of its images, for methods that score some.
       folder: where finished images are kept.
+      extra: names of evaluators besides the usual ones.
       blacklist: positions of images that ILSVRC's errors leave out.
       progress: wraps the iterable of batches, to show how far it is.
     """
@@ -315,13 +340,18 @@ def evaluate_pass(
     method, settings = predictor.method, predictor.settings
     known = all_evaluators(settings, len(data.images.class_names), blacklist)
     chosen, notes = choose_evaluators(
-        settings, known, method.outputs, data, is_single_label=method.single_label
+        settings,
+        known,
+        method.outputs,
+        data,
+        extra=extra,
+        is_single_label=method.single_label,
     )
     started, counts, logs = time.perf_counter(), {}, []
     for number, one in enumerate(predictors):
         log = ResultLog(
             folder / f".{name}_{number}.results",
-            _identity(one, data),
+            identity(one, data.images),
             settings.decoding(is_single_label=method.single_label).reading,
         )
         todo = len(data.images) - len(log)
@@ -338,14 +368,44 @@ def evaluate_pass(
         data,
         chosen,
         evaluations,
+        method.outputs,
         results,
         left_out_sentences(data, unread),
         [*notes, *_met(data.images, counts)],
         seconds,
+        logs,
     )
 
 
-def _identity(predictor: Predictor, data: AnnotatedImages) -> dict[str, Any]:
+def score_file(
+    results: Sequence[ImageResult],
+    data: AnnotatedImages,
+    settings: EvalOptions,
+    extra: Sequence[str] = (),
+    only_extra: bool = False,
+) -> PassOutcome:
+    """Measure results that a file tells.
+
+    Args:
+      results: one of each image, in order.
+      data: the split.
+      settings: thresholds and rules.
+      extra: names of evaluators besides the usual ones, or, with `only_extra`, in place of them.
+      only_extra: see there.
+    """
+    has_masks = any(result.masks is not None for result in results)
+    outputs = frozenset({"boxes", "masks"} if has_masks else {"boxes"})
+    settings = dataclasses.replace(settings, evaluators=tuple(extra) if only_extra else None)
+    known = all_evaluators(settings, len(data.images.class_names))
+    chosen, notes = choose_evaluators(settings, known, outputs, data, extra=extra)
+    evaluations = score(results, data, chosen)
+    left_out, notes = left_out_sentences(data, ()), [*notes, *_met(data.images, {})]
+    return PassOutcome(
+        "test", settings, data, chosen, evaluations, outputs, results, left_out, notes
+    )
+
+
+def identity(predictor: Predictor, images: ImageSet) -> dict[str, Any]:
     """Return what results are a function of, but for the pixels."""
     settings = dataclasses.asdict(predictor.settings)
     for name in (
@@ -364,8 +424,8 @@ def _identity(predictor: Predictor, data: AnnotatedImages) -> dict[str, Any]:
         "weights": predictor.fingerprint(),
         "config": {key: config[key] for key in ("method", "backbone", "proposals")},
         "settings": repr(settings),
-        "images": [data.images.name, *data.images.image_ids],
-        "query": int(data.query.sum()),
+        "images": [images.name, *images.image_ids],
+        "labels": images.labels.sum(axis=0).tolist(),
     }
 
 

@@ -11,16 +11,14 @@ import numpy as np
 
 from wsod_jax.analysis.saliency import saliency
 from wsod_jax.data.proposals import ProposalSet, check_proposals
+from wsod_jax.evaluation.evaluators import OFF_THE_IMAGE
 from wsod_jax.evaluation.metrics import object_energy as energy
-from wsod_jax.evaluation.metrics.average_precision import mean_over_classes
-from wsod_jax.evaluation.metrics.corloc import CorLocMetrics
-from wsod_jax.evaluation.metrics.pointing import centre_points, difficult_subset, pointing_accuracy
+from wsod_jax.evaluation.metrics.pointing import center_points, difficult_subset, pointing_accuracy
 from wsod_jax.evaluation.report import Table
 from wsod_jax.evaluation.response import response_point
-from wsod_jax.measuring.findings import bar
-from wsod_jax.measuring.maps import OFF_THE_IMAGE, MapSplit, SplitMetrics, measure_corloc
 from wsod_jax.ops.soft_proposal import Solver
-from wsod_jax.predictor import Predictor
+from wsod_jax.predictor import Predictor, bar
+from wsod_jax.scoring import AnnotatedImages, evaluate_pass
 
 SOLVERS = {"walk": "M of the walk", "stationary": "M stationary", "uniform": "M uniform (CAM)"}
 COLUMNS = (
@@ -36,8 +34,9 @@ COLUMNS = (
 
 def comparison(
     predictors: Sequence[Predictor],
-    splits: tuple[MapSplit, MapSplit | None],
-    measured: tuple[SplitMetrics, tuple[CorLocMetrics, CorLocMetrics] | None],
+    splits: tuple[AnnotatedImages, AnnotatedImages | None],
+    measured: Mapping[str, float],
+    folder: Path,
     *,
     maps: bool,
     proposal_energies: Mapping[str, np.ndarray],
@@ -47,27 +46,27 @@ def comparison(
     Args:
       predictors: the detector as it was evaluated, and those whose boxes join its own in "CorLoc any".
       splits: the test split, with annotated objects, and the split of CorLoc.
-      measured: the detector's own numbers on them.
-      maps: compare with other proposal maps under the same weights, and the points of image centres and gradients.
+      measured: the detector's own numbers by name.
+      folder: keeps finished images of baselines.
+      maps: compare with other proposal maps under the same weights, and the points of image centers and gradients.
       proposal_energies: name of a proposals file -> its [n] energies, see `file_energies`.
     """
-    predictor = predictors[0]
+    predictor, test = predictors[0], splits[0]
     own = predictor.method.soft_proposal.solver
-    rows = [_row(f"{SOLVERS[own]}: as tested", *measured)]
+    rows = [_row(f"{SOLVERS[own]}: as tested", measured)]
     if maps:
         for solver in (name for name in SOLVERS if name != own):
             print(f"comparing with {SOLVERS[solver]}")
             others = [with_solver(one, solver) for one in predictors]
-            rows.append(_row(SOLVERS[solver], *_measure(others, splits)))
-        test = splits[0]
-        centres = centre_points(test.sizes, len(predictor.class_names))
-        rows.append(_pointing_row("Center: the middle of the image", centres, test, predictor))
+            rows.append(_row(SOLVERS[solver], _measure(others, splits, folder)))
+        centers = center_points(test.sizes, len(predictor.class_names))
+        points = {"Center: the middle of the image": centers}
         print("comparing with gradients: a backward pass per image and class")
-        gradients = gradient_points(predictor, test)
-        rows.append(_pointing_row("Grad: largest |∂y / ∂image|", gradients, test, predictor))
+        points["Grad: largest |∂y / ∂image|"] = gradient_points(predictor, test)
+        rows += [_row(name, _pointing(found, test, predictor)) for name, found in points.items()]
     for name, energies in proposal_energies.items():
-        empty = [None] * (len(COLUMNS) - 1)
-        rows.append([f"proposals of {name}", *empty, energy.EnergyMetrics(energies).mean])
+        mean = energy.EnergyMetrics(energies).mean
+        rows.append(_row(f"proposals of {name}", {"energy": mean}))
     return Table("Beside its baselines", ("", *COLUMNS), rows)
 
 
@@ -76,17 +75,17 @@ def with_solver(predictor: Predictor, solver: Solver) -> Predictor:
     return predictor.changed([f"method.soft_proposal.solver={solver}"])
 
 
-def gradient_points(predictor: Predictor, split: MapSplit) -> np.ndarray:
+def gradient_points(predictor: Predictor, split: AnnotatedImages) -> np.ndarray:
     """Return [n, c, 2] where the gradient of a class's score with respect to the pixels is largest.
 
     Every image is seen once, at the first scale; NaN for classes it neither contains nor is labelled with.
     """
     views = predictor.one_view().views(split.images, None)
     gradient = jax.jit(functools.partial(saliency, predictor.method))
-    points = np.full((*split.wanted.shape, 2), np.nan)
+    points = np.full((*split.query.shape, 2), np.nan)
     for batch in bar(views):
         real = np.asarray(batch.image_mask)
-        wanted = split.wanted[batch.image_index] & real[:, None]  # [b, c]
+        wanted = split.query[batch.image_index] & real[:, None]  # [b, c]
         for slot in range(int(wanted.sum(axis=1).max(initial=0))):
             has = wanted.sum(axis=1) > slot
             # the slot-th wanted class of every image; class 0, unused, where there are fewer
@@ -103,39 +102,39 @@ def gradient_points(predictor: Predictor, split: MapSplit) -> np.ndarray:
 
 
 def _measure(
-    predictors: Sequence[Predictor], splits: tuple[MapSplit, MapSplit | None]
-) -> tuple[SplitMetrics, tuple[CorLocMetrics, CorLocMetrics] | None]:
+    predictors: Sequence[Predictor],
+    splits: tuple[AnnotatedImages, AnnotatedImages | None],
+    folder: Path,
+) -> dict[str, float]:
     """Return the first detector's numbers on the test split and, joined by the others, on the split of CorLoc."""
-    predictor, (test, training) = predictors[0], splits
-    metrics = SplitMetrics.of(test.locate(predictor, "map"), test, predictor)
-    if training is None or training.truth is None:
-        return metrics, None
-    located = [training.locate(one, "corloc") for one in predictors]
-    return metrics, measure_corloc(located, training.truth, predictor)
+    tested = [predictors[0].with_settings(evaluators=("classification", "pointing", "energy"))]
+    passes = [(tested, splits[0])]
+    if splits[1] is not None and splits[1].has_boxes:
+        passes.append(([one.of_pass("corloc") for one in predictors], splits[1]))
+    found: dict[str, float] = {}
+    for number, (those, data) in enumerate(passes):
+        outcome = evaluate_pass(f"baseline_{number}", those, data, None, folder, progress=bar)
+        found |= outcome.summary
+        outcome.discard()
+    return found
 
 
-def _row(
-    name: str, metrics: SplitMetrics, corloc: tuple[CorLocMetrics, CorLocMetrics] | None
-) -> list[str | float | None]:
-    shares = [float(mean_over_classes(values)) for values in metrics.shares.values()]
-    found = [None, None] if corloc is None else [one.mean for one in corloc]
-    return [name, *shares, *found, metrics.energy.mean]
+def _row(name: str, numbers: Mapping[str, float]) -> list[str | float | None]:
+    return [name, *(numbers.get(column) for column in COLUMNS)]
 
 
-def _pointing_row(
-    name: str, points: np.ndarray, split: MapSplit, predictor: Predictor
-) -> list[str | float | None]:
+def _pointing(points: np.ndarray, data: AnnotatedImages, predictor: Predictor) -> dict[str, float]:
+    """Return pointing accuracy of points [n, c, 2]; those that are not finite miss."""
     points = np.where(np.isfinite(points), points, OFF_THE_IMAGE)
-    difficult = difficult_subset(split.truth, split.sizes)
+    subsets = {"pointing": None, "pointing difficult": difficult_subset(data.truth, data.sizes)}
     tolerance = predictor.settings.maps.pointing_px
-    both = [
-        pointing_accuracy(points, split.truth, tolerance_px=tolerance, subset=subset).mean
-        for subset in (None, difficult)
-    ]
-    return [name, None, *both, None, None, None, None]
+    return {
+        name: pointing_accuracy(points, data.truth, tolerance_px=tolerance, subset=subset).mean
+        for name, subset in subsets.items()
+    }
 
 
-def file_energies(path: Path, split: MapSplit) -> np.ndarray:
+def file_energies(path: Path, split: AnnotatedImages) -> np.ndarray:
     """Return [n] the Object Energy of every image's proposals in a file; NaN for images without objects.
 
     Raises:

@@ -12,9 +12,9 @@ from collections.abc import Iterator, Mapping, Sequence
 import jax
 import numpy as np
 
-from wsod_jax.measuring.maps import MapSplit
 from wsod_jax.ops.soft_proposal import dissimilarity, graph_nodes, kernel_epsilon
 from wsod_jax.predictor import Predictor
+from wsod_jax.scoring import AnnotatedImages
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +38,7 @@ class EdgeShares:
 
 
 def edge_shares(
-    predictor: Predictor, split: MapSplit, positions: Sequence[int]
+    predictor: Predictor, split: AnnotatedImages, positions: Sequence[int]
 ) -> Iterator[EdgeShares]:
     """Yield the shares of some images that have objects, each seen once, at the first scale.
 

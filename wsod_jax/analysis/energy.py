@@ -11,11 +11,14 @@ import numpy as np
 
 from wsod_jax import viz
 from wsod_jax.analysis.proposal_maps import MapRun
-from wsod_jax.evaluation.maps import locate
-from wsod_jax.evaluation.metrics.object_energy import EnergyBySize, EnergyMetrics, energy_by_size
-from wsod_jax.measuring.findings import bar
-from wsod_jax.measuring.maps import MapSplit, map_energies
-from wsod_jax.predictor import Predictor, check_classes
+from wsod_jax.evaluation.metrics.object_energy import (
+    EnergyBySize,
+    EnergyMetrics,
+    energy_by_size,
+    object_energy,
+)
+from wsod_jax.predictor import Predictor, bar, check_classes
+from wsod_jax.scoring import AnnotatedImages
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +39,7 @@ class EnergyCurve:
 
     @classmethod
     def of(
-        cls, name: str, steps: Sequence[int], energies: Sequence[np.ndarray], split: MapSplit
+        cls, name: str, steps: Sequence[int], energies: Sequence[np.ndarray], split: AnnotatedImages
     ) -> EnergyCurve:
         """Fit the curve over sizes to the last of a method's energies."""
         fitted = energy_by_size(energies[-1], split.truth, split.sizes)
@@ -59,7 +62,9 @@ class EnergyCurve:
         }
 
 
-def run_energies(run: MapRun, name: str, split: MapSplit, steps: Sequence[int]) -> EnergyCurve:
+def run_energies(
+    run: MapRun, name: str, split: AnnotatedImages, steps: Sequence[int]
+) -> EnergyCurve:
     """Measure checkpoints of a run.
 
     Args:
@@ -80,22 +85,20 @@ def run_energies(run: MapRun, name: str, split: MapSplit, steps: Sequence[int]) 
     return EnergyCurve.of(name, steps, energies, split)
 
 
-def _energies(predictor: Predictor, split: MapSplit) -> np.ndarray:
+def _energies(predictor: Predictor, split: AnnotatedImages) -> np.ndarray:
     """Return [n] the energy of every image's proposal map, without reading points and boxes off any other map."""
-    views = predictor.views(split.images, None)
-    located = locate(
-        predictor.candidates(bar(views)),
-        split.sizes,
-        num_classes=len(predictor.class_names),
-        wanted=None,
-        claims=lambda scores: np.zeros(len(scores), bool),
-        reading=predictor.settings.maps.reading,
-    )
-    return map_energies(located, split, predictor)
+    energies = np.full(len(split.images), np.nan)
+    for result in predictor.results(bar(predictor.views(split.images))):
+        boxes = split.objects[result.image_index].boxes
+        energies[result.image_index] = object_energy(result.maps.objectness(), boxes)
+    return energies
 
 
 def write_energy(
-    folder: Path, split: MapSplit, runs: Sequence[EnergyCurve], proposals: Sequence[EnergyCurve]
+    folder: Path,
+    split: AnnotatedImages,
+    runs: Sequence[EnergyCurve],
+    proposals: Sequence[EnergyCurve],
 ) -> None:
     """Write energy_by_size.png, where there are runs energy_over_training.png, and their numbers as energy.json.
 

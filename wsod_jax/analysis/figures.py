@@ -38,7 +38,7 @@ def draw_detections(
     Args:
       image: [H, W, 3] uint8 RGB, the original image.
       result: of it.
-      objects: in it; `None` draws the boxes in their classes' colors.
+      objects: in it, of the whole set's table; `None` draws the boxes in their classes' colors.
       class_names: c names.
       score_thr: show scores >= this.
       iou_thr: a hit needs IoU > this. Hits are found among the boxes shown; boxes below them cannot change that.
@@ -56,7 +56,14 @@ def draw_detections(
         image = viz.draw_masks(image, [result.masks[i] for i in best], classes)
     if objects is None:
         return viz.draw_boxes(image, boxes, classes=classes, scores=scores, class_names=class_names)
-    shown = DetectionTable.from_images([(boxes, scores, classes)], num_classes=len(class_names))
+    shown = DetectionTable(
+        np.full(len(best), result.image_index),
+        classes,
+        scores,
+        boxes,
+        objects.num_images,
+        objects.num_classes,
+    )
     matched = match_detections(shown, objects, iou_thr=iou_thr)
     _, best_row = best_overlaps(shown, objects)
     missed = np.ones(len(objects), bool)
@@ -166,7 +173,6 @@ def draw_outcome(outcome: PassOutcome, folder: str | Path, count: int) -> list[P
         objects = None
         if outcome.data.has_boxes:
             objects = outcome.data.truth.of_image(result.image_index)
-            objects = _alone(objects)
         figures = {}
         if result.boxes is not None:
             figures["detections"] = draw_detections(
@@ -189,22 +195,12 @@ def draw_outcome(outcome: PassOutcome, folder: str | Path, count: int) -> list[P
     }
     for kind, figures in drawn.items():
         if figures:
-            how = dict(captions=[*figures]) if kind == "detections" else dict(columns=1, cell_px=None)
+            how = (
+                dict(captions=[*figures]) if kind == "detections" else dict(columns=1, cell_px=None)
+            )
             sheet = viz.contact_sheet([*figures.values()], **how)
             pictures.append(Picture(viz.save_image(folder / f"{kind}.png", sheet), captions[kind]))
     return pictures
-
-
-def _alone(objects: TruthTable) -> TruthTable:
-    """Return the objects of one image as a set of that image."""
-    return TruthTable(
-        np.zeros(len(objects), int),
-        objects.classes,
-        objects.boxes,
-        objects.difficult,
-        1,
-        objects.num_classes,
-    )
 
 
 def _shown_above(scores: np.ndarray, most: int) -> float:

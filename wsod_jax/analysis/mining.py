@@ -15,7 +15,6 @@ from wsod_jax import viz
 from wsod_jax.config import RunConfig
 from wsod_jax.data.records import GroundTruth
 from wsod_jax.errors import ConfigError, DataError
-from wsod_jax.evaluation.inference import original_boxes
 from wsod_jax.methods.assign import Mined
 from wsod_jax.methods.base import RefinementMethod
 from wsod_jax.methods.oim import Oim, appearance_distances, search_nodes, spatial_graph
@@ -52,7 +51,7 @@ class MinedImage:
 
     def original(self, boxes: np.ndarray) -> np.ndarray:
         """Map boxes [n, 4] from network pixels to those of the original image."""
-        return original_boxes(boxes, scale=self.scale, flipped=False, width_px=0)
+        return scale_boxes(boxes, *(1 / self.scale))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,12 +12,10 @@ from wsod_jax import viz
 from wsod_jax.analysis.scores import spread_steps
 from wsod_jax.data.records import ImageSet
 from wsod_jax.errors import DataError
-from wsod_jax.evaluation.inference import MergedImage
-from wsod_jax.evaluation.maps import MapReading
-from wsod_jax.evaluation.response import response_point
 from wsod_jax.predictor import Predictor, check_classes
 from wsod_jax.runs import load_run
 from wsod_jax.train.checkpoint import checkpoint_steps, load_checkpoint
+from wsod_jax.types import ImageResult
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,8 +52,7 @@ class MapRun:
                 f"{workdir} is a run of {predictor.config.method.name}, which makes no proposal map; "
                 "give a run of spn"
             )
-        settings = dataclasses.replace(predictor.settings, loader="threads")
-        predictor = dataclasses.replace(predictor, settings=settings)
+        predictor = predictor.with_settings(loader="threads")
         return cls(Path(workdir), predictor, predictor.metadata["step"])
 
     def steps(self) -> list[int]:
@@ -77,7 +74,7 @@ class MapRun:
 
     def look(
         self, images: ImageSet, positions: Sequence[int], steps: Sequence[int]
-    ) -> dict[int, dict[int, MergedImage]]:
+    ) -> dict[int, dict[int, ImageResult]]:
         """Return the maps that checkpoints make of some images.
 
         Args:
@@ -95,15 +92,15 @@ class MapRun:
         chosen, found = images.select(positions), {}
         for step in steps:
             predictor = self.at(step)
-            merged = predictor.candidates(predictor.views(chosen, None))
-            found[step] = {positions[image.image_index]: image for image in merged}
+            every = np.ones((len(chosen), len(images.class_names)), bool)
+            results = predictor.results(predictor.views(chosen), every)
+            found[step] = {positions[result.image_index]: result for result in results}
         return found
 
 
 def draw_map_evolution(
     pixels: np.ndarray,
-    reading: MapReading,
-    found: Mapping[int, MergedImage],
+    found: Mapping[int, ImageResult],
     *,
     class_index: int,
     class_name: str,
@@ -117,7 +114,6 @@ def draw_map_evolution(
 
     Args:
       pixels: [H, W, 3] uint8 RGB, the original image.
-      reading: how maps are read.
       found: step -> the image's maps at that checkpoint, in the order to show.
       class_index, class_name: of which class the responses are.
       objects: [n, 4] annotated objects of the class, drawn into the image; `None` where they are not known.
@@ -128,7 +124,6 @@ def draw_map_evolution(
 
     Source: Zhu et al. 2017 (SPN), figure 3.
     """
-    size = pixels.shape[:2]
     proposal_cells, response_cells = [pixels], [pixels]
     of_run = f"{run_name}: " if run_name else ""
     proposal_captions = [f"{of_run}proposal map"]
@@ -136,16 +131,15 @@ def draw_map_evolution(
     if objects is not None:
         response_cells = [viz.draw_detections(pixels, (), (), (), (), truth_boxes=objects)]
     for step, image in found.items():
-        proposal = reading.objectness(image.maps, size)
+        proposal = image.maps.objectness()
         proposal_cells.append(viz.draw_objectness(pixels, proposal - proposal.min()))
         low, high = np.array([proposal.min(), proposal.max()]) / max(proposal.mean(), 1e-12)
         proposal_captions.append(f"step {step}: {low:.1f} to {high:.1f} × mean")
-        response = reading.response(image.maps, size, [class_index])[..., 0]
+        response = image.maps.response(class_index)
         above = np.maximum(response - response.min(), 0.0)
-        tight, _ = reading.boxes(response, "tightest")
-        response_cells.append(
-            viz.draw_response(pixels, above, response_point(response), tight[0], np.zeros((0, 4)))
-        )
+        tight, _ = image.maps.tightest(class_index)
+        point = image.maps.point(class_index)
+        response_cells.append(viz.draw_response(pixels, above, point, tight[0], np.zeros((0, 4))))
         score = image.image_scores[class_index]
         response_captions.append(f"step {step}: {class_name} {score:.2f}")
     return viz.contact_sheet(

@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-import jax
-import numpy as np
-
+from wsod_jax.analysis.field_boxes import FieldOptions, field_boxes
 from wsod_jax.data.proposal_writing import Outcome, ProposalResult, write_proposals
 from wsod_jax.data.records import ImageRecord, ImageSet
 from wsod_jax.errors import ConfigError, DataError
-from wsod_jax.analysis.field_boxes import FieldOptions, field_boxes
 from wsod_jax.predictor import Predictor
 from wsod_jax.runs import load_run
-from wsod_jax.types import Params
 
 
 def propose_fields(
@@ -51,16 +46,15 @@ def propose_fields(
     _check_maps(predictor, run)
     field = predictor.method.proposal_field()
     # Threads, whatever the run was tested with: making proposals does without TensorFlow.
-    settings = dataclasses.replace(predictor.settings, loader="threads")
-    predictor = dataclasses.replace(predictor, settings=settings)
+    predictor = predictor.with_settings(loader="threads")
 
     def outcomes(records: Sequence[ImageRecord]) -> Iterator[Outcome]:
         todo = dataclasses.replace(images, records=tuple(records))
         missing = set(range(len(records)))
-        for image in predictor.candidates(predictor.views(todo, None)):
+        for image in predictor.results(predictor.views(todo)):
             record = records[image.image_index]
             missing.remove(image.image_index)
-            boxes, scores = field_boxes(image.maps, (record.height, record.width), field, options)
+            boxes, scores = field_boxes(image.maps.views, image.size, field, options)
             yield Outcome(record, boxes, None, scores)
         for index in sorted(missing):
             yield Outcome(records[index], None, _problem(records[index]))
@@ -96,17 +90,8 @@ def _generator(predictor: Predictor, options: FieldOptions) -> str:
         views += ", mirrored too" if not all(settings.flips) else ", mirrored"
     return (
         f"receptive fields of {predictor.config.method.name} ({options}, step {predictor.metadata['step']}, weights "
-        f"{_fingerprint(predictor.params)}, {predictor.method.soft_proposal.solver}, {views})"
+        f"{predictor.fingerprint()}, {predictor.method.soft_proposal.solver}, {views})"
     )
-
-
-def _fingerprint(params: Params) -> str:
-    """Return a checksum of parameters, [8] hex digits: runs of one method are told apart by it."""
-    value = 0
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        value = zlib.crc32(jax.tree_util.keystr(path).encode(), value)
-        value = zlib.crc32(np.ascontiguousarray(leaf).tobytes(), value)
-    return f"{value:08x}"
 
 
 def _problem(record: ImageRecord) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 from wsod_jax.analysis.mining import MinedImage, MiningRun
 from wsod_jax.evaluation.metrics.corloc import BoxQuality, box_quality
 from wsod_jax.evaluation.metrics.tables import DetectionTable
-from wsod_jax.predictor import truth_table
+from wsod_jax.scoring import truth_table
 
 KINDS = ("cores", "nodes")
 

@@ -11,7 +11,7 @@ import numpy as np
 from wsod_jax import viz
 from wsod_jax.data.records import ImageSet
 from wsod_jax.errors import DataError
-from wsod_jax.evaluation.inference import MergedImage
+from wsod_jax.evaluation.inference import Candidates, detect_candidates
 from wsod_jax.predictor import Predictor, check_classes
 from wsod_jax.runs import load_run
 from wsod_jax.train.checkpoint import checkpoint_steps, load_checkpoint
@@ -52,8 +52,7 @@ class ScoredRun:
             raise DataError(
                 f"{workdir} is a run of {predictor.config.method.name!r}, which scores no boxes"
             )
-        settings = dataclasses.replace(predictor.settings, loader="threads")
-        return cls(Path(workdir), dataclasses.replace(predictor, settings=settings))
+        return cls(Path(workdir), predictor.with_settings(loader="threads"))
 
     def steps(self) -> list[int]:
         """Return a few of the run's checkpoints, evenly spread, the first and the last among them."""
@@ -61,7 +60,7 @@ class ScoredRun:
 
     def score(
         self, images: ImageSet, positions: Sequence[int], steps: Sequence[int]
-    ) -> dict[int, dict[int, MergedImage]]:
+    ) -> dict[int, dict[int, Candidates]]:
         """Return what checkpoints score in some images, before any selection.
 
         Args:
@@ -96,7 +95,7 @@ def spread_steps(workdir: str | Path) -> list[int]:
 def draw_score_evolution(
     pixels: np.ndarray,
     predictor: Predictor,
-    candidates: Mapping[str, MergedImage],
+    candidates: Mapping[str, Candidates],
     *,
     class_index: int,
     max_boxes: int = 3,
@@ -122,9 +121,9 @@ def draw_score_evolution(
         maps.append(
             viz.objectness_map(found.boxes, own, height=height, width=width, mask=found.mask)
         )
-        alone = dataclasses.replace(found, image_index=0)
-        kept = predictor.select([alone], num_images=1).detections
-        kept = kept.take(np.flatnonzero(kept.classes == class_index)[:max_boxes])  # scores descend
-        boxes.append(kept.boxes)
-        scores.append(kept.scores)
+        decoding = predictor.settings.decoding(is_single_label=False)
+        kept = detect_candidates(found, decoding)
+        best = np.flatnonzero(kept.mask & (kept.classes == class_index))[:max_boxes]
+        boxes.append(kept.boxes[best])
+        scores.append(kept.scores[best])
     return viz.draw_evolution(pixels, maps, list(candidates), boxes=boxes, scores=scores)

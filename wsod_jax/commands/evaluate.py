@@ -6,12 +6,14 @@ that localise without proposals, pointing accuracy and Object Energy.
     python scripts/evaluate.py --workdir runs/oim_ir --watch         # each new one as training writes it
     python scripts/evaluate.py --checkpoint runs/oim_ir/checkpoints/90000
     python scripts/evaluate.py --config configs/oim_ir_vgg16_voc07.py --predictions results.json   # runs no model
+    python scripts/evaluate.py --config configs/oim_ir_vgg16_voc07.py --pseudo boxes.json   # on the training split
     python scripts/evaluate.py --workdir runs/spn --compare --energy_of voc07.npz     # SPN beside its baselines
     python scripts/evaluate.py --workdir runs/spn_560 --together_with runs/spn_224 runs/spn_112
 
-Writes predictions.json (and points.csv), then report.md, report.json and pictures into
-<workdir>/evaluation/<step>/; for a file of predictions, into --out or <file>_scored/ beside it. A split without
-boxes, such as VOC 2012 test, is predicted and not measured; --voc_server writes what its server takes.
+Writes predictions.json (and points.csv), then report.md, report.json and figures into
+<workdir>/evaluation/<step>/; for a file of results, into --out or <file>_scored/ beside it. A split without
+boxes, such as VOC 2012 test, is predicted and not measured; --voc_server writes what its server takes. After Ctrl-C
+the same command goes on with the images that are not finished.
 """
 
 from __future__ import annotations
@@ -39,7 +41,8 @@ def run(options: argparse.Namespace) -> None:
     """Evaluate as the arguments say."""
     from wsod_jax.commands import measuring  # brings JAX, which --help does without
 
-    measuring.rescore(options) if options.predictions else measuring.evaluate_run(options)
+    from_file = options.predictions or options.pseudo
+    measuring.rescore(options) if from_file else measuring.evaluate_run(options)
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -50,7 +53,9 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     source.add_argument("--workdir", help="folder of a training run")
     source.add_argument("--checkpoint", help="folder of one checkpoint")
     source.add_argument(
-        "--config", metavar="FILE[:VARIANT]", help="with --predictions: whose data and settings"
+        "--config",
+        metavar="FILE[:VARIANT]",
+        help="with --predictions or --pseudo: whose data and settings",
     )
     steps = parser.add_mutually_exclusive_group()
     steps.add_argument("--all_steps", action="store_true", help="every checkpoint of the workdir")
@@ -59,9 +64,23 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     )
     add_weights_arguments(parser)
     add("--split", help="measure mAP on this split (default: config.data.test_split)")
-    add("--corloc_split", help="measure CorLoc on this split, 'none' for not at all")
-    add("--predictions", help="score this COCO results file; no model or checkpoint is needed")
-    add("--coco", action="store_true", help="also COCO's box AP and AR")
+    add(
+        "--passes",
+        nargs="*",
+        metavar="NAME",
+        help="further passes of eval.passes, such as corloc (default: all; no name for none)",
+    )
+    scored = parser.add_mutually_exclusive_group()
+    scored.add_argument(
+        "--predictions",
+        help="score this COCO results file of boxes or masks, of any program; no model is needed",
+    )
+    scored.add_argument(
+        "--pseudo",
+        help="the same as pseudo boxes: precision, recall, best overlap and size by class",
+    )
+    add("--coco", action="store_true", help="also COCO's AP and AR of boxes, and of masks")
+    add("--coco_set", action="store_true", help="also the detections as a COCO data set")
     add("--voc_server", action="store_true", help="also the files the VOC server takes")
     add("--out", help="folder of the report (default: <workdir>/evaluation)")
     add(
@@ -100,9 +119,10 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     )
     args = parser.parse_args(arguments)
     args.of_maps = [name for name in MAP_OPTIONS if getattr(args, name)]
-    if args.config and not args.predictions:
+    from_file = args.predictions or args.pseudo
+    if args.config and not from_file:
         parser.error("--config goes with --predictions; a model needs --workdir or --checkpoint")
-    ignored = ("all_steps", "watch", "weights", *MAP_OPTIONS)
-    if args.predictions and any(getattr(args, name) for name in ignored):
-        parser.error(f"--predictions scores one file: no --{', --'.join(ignored)}")
+    ignored = ("all_steps", "watch", "weights", "passes", *MAP_OPTIONS)
+    if from_file and any(getattr(args, name) for name in ignored):
+        parser.error(f"--predictions and --pseudo score one file: no --{', --'.join(ignored)}")
     return args

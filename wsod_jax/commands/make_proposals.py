@@ -210,8 +210,8 @@ def name_failures(failures: Sequence[tuple[str, str]]) -> None:
 
 def receptive_fields(images: ImageSet, options: argparse.Namespace) -> ProposalSet:
     """Make proposals of the receptive fields of a run's proposal maps, write them to `options.out` and return them."""
-    from wsod_jax.analysis.proposing import propose_fields
     from wsod_jax.analysis.field_boxes import FieldOptions  # brings JAX, which workers do without
+    from wsod_jax.analysis.proposing import propose_fields
 
     given = {k: getattr(options, k) for k in ("num", "sizes", "aspects", "nms_thr")}
     result = propose_fields(

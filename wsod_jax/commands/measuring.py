@@ -1,4 +1,4 @@
-"""What `evaluate` does: a file of predictions scored again, or checkpoints evaluated, a report each."""
+"""What `evaluate` does: checkpoints evaluated, or a file of results scored again, a report each."""
 
 from __future__ import annotations
 
@@ -6,63 +6,65 @@ import argparse
 import dataclasses
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from wsod_jax import build
 from wsod_jax.analysis.baselines import comparison, file_energies
+from wsod_jax.analysis.figures import draw_outcome
 from wsod_jax.commands.command_line import load_config
 from wsod_jax.config import RunConfig
 from wsod_jax.data.records import ImageSet, check_single_label
 from wsod_jax.errors import ConfigError, DataError
-from wsod_jax.evaluation.metrics.classification import classification_ap
+from wsod_jax.evaluation.formats import write_coco_set, write_results, write_voc_server
 from wsod_jax.evaluation.metrics.ilsvrc import read_blacklist
-from wsod_jax.evaluation.predictions import read_predictions
-from wsod_jax.measuring import boxes, maps
-from wsod_jax.measuring.findings import Findings, bar, compilation_note, known_objects
-from wsod_jax.measuring.ilsvrc import measure_ilsvrc
+from wsod_jax.evaluation.points import write_points
+from wsod_jax.evaluation.report import Report, write_report
+from wsod_jax.evaluation.results_reading import read_results
 from wsod_jax.overrides import locations
-from wsod_jax.predictor import Predictor, check_classes
+from wsod_jax.predictor import Predictor, bar, check_classes
 from wsod_jax.runs import load_run
+from wsod_jax.scoring import AnnotatedImages, PassOutcome, evaluate_pass, score_file
 from wsod_jax.train.checkpoint import checkpoint_steps
 from wsod_jax.training_data import read_proposals
 from wsod_jax.viz import plot_training, save_image
 
-# -- a file of predictions
+READS = frozenset({"labels", "boxes", "masks", "semantic"})
+
+
+# -- a file of results
 
 
 def rescore(args: argparse.Namespace) -> None:
-    """Score a predictions file; only the configuration and the data are read."""
-    config, path, findings = (
-        build.change(stored_config(args), args.set),
-        Path(args.predictions),
-        Findings(),
+    """Score a results file; only the configuration and the data are read."""
+    config = build.change(stored_config(args), args.set)
+    path = Path(args.predictions or args.pseudo)
+    split = args.split or (config.data.train_split if args.pseudo else config.data.test_split)
+    data = AnnotatedImages.read(config.data, split, READS)
+    extra = ("pseudo",) if args.pseudo else ("coco", "coco_masks") * args.coco
+    outcome = score_file(
+        read_results(path, data.images), data, config.eval, extra, bool(args.pseudo)
     )
-    split = args.split or config.data.test_split
-    images = config.data.images(split)
-    detections = read_predictions(path, image_ids=images.image_ids, class_names=images.class_names)
     folder = Path(args.out) if args.out else path.parent / f"{path.stem}_scored"
-    boxes.measure_detections(
-        findings,
-        config.eval,
-        images,
-        detections,
-        known_objects(config.data, images, split),
-        pictures=boxes.Pictures(folder, args.pictures),
-        coco=args.coco,
-    )
-    if args.voc_server:
-        boxes.write_server_files(folder, images, detections)
-    used = ("ap", "iou_thrs")  # the others were settled when the file was made
+    write_files(outcome, folder, args, source=str(path))
     facts = {
-        "set": images.name,
+        "set": data.images.name,
         **without(config.to_dict(), "eval"),
-        "test": {name: getattr(config.eval, name) for name in used},
+        "test": {name: getattr(config.eval, name) for name in ("ap", "iou_thrs")},
         "predictions": str(path),
     }
-    findings.write(folder, f"{path.name}, {images.name}", images, facts)
+    report = Report(
+        f"{path.name}, {data.images.name}",
+        data.images.class_names,
+        facts,
+        [*outcome.evaluations.values()],
+        left_out=outcome.left_out,
+        notes=outcome.notes,
+    )
+    finish(report, folder, draw_outcome(outcome, folder, args.pictures))
 
 
 def stored_config(args: argparse.Namespace) -> RunConfig:
@@ -102,7 +104,8 @@ def evaluate_run(args: argparse.Namespace) -> None:
             print(f"step {step}: left out, training has deleted this checkpoint")
             continue
         if predictor is not None:  # compiled once for all checkpoints
-            opened = dataclasses.replace(opened, predict_step=predictor.predict_step)
+            steps = dict(predict_step=predictor.predict_step, mask_step=predictor.mask_step)
+            opened = dataclasses.replace(opened, **steps)
         predictor = opened
         history[step] = evaluate_step(predictor, args, out / str(step))
     if len(history) > 1:
@@ -165,37 +168,174 @@ def last_step(source: Path) -> int:
 
 
 def evaluate_step(predictor: Predictor, args: argparse.Namespace, folder: Path) -> dict[str, float]:
-    """Evaluate one checkpoint, write its predictions and its report, and return the report's summary."""
-    config, metadata, settings = predictor.config, predictor.metadata, predictor.settings
-    step, findings = metadata["step"], Findings()
-    images = config.data.images(split_to_test(predictor, args))
-    check_classes(images, predictor.class_names)
-    print(f"step {step}: {len(images)} images of {images.name}, {settings.num_views} views each")
-    corloc_split = args.corloc_split or settings.corloc_split
-    if corloc_split == "none" or not config.data.has_boxes:
-        corloc_split = None
-    if "maps" in predictor.method.outputs:
-        evaluate_maps(findings, predictor, images, corloc_split, args, folder)
-    else:
-        refuse_options_of_maps(config.method.name, args)
-        evaluate_boxes(findings, predictor, images, corloc_split, args, folder)
-    findings.note(compilation_note(predictor, corloc_split))
-    test = dataclasses.asdict(settings)
-    facts = {
+    """Evaluate one checkpoint, write its results and its report, and return the report's summary."""
+    config, metadata = predictor.config, predictor.metadata
+    reader, proposals = config.data, read_proposals(config)
+    split = args.split or predictor.settings.split or reader.test_split
+    data = AnnotatedImages.read(reader, split, READS)
+    check_classes(data.images, predictor.class_names)
+    others, blacklist, energies = options_of_maps(predictor, data, args)
+    print(
+        f"step {metadata['step']}: {len(data.images)} images of {data.images.name}, "
+        f"{predictor.settings.num_views} views each"
+    )
+    extra = ("coco", "coco_masks") * args.coco
+    test = evaluate_pass(
+        "test",
+        [predictor, *others],
+        data,
+        proposals,
+        folder,
+        extra=extra,
+        blacklist=blacklist,
+        progress=bar,
+    )
+    write_files(test, folder, args, source=f"{config.method.name}, step {metadata['step']}")
+    outcomes = [test]
+    for name in predictor.settings.passes if args.passes is None else args.passes:
+        detectors = [one.of_pass(name) for one in (predictor, *others)]
+        further = AnnotatedImages.read(reader, detectors[0].settings.split or split, READS)
+        outcomes.append(evaluate_pass(name, detectors, further, proposals, folder, progress=bar))
+    tables = []
+    if args.compare or energies:
+        tables = compare(predictor, others, outcomes, energies, folder, args)
+    report = Report(
+        f"{config.method.name}, step {metadata['step']}, {data.images.name}",
+        data.images.class_names,
+        facts(predictor, data.images, args),
+        [evaluation for outcome in outcomes for evaluation in outcome.evaluations.values()],
+        numbers={"seconds_per_image": test.seconds_per_image},
+        left_out=[text for outcome in outcomes for text in outcome.left_out],
+        notes=[note for outcome in outcomes for note in outcome.notes]
+        + [compilation_note(predictor, outcomes)],
+        tables=tables,
+    )
+    finish(report, folder, draw_outcome(test, folder, args.pictures))
+    for outcome in outcomes:
+        outcome.discard()
+    return known(report.summary)
+
+
+def options_of_maps(
+    predictor: Predictor, data: AnnotatedImages, args: argparse.Namespace
+) -> tuple[list[Predictor], Sequence[int], dict[str, np.ndarray]]:
+    """Return further detectors, the blacklist, and energies of files of proposals.
+
+    What may be wrong with files is found before the long part.
+
+    Raises:
+      ConfigError: for options that the method would ignore.
+    """
+    method, name = predictor.method, predictor.config.method.name
+    if "maps" not in method.outputs:
+        for option in args.of_maps:
+            raise ConfigError(f"--{option} is for methods with maps, such as spn; this is {name!r}")
+        return [], (), {}
+    places = locations(predictor.config)
+    moved = [change for change in args.set if change.partition("=")[0] in places]
+    others = [open_other(run, data.images, moved) for run in args.together_with]
+    energies = {}
+    if data.has_boxes:
+        energies = {path.name: file_energies(path, data) for path in args.energy_of}
+    if method.single_label and data.has_boxes:
+        check_single_label(data.images)
+    elif args.blacklist:
+        raise ConfigError(
+            "--blacklist is for runs that learn one class per image, with annotated test images"
+        )
+    blacklist = read_blacklist(args.blacklist, data.images.image_ids) if args.blacklist else ()
+    return others, blacklist, energies
+
+
+def open_other(run: Path, images: ImageSet, changes: Sequence[str]) -> Predictor:
+    """Return the detector of another run, whose boxes are to join those of the one evaluated.
+
+    Raises:
+      ConfigError: its method makes no maps.
+      DataError: it was trained for other classes.
+    """
+    other = load_run(run, changes=changes)
+    if "maps" not in other.method.outputs:
+        raise ConfigError(
+            f"--together_with {run}: method {other.config.method.name!r} makes no maps; only runs of "
+            "methods with maps, such as spn, can be joined"
+        )
+    check_classes(images, other.class_names)
+    return other
+
+
+def compare(
+    predictor: Predictor,
+    others: Sequence[Predictor],
+    outcomes: Sequence[PassOutcome],
+    energies: Mapping[str, np.ndarray],
+    folder: Path,
+    args: argparse.Namespace,
+) -> list[Any]:
+    """Return the table of the detector beside its baselines, if there are boxes to measure them by."""
+    if not outcomes[0].data.has_boxes:
+        outcomes[0].notes.append(
+            "nothing is compared with baselines: there are no boxes to measure them by"
+        )
+        return []
+    training = next((o.data for o in outcomes[1:] if o.name == "corloc"), None)
+    measured = {k: v for outcome in outcomes for k, v in outcome.summary.items()}
+    return [
+        comparison(
+            (predictor, *others),
+            (outcomes[0].data, training),
+            measured,
+            folder,
+            maps=args.compare,
+            proposal_energies=energies,
+        )
+    ]
+
+
+def write_files(
+    outcome: PassOutcome, folder: Path, args: argparse.Namespace, *, source: str
+) -> None:
+    """Write what was predicted, before anything else may fail."""
+    images, results = outcome.data.images, outcome.results
+    if outcome.outputs & {"boxes", "maps"} and not (args.predictions or args.pseudo):
+        print(f"predictions: {write_results(folder / 'predictions.json', results, images)}")
+    if "maps" in outcome.outputs:
+        print(f"points: {write_points(folder / 'points.csv', results, images)}")
+    if args.voc_server:
+        path = write_voc_server(folder / "voc_server", results, images)
+        print(f"files for the VOC server: {path}")
+    if args.coco_set:
+        path = write_coco_set(folder / "detections.coco.json", results, images, source=source)
+        print(f"COCO data set of the detections: {path}")
+
+
+def finish(report: Report, folder: Path, figures: Sequence[Any]) -> None:
+    """Write the report, and print its summary and where it lies."""
+    path = write_report(folder, report, figures)
+    for text in (*report.left_out, *report.content()["notes"]):
+        print(text)
+    print("  ".join(f"{name} {value:.4g}" for name, value in known(report.summary).items()))
+    print(f"report: {path}")
+
+
+def known(summary: Mapping[str, float]) -> dict[str, float]:
+    """Return the numbers that there are."""
+    return {name: float(value) for name, value in summary.items() if np.isfinite(value)}
+
+
+def facts(predictor: Predictor, images: ImageSet, args: argparse.Namespace) -> dict[str, Any]:
+    """Return everything that decides the numbers."""
+    config, metadata = predictor.config, predictor.metadata
+    test = config.to_dict()["eval"]
+    return {
         "set": images.name,
-        "corloc_split": corloc_split,
-        "step": step,
+        "step": metadata["step"],
         "weights": args.weights or predictor.method.result,
         **({"boxes": metadata["boxes"]} if "boxes" in metadata else {}),
         **without(config.to_dict(), "eval"),
-        "test": without(test, "maps"),
+        "test": test if "maps" in predictor.method.outputs else without(test, "maps"),
         "changes": list(args.set),
     }
-    if "maps" in predictor.method.outputs:
-        facts["maps"] = test["maps"]
-    return findings.write(
-        folder, f"{config.method.name}, step {step}, {images.name}", images, facts
-    )
 
 
 def without(values: dict, key: str) -> dict:
@@ -203,118 +343,10 @@ def without(values: dict, key: str) -> dict:
     return {name: value for name, value in values.items() if name != key}
 
 
-def evaluate_boxes(
-    findings: Findings,
-    predictor: Predictor,
-    images: ImageSet,
-    corloc_split: str | None,
-    args: argparse.Namespace,
-    folder: Path,
-) -> None:
-    """Evaluate a method that predicts boxes, or an image classifier."""
-    proposals, settings = read_proposals(predictor.config), predictor.settings
-    has_boxes = "boxes" in predictor.method.outputs
-    started = time.perf_counter()
-    results = predictor.detect(images, proposals, "map", bar)
-    findings.scalars["seconds_per_image"] = (time.perf_counter() - started) / max(len(images), 1)
-    if has_boxes:  # before anything is measured: what follows may fail
-        boxes.write_detections(folder, images, results.detections, voc_server=args.voc_server)
-    findings.note_input(images, results.counts, results.predicted)
-    if results.image_scores is not None:
-        scores, labels = results.image_scores[results.predicted], images.labels[results.predicted]
-        if (labels >= 0).any():
-            findings.parts["classification"] = classification_ap(
-                scores, labels, ap_mode=settings.ap
-            )
-    if not has_boxes:
-        return
-    boxes.measure_detections(
-        findings,
-        settings,
-        images,
-        results.detections,
-        known_objects(predictor.config.data, images, split_to_test(predictor, args)),
-        pictures=boxes.Pictures(folder, args.pictures),
-        coco=args.coco,
+def compilation_note(predictor: Predictor, outcomes: Sequence[PassOutcome]) -> str:
+    """Say how often the predict step was compiled, and how often it may be."""
+    shapes = {shape for outcome in outcomes for shape in outcome.settings.canvases.shapes()}
+    return (
+        f"compilations of the predict step: {predictor.num_compilations()}, at most {len(shapes)} "
+        "(one per canvas and orientation)"
     )
-    if corloc_split is not None:
-        boxes.measure_corloc(findings, predictor, corloc_split, proposals)
-
-
-def evaluate_maps(
-    findings: Findings,
-    predictor: Predictor,
-    images: ImageSet,
-    corloc_split: str | None,
-    args: argparse.Namespace,
-    folder: Path,
-) -> None:
-    """Evaluate a method that localises without proposals."""
-    reader = predictor.config.data
-    split = maps.MapSplit.read(reader, split_to_test(predictor, args))
-    # what may be wrong with other files is found before the long part
-    places = locations(predictor.config)
-    moved = [change for change in args.set if change.partition("=")[0] in places]
-    others = [maps.open_other(run, images, moved) for run in args.together_with]
-    of_files = {}
-    if split.truth is not None:
-        of_files = {path.name: file_energies(path, split) for path in args.energy_of}
-    blacklist = read_blacklist(args.blacklist, images.image_ids) if args.blacklist else ()
-    single_label = predictor.method.single_label and split.truth is not None
-    if single_label:
-        check_single_label(images)
-    elif args.blacklist:
-        raise ConfigError(
-            "--blacklist is for runs that learn one class per image, with annotated test images"
-        )
-    started = time.perf_counter()
-    located = split.locate(predictor, "map", keep_responses=args.pictures)
-    findings.scalars["seconds_per_image"] = (time.perf_counter() - started) / max(len(images), 1)
-    found = [located, *(split.locate(other, "map") for other in others)]
-    detections = maps.predicted_boxes(found, predictor)
-    boxes.write_detections(folder, images, detections, voc_server=args.voc_server)
-    path = maps.write_points(folder / "points.csv", images, located, predictor.class_names)
-    print(f"points: {path}")
-    findings.note_input(images, located.counts, located.predicted)
-    measured = maps.measure_maps(
-        findings, predictor, split, located, folder=folder, num_pictures=args.pictures
-    )
-    if measured is not None:
-        boxes.measure_detections(
-            findings,
-            predictor.settings,
-            images,
-            detections,
-            split.truth,
-            pictures=boxes.Pictures(folder, args.pictures),
-            coco=args.coco,
-        )
-    if single_label:
-        measure_ilsvrc(findings, located, split, blacklist)
-    train_split = None if corloc_split is None else maps.MapSplit.read(reader, corloc_split)
-    corloc = maps.measure_training_split(findings, predictor, train_split, others)
-    if not args.compare and not args.energy_of:
-        return
-    if measured is None:
-        findings.note("nothing is compared with baselines: there are no boxes to measure them by")
-    else:
-        findings.tables.append(
-            comparison(
-                (predictor, *others),
-                (split, train_split),
-                (measured, corloc),
-                maps=args.compare,
-                proposal_energies=of_files,
-            )
-        )
-
-
-def refuse_options_of_maps(method: str, args: argparse.Namespace) -> None:
-    """Raise `ConfigError` for options that a method without maps would ignore."""
-    for name in args.of_maps:
-        raise ConfigError(f"--{name} is for methods with maps, such as spn; this is {method!r}")
-
-
-def split_to_test(predictor: Predictor, args: argparse.Namespace) -> str:
-    """Return the split to measure mAP on."""
-    return args.split or predictor.config.data.test_split

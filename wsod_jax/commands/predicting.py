@@ -3,30 +3,26 @@
 from __future__ import annotations
 
 import argparse
-import csv
 import dataclasses
 import json
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import numpy as np
 from tqdm import tqdm
 
+from wsod_jax.analysis.figures import draw_detections, draw_maps
 from wsod_jax.data.folder import list_images
 from wsod_jax.data.loading import num_cores
 from wsod_jax.data.proposals import ProposalSet, check_proposals
 from wsod_jax.data.records import ImageRecord, ImageSet
 from wsod_jax.data.selective_search import SearchOptions, run_selective_search
 from wsod_jax.errors import ConfigError, DataError
-from wsod_jax.evaluation.map_pictures import draw_located
-from wsod_jax.evaluation.pictures import draw_image_detections
-from wsod_jax.evaluation.predictions import write_predictions
 from wsod_jax.files import atomic_write
-from wsod_jax.measuring.maps import predicted_boxes, write_points
+from wsod_jax.measuring.maps import write_points
 from wsod_jax.predictor import Predictor
 from wsod_jax.runs import load_run
 from wsod_jax.viz import contact_sheet, save_image
@@ -39,94 +35,78 @@ def predict(args: argparse.Namespace) -> None:
     """Predict as the arguments say."""
     predictor = load_run(args.checkpoint, weights=args.weights, changes=args.set)
     # Threads, whatever the run was tested with: this script does without TensorFlow.
-    settings = dataclasses.replace(predictor.settings, loader="threads")
-    predictor = dataclasses.replace(predictor, settings=settings)
+    predictor = predictor.with_settings(loader="threads")
+    outputs, names = predictor.method.outputs, predictor.class_names
+    if "maps" in outputs:
+        refuse_options_of_boxes(args)
     images = read_images(args.images)
     print(
-        f"{predictor.config.method.name}, step {predictor.metadata['step']}, {len(predictor.class_names)} classes: "
-        f"{len(images)} images, {settings.num_views} views each"
+        f"{predictor.config.method.name}, step {predictor.metadata['step']}, {len(names)} classes: "
+        f"{len(images)} images, {predictor.settings.num_views} views each"
     )
     args.out.mkdir(parents=True, exist_ok=True)
-    if "maps" in predictor.method.outputs:
-        locate(predictor, images, args)
-        return
     proposals = None
     if predictor.config.proposals is not None:
         images, proposals = with_proposals(images, predictor.config.proposals.path, args)
-    results = predictor.detect(images, proposals, "map", bar)
-    if results.image_scores is not None:
-        path = args.out / "image_scores.csv"
-        write_image_scores(path, images, predictor.class_names, results.image_scores)
+    images = dataclasses.replace(images, class_names=names, records=unlabeled(images, len(names)))
+    reading = predictor.settings.decoding(is_single_label=predictor.method.single_label).reading
+    with ResultLog(args.out / ".results", identity(predictor, images), reading) as log:
+        run_pass(predictor, AnnotatedImages(images), proposals, log, bar)
+        results = Selected(predictor, log, len(images), ())
+        write_files(predictor, images, results, args)
+        if outputs & {"boxes", "maps"}:
+            draw(predictor, images, results, args)
+        log.remove()
+
+
+def write_files(
+    predictor: Predictor, images: ImageSet, results: Iterable[ImageResult], args: argparse.Namespace
+) -> None:
+    """Write what was predicted."""
+    outputs, names = predictor.method.outputs, predictor.class_names
+    if "image_scores" in outputs:
+        path = write_image_scores(args.out / "image_scores.csv", results, images, names)
         print(f"scores of images: {path}")
-    if "boxes" not in predictor.method.outputs:
-        return
-    path = write_predictions(
-        args.out / "predictions.json",
-        results.detections,
-        image_ids=images.image_ids,
-        class_names=predictor.class_names,
-    )
-    print(f"{len(results.detections)} boxes: {path}")
-
-    def panel(image: np.ndarray, index: int) -> np.ndarray:
-        threshold = args.score_thr
-        if threshold is None:
-            best = results.detections.of_image(index).scores.max(initial=0.0)
-            threshold = 0.5 * float(best)
-        return draw_image_detections(
-            image,
-            results.detections.of_image(index),
-            None,
-            class_names=predictor.class_names,
-            score_thr=threshold,
-            max_boxes=20 if args.max_boxes is None else args.max_boxes,
+    if "maps" in outputs:
+        say_of_maps(results, len(images))
+    if outputs & {"boxes", "maps"}:
+        path = write_results(args.out / "predictions.json", results, images)
+        print(f"{sum(len(result.scores) for result in results)} boxes: {path}")
+        path = write_coco_set(
+            args.out / "detections.coco.json", results, images, source=predictor.config.method.name
         )
+        print(f"the same as a COCO data set: {path}")
+    if "maps" in outputs:
+        print(f"points: {write_points(args.out / 'points.csv', results, images)}")
 
-    draw(images, panel, args)
+
+def say_of_maps(results: Iterable[ImageResult], count: int) -> None:
+    """Say of how many images maps tell nothing."""
+    maps = [result.maps for result in results]
+    too_small = sum(one.is_too_small for one in maps)
+    if too_small:
+        print(
+            f"{too_small} images are smaller than one cell of the map: nothing can be told of them"
+        )
+    without = sum(not one.predicted.any() for one in maps)
+    if without:
+        print(f"no class is predicted in {without} of {count} images: they have no boxes")
 
 
-def locate(predictor: Predictor, images: ImageSet, args: argparse.Namespace) -> None:
-    """Predict with a method that localises without proposals."""
+def refuse_options_of_boxes(args: argparse.Namespace) -> None:
+    """Raise `ConfigError` for options that a method with maps would ignore."""
     for name in ("proposals", "score_thr", "max_boxes"):
         if getattr(args, name) is not None:
             raise ConfigError(
                 f"--{name} is for methods that choose among proposals; leave it out. --set "
                 "maps.threshold=1.0 and its like say how boxes are read off maps"
             )
-    located = predictor.locate(images, progress=bar, keep_responses=args.max_pictures)
-    path = args.out / "image_scores.csv"
-    write_image_scores(path, images, predictor.class_names, located.image_scores)
-    print(f"scores of images: {path}")
-    too_small = int(located.too_small.sum())
-    if too_small:
-        print(
-            f"{too_small} images are smaller than one cell of the map: nothing can be told of them"
-        )
-    without = int((located.predicted & ~located.claimed.any(axis=1)).sum())
-    if without:
-        print(f"no class is predicted in {without} of {len(images)} images: they have no boxes")
-    boxes = predicted_boxes([located], predictor)
-    path = write_predictions(
-        args.out / "predictions.json",
-        boxes,
-        image_ids=images.image_ids,
-        class_names=predictor.class_names,
-    )
-    print(f"{len(boxes)} boxes: {path}")
-    path = write_points(args.out / "points.csv", images, located, predictor.class_names)
-    print(f"points: {path}")
 
-    def panel(image: np.ndarray, index: int) -> np.ndarray:
-        return draw_located(
-            image,
-            index,
-            located,
-            predictor.settings.maps.reading,
-            None,
-            class_names=predictor.class_names,
-        )
 
-    draw(images, panel, args, columns=1)
+def unlabeled(images: ImageSet, num_classes: int) -> tuple[ImageRecord, ...]:
+    """Return the records with unknown labels."""
+    labels = (-1,) * num_classes
+    return tuple(dataclasses.replace(record, labels=labels) for record in images.records)
 
 
 def read_images(paths: Sequence[Path]) -> ImageSet:
@@ -216,47 +196,37 @@ def check_sources(path: Path, images: ImageSet) -> None:
         file.write(json.dumps(known | sources, indent=1) + "\n")
 
 
-def write_image_scores(
-    path: Path, images: ImageSet, class_names: Sequence[str], scores: np.ndarray
-) -> None:
-    """Write a table with one row per picture and one column per class."""
-    with open(path, "w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["image", *class_names])
-        for image_id, row in zip(images.image_ids, scores, strict=True):
-            writer.writerow([image_id, *(f"{score:.6f}" for score in row)])
-
-
 def draw(
-    images: ImageSet,
-    panel: Callable[[np.ndarray, int], np.ndarray],
-    args: argparse.Namespace,
-    *,
-    columns: int = 4,
+    predictor: Predictor, images: ImageSet, results: Iterable[ImageResult], args: argparse.Namespace
 ) -> None:
-    """Draw every picture with what was found in it, and a sheet of them."""
-    pictures, names = [], []
-    for index, record in enumerate(
-        tqdm(images.records[: args.max_pictures], unit="picture", **bar_style())
-    ):
-        picture = panel(record.load(), index)
-        save_image(args.out / "pictures" / f"{record.image_id}.jpg", picture)
-        if len(pictures) < SHEET_PICTURES:
-            cell_px = 320 if columns > 1 else 900
-            pictures.append(  # shrunk: sheets are many
-                contact_sheet([picture], columns=1, gap_px=0, cell_px=cell_px)
+    """Draw every image with what was found in it, and a sheet of them."""
+    has_maps, names = "maps" in predictor.method.outputs, predictor.class_names
+    columns, cell_px = (1, 900) if has_maps else (4, 320)
+    cells, captions = [], []
+    for result in results:
+        if result.image_index >= args.max_pictures:
+            break
+        record = images.records[result.image_index]
+        image = record.load()
+        if has_maps:
+            figure = draw_maps(image, result, None, class_names=names)
+        else:
+            threshold = args.score_thr
+            if threshold is None:
+                threshold = 0.5 * float(result.scores.max(initial=0.0))
+            most = 20 if args.max_boxes is None else args.max_boxes
+            figure = draw_detections(
+                image, result, None, class_names=names, score_thr=threshold, max_boxes=most
             )
-            names.append(record.image_id)
-    if pictures:
-        cell_px = None if columns == 1 else 320
-        sheet = contact_sheet(pictures, captions=names, columns=columns, cell_px=cell_px)
+        save_image(args.out / "pictures" / f"{record.image_id}.jpg", figure)
+        if len(cells) < SHEET_PICTURES:  # shrunk: sheets are many
+            cells.append(contact_sheet([figure], columns=1, gap_px=0, cell_px=cell_px))
+            captions.append(record.image_id)
+    if cells:
+        cell_px = None if has_maps else cell_px
+        sheet = contact_sheet(cells, captions=captions, columns=columns, cell_px=cell_px)
         path = save_image(args.out / "sheet.jpg", sheet)
         print(f"pictures: {args.out / 'pictures'} and {path}")
-
-
-def bar(batches):
-    """Show progress over batches."""
-    return tqdm(batches, total=len(batches), unit="batch", **bar_style())
 
 
 def bar_style() -> dict:

@@ -439,6 +439,12 @@ def candidates(
             yield Candidates(index, sums.boxes[row], sums.scores[row], sums.seen[row] > 0)
 
 
+def detect_candidates(found: Candidates, decoding: Decoding) -> Detections:
+    """Return the detections [n] of one image's candidates, as NumPy."""
+    values = (found.boxes, found.scores, found.mask.astype(np.float32), np.ones((), bool))
+    return jax.device_get(_detect(Sums(*values), decoding))
+
+
 def _results(group: _Group, decoding: Decoding, query: np.ndarray | None) -> Iterator[ImageResult]:
     """Yield the results of a group's images, read off the device."""
     first = group.batches[0]

@@ -273,9 +273,7 @@ class RefinementMethod(ProposalMethod):
         metrics = mil_metrics(scored, batch) | mining_metrics(mined, batch)
         return LossOutput(terms, extras, metrics, mined.pseudo)
 
-    def stage_terms(
-        self, name: str, losses: Float[Array, "b s"], batch: Batch
-    ) -> dict[str, Term]:
+    def stage_terms(self, name: str, losses: Float[Array, "b s"], batch: Batch) -> dict[str, Term]:
         """Return the losses of all stages as terms `name`_1, `name`_2, …"""
         losses = losses.at[:, 0].multiply(self.first_stage_scale)
         return {f"{name}_{s + 1}": image_term(losses[:, s], batch) for s in range(losses.shape[1])}

@@ -7,30 +7,32 @@ import argparse
 import numpy as np
 
 from wsod_jax import viz
+from wsod_jax.analysis.figures import draw_precision_recall
 from wsod_jax.commands.visualization.images import read_images, write_pictures
 from wsod_jax.data.proposals import ProposalSet, check_proposals
 from wsod_jax.data.records import ImageRecord
 from wsod_jax.data.voc import Voc
 from wsod_jax.errors import DataError
+from wsod_jax.evaluation.formats import read_index
 from wsod_jax.evaluation.metrics.average_precision import evaluate_detections
-from wsod_jax.evaluation.metrics.tables import TruthTable
-from wsod_jax.evaluation.pictures import draw_image_detections, draw_precision_recall
-from wsod_jax.evaluation.predictions import read_index, read_predictions
+from wsod_jax.evaluation.metrics.tables import DetectionTable, TruthTable
+from wsod_jax.evaluation.results_reading import read_results
 from wsod_jax.ops.boxes import pairwise_iou
 from wsod_jax.train.logging import read_jsonl
 
 
 def show_proposals(options: argparse.Namespace) -> None:
     """Draw the proposals of images; in VOC layout, the best one of every object too."""
-    images, truth = read_images(options.data, options.split)
+    data = read_images(options.data, options.split)
+    images = data.images
     proposals = ProposalSet.load(options.proposals)
     check_proposals(proposals, images)
 
     def draw(image: np.ndarray, index: int, record: ImageRecord) -> np.ndarray:
         boxes = proposals.get(record.image_id)
-        if truth is None or not len(boxes):
+        if not data.has_boxes or not len(boxes):
             return viz.draw_proposals(image, boxes)
-        objects = truth.of_image(index).boxes
+        objects = data.truth.of_image(index).boxes
         iou = pairwise_iou(objects, boxes)
         best, height = iou.argmax(axis=1), iou.max(axis=1)
         return viz.draw_proposals(
@@ -42,17 +44,16 @@ def show_proposals(options: argparse.Namespace) -> None:
 
 def show_detections(options: argparse.Namespace) -> None:
     """Draw predictions on their images; in VOC layout, the objects and precision over recall too."""
-    images, truth = read_images(options.data, options.split)
+    data = read_images(options.data, options.split)
+    images = data.images
     class_names = images.class_names or read_index(options.predictions).class_names
-    detections = read_predictions(
-        options.predictions, image_ids=images.image_ids, class_names=class_names
-    )
+    results = read_results(options.predictions, images)
 
     def draw(image: np.ndarray, index: int, record: ImageRecord) -> np.ndarray:
-        return draw_image_detections(
+        return draw_detections(
             image,
-            detections.of_image(index),
-            None if truth is None else truth.of_image(index),
+            results[index],
+            data.truth.of_image(index) if data.has_boxes else None,
             class_names=class_names,
             score_thr=options.score_thr,
             iou_thr=options.iou_thr,
@@ -60,8 +61,9 @@ def show_detections(options: argparse.Namespace) -> None:
         )
 
     write_pictures(images, options, draw)
-    if truth is not None:
-        metrics = evaluate_detections(detections, truth, iou_thrs=(options.iou_thr,))
+    if data.has_boxes:
+        found = DetectionTable.of_results(results, len(images), len(class_names))
+        metrics = evaluate_detections(found, data.truth, iou_thrs=(options.iou_thr,))
         chart = draw_precision_recall(metrics, class_names, title=images.name)
         print(f"Wrote {viz.save_image(options.out / 'precision_recall.png', chart)}")
 

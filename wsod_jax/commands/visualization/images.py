@@ -14,23 +14,19 @@ from wsod_jax.data.folder import list_images
 from wsod_jax.data.records import ImageRecord, ImageSet
 from wsod_jax.data.voc import Voc
 from wsod_jax.errors import DataError
-from wsod_jax.evaluation.metrics.tables import TruthTable
+from wsod_jax.scoring import AnnotatedImages
 
 
-def read_images(data: Path, split: str | None) -> tuple[ImageSet, TruthTable | None]:
+def read_images(data: Path, split: str | None) -> AnnotatedImages:
     """Return the images and, in VOC layout, their annotated objects."""
     if not (data / "ImageSets").is_dir():
         if split:
             raise DataError(f"--split needs VOC layout, but {data} has no ImageSets folder.")
-        return list_images(data), None
+        return AnnotatedImages(list_images(data))
     if not split:
         found = sorted(path.stem for path in (data / "ImageSets" / "Main").glob("*.txt"))
         raise DataError(f"{data} is in VOC layout: choose --split out of {', '.join(found[:20])}.")
-    images = Voc(root=data).images(split)
-    truth = Voc(root=data).ground_truth(split).select(images.image_ids)
-    return images, TruthTable.from_annotations(
-        truth.boxes.values(), num_classes=len(images.class_names)
-    )
+    return AnnotatedImages.read(Voc(root=data), split)
 
 
 def choose(images: ImageSet, options: argparse.Namespace) -> list[int]:

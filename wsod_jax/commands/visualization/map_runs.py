@@ -26,7 +26,7 @@ from wsod_jax.commands.visualization.images import (
 )
 from wsod_jax.data.records import ImageRecord
 from wsod_jax.errors import ConfigError, DataError
-from wsod_jax.measuring.maps import MapSplit
+from wsod_jax.scoring import AnnotatedImages
 
 
 def show_proposal_maps(options: argparse.Namespace) -> None:
@@ -47,15 +47,14 @@ def show_proposal_maps(options: argparse.Namespace) -> None:
             last = list(looks[-1].values())[-1][index]
             shown = int(np.argmax(last.image_scores + (np.array(record.labels) == 1)))
         objects = None
-        if split.truth is not None:
+        if split.has_boxes:
             objects = split.truth.of_image(index)
             objects = objects.boxes[objects.classes == shown]
         rows = []
-        for run, name, look in zip(runs, names, looks, strict=True):
+        for name, look in zip(names, looks, strict=True):
             rows.append(
                 draw_map_evolution(
                     image,
-                    run.predictor.settings.maps.reading,
                     {step: found[index] for step, found in look.items()},
                     class_index=shown,
                     class_name=images.class_names[shown],
@@ -112,7 +111,7 @@ def show_energy(options: argparse.Namespace) -> None:
     """Measure Object Energy of runs over training and of proposals files; write the chart and print tables."""
     runs = [MapRun.open(workdir, changes=options.set) for workdir in options.workdir]
     split = read_split(runs[0], options.split) if runs else read_data(options)
-    if split.truth is None:
+    if not split.has_boxes:
         raise DataError(
             f"{split.images.name} has no boxes of objects to measure Object Energy with; "
             "choose a --split that has, or data with annotations"
@@ -137,7 +136,7 @@ def show_energy(options: argparse.Namespace) -> None:
         print(edge_table(shares))
 
 
-def read_data(options: argparse.Namespace) -> MapSplit:
+def read_data(options: argparse.Namespace) -> AnnotatedImages:
     """Read the images in which proposals files are measured where there are no runs."""
     if not options.proposals:
         raise ConfigError(
@@ -145,13 +144,13 @@ def read_data(options: argparse.Namespace) -> MapSplit:
         )
     if options.steps or options.set:
         raise ConfigError("--steps and --set are of runs; with --data, leave them out")
-    return MapSplit(*read_images(options.data, options.split))
+    return read_images(options.data, options.split)
 
 
-def read_split(run: MapRun, split: str | None) -> MapSplit:
+def read_split(run: MapRun, split: str | None) -> AnnotatedImages:
     """Read the split asked for, or the one that the run is tested on."""
     reader = run.predictor.config.data
-    return MapSplit.read(reader, split or reader.test_split)
+    return AnnotatedImages.read(reader, split or reader.test_split)
 
 
 def short_names(paths: Sequence[Path]) -> list[str]:

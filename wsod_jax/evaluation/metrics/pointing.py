@@ -193,8 +193,8 @@ def pointing_with_prediction(
     return ap
 
 
-def centre_points(image_sizes: np.ndarray, num_classes: int) -> np.ndarray:
-    """Return every image's centre as the point of every class: the baseline that looks at nothing.
+def center_points(image_sizes: np.ndarray, num_classes: int) -> np.ndarray:
+    """Return every image's center as the point of every class: the baseline that looks at nothing.
 
     Args:
       image_sizes: [n, 2] (height, width).

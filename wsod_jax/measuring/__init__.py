@@ -1,1 +1,0 @@
-"""What `scripts/evaluate.py` measures of a trained detector and writes into its report."""
