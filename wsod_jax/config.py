@@ -75,7 +75,7 @@ class TrainOptions:
         one has replaces what an earlier one gave. See `train.init_from`.
       reinit: regular expressions, searched in the paths of parameters ("refine/head/kernel") and extras
         ("extras/centers"); those that match keep their drawn values: heads for other classes.
-      scales: side lengths of the image in pixels; one is drawn per micro-batch. See `Canvases`.
+      scales: side lengths of the image in pixels, at most 32; one is drawn per micro-batch. See `Canvases`.
       resize: which side a scale means, see `Canvases`.
       max_long: no side exceeds this, in pixels.
       aspect: a canvas is so many times as long as the scale, see `Canvases`.
@@ -239,7 +239,7 @@ class EvalOptions:
       split: the split predicted; `None` is `data.test_split`.
       evaluators: what is measured; `None` measures all that the method's outputs and the split's annotations allow,
         but CorLoc, COCO's numbers and pseudo boxes, which are measured where they are named.
-      scales: side lengths of the views in pixels; each image is seen len(scales) * len(flips) times.
+      scales: side lengths of the views in pixels, at most 32; each image is seen len(scales) * len(flips) times.
       flips: whether the views are mirrored.
       resize: which side a scale means: the "short" or the "long" one, or both sides, with "warp".
       max_long: no side exceeds this, in pixels.

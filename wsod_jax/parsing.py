@@ -1,9 +1,8 @@
 """From plain values to typed objects and back: what a value may be stands on the field that takes it.
 
 A class of options is a dataclass or a flax module. Its fields are annotated with bool, int, float, str, Path, None,
-literals, `jnp.dtype`, other classes of options, and unions, tuples and mappings by name of these, and carry the marks of
-`options.py`.
-Nothing here knows which classes there are: unions come as `tables` from above.
+literals, `jnp.dtype`, other classes of options, and unions, tuples and mappings (by name) of these, and carry the marks
+of `options.py`. Nothing here knows which classes there are: unions come as `tables` from above.
 """
 
 from __future__ import annotations

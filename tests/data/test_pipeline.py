@@ -125,6 +125,32 @@ def test_contents_of_a_batch(images):
             assert real[batch.representative[i][:count]].all() and not real[count:].any()
 
 
+@pytest.mark.parametrize("scales", [tuple(range(32, 64, 4)), tuple(range(32, 128, 3))])
+def test_many_scales_compile_few_programs(images, scales):
+    """Eight scales and 32, upright and lying: every view is there, of at most 6 × 2 shapes; training uses the same."""
+    canvases = Canvases(scales, multiple=8)
+    score = jax.jit(lambda image, size: image.sum() + size.sum())
+    seen = set()
+    stream = view_batches(images, None, canvases=canvases, flips=(False,), loading=THREADS)
+    for batch in stream:
+        score(batch.image, batch.image_size)
+        short, long = sorted(batch.image_size[0])
+        record = images.records[batch.image_index[0]]
+        if max(record.height, record.width) <= 1.5 * min(record.height, record.width):
+            seen.add((int(batch.image_index[0]), int(short)))
+    fitting = [
+        i
+        for i, (height, width) in enumerate(SIZES)
+        if max(height, width) <= 1.5 * min(height, width)
+    ]
+    assert seen == set(itertools.product(fitting, scales))
+    for batch in itertools.chain.from_iterable(
+        take(train(images, None, canvases=canvases, batch_size=1), 60)
+    ):
+        score(batch.image, batch.image_size)
+    assert 6 < score._cache_size() <= len(canvases.shapes()) <= 12
+
+
 def test_both_loaders_give_the_same_batches(images):
     pytest.importorskip("tensorflow")
     proposals = make_proposals(images, scores=True)

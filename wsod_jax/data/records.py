@@ -13,13 +13,16 @@ import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy.ndimage import find_objects
 
 from wsod_jax.data.images import ImageSource, read_image
 from wsod_jax.errors import DataError
-from wsod_jax.types import Mask
+
+if TYPE_CHECKING:
+    from wsod_jax.types import Mask  # brings JAX, which the workers that make proposals do without
 
 logger = logging.getLogger(__name__)
 
@@ -240,6 +243,8 @@ class ImageInstances:
         Returns:
           The objects that have pixels, by ascending number; none is to be ignored.
         """
+        from wsod_jax.types import Mask
+
         windows = dict(enumerate(find_objects(indices), 1))
         numbers = [number for number in sorted(classes) if windows.get(number)]
         masks = tuple(
@@ -259,6 +264,8 @@ class ImageInstances:
 
 def window_of(pixels: np.ndarray) -> Mask:
     """Return an object [H, W] bool as the smallest window that holds it; without any pixel, of side 0."""
+    from wsod_jax.types import Mask
+
     found = find_objects(pixels.astype(np.uint8))
     if not found:
         return Mask(0, 0, np.zeros((0, 0), bool))

@@ -1,6 +1,6 @@
-"""Evaluators: each is fed with one image's result and annotation after the other, and computes a family of numbers.
+"""Evaluators: each takes one image's result and annotation after the other, and computes a family of numbers.
 
-An evaluator says what it needs of predictions (`needs`) and what it reads of annotations (`reads`); drawing is not here.
+An evaluator says what it needs of predictions (`needs`) and reads of annotations (`reads`). Drawing is not done here.
 """
 
 from __future__ import annotations

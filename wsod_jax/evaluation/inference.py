@@ -552,8 +552,8 @@ def score_thresholds(results: Iterable[ImageResult], limit: int) -> np.ndarray |
 
     Returns:
       [c] float32: the `limit`-th highest score of a class that has more than `limit`, else -inf; `None` without
-      results. Detections must be higher, so ties with it fall. A box's fate depends on higher boxes only, so a threshold after NMS leaves the
-      same detections as one before it.
+      results. Detections must be higher, so ties with it fall. A box's fate depends on higher boxes only, so a
+      threshold after NMS leaves the same detections as one before it.
 
     Source: released Fast R-CNN and OICR code, whose running heap ends at this value.
     """
