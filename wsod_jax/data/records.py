@@ -32,6 +32,7 @@ class ImageRecord:
       height: in pixels, upright (EXIF orientation applied).
       width: in pixels, likewise.
       labels: one value per class: 1 present, 0 absent, -1 unknown (no loss). Empty for unlabelled sets.
+      number: the data set's own number of the image, such as COCO's image id, where it has one.
     """
 
     image_id: str
@@ -39,6 +40,7 @@ class ImageRecord:
     height: int
     width: int
     labels: tuple[int, ...] = ()
+    number: int | None = None
 
     @property
     def path(self) -> Path | None:
@@ -70,12 +72,14 @@ class ImageSet:
       class_names: c names, in the order of the labels.
       records: the images. A record's position is the `image_index` of batches.
       counts: what the reader met on the way, by name (images skipped, without objects, ...).
+      category_ids: [c] the data set's own numbers of the classes, such as COCO's category ids, where it has them.
     """
 
     name: str
     class_names: tuple[str, ...]
     records: tuple[ImageRecord, ...]
     counts: Mapping[str, int] = field(default_factory=dict)
+    category_ids: tuple[int, ...] | None = None
 
     def __post_init__(self):
         seen, checked = set(), set()
