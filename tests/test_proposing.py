@@ -10,6 +10,7 @@ import pytest
 from tests.commands import refused
 from tests.nn.cases import image_batch
 from wsod_jax import build
+from wsod_jax.analysis.field_boxes import FieldOptions, field_boxes
 from wsod_jax.analysis.proposing import propose_fields
 from wsod_jax.commands import make_proposals
 from wsod_jax.data import proposal_writing
@@ -17,7 +18,6 @@ from wsod_jax.data.proposals import ProposalSet
 from wsod_jax.data.records import ImageRecord, ImageSet
 from wsod_jax.data.voc import Voc
 from wsod_jax.errors import ConfigError, DataError
-from wsod_jax.analysis.field_boxes import FieldOptions, field_boxes
 from wsod_jax.methods.spn import Spn
 from wsod_jax.nn.layers import Window, receptive_field
 from wsod_jax.nn.soft_proposal import SoftProposal

@@ -150,6 +150,24 @@ def test_ground_truth_found_exactly_scores_one():
     assert np.isnan(coco_ap(found, empty, region="masks").summary["AP"])
 
 
+@pytest.mark.parametrize("crowd", [True, False])
+def test_what_lies_on_a_crowd_or_a_difficult_object_counts_neither_way(crowd):
+    rows = [(0, 0, (0, 0, 4, 4), False), (0, 0, (5, 0, 12, 12), True)]
+    truth = dataclasses.replace(with_masks(truth_of(rows)), crowd=[False, crowd])
+    inside, outside = (5, 1, 8, 4), (0, 6, 4, 10)  # a part of the second object; nothing
+    exact = [(0, 0, 0.5, (0, 0, 4, 4)), (0, 0, 0.9, (5, 0, 12, 12))]
+
+    def ap(*boxes):
+        found = with_masks(detections_of([*exact, *((0, 0, 0.8, box) for box in boxes)]))
+        return coco_ap(found, truth, region="masks").summary["AP"]
+
+    assert ap() == 1
+    assert ap(inside) == (
+        1 if crowd else 0.5
+    )  # of a crowd any part may be found, any number of times
+    assert ap(outside) == 0.5
+
+
 def test_sizes_of_masks_are_their_pixels():
     truth = truth_of([(0, 0, (0, 0, 12, 12), False)])
     pixels = np.zeros(SIZE, bool)

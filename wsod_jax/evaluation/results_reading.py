@@ -1,0 +1,226 @@
+"""Reading results files of this project or of other tools; `formats` says what they hold."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from wsod_jax.errors import DataError
+from wsod_jax.evaluation.formats import (
+    ResultImage,
+    ResultImages,
+    ResultsIndex,
+    category_ids_of,
+    index_path,
+    load_json,
+    read_index,
+)
+from wsod_jax.evaluation.masks import rle_to_mask, tight_box
+from wsod_jax.types import ImageResult, Mask
+
+
+def read_results(path: str | Path, images: ResultImages) -> list[ImageResult]:
+    """Read a COCO results file of boxes, masks or both, from this project or elsewhere.
+
+    Images are found by the ids of the set that the file was made for. With an index beside the file, that says which.
+    Without, ids that are numbers are the set's own numbers, if it has them; else image ids, for which leading
+    zeros do not count ("000012" is 12). Ids that are texts are image ids, numbers as text, or names of files without
+    folder and suffix. Classes are found by the names in the index, else by the set's own category ids, else 1, 2 ...
+
+    Args:
+      path: a list of {image_id, category_id, score, bbox or segmentation or both}; segmentations are RLE.
+      images: the set to read for. If it has no classes, those of the index count.
+    Returns:
+      One result per image of the set, in its order, detections of higher score first, equal ones as in the file. Boxes
+      that reach outside their image stay as they are; a mask without `bbox` has the box around it. `rows` and
+      `views` are there if every entry has them.
+    Raises:
+      DataError: not JSON, not such a list, an image or category that the set does not have or an id that two images
+        share, a box or score that is not finite, a box of negative width or height, a mask that is none or of another
+        size than its image, masks in some entries only.
+    """
+    path = Path(path)
+    entries = load_json(path)
+    if not isinstance(entries, list):
+        raise DataError(
+            f"{path} holds a {type(entries).__name__}; needed a list of objects with image_id, category_id, score, "
+            "and bbox or segmentation. Of a whole data set that is its list `annotations`"
+        )
+    index = read_index(path) if index_path(path).exists() else None
+    image_of, class_of = _ImageFinder(images, index), _class_of(images, index, path)
+    found: list[list[_Entry]] = [[] for _ in images.records]
+    for number, entry in enumerate(entries):
+        try:
+            if not isinstance(entry, dict):
+                raise DataError(f"found {entry!r:.200}, needed an object")
+            position = image_of(entry.get("image_id"))
+            found[position].append(_parse(entry, images.records[position], class_of))
+        except DataError as error:
+            raise DataError(f"entry {number} of {path}: {error}") from None
+    everything = [entry for of_image in found for entry in of_image]
+    with_masks = sum(entry.mask is not None for entry in everything)
+    if with_masks not in (0, len(everything)):
+        raise DataError(
+            f"{path}: {with_masks} of {len(everything)} entries have a segmentation; needed: all or none. Split "
+            "the file into one of boxes and one of masks"
+        )
+    columns = {
+        name: bool(everything) and all(getattr(entry, name) is not None for entry in everything)
+        for name in ("mask", "row", "view")
+    }
+    return [
+        _result(position, record, of_image, columns)
+        for position, (record, of_image) in enumerate(zip(images.records, found, strict=True))
+    ]
+
+
+class _Entry(NamedTuple):
+    """A detection of a results file; box is (x1, y1, x2, y2)."""
+
+    class_index: int
+    score: float
+    box: Sequence[float]
+    mask: Mask | None
+    row: int | None
+    view: int | None
+
+
+def _result(
+    position: int, record: ResultImage, entries: list[_Entry], columns: dict[str, bool]
+) -> ImageResult:
+    """Return the entries of one image; `columns` tells which of mask, row and view the file has."""
+    entries = sorted(entries, key=lambda entry: -entry.score)
+    rows, views = (
+        np.array([getattr(entry, name) for entry in entries], np.int32) if columns[name] else None
+        for name in ("row", "view")
+    )
+    return ImageResult(
+        image_index=position,
+        size=(record.height, record.width),
+        boxes=np.array([entry.box for entry in entries], np.float32).reshape(-1, 4),
+        scores=np.array([entry.score for entry in entries], np.float32),
+        classes=np.array([entry.class_index for entry in entries], np.int32),
+        rows=rows,
+        views=views,
+        masks=tuple(entry.mask for entry in entries) if columns["mask"] else None,
+    )
+
+
+def _whole(value: Any) -> int | None:
+    """Return a whole number (7 or 7.0) as int, and `None` for all else."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or value != value // 1:
+        return None
+    return int(value)
+
+
+class _ImageFinder:
+    """Tells which image of a set an id of a results file means; see `read_results`."""
+
+    def __init__(self, images: ResultImages, index: ResultsIndex | None) -> None:
+        self._images, self._index = images, index
+        self._known: dict[int | str, int] = {}
+        self._by_number, self._by_id = defaultdict(set), defaultdict(set)
+        self._by_name, self._by_digits = defaultdict(set), defaultdict(set)
+        for position, record in enumerate(images.records):
+            name = PurePosixPath(record.image_id).name
+            self._by_id[record.image_id].add(position)
+            self._by_name[name].add(position)
+            if record.number is not None:
+                self._by_number[record.number].add(position)
+            elif name.isdecimal():
+                self._by_digits[int(name)].add(position)
+
+    def __call__(self, value: Any) -> int:
+        """Return the position of the image, or raise `DataError`."""
+        key = value if isinstance(value, str) else _whole(value)
+        if key is None:
+            raise DataError(f"image_id is {value!r:.200}; needed a number or a text")
+        if key not in self._known:
+            found = self._candidates(key)
+            if len(found) != 1:
+                self._refuse(key, sorted(found))
+            [self._known[key]] = found
+        return self._known[key]
+
+    def _candidates(self, key: int | str) -> set[int]:
+        if self._index is not None:
+            if key not in self._index.images:
+                raise DataError(
+                    f"image {key!r} is not among the {len(self._index.images)} of the index beside the file; delete "
+                    "the index if it belongs to another file"
+                )
+            key = self._index.images[key]
+        if isinstance(key, int):
+            if self._by_number:
+                return self._by_number.get(key, set())
+            return self._by_id.get(str(key), set()) or self._by_digits.get(key, set())
+        number = int(key) if re.fullmatch(r"0|[1-9]\d*", key, re.ASCII) else None
+        found = self._by_id.get(key, set())
+        if self._index is None:
+            found = found | self._by_number.get(number, set())
+        file = PurePosixPath(key)
+        return found or self._by_name.get(file.name) or self._by_name.get(file.stem, set())
+
+    def _refuse(self, key: int | str, found: list[int]) -> None:
+        ids = self._images.image_ids
+        if found:
+            raise DataError(
+                f"image {key!r} may be {' or '.join(repr(ids[i]) for i in found[:3])}; needed: the ids of the set that "
+                "is read, its numbers where it has them"
+            )
+        numbers = list(self._by_number)
+        examples = ", ".join(map(repr, numbers[:3] or ids[:3])) or "none"
+        raise DataError(
+            f"image {key!r} is not among the {len(ids)} of the set, whose ids are {examples} ...; choose the split "
+            "that was predicted"
+        )
+
+
+def _class_of(images: ResultImages, index: ResultsIndex | None, path: Path) -> dict[int, int]:
+    """Return category id of the file -> class index of the set."""
+    if index is None:
+        return {number: c for c, number in enumerate(category_ids_of(images))}
+    names = list(images.class_names or index.class_names)
+    missing = sorted(set(names) - set(index.class_names))
+    if missing:
+        raise DataError(
+            f"{path} was made for the classes {index.class_names}; {missing} are not among them. Delete "
+            f"{index_path(path)} if it belongs to another file"
+        )
+    pairs = zip(index.category_ids, index.class_names, strict=True)
+    return {number: names.index(name) for number, name in pairs if name in names}
+
+
+def _parse(entry: dict[str, Any], record: ResultImage, class_of: dict[int, int]) -> _Entry:
+    """Return a checked entry, or raise `DataError` that says what is wrong in it."""
+    category, score = _whole(entry.get("category_id")), entry.get("score")
+    if category not in class_of:
+        raise DataError(
+            f"category_id is {entry.get('category_id')!r:.200}; the classes of the set have {sorted(class_of)}"
+        )
+    if not _is_number(score):
+        raise DataError(f"score is {score!r:.200}; needed a finite number")
+    box, rle = entry.get("bbox"), entry.get("segmentation")
+    mask = None if rle is None else rle_to_mask(rle, (record.height, record.width))
+    if box is None and mask is not None:
+        corners = tight_box(mask)
+    else:
+        fits = isinstance(box, list) and len(box) == 4 and all(map(_is_number, box))
+        if not fits or min(box[2:]) < 0:
+            raise DataError(
+                f"bbox is {box!r:.200}; needed [x, y, width >= 0, height >= 0], all finite"
+            )
+        corners = (box[0], box[1], box[0] + box[2], box[1] + box[3])
+    row, view = _whole(entry.get("row")), _whole(entry.get("view"))
+    return _Entry(class_of[category], float(score), corners, mask, row, view)
+
+
+def _is_number(value: Any) -> bool:
+    """Return whether a value is a finite number that float32 holds."""
+    real = isinstance(value, int | float) and not isinstance(value, bool)
+    return real and abs(value) < 1e38
