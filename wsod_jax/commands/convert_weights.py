@@ -55,7 +55,12 @@ IMPORTERS = {
     "keras_squeezenet_npz": ("wsod_jax.weights.keras", "convert_squeezenet"),
     "checkpoint": (__name__, "convert_checkpoint"),
 }
-CLASS_LAYERS = ("midn", "refine", "refine_boxes", "head")  # what a checkpoint has for its own classes
+CLASS_LAYERS = (
+    "midn",
+    "refine",
+    "refine_boxes",
+    "head",
+)  # what a checkpoint has for its own classes
 WITH_FC = ("torchvision_vgg16", "caffe_vgg16")
 
 

@@ -273,9 +273,7 @@ class RefinementMethod(ProposalMethod):
         metrics = mil_metrics(scored, batch) | mining_metrics(mined, batch)
         return LossOutput(terms, extras, metrics, mined.pseudo)
 
-    def stage_terms(
-        self, name: str, losses: Float[Array, "b s"], batch: Batch
-    ) -> dict[str, Term]:
+    def stage_terms(self, name: str, losses: Float[Array, "b s"], batch: Batch) -> dict[str, Term]:
         """Return the losses of all stages as terms `name`_1, `name`_2, …"""
         losses = losses.at[:, 0].multiply(self.first_stage_scale)
         return {f"{name}_{s + 1}": image_term(losses[:, s], batch) for s in range(losses.shape[1])}
@@ -318,7 +316,7 @@ class RefinementMethod(ProposalMethod):
     def predict(
         self, params: Params, extras: dict, batch: Batch, want: frozenset[Output]
     ) -> Predictions:
-        """Score proposals by the mean of the heads' softmaxes, background dropped, and move them by their mean deltas."""
+        """Score proposals by the mean of the heads' softmaxes without background, and move them by the mean deltas."""
         del extras, want
         scored, boxes = self.score(params, batch), batch.proposals
         scores = jnp.mean(scored.refine_scores(), axis=1)
