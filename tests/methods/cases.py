@@ -11,6 +11,7 @@ from wsod_jax.methods.mist import Mist
 from wsod_jax.methods.oicr import Oicr
 from wsod_jax.methods.oim import Oim
 from wsod_jax.methods.pcl import Pcl
+from wsod_jax.methods.regression import Regression
 from wsod_jax.methods.wsddn import Wsddn
 from wsod_jax.nn.box_head import BoxHead
 from wsod_jax.nn.tiny import TinyNet
@@ -20,15 +21,26 @@ NUM_CLASSES, NUM_PROPOSALS, CANVAS = 3, 16, (48, 64)
 KEY = jax.random.key(5)
 STEP = jnp.zeros((), jnp.int32)
 
-# Every method as its config builds it, on one network; `wsddn` with the spatial regulariser too.
+REGRESSED = Regression(beta=0.5, mined_boxes="regressed")
+
+# Every method as its config builds it, on one network; `wsddn` with the spatial regulariser too, and those with
+# refinement heads once more with box regression.
 METHODS = {
     "wsddn": functools.partial(Wsddn, spatial_weight=0.01),
     "oicr": functools.partial(Oicr, ignore_iou_thr=0.1),
     "pcl": Pcl,
     "mist": functools.partial(Mist, top_fraction=0.3),
     "oim": functools.partial(Oim, max_nodes=6),
+    "oicr_reg": functools.partial(Oicr, regression=REGRESSED),
+    "mist_reg": functools.partial(Mist, top_fraction=0.3, regression=Regression()),
+    "pcl_reg": functools.partial(Pcl, regression=REGRESSED),
+    "oim_reg": functools.partial(Oim, max_nodes=6, regression=REGRESSED),
 }
-HEADS = {"midn": 10.0, "refine": 40.0}  # how much larger than drawn: no saturation, no near-ties
+HEADS = {
+    "midn": 10.0,
+    "refine": 40.0,
+    "refine_boxes": 1000.0,
+}  # how much larger than drawn: no saturation, no near-ties
 
 
 def build(

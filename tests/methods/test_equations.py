@@ -32,7 +32,9 @@ def evaluate(method, name, batch):
         return method.loss(values, {}, batch, KEY, STEP), outputs
 
     out, outputs = run(params(name), batch)
-    arrays = {field: np.asarray(value) for field, value in vars(outputs).items()}
+    arrays = {
+        field: np.asarray(value) for field, value in vars(outputs).items() if value is not None
+    }
     return out, SimpleNamespace(**arrays)
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from wsod_jax.nn.box_head import BoxHead
-from wsod_jax.nn.heads import GapClassifier, MidnHead, RefinementHeads, ResponseHead
+from wsod_jax.nn.heads import BoxRegression, GapClassifier, MidnHead, RefinementHeads, ResponseHead
 from wsod_jax.nn.layers import per_image_dropout
 from wsod_jax.types import FeatureMap
 
@@ -64,11 +64,29 @@ def test_refinement_heads_are_independent_linear_layers(rng):
         np.testing.assert_allclose(logits[:, s], expected, atol=1e-6)
 
 
-@pytest.mark.parametrize("head", [MidnHead(3, 1.0), RefinementHeads(3, 3), ResponseHead(3, 0.5)])
+def test_box_regression_is_a_linear_layer_per_stage_and_class(rng):
+    features = jnp.asarray(rng.normal(size=(2, 4, 5)), jnp.bfloat16)
+    head = BoxRegression(3, num_stages=2)
+    params = head.init(jax.random.key(0), features)
+    params["params"]["bias"] = jnp.asarray(rng.normal(size=(2, 12)), jnp.float32)
+    deltas = head.apply(params, features)
+    assert deltas.shape == (2, 2, 4, 3, 4) and deltas.dtype == jnp.float32
+    kernel, bias = (np.asarray(params["params"][name]) for name in ("kernel", "bias"))
+    for s, c in np.ndindex(2, 3):
+        own = slice(4 * c, 4 * c + 4)
+        expected = np.asarray(features, np.float32) @ kernel[s][:, own] + bias[s, own]
+        np.testing.assert_allclose(deltas[:, s, :, c], expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "head",
+    [MidnHead(3, 1.0), RefinementHeads(3, 3), BoxRegression(3, 3), ResponseHead(3, 0.5)],
+)
 def test_products_are_float32_on_accelerators_too(head):
     given = {
         MidnHead: (jnp.zeros((1, 4, 5)), jnp.ones((1, 4), bool)),
         RefinementHeads: (jnp.zeros((1, 4, 5)),),
+        BoxRegression: (jnp.zeros((1, 4, 5)),),
         ResponseHead: (FeatureMap(jnp.zeros((1, 2, 2, 5)), jnp.array([[2, 2]]), 8.0), None),
     }[type(head)]
     params = head.init(jax.random.key(0), *given)
@@ -81,9 +99,10 @@ def test_products_are_float32_on_accelerators_too(head):
     assert products and all(found == (highest, highest) for found in products)
 
 
-def test_head_kernels_start_small():
-    params = RefinementHeads(20, 3).init(jax.random.key(0), jnp.zeros((1, 1, 512)))["params"]
-    assert np.isclose(np.std(params["kernel"]), 0.01, rtol=0.05)
+@pytest.mark.parametrize(("head", "deviation"), [(RefinementHeads, 0.01), (BoxRegression, 0.001)])
+def test_head_kernels_start_small(head, deviation):
+    params = head(20, 3).init(jax.random.key(0), jnp.zeros((1, 1, 512)))["params"]
+    assert np.isclose(np.std(params["kernel"]), deviation, rtol=0.05)
     assert not np.any(params["bias"])
 
 

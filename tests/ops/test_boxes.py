@@ -1,5 +1,7 @@
 """Geometry of boxes against literal loops; NumPy stays NumPy."""
 
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.oracles import boxes as oracle
-from wsod_jax.ops.boxes import box_area, clip_boxes, flip_boxes, pairwise_iou, scale_boxes
+from wsod_jax.ops.boxes import (
+    box_area,
+    clip_boxes,
+    decode_boxes,
+    encode_boxes,
+    flip_boxes,
+    pairwise_iou,
+    scale_boxes,
+)
 
 
 def random_boxes(rng, num, span=50.0):
@@ -83,3 +93,59 @@ def test_scale_multiplies_each_axis():
     boxes = np.array([[1, 2, 4, 8]], np.float32)
     np.testing.assert_array_equal(scale_boxes(boxes, 2.0, 0.5), [[2, 1, 8, 4]])
     assert scale_boxes(boxes, np.float64(2), 3).dtype == np.float32
+
+
+GOLDEN = np.load(Path(__file__).parents[1] / "golden/boxes/d2_box_coder.npz")
+
+
+@pytest.mark.parametrize("case", range(len(GOLDEN["names"])))
+@pytest.mark.parametrize("convert", [np.asarray, jnp.asarray])
+def test_deltas_are_those_of_detectron2(case, convert):
+    given = {
+        field: GOLDEN[f"{case}/{field}"] for field in ("src", "tgt", "deltas", "raw", "decoded")
+    }
+    weights = tuple(GOLDEN[f"{case}/weights"].tolist())
+    proposals = convert(given["src"])
+    deltas = encode_boxes(proposals, convert(given["tgt"]), weights)
+    assert isinstance(deltas, np.ndarray) == (convert is np.asarray) and deltas.dtype == np.float32
+    np.testing.assert_allclose(deltas, given["deltas"], rtol=1e-6, atol=1e-5)
+    raw = given["raw"].reshape(len(proposals), -1, 4)  # some sides would grow by e^40 / 5
+    boxes = decode_boxes(proposals[:, None], convert(raw), weights)
+    assert isinstance(boxes, np.ndarray) == (convert is np.asarray)
+    np.testing.assert_allclose(boxes.reshape(len(raw), -1), given["decoded"], rtol=1e-5, atol=1e-3)
+
+
+def test_deltas_agree_with_the_formula_and_are_undone():
+    rng = np.random.default_rng(3)
+    proposals, targets = (
+        random_boxes(rng, 20) + [[0, 0, 1, 1]],
+        random_boxes(rng, 20) + [[0, 0, 1, 1]],
+    )
+    deltas = encode_boxes(proposals, targets)
+    expected = [oracle.encode(p, t) for p, t in zip(proposals, targets, strict=True)]
+    np.testing.assert_allclose(deltas, expected, rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(decode_boxes(proposals, deltas), targets, atol=1e-9)
+    np.testing.assert_array_equal(encode_boxes(proposals, proposals), 0)
+    np.testing.assert_allclose(decode_boxes(proposals, 0 * deltas), proposals, rtol=1e-12)
+
+
+def test_a_side_grows_at_most_as_far_as_is_allowed():
+    proposals = np.array([[10, 20, 12, 24]], np.float32)
+    deltas = np.array([[0, 0, 5 * np.log(1000 / 16), 1e30]], np.float32)
+    side = 2 * 1000 / 16
+    np.testing.assert_allclose(
+        decode_boxes(proposals, deltas),
+        [[11 - side / 2, 22 - side, 11 + side / 2, 22 + side]],
+        rtol=1e-6,
+    )
+
+
+@pytest.mark.parametrize("proposals", [[5, 5, 5, 5], [5, 5, 5, 9], [7, 7, 3, 3]])
+@pytest.mark.parametrize("targets", [[5, 5, 5, 5], [0, 0, 1e4, 1e4], [9, 9, 2, 2]])
+def test_boxes_without_area_have_finite_deltas_and_gradients(proposals, targets):
+    proposals, targets = (jnp.array([box], jnp.float32) for box in (proposals, targets))
+    for function in (encode_boxes, decode_boxes):
+        given = (proposals, targets)
+        value, pull = jax.vjp(function, *given)
+        assert np.isfinite(value).all()
+        assert all(np.isfinite(g).all() for g in pull(jnp.ones_like(value)))

@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from tests.oracles.boxes import encode
+
 
 def softmax(logits):
     logits = np.asarray(logits, np.float64)
@@ -29,6 +31,20 @@ def refinement(logits, labels, weights, multiplier, normaliser="weighted"):
         total -= weights[j] * multiplier[j] * np.log(probs[j, labels[j]])
     count = sum(w > 1e-12 for w in weights) if normaliser == "weighted" else len(probs)
     return total / max(count, 1)
+
+
+def regression(deltas, proposals, mined_boxes, targets, beta):
+    """Box regression of one head; `targets` as `oracles.mining.assign` returns them."""
+    total = 0.0
+    for r in range(len(proposals)):
+        if targets["labels"][r] == 0:
+            continue
+        wanted = encode(proposals[r], mined_boxes[targets["assigned"][r]])
+        for found, aim in zip(deltas[r, targets["labels"][r] - 1], wanted, strict=True):
+            size = abs(found - aim)
+            distance = size**2 / (2 * beta) if size < beta else size - beta / 2
+            total += targets["weights"][r] * distance
+    return total / max(len(proposals), 1)
 
 
 def cluster(logits, labels, weights, assigned):

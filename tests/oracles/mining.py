@@ -24,11 +24,19 @@ def first_max(values):
 
 
 class Box:
-    """A mined box: the proposal's index, its class and weight, and how its graph is used."""
+    """A mined box: the proposal's index, its class and weight, and how its graph is used.
+
+    `corners` are set where it is no proposal but a regressed one.
+    """
 
     def __init__(self, index, cls, weight, is_core=True, spreads=True):
         self.index, self.cls, self.weight = index, cls, weight
         self.is_core, self.spreads = is_core, spreads
+        self.corners = None
+
+    def of(self, boxes):
+        """The box itself."""
+        return boxes[self.index] if self.corners is None else self.corners
 
 
 def assign(mined, scores, boxes, fg_iou_thr=0.5, ignore_iou_thr=0.0):
@@ -39,7 +47,7 @@ def assign(mined, scores, boxes, fg_iou_thr=0.5, ignore_iou_thr=0.0):
     for r in range(count):
         if not mined:
             continue
-        overlaps = [iou(boxes[r], boxes[box.index]) for box in mined]
+        overlaps = [iou(boxes[r], box.of(boxes)) for box in mined]
         slot = first_max(overlaps)
         box = mined[slot]
         assigned[r] = slot

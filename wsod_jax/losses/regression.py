@@ -16,7 +16,7 @@ def smooth_l1(difference: Float[Array, "*n"], beta: float) -> Float[Array, "*n"]
     Gradient: d / β, within [-1, 1]; the sign of d for β = 0, which is 0 at 0.
     Source: Girshick 2015 (Fast R-CNN), section 2.3, where β is 1.
     """
-    size = jnp.abs(difference)
+    size = jnp.maximum(difference, -difference)  # the slope of jnp.abs at 0 is 1
     if beta == 0:
         return size
     return jnp.where(size < beta, 0.5 * size * size / beta, size - 0.5 * beta)

@@ -316,7 +316,7 @@ class RefinementMethod(ProposalMethod):
     def predict(
         self, params: Params, extras: dict, batch: Batch, want: frozenset[Output]
     ) -> Predictions:
-        """Score proposals by the heads' mean softmax without background, and move them by the mean deltas."""
+        """Score proposals by the mean of the heads' softmaxes without background, and move them by the mean deltas."""
         del extras, want
         scored, boxes = self.score(params, batch), batch.proposals
         scores = jnp.mean(scored.refine_scores(), axis=1)
