@@ -22,7 +22,6 @@ from wsod_jax.data.records import ImageRecord, ImageSet
 from wsod_jax.data.selective_search import SearchOptions, run_selective_search
 from wsod_jax.errors import ConfigError, DataError
 from wsod_jax.files import atomic_write
-from wsod_jax.measuring.maps import write_points
 from wsod_jax.predictor import Predictor
 from wsod_jax.runs import load_run
 from wsod_jax.viz import contact_sheet, save_image

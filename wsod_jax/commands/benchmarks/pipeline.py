@@ -22,7 +22,7 @@ from wsod_jax.data.plan import Order
 from wsod_jax.data.proposals import ProposalSet
 from wsod_jax.data.records import ImageRecord, ImageSet
 from wsod_jax.data.transforms import Canvases
-from wsod_jax.evaluation.inference import infer
+from wsod_jax.evaluation.inference import Decoding, Model, infer
 from wsod_jax.methods.oim import Oim
 from wsod_jax.nn.box_head import BoxHead
 from wsod_jax.nn.tiny import TinyNet
@@ -126,16 +126,16 @@ def compilations(*, small: bool, repeats: int) -> list[Measure]:
             break
     stream.close()
 
-    predict = jax.jit(lambda params, batch: method.predict(params, {}, batch, method.outputs))
+    model = Model(method, state.params, {}, jax.jit(method.predict, static_argnums=3))
     # mAP by the shorter side, CorLoc by the longer one, as OIM is evaluated
     for resize in ("short", "long"):
         sides = dataclasses.replace(canvases, resize=resize)
         views = view_batches(
             image_set, proposals, canvases=sides, loading=Loading(loader="threads")
         )
-        images = list(infer(functools.partial(predict, state.params), views, num_views=10))
+        images = list(infer(model, views, [method.outputs] * 10, Decoding()))
     bound = 2 * len(canvases.shapes())
-    predicting = predict._cache_size()
+    predicting = model.predict._cache_size()
     counted = train_step.num_compilations() + predicting
     return [
         Measure("programs of the training step", train_step.num_compilations(), "", "five scales"),

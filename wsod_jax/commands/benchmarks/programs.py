@@ -16,7 +16,6 @@ from wsod_jax.commands.benchmarks.counting import model_flops
 from wsod_jax.commands.benchmarks.rows import Options, Row
 from wsod_jax.methods.base import Method
 from wsod_jax.ops.detect import detect
-from wsod_jax.ops.nms import class_nms
 from wsod_jax.ops.roi import roi_align, roi_max_pool
 from wsod_jax.train.optim import Optimizer
 from wsod_jax.train.sharding import make_mesh, put
@@ -219,13 +218,13 @@ def suppression_programs(small: bool) -> list[Program]:
         arguments = (boxes, scores, np.ones(count, bool))
         return Ready(jax.jit(run), tuple(map(jnp.asarray, arguments)))
 
-    best = functools.partial(class_nms, iou_thr=0.3, top_k=100)
     every = functools.partial(detect, score_thr=1e-5, iou_thr=0.3, top_k=100)
+    best = functools.partial(every, class_top_k=100)
     subject = f"{count} boxes, {num_classes} classes"
     return [
         Program(Row(program=name, dtype="float32", size=subject), functools.partial(prepare, *how))
         for name, how in {
-            "NMS of the best 100 of each class": (best, False),
+            "detections out of the best 100 of each class": (best, False),
             "detections: NMS of all, the best 100": (every, False),
             "detections, boxes per class": (every, True),
         }.items()
