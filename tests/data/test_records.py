@@ -33,7 +33,7 @@ def image_set(*labels, classes=("cat", "dog")):
 
 def test_no_field_can_hold_a_box():
     names = {field.name for field in dataclasses.fields(ImageRecord)}
-    assert names == {"image_id", "source", "height", "width", "labels"}
+    assert names == {"image_id", "source", "height", "width", "labels", "number"}
 
 
 def test_labels_and_selection():

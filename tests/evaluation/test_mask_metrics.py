@@ -135,7 +135,7 @@ def test_ground_truth_found_exactly_scores_one():
                       num_images=2, num_classes=3)
     )  # fmt: skip
     metrics = coco_ap(found, truth, region="masks")
-    assert metrics.summary["AP"] == metrics.mean_ap_at[0.25] == 1
+    assert metrics.summary["AP"] == metrics.mean_ap_at[0.25] == pytest.approx(1)
     np.testing.assert_allclose(metrics.ap, [1, 1, np.nan])
     assert metrics.ap_at.shape == (3, 11)
     assert evaluate_detections(found, truth, region="masks").mean_ap == 1
@@ -148,6 +148,22 @@ def test_ground_truth_found_exactly_scores_one():
     empty = truth.take(np.zeros(3, bool))
     assert np.isnan(average_best_overlap(found, empty, region="masks").mean)
     assert np.isnan(coco_ap(found, empty, region="masks").summary["AP"])
+
+
+@pytest.mark.parametrize("crowd", [True, False])
+def test_what_lies_on_a_crowd_or_a_difficult_object_counts_neither_way(crowd):
+    rows = [(0, 0, (0, 0, 4, 4), False), (0, 0, (5, 0, 12, 12), True)]
+    truth = dataclasses.replace(with_masks(truth_of(rows)), crowd=[False, crowd])
+    inside, outside = (5, 1, 8, 4), (0, 6, 4, 10)  # a part of the second object; nothing
+    exact = [(0, 0, 0.5, (0, 0, 4, 4)), (0, 0, 0.9, (5, 0, 12, 12))]
+
+    def ap(*boxes):
+        found = with_masks(detections_of([*exact, *((0, 0, 0.8, box) for box in boxes)]))
+        return coco_ap(found, truth, region="masks").summary["AP"]
+
+    assert ap() == pytest.approx(1)
+    assert ap(inside) == pytest.approx(1 if crowd else 0.5)  # any part of a crowd may be found
+    assert ap(outside) == pytest.approx(0.5)
 
 
 def test_sizes_of_masks_are_their_pixels():
