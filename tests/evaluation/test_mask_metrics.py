@@ -143,8 +143,10 @@ def test_ground_truth_found_exactly_scores_one():
     assert overlap.mean == 1 and np.isnan(overlap.abo[2])
     nothing = found.take(np.zeros(0, int))
     assert nothing.masks == ()
-    assert average_best_overlap(nothing, truth, region="masks").mean == 0
-    assert coco_ap(nothing, truth, region="masks").summary["AP"] == 0
+    for none in (nothing, dataclasses.replace(nothing, masks=None)):  # an empty file does not tell
+        assert average_best_overlap(none, truth, region="masks").mean == 0
+        assert coco_ap(none, truth, region="masks").summary["AP"] == 0
+        assert evaluate_detections(none, truth, region="masks").mean_ap == 0
     empty = truth.take(np.zeros(3, bool))
     assert np.isnan(average_best_overlap(found, empty, region="masks").mean)
     assert np.isnan(coco_ap(found, empty, region="masks").summary["AP"])
