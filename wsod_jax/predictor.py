@@ -139,7 +139,7 @@ class Predictor:
             flips=settings.flips,
             batch_size=-(-settings.micro_batch // devices) * devices,
             rules=self.rules,
-            loading=Loading(settings.loader),
+            loading=Loading(loader=settings.loader),
         )
 
     def results(

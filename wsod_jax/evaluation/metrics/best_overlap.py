@@ -60,6 +60,7 @@ def average_best_overlap(
         np.zeros(len(detections), bool),
         detections.num_images,
         detections.num_classes,
+        areas=np.zeros(len(detections)),  # which nothing asks for
         masks=detections.masks,
     )
     overlap, _ = best_overlaps(as_detections, as_truth, region=region)

@@ -68,7 +68,9 @@ def coco_ap(
     check_same_set(detections, truth, region)
     ignored = truth.difficult & ~truth.crowd
     areas = np.where(ignored, IGNORED_AREA, truth.areas)
-    found_areas = box_areas(detections.boxes) if region == "boxes" else mask_areas(detections.masks)
+    found_areas = (
+        box_areas(detections.boxes) if region == "boxes" else mask_areas(detections.masks or ())
+    )
     with contextlib.redirect_stdout(io.StringIO()):
         evaluation = COCOeval(
             _coco(truth, areas=areas, crowd=truth.crowd),

@@ -363,11 +363,11 @@ def check_same_set(detections: DetectionTable, truth: TruthTable, region: Region
     if region == "boxes":
         return
     for name, table in (("detections", detections), ("ground truth", truth)):
-        if table.masks is None:
+        if table.masks is None and len(table):
             raise DataError(f"{name}: there are no masks to compare; evaluate boxes, or give masks")
     sizes: dict[int, tuple[int, int]] = {}
     for table in (truth, detections):
-        for image, mask in zip(table.image_index.tolist(), table.masks, strict=True):
+        for image, mask in zip(table.image_index.tolist(), table.masks or (), strict=True):
             size = tuple(mask["size"])
             if sizes.setdefault(image, size) != size:
                 raise DataError(
