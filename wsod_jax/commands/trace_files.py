@@ -1,19 +1,23 @@
-"""List the files that a training run executes: how far a reader walks from a configuration to an update.
+"""List the files that a run executes: how far a reader walks from a configuration to an update, or from an image to
+a report.
 
     python scripts/trace_files.py                                          # OIM on VGG16
     python scripts/trace_files.py --config configs/spn_vgg16_voc07.py
+    python scripts/trace_files.py --walk evaluate                          # from the images to the report
 
 One update of a configuration for VOC runs on a few small rendered images, with narrow fully connected layers and
-drawn weights. A file counts if one of its functions runs; what runs while it is imported does not count.
+drawn weights; `--walk evaluate` then evaluates it, and counts from opened run and read split on, without figures. A
+file counts if one of its functions runs; what runs while it is imported does not count.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
 import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
 
@@ -31,6 +35,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         default="configs/oim_ir_vgg16_voc07.py",
         metavar="FILE[:VARIANT]",
         help="a configuration that reads the VOC layout (configs/oim_ir_vgg16_voc07.py)",
+    )
+    parser.add_argument(
+        "--walk", choices=("train", "evaluate"), default="train", help="what to follow (train)"
     )
     return run_command(run, parser.parse_args(arguments))
 
@@ -56,8 +63,22 @@ def traced(options: argparse.Namespace, folder: Path) -> set[Path]:
     data, proposals = folder / "data", folder / "proposals.npz"
     num_images = max(4, jax.device_count())
     write_synthetic(data, SyntheticSpec(num_trainval=num_images, num_test=2, size=96))
-    images = Voc(root=str(data)).images("trainval")
-    run_selective_search(images, proposals, options=SearchOptions(min_side=6.0))
+    reader = Voc(root=str(data))
+    images = [reader.images(split) for split in ("trainval", "test")]
+    both = dataclasses.replace(images[0], records=images[0].records + images[1].records)
+    run_selective_search(both, proposals, options=SearchOptions(min_side=6.0))
+    values = small(load_config(options.config), data, proposals, jax.device_count())
+    if options.walk == "train":
+        found = executed(lambda: runs.train(build.read_config(values), folder / "run"))
+    else:
+        runs.train(build.read_config(values), folder / "run")
+        found = executed(evaluation_of(folder))
+    paths = {Path(name).resolve() for name in found if name.endswith(".py")} - {Path(__file__)}
+    return {path for path in paths if any(path.is_relative_to(folder) for folder in FOLDERS)}
+
+
+def executed(action: Callable[[], object]) -> set[str]:
+    """Return the names of the files in which a function runs during an action."""
     found: set[str] = set()
 
     def note(frame: FrameType, event: str, argument: object) -> None:
@@ -67,13 +88,31 @@ def traced(options: argparse.Namespace, folder: Path) -> set[Path]:
     threading.settrace(note)
     sys.settrace(note)
     try:
-        values = small(load_config(options.config), data, proposals, jax.device_count())
-        runs.train(build.read_config(values), folder / "run")
+        action()
     finally:
         sys.settrace(None)
         threading.settrace(None)
-    paths = {Path(name).resolve() for name in found if name.endswith(".py")} - {Path(__file__)}
-    return {path for path in paths if any(path.is_relative_to(folder) for folder in FOLDERS)}
+    return found
+
+
+def evaluation_of(folder: Path) -> Callable[[], object]:
+    """Return the evaluation of the run in a folder, up to its report."""
+    from wsod_jax import runs
+    from wsod_jax.evaluation.report import Report, write_report
+    from wsod_jax.scoring import AnnotatedImages, evaluate_pass
+    from wsod_jax.training_data import read_proposals
+
+    predictor = runs.load_run(folder / "run")
+    predictor = predictor.with_settings(scales=(96,), flips=(False,), micro_batch=1, passes={})
+    reader, proposals = predictor.config.data, read_proposals(predictor.config)
+    data = AnnotatedImages.read(reader, "test")
+
+    def evaluate() -> None:
+        outcome = evaluate_pass("test", [predictor], data, proposals, folder)
+        names, found = data.images.class_names, [*outcome.evaluations.values()]
+        write_report(folder, Report("walk", names, {}, found))
+
+    return evaluate
 
 
 def small(values: dict, data: Path, proposals: Path, num_devices: int) -> dict:
