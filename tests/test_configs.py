@@ -22,6 +22,7 @@ from wsod_jax import build, presets
 from wsod_jax.config import RunConfig
 from wsod_jax.data.transforms import Canvases
 from wsod_jax.errors import ConfigError
+from wsod_jax.methods.regression import Regression
 from wsod_jax.train.sharding import make_mesh
 from wsod_jax.train.state import TrainState
 from wsod_jax.train.step import TrainStep
@@ -259,6 +260,7 @@ def test_mist_learns_at_one_rate_per_image(name):
     assert 2 / 3 <= first / config.train.num_steps <= 3 / 4
     assert 7 / 8 <= last / config.train.num_steps <= 12 / 13
     assert config.eval.scales == config.train.scales and config.eval.num_views == 12
+    assert config.eval.max_per_image == 100 and config.method.options["regression"] == Regression()
 
 
 @pytest.mark.parametrize(
@@ -352,6 +354,8 @@ def test_config_is_traced_at_full_size(name):
     assert {leaf.dtype for leaf in jax.tree.leaves(state.params)} == {jnp.dtype("float32")}
     num_stages = getattr(traced.method, "num_stages", 0)
     assert sum(key.startswith("loss/refine_") for key in metrics) == num_stages
+    regresses = getattr(traced.method, "regression", None) is not None
+    assert sum(key.startswith("loss/regress_") for key in metrics) == num_stages * regresses
     assert {"loss", "lr", "grad_norm"} <= set(metrics)
     assert all(value.shape == () for value in metrics.values())
 
@@ -360,7 +364,8 @@ def test_config_is_traced_at_full_size(name):
     assert found.image_scores.shape == (images, 20)
     if "boxes" in traced.method.outputs:
         assert found.scores.shape == (images, traced.rows, 20)
-        assert found.boxes.shape == (images, traced.rows, 4)
+        of_classes = (20,) if regresses else ()
+        assert found.boxes.shape == (images, traced.rows, *of_classes, 4)
     assert (found.maps is not None) == ("maps" in traced.method.outputs)
 
 

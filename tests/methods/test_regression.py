@@ -2,6 +2,7 @@
 
 import functools
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +32,7 @@ from wsod_jax.types import Source
 GOLDEN = np.load(Path(__file__).parents[1] / "golden/boxes/pdsl_refine.npz")
 
 
+@jax.jit
 def mine(scores, proposals, mask, labels, boxes=None):
     """OICR's mining of one image, by default among the proposals."""
     source = Source.of(scores, proposals, mask, labels, boxes=boxes)
@@ -60,12 +62,11 @@ def test_loss_is_the_released_one_of_pdsl(case):
     def given(field):
         return GOLDEN[f"{case}/{field}"]
 
-    proposals = given("proposals")
+    proposals, before = jnp.asarray(given("proposals")), jnp.asarray(given("prev_boxes"))
     count, num_classes = given("scores").shape
-    before = given("prev_boxes")
     boxes = before.reshape(count, num_classes, 4) if len(before) else None
-    real = np.ones(count, bool)
-    mined = mine(given("scores"), jnp.asarray(proposals), jnp.asarray(real), given("labels"), boxes)
+    real, labels = jnp.ones(count, bool), jnp.asarray(given("labels"), jnp.int32)
+    mined = mine(jnp.asarray(given("scores")), proposals, real, labels, boxes)
     used = np.asarray(mined.pseudo.mask)
     np.testing.assert_array_equal(np.asarray(mined.pseudo.boxes)[used], given("pgt_boxes"))
     labels = np.asarray(mined.targets.labels)
@@ -79,9 +80,7 @@ def test_loss_is_the_released_one_of_pdsl(case):
     weights = jnp.asarray(given("out_weights"))  # PDSL's are the image's class scores
     mined = mined._replace(targets=mined.targets.replace(weights=weights))
     deltas = jnp.asarray(given("deltas").reshape(count, num_classes, 4))
-    loss, gradient = loss_and_gradient(0.0)(
-        deltas, mined, jnp.asarray(proposals), jnp.asarray(real)
-    )
+    loss, gradient = loss_and_gradient(0.0)(deltas, mined, proposals, real)
     assert loss > 0
     np.testing.assert_allclose(loss, given("reg"), rtol=1e-5)
     touched = np.asarray(gradient).any(axis=2)
@@ -149,15 +148,29 @@ HEADED = ("refine", "refine_boxes")
 
 
 def run(method, values, batch):
-    """Return the method's output and what its network says, as NumPy."""
-    scored = jax.jit(method.score)(values, batch, KEY)
-    out = jax.jit(method.loss)(values, {}, batch, KEY, STEP)
-    return out, jax.tree.map(np.asarray, scored)
+    """Return the method's output, and what its network says as NumPy."""
+
+    @jax.jit
+    def compiled(values, batch):
+        return method.loss(values, {}, batch, KEY, STEP), method.score(values, batch, KEY)
+
+    out, scored = compiled(values, batch)
+    return out, arrays(scored)
 
 
-@pytest.mark.parametrize("num_stages", [1, 3])
-@pytest.mark.parametrize("mined_boxes", ["proposals", "regressed"])
-@pytest.mark.parametrize("name", ["oicr_reg", "mist_reg"])
+def arrays(scored):
+    return SimpleNamespace(**{field: np.asarray(value) for field, value in vars(scored).items()})
+
+
+@pytest.mark.parametrize(
+    ("name", "mined_boxes", "num_stages"),
+    [
+        ("oicr_reg", "proposals", 1),
+        ("oicr_reg", "regressed", 3),
+        ("mist_reg", "proposals", 3),
+        ("mist_reg", "regressed", 3),
+    ],
+)
 def test_whole_loss_agrees_with_loops(name, mined_boxes, num_stages):
     beta, first = 0.5, 3.0
     regression = Regression(beta=beta, mined_boxes=mined_boxes)
@@ -228,7 +241,7 @@ def test_prediction_decodes_the_mean_deltas_once_and_clips(num_stages):
     method, batch = build("mist_reg", options={"num_stages": num_stages}), make_batch(32)
     values = drawn("mist_reg", num_stages)
     found = predict_function(method)(values, {}, batch)
-    scored = jax.tree.map(np.asarray, jax.jit(method.score)(values, batch))
+    scored = arrays(jax.jit(method.score)(values, batch))
     assert found.boxes.shape == (2, 16, NUM_CLASSES, 4)
     for image in range(2):
         size = np.asarray(batch.image_size[image])
