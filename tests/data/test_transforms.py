@@ -21,7 +21,8 @@ from wsod_jax.data.transforms import (
     view_factors,
 )
 from wsod_jax.errors import ConfigError
-from wsod_jax.evaluation.inference import original_boxes
+from wsod_jax.evaluation.inference import to_original
+from wsod_jax.types import Views
 
 
 def random_boxes(seed, count, height, width):
@@ -317,10 +318,10 @@ def test_boxes_of_warped_views_map_back():
     for flipped in (False, True):
         view = Canvases((224,), "warp").view(333, 500, 224, flipped)
         placed = place_boxes(boxes, (333, 500), view)
-        back = original_boxes(
-            placed, scale=np.array(view_factors((333, 500), view)), flipped=flipped, width_px=224
-        )
-        np.testing.assert_allclose(back, boxes, atol=1e-3)
+        scale = np.array([view_factors((333, 500), view)])
+        views = Views(scale, np.zeros((1, 2), int), np.array([flipped]), np.array([[333, 500]]))
+        back = to_original(placed[None], views, np.array([224.0]))
+        np.testing.assert_allclose(back[0], boxes, atol=1e-3)
 
 
 def test_factors_are_exact_per_axis():

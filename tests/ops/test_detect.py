@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.oracles import detect as oracle
-from wsod_jax.ops.detect import detect
+from wsod_jax.ops.detect import detect, detect_again
+from wsod_jax.types import Detections
 
 ROWS, CLASSES = 10, 3
 OPTIONS = {"score_thr": 1.0, "iou_thr": 0.3, "top_k": 8}
@@ -18,9 +19,13 @@ OPTIONS = {"score_thr": 1.0, "iou_thr": 0.3, "top_k": 8}
 
 def expect(found, boxes, scores, mask, options):
     """Compare the detections of one image with the oracle's."""
-    expected = oracle.detect(boxes, scores, mask, *options.values())
+    expect_rows(found, oracle.detect(boxes, scores, mask, **options), options["top_k"])
+
+
+def expect_rows(found, expected, top_k):
+    """Compare detections with (score, row, class, box), the best first."""
     count = len(expected)
-    assert np.asarray(found.mask).tolist() == [True] * count + [False] * (options["top_k"] - count)
+    assert np.asarray(found.mask).tolist() == [True] * count + [False] * (top_k - count)
     assert np.asarray(found.row)[:count].tolist() == [row for _, row, _, _ in expected]
     assert np.asarray(found.classes)[:count].tolist() == [c for _, _, c, _ in expected]
     np.testing.assert_array_equal(found.scores[:count], [score for score, *_ in expected])
@@ -47,10 +52,12 @@ def random_image(seed, per_class=False, rows=ROWS):
     st.sampled_from([-np.inf, 0.0, 1.0, 4.0]),
     st.sampled_from([0.0, 0.25, 0.5, 1.0]),
     st.sampled_from([1, 8, 50]),
+    st.sampled_from([None, 1, 4, 20]),
 )
-def test_equals_the_loops(seed, per_class, score_thr, iou_thr, top_k):
+def test_equals_the_loops(seed, per_class, score_thr, iou_thr, top_k, class_top_k):
     image = random_image(seed, per_class)
     options = {"score_thr": score_thr, "iou_thr": iou_thr, "top_k": top_k}
+    options["class_top_k"] = class_top_k
     expect(detect(*map(jnp.asarray, image), **options), *image, options)
 
 
@@ -147,14 +154,42 @@ def test_permuting_rows_permutes_the_rows_found():
     np.testing.assert_array_equal(shuffled.scores, found.scores)
 
 
-def test_classes_come_one_after_another_in_memory_of_one():
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.sampled_from([0.0, 0.25, 0.5]), st.sampled_from([1, 6, 20]))
+def test_detecting_again_equals_the_loops(seed, iou_thr, top_k):
+    """Slots in any order, some empty; rows decide between equal scores."""
+    rng = np.random.default_rng(seed)
+    boxes, scores, _ = random_image(seed, rows=12)
+    slots = Detections(
+        boxes, scores[:, 0], rng.integers(0, 2, 12), rng.random(12) < 0.8, rng.permutation(12)
+    )
+    columns = (slots.scores.tolist(), slots.row.tolist(), slots.classes.tolist(), slots.boxes)
+    real = [
+        one for one, is_real in zip(zip(*columns, strict=True), slots.mask, strict=True) if is_real
+    ]
+    expected = oracle.detect_again(real, iou_thr, top_k)
+    found = detect_again(jax.tree.map(jnp.asarray, slots), iou_thr=iou_thr, top_k=top_k)
+    expect_rows(found, expected, top_k)
+    batch = jax.tree.map(lambda x: jnp.stack([x, x[::-1]]), slots)
+    for one in range(2):
+        of_batch = jax.tree.map(
+            lambda x, one=one: x[one], detect_again(batch, iou_thr=iou_thr, top_k=top_k)
+        )
+        expect_rows(of_batch, expected, top_k)
+
+
+@pytest.mark.parametrize("rows", [400, 1100])
+def test_memory_does_not_grow_with_the_classes(rows):
+    """As many classes at a time as 2^20 overlaps allow, at least one; each takes 4 rows^2 bytes."""
+
     def temporary(num_classes):
-        shapes = [(400, 4), (400, num_classes)]
+        shapes = [(rows, 4), (rows, num_classes)]
         arguments = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
-        program = detect.lower(*arguments, jax.ShapeDtypeStruct((400,), bool), **OPTIONS).compile()
+        program = detect.lower(*arguments, jax.ShapeDtypeStruct((rows,), bool), **OPTIONS).compile()
         return program.memory_analysis().temp_size_in_bytes
 
-    assert temporary(40) < temporary(2) + 40 * 400 * 32  # far below 40 matrices of 400 x 400
+    at_once = max(1, 2**20 // rows**2)
+    assert temporary(40) < 1.5 * temporary(at_once) + 40 * rows * 64
 
 
 def test_nothing_carries_a_gradient():
@@ -173,6 +208,8 @@ def test_misuse_is_refused():
         detect(boxes[:9], scores, mask, **OPTIONS)
     with pytest.raises(ValueError, match="top_k is 0"):
         detect(boxes, scores, mask, **OPTIONS | {"top_k": 0})
+    with pytest.raises(ValueError, match="class_top_k 0"):
+        detect(boxes, scores, mask, **OPTIONS, class_top_k=0)
 
 
 def test_lowers_for_accelerators():

@@ -3,14 +3,13 @@
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.oracles import nms as oracle
-from wsod_jax.ops.nms import class_nms, nms_mask
+from wsod_jax.ops.nms import greedy_nms, nms_mask
 
 SLOTS = 12
 jitted_nms = jax.jit(nms_mask)
@@ -69,25 +68,31 @@ def test_lowest_index_wins_ties_and_masked_boxes_do_nothing():
     assert run(np.zeros((4, 4)), [1] * 4, [True] * 4, 0.0).all()  # no area, no overlap
 
 
-@pytest.mark.parametrize("top_k", [5, 30, 50])
-def test_class_nms_takes_the_best_of_each_class_first(top_k):
-    rng = np.random.default_rng(1)
-    low = rng.integers(0, 10, (30, 2))
-    boxes = np.concatenate([low, low + rng.integers(1, 9, (30, 2))], axis=1).astype(np.float32)
-    scores, mask = rng.integers(0, 9, (30, 3)).astype(np.float32), rng.random(30) < 0.8
-    pick = jax.jit(functools.partial(class_nms, iou_thr=0.3, top_k=top_k))
-    index, keep, kept_scores = pick(boxes, scores, mask)
-    assert index.shape == keep.shape == kept_scores.shape == (3, top_k)
-    for c, expected in enumerate(oracle.class_nms(boxes, scores, mask, 0.3, top_k)):
-        np.testing.assert_array_equal(index[c][keep[c]], expected)
-        np.testing.assert_array_equal(kept_scores[c][keep[c]], scores[expected, c])
+@settings(max_examples=100, deadline=None)
+@given(st.lists(row, min_size=SLOTS, max_size=SLOTS), st.sampled_from([0.0, 0.3, 0.5]))
+def test_groups_are_walked_one_by_one(rows, iou_thr):
+    boxes, scores, mask = (np.array(column) for column in zip(*rows, strict=True))
+    groups = np.random.default_rng(int(boxes.sum())).integers(0, 3, SLOTS)
+    boxes, scores = boxes.astype(np.float32), scores.astype(np.float32)
+    keep = jitted_nms(boxes, scores, mask, iou_thr=iou_thr, groups=groups)
+    for group in range(3):
+        own = groups == group
+        expected = oracle.nms_mask(boxes[own], scores[own], mask[own], iou_thr)
+        np.testing.assert_array_equal(np.asarray(keep)[own], expected)
 
 
-def test_class_nms_of_an_image_without_boxes_keeps_nothing():
-    _, keep, scores = class_nms(
-        jnp.zeros((3, 4)), jnp.ones((3, 2)), jnp.zeros(3, bool), iou_thr=0.3, top_k=4
-    )
-    assert not keep.any() and not scores.any()
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(row, max_size=SLOTS),
+    st.sampled_from([0.0, 0.25, 0.5, 1.0]),
+    st.sampled_from([None, 1, 3]),
+)
+def test_the_walk_on_the_host_equals_the_one_on_the_device(rows, iou_thr, limit):
+    rows = sorted(rows, key=lambda row: -row[1])
+    boxes = np.array([box for box, *_ in rows]).reshape(-1, 4)
+    expected = oracle.nms_mask(boxes, -np.arange(len(rows)), np.ones(len(rows), bool), iou_thr)
+    found = greedy_nms(boxes, iou_thr=iou_thr, limit=limit)
+    np.testing.assert_array_equal(found, np.flatnonzero(expected)[:limit])
 
 
 def test_a_batch_equals_its_images():

@@ -15,14 +15,3 @@ def nms_mask(boxes, scores, mask, iou_thr):
     keep = np.zeros(len(boxes), bool)
     keep[kept] = True
     return keep
-
-
-def class_nms(boxes, scores, mask, iou_thr, top_k):
-    """Return, per class, the indices of the boxes kept among its `top_k` best."""
-    kept = []
-    for c in range(scores.shape[1]):
-        real = [i for i in range(len(boxes)) if mask[i]]
-        top = sorted(real, key=lambda i: (-scores[i, c], i))[:top_k]
-        chosen = nms_mask(boxes[top], scores[top, c], np.ones(len(top), bool), iou_thr)
-        kept.append([i for i, keep in zip(top, chosen, strict=True) if keep])
-    return kept

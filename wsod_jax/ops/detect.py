@@ -107,6 +107,8 @@ def detect_again(found: Detections, *, iou_thr: ArrayLike, top_k: int) -> Detect
     """
 
     def one_image(found: Detections) -> Detections:
+        order = jnp.argsort(found.row, stable=True)
+        found = jax.tree.map(lambda x: x[order], found)
         keep = nms_mask(
             found.boxes, found.scores, found.mask, iou_thr=iou_thr, groups=found.classes
         )
