@@ -18,6 +18,7 @@ from wsod_jax.errors import ConfigError, DataError
 from wsod_jax.methods.assign import Mined
 from wsod_jax.methods.base import RefinementMethod
 from wsod_jax.methods.oim import Oim, appearance_distances, search_nodes, spatial_graph
+from wsod_jax.ops.boxes import scale_boxes
 from wsod_jax.ops.masked import masked_mean
 from wsod_jax.overrides import locations
 from wsod_jax.predictor import check_classes

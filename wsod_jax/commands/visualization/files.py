@@ -7,7 +7,7 @@ import argparse
 import numpy as np
 
 from wsod_jax import viz
-from wsod_jax.analysis.figures import draw_precision_recall
+from wsod_jax.analysis.figures import draw_detections, draw_precision_recall
 from wsod_jax.commands.visualization.images import read_images, write_pictures
 from wsod_jax.data.proposals import ProposalSet, check_proposals
 from wsod_jax.data.records import ImageRecord
