@@ -350,7 +350,7 @@ class EvalOptions:
             nms_thr=maps.nms_thr,
             min_side_px=maps.min_side_px,
             predicted_thr=None if is_single_label else maps.predicted_thr,
-            num_best=ILSVRC_GUESSES if is_single_label else 0,
+            num_best=ILSVRC_GUESSES if is_single_label else 1,
             separate_views=self.merge == "union" and self.num_views > 1,
         )
         return Decoding(

@@ -29,6 +29,11 @@ from wsod_jax.files import atomic_write
 TASKS = {
     "roi": ("kernels", "roi_pooling", "RoI max pooling against a masked maximum done RoI by RoI"),
     "nms": ("kernels", "suppression", "non-maximum suppression of 2 000 boxes against NumPy"),
+    "merging": (
+        "merging",
+        "merging",
+        "merging 16 views of 2 000 proposals and 80 classes against NumPy; pasting masks",
+    ),
     "mining": ("kernels", "mining", "OIM mining of 2 000 proposals against a literal NumPy oracle"),
     "soft_proposal": (
         "soft_proposal",

@@ -126,16 +126,19 @@ def best_of(
     top_k: int,
 ) -> Detections:
     """Return the `top_k` best of one image's candidates that are kept; of equal scores the lower row, then class."""
-    order = jnp.lexsort((classes.reshape(-1), row.reshape(-1)))  # by row, then class
-    boxes, scores = boxes.reshape(-1, 4)[order], scores.reshape(-1)[order]
-    classes, row, keep = (x.reshape(-1)[order] for x in (classes, row, keep))
-    best, index, valid = masked_top_k(scores, keep, top_k)
+    scores, keep = scores.reshape(-1), keep.reshape(-1)
+    falling = jnp.where(keep, -jnp.where(scores == 0, 0.0, scores), jnp.inf)
+    keys = (falling, row.reshape(-1), classes.reshape(-1), jnp.arange(scores.size))
+    _, row, classes, index = (
+        jnp.pad(x[:top_k], (0, max(0, top_k - x.size))) for x in jax.lax.sort(keys, num_keys=3)
+    )
+    valid = jnp.arange(top_k) < jnp.sum(keep)
     return Detections(
-        boxes=jnp.where(valid[:, None], boxes[index], 0.0),
-        scores=best,
-        classes=jnp.where(valid, classes[index], 0),
+        boxes=jnp.where(valid[:, None], boxes.reshape(-1, 4)[index], 0.0),
+        scores=jnp.where(valid, scores[index], 0.0),
+        classes=jnp.where(valid, classes, 0),
         mask=valid,
-        row=jnp.where(valid, row[index], 0),
+        row=jnp.where(valid, row, 0),
     )
 
 
