@@ -258,14 +258,14 @@ def label_map(
 
 def _interpolation(maps: FeatureMap, batch: Batch, axis: int, pixels: int) -> jax.Array:
     """Return the weights [b, pixels, cells] that read a map at pixel centers of the original images."""
-    center = jnp.arange(pixels) + 0.5
+    center = jnp.arange(pixels)[None, :] + 0.5
     place = center * batch.views.scale[:, 1 - axis, None] - batch.views.offset[:, 1 - axis, None]
     if axis == 1:
         width = batch.image_size[:, 1, None]
         place = jnp.where(batch.views.flipped[:, None], width - place, place)
     last = jnp.maximum(maps.size[:, axis, None] - 1, 0)
     cell = jnp.clip(place / maps.stride - 0.5, 0, last)  # [b, pixels]
-    cells = jnp.arange(maps.features.shape[1 + axis])
+    cells = jnp.arange(maps.features.shape[1 + axis])[None, None, :]
     weights = jnp.maximum(1.0 - jnp.abs(cell[..., None] - cells), 0.0)
     return jnp.where(maps.size[:, axis, None, None] > 0, weights, 0.0)
 
