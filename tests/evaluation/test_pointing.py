@@ -17,7 +17,7 @@ from wsod_jax.evaluation.metrics.pointing import (
     pointing_with_prediction,
 )
 
-MODES = ["11point", "11point_devkit", "area"]
+MODES = ["11point", "11point_devkit", "area", "ranking"]
 
 
 def listed(truth):
