@@ -154,3 +154,24 @@ def test_quality_class_by_class_agrees_with_the_loops(seed, num_boxes, num_objec
         whole.precision, share(np.repeat(quality.precision, quality.num_boxes))
     )
     assert whole.boxes_per_image == num_boxes / 4
+
+
+def test_box_quality_measures_part_domination():
+    found = detections_of(
+        [(0, 0, 0.9, BOX), (0, 1, 0.8, [0, 0, 10, 8]), (1, 1, 0.7, [0, 0, 4, 4])],
+        num_images=2,
+        num_classes=3,
+    )
+    truth = truth_of(
+        [(0, 0, BOX, False), (0, 1, BOX, False), (1, 1, BOX, False), (1, 2, BOX, True)],
+        num_images=2,
+        num_classes=3,
+    )
+    quality = box_quality(found, truth)
+    assert quality.precision == pytest.approx(2 / 3)
+    assert quality.recall == pytest.approx(2 / 4)
+    assert quality.mean_iou == pytest.approx((1 + 0.8 + 0.16) / 3)
+    assert quality.size_ratio == pytest.approx(np.sqrt(0.8))
+    assert quality.boxes_per_image == 1.5
+    nothing = box_quality(found.take(np.zeros(0, int)), truth)
+    assert np.isnan(nothing.precision) and nothing.recall == 0.0

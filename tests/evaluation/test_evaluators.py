@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wsod_jax.data.records import BoxAnnotations, ImageInstances
+from wsod_jax.errors import DataError
 from wsod_jax.evaluation.evaluators import (
     Annotation,
     BoxAp,
@@ -280,6 +281,18 @@ def test_a_class_that_is_only_difficult_in_an_image_is_no_false_positive():
     results = [ImageResult(i, SIZE, image_scores=score) for i, score in enumerate(scores)]
     found = computed(Classification(), results, annotations)
     assert found.summary == {"image mAP": 1.0}
+
+
+def test_image_level_ap():
+    scores = np.array([[0.9, 0.1], [0.8, 0.2], [0.7, 0.3], [np.nan, 0.4]])
+    labels = np.array([[1, 0], [0, 0], [1, 0], [-1, 0]])
+    np.testing.assert_allclose(
+        classification_ap(scores, labels, ap_mode="area"), [0.5 + 0.5 * 2 / 3, np.nan]
+    )
+    with pytest.raises(DataError, match="shape"):
+        classification_ap(scores, labels[:2])
+    with pytest.raises(DataError, match="finite"):
+        classification_ap(scores, np.abs(labels))
 
 
 @given(st.integers(0, 10**6))
