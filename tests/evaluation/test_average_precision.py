@@ -76,7 +76,7 @@ def random_tables(rng, *, num_images=4, num_classes=3, num_detections=60, num_ob
 @settings(deadline=None, max_examples=60)
 @given(
     seed=st.integers(0, 10**6),
-    mode=st.sampled_from(["11point", "11point_devkit", "area"]),
+    mode=st.sampled_from(["11point", "11point_devkit", "area", "ranking"]),
     iou_thr=st.sampled_from([0.25, 0.5, 0.75]),
     plus_one=st.booleans(),
     num_detections=st.integers(0, 60),
@@ -108,7 +108,7 @@ def test_random_sets_agree_with_the_loops(
 @given(
     steps=st.lists(st.booleans(), min_size=1, max_size=30),
     extra=st.integers(0, 5),
-    mode=st.sampled_from(["11point", "11point_devkit", "area"]),
+    mode=st.sampled_from(["11point", "11point_devkit", "area", "ranking"]),
 )
 def test_average_precision_agrees_with_the_loops(steps, extra, mode):
     hits = np.cumsum(steps)

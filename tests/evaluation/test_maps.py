@@ -1,260 +1,219 @@
-"""Maps of a whole set: points and boxes equal a literal loop; views, claims, and images that never came."""
+"""Maps of an image: points and boxes equal a literal loop; what joins, what is read, and maps that say nothing."""
+
+import dataclasses
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from tests.oracles import evals as box_oracle
 from tests.oracles import localization as oracle
 from wsod_jax.errors import DataError
-from wsod_jax.evaluation.inference import MergedImage, ViewMaps, infer
-from wsod_jax.evaluation.maps import MapReading, claims_above, claims_best, locate
-from wsod_jax.types import Batch, Predictions, ResponseMaps, Views
+from wsod_jax.evaluation import maps as maps_module
+from wsod_jax.evaluation.maps import ImageMaps, MapReading, ViewMaps, joined
 
 CLASSES = 3
 SIZE_PX = (48, 64)  # of views; reading maps does not look at it
-SIZES = np.array([[7, 9], [6, 4], [1, 1], [5, 8]])
+SIZE = (7, 9)  # of the image
+NOTHING_SMALL = MapReading(min_side_px=0.0, nms_thr=1.0)  # joining drops only scores <= 0
 
 
-def view(seed, cells=(3, 4)):
+def view(seed, cells=(3, 4), classes=CLASSES):
     rng = np.random.default_rng(seed)
+    responses = rng.normal(size=(*cells, classes)).astype(np.float32)
     proposal_map = rng.random(cells).astype(np.float32)
-    responses = rng.normal(size=(*cells, CLASSES)).astype(np.float32)
-    return ViewMaps(responses, proposal_map / max(proposal_map.sum(), 1), SIZE_PX)
+    return ViewMaps(responses, proposal_map / max(proposal_map.mean(), 1e-6), SIZE_PX)
 
 
-def merged(index, views, scores):
-    return MergedImage(index, None, None, None, np.asarray(scores, np.float32), tuple(views))
+def image_maps(
+    *views, reading=NOTHING_SMALL, predicted=(), classes=range(CLASSES), size=SIZE, **more
+):
+    """Return maps whose classes `classes` are read, and `predicted` predicted."""
+    is_predicted = np.isin(np.arange(CLASSES), predicted)
+    return ImageMaps(views, np.array(list(classes), int), is_predicted, size, reading, **more)
 
 
-IMAGES = [  # in another order than the set's; image 3 never comes
-    merged(1, [view(10), view(11, (5, 2))], [0.9, 0.6, 0.1]),
-    merged(2, [view(20), view(21)], [0.1, 0.2, 0.5]),
-    merged(0, [view(0), view(1, (2, 6))], [0.4, 0.5, 0.7]),
-]
-WANTED = np.array([[1, 0, 0], [0, 0, 0], [0, 1, 0], [1, 1, 1]], bool)
-
-
-def read(images=IMAGES, **options):
-    given = dict(num_classes=CLASSES, wanted=WANTED, claims=claims_above(0.5), reading=MapReading())
-    given["keep_responses"] = len(SIZES)
-    return locate(iter(images), SIZES, **(given | options))
-
-
-def rows(table):
-    return list(
-        zip(table.image_index, table.classes, table.boxes.tolist(), table.scores, strict=True)
-    )
+def pairs(boxes):
+    """Return [(box, score)] of boxes and scores."""
+    return [
+        (box.tolist(), pytest.approx(float(s), rel=1e-5, abs=1e-6))
+        for box, s in zip(*boxes, strict=True)
+    ]
 
 
 @pytest.mark.parametrize("how", ["align_corners", "half_pixel"])
-@pytest.mark.parametrize("separate", [False, True])
-def test_points_and_boxes_equal_the_loop(how, separate):
-    found = read(reading=MapReading(how), separate_views=separate)
-    tightest, components = [], []
-    for image in sorted(IMAGES, key=lambda image: image.image_index):
-        i = image.image_index
-        for c in range(CLASSES):
-            claimed = image.image_scores[c] > 0.5
-            assert found.claimed[i, c] == claimed
-            assert found.examined[i, c] == (claimed or WANTED[i, c])
-            if not found.examined[i, c]:
-                assert np.isnan(found.points[i, c]).all()
-                continue
-            views = [v.responses[..., c].tolist() for v in image.maps]
-            point, box, parts = oracle.located(views, SIZES[i], how)
-            assert tuple(found.points[i, c]) == point
-            tightest.append((i, c, *box))
-            if separate:
-                parts = sum((oracle.located([v], SIZES[i], how)[2] for v in views), [])
-            components += [(i, c, *part) for part in parts]
-    assert len(components) > len(tightest) > 3
-    for table, expected in ((found.tightest, tightest), (found.components, components)):
-        listed = rows(table)
-        assert [(i, c, box) for i, c, box, _ in listed] == [
-            (i, c, box) for i, c, box, _ in expected
-        ]
-        scores = [score for *_, score in expected]
-        np.testing.assert_allclose([row[3] for row in listed], scores, rtol=1e-5, atol=1e-6)
-        assert (table.num_images, table.num_classes) == (4, CLASSES)
+@pytest.mark.parametrize("size", [(7, 9), (6, 4), (1, 1)])
+@pytest.mark.parametrize("seeds", [(0,), (1, 2), (3, 4, 5)])
+def test_points_and_boxes_equal_the_loop(how, size, seeds):
+    views = [
+        view(seed, cells) for seed, cells in zip(seeds, [(3, 4), (5, 2), (2, 6)], strict=False)
+    ]
+    found = image_maps(*views, reading=MapReading(how), size=size)
+    for c in range(CLASSES):
+        listed = [v.responses[..., c].tolist() for v in views]
+        point, box, components = oracle.located(listed, size, how)
+        assert found.point(c) == point
+        assert pairs(found.tightest(c)) == [box]
+        assert pairs(found.components(c)) == components
 
 
-def test_images_that_never_came_have_nothing():
-    found = read()
-    assert found.predicted.tolist() == [True, True, True, False]
-    assert np.isnan(found.image_scores[3]).all() and not found.examined[3].any()
-    assert found.maps[3] == () and found.maps[0] == IMAGES[2].maps
-    assert 3 not in found.tightest.image_index and 3 not in found.components.image_index
-    nothing = read([])
-    assert not nothing.predicted.any() and len(nothing.tightest) == len(nothing.components) == 0
-    assert nothing.tightest.boxes.shape == (0, 4)
+def test_components_of_separate_views_and_of_other_detectors_join():
+    """In one NMS over all of them, not one after the other."""
+    first, second, third = (
+        view(seed, cells) for seed, cells in ((6, (3, 4)), (7, (4, 5)), (8, (2, 3)))
+    )
+    reading = MapReading(nms_thr=0.4, min_side_px=2.0, separate_views=True)
+    other = image_maps(third, reading=dataclasses.replace(reading, separate_views=False))
+    found = image_maps(first, second, reading=reading, others=(other,))
+    for c in range(CLASSES):
+        parts = sum(
+            (
+                oracle.located([v.responses[..., c].tolist()], SIZE, "align_corners")[2]
+                for v in (first, second, third)
+            ),
+            [],
+        )
+        parts = [(b, s) for b, s in parts if s > 0 and min(b[2] - b[0], b[3] - b[1]) >= 2]
+        kept = box_oracle.greedy_nms([b for b, _ in parts], [s for _, s in parts], 0.4)
+        assert pairs(found.components(c)) == [parts[i] for i in kept]
+        assert found.point(c) == image_maps(first, second).point(c)  # others bring boxes only
+    alone = image_maps(first, reading=reading)  # one part is taken as it is
+    assert (
+        pairs(alone.components(0))
+        == oracle.located([first.responses[..., 0].tolist()], SIZE, "align_corners")[2]
+    )
 
 
-def test_nothing_claimed_and_nothing_wanted():
-    found = read(wanted=None, claims=claims_above(1.0))
-    assert found.predicted.sum() == 3 and not found.examined.any()
-    assert len(found.tightest) == len(found.components) == 0 and np.isnan(found.points).all()
-    wanted = read(claims=claims_above(1.0))
-    assert wanted.examined[:3].sum() == WANTED[:3].sum() == len(wanted.tightest)
-    assert len(wanted.of_claimed(wanted.tightest)) == 0
-    assert len(read(wanted=None).tightest) == read().claimed.sum() == 3
+def test_a_class_that_was_not_read_is_an_error():
+    found = image_maps(view(0, classes=2), classes=[0, 2])
+    whole = image_maps(view(0, classes=2), classes=[0, 1])
+    assert found.tightest(2)[0].tolist() == whole.tightest(1)[0].tolist()
+    for c in (1, 3):
+        with pytest.raises(KeyError, match=f"class {c} was not read"):
+            found.point(c)
+    nothing = image_maps(view(0, classes=0), classes=[])
+    with pytest.raises(KeyError, match="class 0"):
+        nothing.response(0)
+    assert [len(column) for column in nothing.detections()] == [0, 0, 0]
 
 
-def test_of_claimed_leaves_out_what_was_only_wanted():
-    found = read()
-    kept = found.of_claimed(found.components)
-    assert 0 < len(kept) < len(found.components)
-    assert found.claimed[kept.image_index, kept.classes].all()
-    assert set(zip(kept.image_index, kept.classes, strict=True)) == {(0, 2), (1, 0), (1, 1)}
+def test_a_class_is_resized_once(monkeypatch):
+    calls = []
+
+    def counted(values, *rest):
+        calls.append(values.shape)
+        return resize(values, *rest)
+
+    resize = maps_module.resize_map
+    monkeypatch.setattr(maps_module, "resize_map", counted)
+    found = image_maps(view(0), view(1), predicted=(0, 2))
+    found.detections()
+    for _ in range(2):
+        for read in (found.response, found.point, found.tightest, found.components):
+            read(0), read(2)
+    assert len(calls) == 2 * 2
 
 
-def test_claims():
-    assert claims_above(0.5)(np.array([0.5, 0.51, 0.2])).tolist() == [False, True, False]
-    assert claims_best(np.array([0.2, 0.3, 0.3])).tolist() == [False, True, False]
-    assert claims_best(np.array([1.0])).tolist() == [True]
-    found = read(claims=claims_best, wanted=None)
-    assert found.claimed.sum(axis=1).tolist() == [1, 1, 1, 0]
-    assert found.claimed.argmax(axis=1)[:3].tolist() == [2, 0, 2]
+@pytest.mark.parametrize("mode", ["tightest", "components"])
+def test_detections_are_the_boxes_of_predicted_classes_the_best_first(mode):
+    reading = dataclasses.replace(NOTHING_SMALL, boxes=mode)
+    found = image_maps(view(9), predicted=(0, 2), reading=reading)
+    boxes, scores, classes = found.detections()
+    assert set(classes.tolist()) == {0, 2} and (np.diff(scores) <= 0).all()
+    for c in (0, 2):
+        own = getattr(found, mode)(c)
+        listed = sorted(zip(own[1].tolist(), own[0].tolist(), strict=True), key=lambda one: -one[0])
+        of_class = classes == c
+        assert list(zip(scores[of_class].tolist(), boxes[of_class].tolist(), strict=True)) == listed
+    assert boxes.dtype == scores.dtype == np.float32
+    nothing = image_maps(view(9)).detections()
+    assert nothing[0].shape == (0, 4) and nothing[2].shape == (0,)
+
+
+def test_predicted_classes():
+    scores = np.array([0.5, 0.51, 0.2])
+    assert MapReading().predicted(scores).tolist() == [False, True, False]
+    best = MapReading(predicted_thr=None)
+    assert best.predicted(np.array([0.2, 0.3, 0.3])).tolist() == [False, True, False]
+    assert best.predicted(np.array([0.0])).tolist() == [True]
 
 
 def test_maps_that_say_nothing():
-    """A constant map, and one without cells: the centre, the whole image."""
-    even = ViewMaps(
-        np.full((2, 3, CLASSES), 0.1, np.float32), np.full((2, 3), 1 / 6, np.float32), SIZE_PX
-    )
-    empty = ViewMaps(np.zeros((0, 0, CLASSES), np.float32), np.zeros((0, 0), np.float32), SIZE_PX)
-    images = [merged(0, [even], [1, 0, 0]), merged(1, [empty], [1, 0, 0])]
-    found = read(images, wanted=np.eye(4, CLASSES, dtype=bool)[[0, 0, 3, 3]])
-    assert found.points[0, 0].tolist() == [4.5, 3.5] and found.points[1, 0].tolist() == [2, 3]
-    for table in (found.tightest, found.components):
-        assert table.boxes.tolist() == [[0, 0, 9, 7], [0, 0, 4, 6]]
-        np.testing.assert_allclose(table.scores, [0.1, 0], rtol=1e-6)
-    reading = MapReading()
-    assert not reading.objectness((empty,), (6, 4)).any()
-    np.testing.assert_allclose(reading.objectness((even,), (7, 9)), 1 / 6, rtol=1e-6)
+    """A constant map, and one without cells: the center, the whole image."""
+    even = ViewMaps(np.full((2, 3, CLASSES), 0.1, np.float32), np.ones((2, 3), np.float32), SIZE_PX)
+    empty = ViewMaps(np.zeros((0, 4, CLASSES), np.float32), np.zeros((0, 4), np.float32), SIZE_PX)
+    for values, score, objectness in ((even, 0.1, 1.0), (empty, 0.0, 0.0)):
+        found = image_maps(values)
+        assert found.point(0) == (4.5, 3.5)
+        for boxes in (found.tightest(0), found.components(0)):
+            assert pairs(boxes) == [([0, 0, 9, 7], score)]
+        np.testing.assert_allclose(found.objectness(), np.full(SIZE, objectness), rtol=1e-6)
+    assert image_maps(empty).is_too_small and image_maps(empty, empty).is_too_small
+    assert not image_maps(even).is_too_small and not image_maps(empty, even).is_too_small
 
 
 def test_maps_that_are_not_finite_are_an_error():
-    broken = ViewMaps(
-        np.full((2, 2, CLASSES), np.nan, np.float32), np.ones((2, 2), np.float32), SIZE_PX
-    )
+    broken = dataclasses.replace(view(0), responses=np.full((2, 2, CLASSES), np.nan, np.float32))
     with pytest.raises(DataError, match="diverged"):
-        read([merged(0, [broken], [1, 0, 0])])
-    with pytest.raises(DataError, match="not finite"):
-        read([merged(0, [view(0)], [np.nan, 0, 0])], wanted=None)
+        image_maps(broken).point(0)
 
 
-def test_one_view_needs_no_mean():
-    alone = [merged(i, [view(i)], [1, 1, 1]) for i in range(4)]
-    twice = [merged(i, [view(i), view(i)], [1, 1, 1]) for i in range(4)]
-    once, mean = read(alone), read(twice)
-    np.testing.assert_array_equal(once.points, mean.points)
-    assert rows(once.tightest) == rows(mean.tightest)
-    assert rows(once.components) == rows(mean.components)
-    apart = read(twice, separate_views=True)
-    assert len(apart.components) == 2 * len(once.components)
-    np.testing.assert_array_equal(apart.points, once.points)
+@pytest.mark.parametrize("how", ["align_corners", "half_pixel"])
+def test_objectness_is_the_mean_of_all_views(how):
+    views = [view(seed, cells) for seed, cells in ((0, (3, 4)), (1, (2, 6)))]
+    resized = [oracle.resize(v.proposal_map.tolist(), *SIZE, how) for v in views]
+    found = image_maps(*views, reading=MapReading(how)).objectness()
+    np.testing.assert_allclose(found, np.mean(resized, axis=0), rtol=1e-6)
 
 
-def whole(flipped) -> Views:
-    """The view of one image in its own pixels."""
-    return Views(
-        scale=np.ones((1, 2), np.float32),
-        offset=np.zeros((1, 2), np.int32),
-        flipped=np.array([flipped]),
-        original_size=np.array([[30, 40]], np.int32),
-    )
+# Joining
 
 
-def in_a_batch(index, maps, *, flipped, size=(3, 4), canvas=(5, 6)):
-    """One view as a batch and its prediction, the maps in the corner of a larger canvas."""
-    turn = slice(None, None, -1 if flipped else 1)
-    responses = np.full((1, *canvas, CLASSES), 99.0, np.float32)
-    proposal_map = np.full((1, *canvas), 99.0, np.float32)
-    responses[0, : size[0], : size[1]] = maps.responses[:, turn]
-    proposal_map[0, : size[0], : size[1]] = maps.proposal_map[:, turn]
-    batch = Batch(
-        image=None,
-        image_size=np.array([[30, 40]], np.int32),
-        image_mask=np.array([True]),
-        image_index=np.array([index], np.int32),
-        views=whole(flipped),
-    )
-    cells = np.array([size], np.int32)
-    scores = np.array([[0.9, 0.1, 0.8]], np.float32)
-    maps = ResponseMaps(responses, cells, proposal_map, cells)
-    return batch, Predictions(None, None, None, scores, maps)
+def random_part(rng, count):
+    """Draw boxes on a coarse grid and few scores, some of them 0 or below."""
+    corner = rng.integers(0, 6, (count, 2))
+    boxes = np.concatenate([corner, corner + rng.integers(1, 6, (count, 2))], axis=1)
+    return boxes.astype(np.float32), (rng.integers(-1, 8, count) / 8).astype(np.float32)
 
 
-def test_mirrored_views_turn_back():
-    """A view and its mirror image say the same; so does either alone."""
-    turns, found = ((False,), (True,), (False, True)), []
-    for flips in turns:
-        pairs = [in_a_batch(0, view(5), flipped=flip) for flip in flips]
-        outputs = iter([output for _, output in pairs])
-        images = infer(lambda _, o=outputs: next(o), [b for b, _ in pairs], num_views=len(flips))
-        found.append(read(images, wanted=None))
-        for maps in found[-1].maps[0]:
-            cells = view(5).proposal_map.size
-            np.testing.assert_allclose(maps.responses, cells * view(5).responses, rtol=1e-6)
-            np.testing.assert_allclose(maps.proposal_map, cells * view(5).proposal_map, rtol=1e-6)
-            assert maps.size_px == (30, 40)
-        assert tuple(maps.mirrored for maps in found[-1].maps[0]) == flips
-    for other in found[1:]:
-        np.testing.assert_array_equal(other.points, found[0].points)
-        assert rows(other.tightest) == rows(found[0].tightest)
-        assert rows(other.components) == rows(found[0].components)
-    assert found[0].claimed[0].tolist() == [True, False, True]
-
-
-def test_responses_are_kept_of_the_first_images_only():
-    some, all_of_them = read(keep_responses=1), read()
-    assert [[view.responses.size > 0 for view in views] for views in some.maps[:3]] == [
-        [True, True],
-        [False, False],
-        [False, False],
+@given(
+    st.integers(0, 10**6),
+    st.lists(st.integers(0, 20), min_size=1, max_size=3),
+    st.sampled_from([0.0, 0.5, 0.7]),
+    st.sampled_from([0.0, 3.0]),
+)
+def test_joining_agrees_with_the_greedy_walk(seed, counts, nms_thr, min_side_px):
+    rng = np.random.default_rng(seed)
+    parts = [random_part(rng, count) for count in counts]
+    rows = [
+        (box, score)
+        for boxes, scores in parts
+        for box, score in zip(boxes.tolist(), scores.tolist(), strict=True)
+        if score > 0 and min(box[2] - box[0], box[3] - box[1]) >= min_side_px
     ]
-    for kept, whole in zip(some.maps, all_of_them.maps, strict=True):
-        for a, b in zip(kept, whole, strict=True):
-            np.testing.assert_array_equal(a.proposal_map, b.proposal_map)
-    np.testing.assert_array_equal(some.points, all_of_them.points)
+    kept = box_oracle.greedy_nms([box for box, _ in rows], [score for _, score in rows], nms_thr)
+    boxes, scores = joined(parts, nms_thr=nms_thr, min_side_px=min_side_px)
+    assert list(zip(boxes.tolist(), scores.tolist(), strict=True)) == [rows[i] for i in kept]
+    assert boxes.shape == (len(kept), 4)
 
 
-def test_image_smaller_than_a_cell_claims_no_class():
-    empty = ViewMaps(np.zeros((0, 4, CLASSES), np.float32), np.zeros((0, 4), np.float32), SIZE_PX)
-    located = read([merged(0, [empty], [0.9, 0.9, 0.1]), merged(1, [view(1)], [0.9, 0.1, 0.1])])
-    assert located.too_small.tolist() == [True, False, False, False]
-    assert not located.claimed[0].any() and located.claimed[1].tolist() == [True, False, False]
-    assert located.examined[0].tolist() == WANTED[0].tolist()
+def test_joining_at_the_thresholds():
+    rows = [
+        (0.9, [0, 0, 50, 100]),
+        (0.8, [0, 0, 50, 70]),  # IoU of exactly 0.7 survives
+        (0.7, [0, 0, 50, 99]),
+        (0.6, [200, 0, 249, 100]),  # a side of 49
+        (0.5, [200, 0, 250, 50]),  # overlaps only the one dropped
+        (0.0, [400, 0, 500, 100]),
+        (-0.1, [600, 0, 700, 100]),
+    ]
+    part = np.array([box for _, box in rows], np.float32), np.array([score for score, _ in rows])
+    assert joined([part], nms_thr=0.7, min_side_px=50.0)[1].tolist() == [0.9, 0.8, 0.5]
 
 
-def test_views_of_different_sizes_weigh_the_same():
-    """Maps as the network gives them: M sums to 1 over however many cells, and R goes with it."""
-
-    def batch_and_output(cells, top):
-        proposal_map = np.zeros((1, cells, cells), np.float32)
-        half = np.s_[: cells // 2] if top else np.s_[cells // 2 :]
-        proposal_map[0, half] = 1
-        proposal_map /= proposal_map.sum()
-        size = np.array([[cells, cells]], np.int32)
-        batch = Batch(
-            image=None,
-            image_size=np.array([[112, 112]], np.int32),
-            image_mask=np.ones(1, bool),
-            image_index=np.zeros(1, np.int32),
-            views=whole(False),
-        )
-        maps = ResponseMaps(3 * proposal_map[..., None], size, proposal_map, size)
-        return batch, Predictions(None, None, None, np.ones((1, 1), np.float32), maps)
-
-    pairs = [batch_and_output(8, True), batch_and_output(32, False)]
-    outputs = iter([output for _, output in pairs])
-    images = infer(lambda batch: next(outputs), [batch for batch, _ in pairs], num_views=2)
-    found = next(iter(images))
-    reading = MapReading("half_pixel")
-    objectness = reading.objectness(found.maps, (64, 64))
-    response = reading.response(found.maps, (64, 64), [0])[..., 0]
-    for values, mean in ((objectness, 1), (response, 3)):
-        assert abs(values.mean() - mean) < 1e-5
-        share = (
-            values[:32].sum() / values.sum()
-        )  # a little more than half: coarse cells blur further down
-        assert 0.45 < share < 0.55  # by sums to 1 it would be 0.94
+def test_equal_scores_rank_by_part_then_row():
+    first = np.array([[1, 0, 100, 100], [2, 0, 100, 100]], np.float32), np.array([0.5, 0.5])
+    second = np.array([[0, 0, 100, 100]], np.float32), np.array([0.5])
+    for parts, box in (([first, second], [1, 0, 100, 100]), ([second, first], [0, 0, 100, 100])):
+        assert joined(parts, nms_thr=0.7, min_side_px=50.0)[0].tolist() == [box]

@@ -11,13 +11,13 @@ from wsod_jax.errors import DataError
 from wsod_jax.evaluation.metrics.areas import class_area_ratios, object_area_ratios, union_area
 from wsod_jax.evaluation.metrics.classification import classification_ap
 from wsod_jax.evaluation.metrics.pointing import (
-    centre_points,
+    center_points,
     difficult_subset,
     pointing_accuracy,
     pointing_with_prediction,
 )
 
-MODES = ["11point", "11point_devkit", "area"]
+MODES = ["11point", "11point_devkit", "area", "ranking"]
 
 
 def listed(truth):
@@ -180,10 +180,10 @@ def test_union_area_of_fractions_and_of_what_leaves_the_image():
     assert union_area(np.zeros((0, 4)), 10, 10) == 0
 
 
-def test_centre_points_of_every_class():
-    points = centre_points(np.array([[10, 40], [7, 3]]), 2)
+def test_center_points_of_every_class():
+    points = center_points(np.array([[10, 40], [7, 3]]), 2)
     assert points.tolist() == [[[20, 5], [20, 5]], [[1.5, 3.5], [1.5, 3.5]]]
-    assert centre_points(np.zeros((0, 2)), 2).shape == (0, 2, 2)
+    assert center_points(np.zeros((0, 2)), 2).shape == (0, 2, 2)
 
 
 def test_empty_sets_and_wrong_arrays():

@@ -17,10 +17,10 @@ def iou(a, b, plus_one=False):
 
 def average_precision(recall, precision, mode):
     """Return AP by scanning the curve anew for every recall level."""
-    if mode == "area":
+    if mode in ("area", "ranking"):
         total, before = 0.0, 0.0
         for i, level in enumerate(recall):
-            total += (level - before) * max(precision[i:])
+            total += (level - before) * (max(precision[i:]) if mode == "area" else precision[i])
             before = level
         return total
     levels = [i / 10 for i in range(11)]

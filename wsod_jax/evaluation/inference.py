@@ -222,7 +222,7 @@ def label_map(
     """Return every pixel's class: that of the highest probability, averaged over views.
 
     A pixel of the original image reads a view's map at its center, by bilinear interpolation between the centers of
-    valid cells; beyond the outermost centers the map goes on unchanged.
+    valid cells; beyond the outermost centers the map goes on unchanged, and a map without valid cells is 0.
 
     Args:
       maps: probabilities [b, h, w, c], one map per view.
@@ -258,15 +258,16 @@ def label_map(
 
 def _interpolation(maps: FeatureMap, batch: Batch, axis: int, pixels: int) -> jax.Array:
     """Return the weights [b, pixels, cells] that read a map at pixel centers of the original images."""
-    center = jnp.arange(pixels) + 0.5
+    center = jnp.arange(pixels)[None, :] + 0.5
     place = center * batch.views.scale[:, 1 - axis, None] - batch.views.offset[:, 1 - axis, None]
     if axis == 1:
         width = batch.image_size[:, 1, None]
         place = jnp.where(batch.views.flipped[:, None], width - place, place)
     last = jnp.maximum(maps.size[:, axis, None] - 1, 0)
     cell = jnp.clip(place / maps.stride - 0.5, 0, last)  # [b, pixels]
-    cells = jnp.arange(maps.features.shape[1 + axis])
-    return jnp.maximum(1.0 - jnp.abs(cell[..., None] - cells), 0.0)
+    cells = jnp.arange(maps.features.shape[1 + axis])[None, None, :]
+    weights = jnp.maximum(1.0 - jnp.abs(cell[..., None] - cells), 0.0)
+    return jnp.where(maps.size[:, axis, None, None] > 0, weights, 0.0)
 
 
 # -- a group of images after the other
@@ -278,6 +279,7 @@ class _Group:
 
     batches: list[Batch]  # NumPy
     sums: Sums | None
+    num_rows: int  # of a view
     found: Detections | None
     masks: jax.Array | None
     image_scores: list[jax.Array]
@@ -291,9 +293,9 @@ def _predict_group(
 ) -> _Group:
     """Dispatch all work of a group; nothing waits for the device."""
     is_aligned = model.method.aligned_rows and decoding.merge != "union"
-    sums, per_view, image_scores, maps, labels = None, [], [], [], []
-    for_masks = []
-    for batch, want in zip(batches, wants, strict=True):
+    sums, per_view, image_scores, maps, labels = None, {}, [], [], []
+    for_masks, num_rows = [], 0
+    for view, (batch, want) in enumerate(zip(batches, wants, strict=True)):
         on_device = model.put(batch)
         found = model.predict(model.params, model.extras, on_device, want)
         rows = on_device.replace(image=None, features=None)
@@ -305,8 +307,9 @@ def _predict_group(
             labels.append((found.semantic, rows))
         if found.boxes is not None:
             candidates = Predictions(found.boxes, found.scores, found.mask)
+            num_rows = max(num_rows, found.scores.shape[1])
             if decoding.merge == "union":
-                per_view.append(_first_view(candidates, rows, is_aligned))
+                per_view[view] = _first_view(candidates, rows, is_aligned)
             elif sums is None:
                 sums = _first_view(candidates, rows, is_aligned)
             else:
@@ -315,7 +318,7 @@ def _predict_group(
             for_masks.append((on_device, found.memo))
     found = best_scores = masks = semantic = None
     if per_view:
-        found, sums = _detect_union(per_view, decoding)
+        found, sums = _detect_union(per_view, num_rows, decoding)
     elif sums is not None:
         sums = _merged(sums, decoding.merge)
         found = _detect(sums, decoding)
@@ -327,24 +330,32 @@ def _predict_group(
         original = np.concatenate([batches[0].views.original_size, [[1, 1]]]).max(axis=0)
         canvas = tuple((-(-original // LABEL_CANVAS) * LABEL_CANVAS).tolist())
         semantic = label_map(*zip(*labels, strict=True), canvas, decoding.semantic_thr)
-    return _Group(list(batches), sums, found, masks, image_scores, maps, semantic, best_scores)
-
-
-def _detect_union(views: Sequence[Sums], decoding: Decoding) -> tuple[Detections, Sums]:
-    """Detect in every view, then among all detections; `row` counts the rows of all views, one after the other."""
-    parts, start = [], 0
-    for view in views:
-        part = _detect(view, decoding)
-        parts.append(part.replace(row=part.row + start))
-        start += view.scores.shape[1]
-    joined = jax.tree.map(lambda *x: jnp.concatenate(x, axis=1), *parts)
-    slots = decoding.num_slots(views[0].scores.shape[-1])
-    together = jax.tree.map(
-        lambda *x: jnp.concatenate(x, axis=1), *(v.replace(finite=None) for v in views)
+    return _Group(
+        list(batches), sums, num_rows, found, masks, image_scores, maps, semantic, best_scores
     )
-    finite = functools.reduce(jnp.logical_and, [view.finite for view in views])
-    found = detect_again(joined, iou_thr=decoding.nms_thr, top_k=slots)
+
+
+def _detect_union(
+    views: dict[int, Sums], num_rows: int, decoding: Decoding
+) -> tuple[Detections, Sums]:
+    """Detect in every view, then among all detections; row m of view v is now row v * `num_rows` + m."""
+    parts = []
+    for number, view in views.items():
+        part = _detect(view, decoding)
+        parts.append(part.replace(row=part.row + number * num_rows))
+    found = detect_again(
+        _side_by_side(parts),
+        iou_thr=decoding.nms_thr,
+        top_k=decoding.num_slots(next(iter(views.values())).scores.shape[-1]),
+    )
+    together = _side_by_side([view.replace(finite=None) for view in views.values()])
+    finite = functools.reduce(jnp.logical_and, [view.finite for view in views.values()])
     return found, together.replace(finite=finite)
+
+
+def _side_by_side(views: Sequence[Any]) -> Any:
+    """Return the rows of several views as those of one."""
+    return jax.tree.map(lambda *x: jnp.concatenate(x, axis=1), *views)
 
 
 def _mean_masks(model: Model, views: Sequence[tuple[Batch, Any]], found: Detections) -> jax.Array:
@@ -460,11 +471,6 @@ def _results(group: _Group, decoding: Decoding, query: np.ndarray | None) -> Ite
             finite,
         )
     )
-    num_rows = (
-        None
-        if group.sums is None
-        else group.sums.scores.shape[1] // (len(group.batches) if decoding.merge == "union" else 1)
-    )
     for b in np.flatnonzero(first.image_mask):
         index = int(first.image_index[b])
         size = tuple(np.asarray(first.views.original_size[b]).tolist())
@@ -478,7 +484,9 @@ def _results(group: _Group, decoding: Decoding, query: np.ndarray | None) -> Ite
             )
         values: dict[str, Any] = {}
         if found is not None:
-            values = _of_detections(jax.tree.map(lambda x, b=b: x[b], found), num_rows, decoding)
+            values = _of_detections(
+                jax.tree.map(lambda x, b=b: x[b], found), group.num_rows, decoding
+            )
             if masks is not None:
                 count = len(values["scores"])
                 values["masks"] = paste_masks(

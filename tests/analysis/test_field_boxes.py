@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from wsod_jax.analysis.field_boxes import FieldOptions, field_boxes
 from wsod_jax.errors import ConfigError
-from wsod_jax.evaluation.inference import ViewMaps
+from wsod_jax.evaluation.maps import ViewMaps
 from wsod_jax.nn.layers import ReceptiveField
 from wsod_jax.ops.boxes import pairwise_iou
 
