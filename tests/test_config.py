@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from configs.debug_tiny import get_config
 from configs.spn_synthetic import get_config as get_spn_config
 from tests.data.voc_tree import write_voc
-from wsod_jax import build, overrides, runs
+from wsod_jax import build, overrides, runs, training_data
 from wsod_jax.config import EvalOptions, RunConfig
 from wsod_jax.data.records import BoxSet, ImageBoxes, ImageRecord, ImageSet
 from wsod_jax.errors import ConfigError, DataError
@@ -701,6 +701,26 @@ def test_changed_test_settings():
     assert build.change(config, ["config.eval.nms_thr=0.4"]).eval.nms_thr == 0.4
 
 
+def test_a_further_pass_changes_what_it_says_and_keeps_the_rest():
+    values = SECTIONS["oim_ir"].to_dict()
+    values["eval"] = {"nms_thr": 0.4, "passes": {"corloc": {"evaluators": ("corloc",)}}}
+    config = read(values)
+    changes = [
+        "passes.corloc.scales=320",
+        "eval.passes.corloc.resize=long",
+        "passes.coco.merge=sum",
+    ]
+    tests = build.change(config, changes).eval
+    assert list(tests.passes) == ["corloc", "coco"]
+    expected = dict(scales=(320,), resize="long", evaluators=("corloc",), passes={})
+    assert tests.of_pass("corloc") == dataclasses.replace(config.eval, **expected)
+    assert tests.of_pass("coco") == dataclasses.replace(config.eval, merge="sum", passes={})
+    with pytest.raises(ConfigError, match="no pass 'corlok'.* are corloc"):
+        config.eval.of_pass("corlok")
+    with pytest.raises(ConfigError, match="are none"):
+        EvalOptions().of_pass("corloc")
+
+
 def test_files_of_a_trained_run_may_have_moved():
     config = read(SECTIONS["oim_ir"])
     changed = build.change(config, ["data.root=/new", "proposals.path=/p"])
@@ -744,6 +764,13 @@ def test_solver_and_maps_of_a_trained_run_may_change():
         ("spn", "proposals.path=x", ("proposals.path cannot be set", "spn has no proposals")),
         ("spn", "maps.treshold=2", ("eval.maps.treshold", "Did you mean 'threshold'")),
         ("spn", "merge=sum", ("config.eval.merge", "sum")),
+        ("oim_ir", "corloc_split=val", ("now config.eval.passes.corloc.split",)),
+        ("oim_ir", "passes=1", ("eval.passes is 1", "sections by name", "evaluators")),
+        ("oim_ir", "passes.corloc=1", ("eval.passes is {'corloc': 1}",)),
+        ("oim_ir", "passes.corloc.resiz=long", ("Did you mean 'resize'",)),
+        ("oim_ir", "passes.corloc.nms_thr=0", ("passes.corloc.nms_thr does not exist",)),
+        ("oim_ir", "passes.corloc.scales=()", ("config.eval.passes.corloc", "scales")),
+        ("oim_ir", "passes.corloc.evaluators=corlo", ("'corloc'",)),
     ],
 )
 def test_change_that_is_not_possible(name, change, named):
@@ -939,7 +966,7 @@ def test_data_without_boxes_cannot_be_measured(tmp_path):
     data = {"reader": "folder", "folder": str(tmp_path), "labels_csv": "labels.csv"}
     config = read({**SECTIONS["oim_ir"].to_dict(), "data": data})
     with pytest.raises(ConfigError, match=r"Folder has no boxes.*scripts/predict.py"):
-        runs.read_ground_truth(config, "trainval")
+        training_data.read_ground_truth(config, "trainval")
 
 
 def test_test_split_may_be_of_another_year(tmp_path):
@@ -955,7 +982,7 @@ def test_test_split_may_be_of_another_year(tmp_path):
     config = read(values)
     assert config.data.images("trainval").image_ids == tuple("abcd")
     assert config.data.images("test").image_ids == ("e",)
-    assert set(runs.read_ground_truth(config, "test").boxes) == {"e"}
+    assert set(training_data.read_ground_truth(config, "test").boxes) == {"e"}
 
 
 def test_proposals_are_read_from_their_file(tmp_path):

@@ -178,14 +178,15 @@ def test_number_of_programs_is_bounded(name):
 
 
 def predicted_shapes(tests) -> set[tuple[int, int]]:
-    """Return the canvases of all that an evaluation predicts, for mAP and for CorLoc."""
-    return {shape for use in ("map", "corloc") for shape in tests.canvases(use).shapes()}
+    """Return the canvases of all passes of an evaluation."""
+    passes = [tests, *map(tests.of_pass, tests.passes)]
+    return {shape for one in passes for shape in one.canvases.shapes()}
 
 
 def test_five_scales_and_ten_views_take_twenty_programs():
     config = run_config("oim_ir_vgg16_voc07")
     assert len(config.train.scales) == 5 and config.eval.num_views == 10
-    assert (config.eval.resize, config.eval.corloc_resize) == ("short", "long")
+    assert (config.eval.resize, config.eval.passes["corloc"].resize) == ("short", "long")
     assert len(config.train.canvases.shapes()) == len(predicted_shapes(config.eval)) == 10
 
 
@@ -340,7 +341,7 @@ class Traced:
 
     def view(self) -> Batch:
         tests = self.config.eval
-        return abstract_batch(tests.canvases("map"), tests.micro_batch, self.num_classes, self.rows)
+        return abstract_batch(tests.canvases, tests.micro_batch, self.num_classes, self.rows)
 
     def predict(self, params, extras, batch):
         return self.method.predict(params, extras, batch, self.method.outputs)

@@ -4,7 +4,7 @@ import numpy as np
 
 from tests.oracles.soft_proposal import weight_matrix
 from wsod_jax.analysis.edges import EdgeShares, cells_on_objects, edge_shares, edge_table
-from wsod_jax.measuring.maps import MapSplit
+from wsod_jax.scoring import AnnotatedImages
 from wsod_jax.runs import load_run
 
 
@@ -20,7 +20,7 @@ def test_cells_on_objects_are_those_whose_centres_are():
 
 def test_shares_are_those_of_the_literal_matrix(spn_run):
     predictor = load_run(spn_run.workdir)
-    split = MapSplit.read(predictor.config.data, "test")
+    split = AnnotatedImages.read(predictor.config.data, "test")
     positions = [2, 0]
     found = list(edge_shares(predictor, split, positions))
     views = predictor.views(split.images.select(positions), None)

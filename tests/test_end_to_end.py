@@ -434,7 +434,7 @@ def test_ends_of_evaluation(trained_run, tmp_path, monkeypatch, capsys):
 def test_running_average_of_the_weights_is_scored(config, tmp_path):
     config.train.ema_decay, config.log.pictures_every = 0.5, 0
     train(config, tmp_path / "run")
-    arguments = ["--workdir", str(tmp_path / "run"), "--corloc_split", "none", *FAST]
+    arguments = ["--workdir", str(tmp_path / "run"), "--passes", *FAST]
     scores = {}
     for name, flags in (("params", []), ("ema", ["--ema"])):
         evaluate.main([*arguments, *flags, "--out", str(tmp_path / name)])
@@ -448,15 +448,13 @@ def test_watching_a_finished_run_ends(trained_run, tmp_path, monkeypatch):
     clock = SimpleNamespace(perf_counter=time.perf_counter)  # nothing here can sleep
     monkeypatch.setattr(measuring, "time", clock)
     arguments = ["--workdir", str(trained_run.workdir), "--out", str(tmp_path), *FAST]
-    evaluate.main([*arguments, "--watch", "--corloc_split", "none"])
+    evaluate.main([*arguments, "--watch", "--passes"])
     assert {path.name for path in tmp_path.iterdir() if path.is_dir()} == {"0", "2", "4"}
 
 
 def test_one_checkpoint_by_its_folder(trained_run, tmp_path):
     checkpoint = trained_run.workdir / "checkpoints" / "2"
-    evaluate.main(
-        ["--checkpoint", str(checkpoint), "--out", str(tmp_path), "--corloc_split", "none", *FAST]
-    )
+    evaluate.main(["--checkpoint", str(checkpoint), "--out", str(tmp_path), "--passes", *FAST])
     assert read_report(tmp_path / "2")["settings"]["step"] == 2
 
 

@@ -28,10 +28,9 @@ LEVELS = {
     **dict.fromkeys(["data", "evaluation", "train"], 4),
     **dict.fromkeys(["parsing", "config", "presets", "overrides"], 5),
     "build": 6,
-    **dict.fromkeys(["predictor", "training_data", "runs"], 7),
-    "measuring": 8,
-    "analysis": 9,
-    "commands": 10,
+    **dict.fromkeys(["predictor", "training_data", "scoring", "runs"], 7),
+    "analysis": 8,
+    "commands": 9,
 }
 # Single files that share a level, in the order in which the later ones may use the earlier ones.
 FILES = (
@@ -45,6 +44,7 @@ FILES = (
     "overrides",
     "predictor",
     "training_data",
+    "scoring",
     "runs",
 )
 

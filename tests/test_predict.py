@@ -15,7 +15,7 @@ from tests.data.voc_tree import write_voc
 from wsod_jax.commands import predict, predicting
 from wsod_jax.data.proposals import ProposalSet
 from wsod_jax.data.selective_search import SearchOptions
-from wsod_jax.evaluation.predictions import index_path, read_index
+from wsod_jax.evaluation.formats import index_path, read_index
 from wsod_jax.train.checkpoint import load_checkpoint
 
 FAST = ["--set", "flips=(False,)", "--set", "micro_batch=1"]

@@ -31,7 +31,8 @@ def test_library_snippet(trained_run, tmp_path):
     block = block.replace("demo/oim_ir", str(trained_run.workdir))
     exec(block.replace("found.png", str(picture)), names)
     assert read_image(picture).std() > 10  # not a blank sheet
-    assert 0 < len(names["best"]) <= 5
+    scores = names["best"]["scores"]
+    assert 0 < len(scores) <= 5 and scores.max() == names["found"].scores.max()
     assert np.isfinite(names["loss"]) and names["loss"] > 0
     old, new = names["predictor"].params, names["params"]
     moved = jax.tree.map(lambda a, b: float(abs(a - b).max()), old, new)

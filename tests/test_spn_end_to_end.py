@@ -18,8 +18,8 @@ from wsod_jax.analysis.baselines import COLUMNS
 from wsod_jax.commands import evaluate
 from wsod_jax.data.voc import Voc
 from wsod_jax.errors import ConfigError, DataError
-from wsod_jax.measuring.maps import MapSplit
-from wsod_jax.predictor import truth_table
+from wsod_jax.scoring import AnnotatedImages
+from wsod_jax.scoring import truth_table
 from wsod_jax.runs import load_run
 from wsod_jax.train.checkpoint import checkpoint_steps, load_checkpoint, write_manifest
 from wsod_jax.weights.npz import save_weights
@@ -376,4 +376,4 @@ def test_views_are_averaged_or_kept_apart(spn_run, tmp_path):
 def located_with(workdir, *changes):
     """Read the maps of all classes of the test images with changed settings."""
     predictor = load_run(workdir, changes=[*changes, "eval.maps.predicted_thr=0.0"])
-    return MapSplit.read(predictor.config.data, "test").locate(predictor, "map")
+    return AnnotatedImages.read(predictor.config.data, "test").locate(predictor, "map")

@@ -18,7 +18,7 @@ from wsod_jax.analysis.walk import Walk, follow_walks, walk_table
 from wsod_jax.commands.visualize import main
 from wsod_jax.data.proposals import ProposalSet
 from wsod_jax.evaluation.metrics.object_energy import EnergyMetrics
-from wsod_jax.measuring.maps import MapSplit, map_energies
+from wsod_jax.scoring import AnnotatedImages
 from wsod_jax.methods.spn import Spn
 from wsod_jax.nn.soft_proposal import SoftProposal
 from wsod_jax.nn.tiny import TinyNet
@@ -33,7 +33,7 @@ def run(spn_run):
 
 @pytest.fixture(scope="module")
 def split(run):
-    return MapSplit.read(run.predictor.config.data, "test")
+    return AnnotatedImages.read(run.predictor.config.data, "test")
 
 
 def shape(path):

@@ -215,7 +215,9 @@ class MaskOptions:
 class PassOptions:
     """A further pass over a split: what it does otherwise than the section that it stands in, `None` for nothing.
 
-    Attributes: as in `EvalOptions`.
+    Attributes:
+      split, evaluators, scales, flips, resize, merge, top_k, max_per_image, score_thr: as in `eval`, for this pass
+        alone; `None` takes what `eval` says.
     """
 
     split: str | None = None
@@ -323,7 +325,11 @@ class EvalOptions:
         return len(self.scales) * len(self.flips)
 
     def of_pass(self, name: str) -> EvalOptions:
-        """Return what a further pass does, as options of its own."""
+        """Return what a further pass does, as options of its own; raise `ConfigError` if there is no such pass."""
+        if name not in self.passes:
+            raise ConfigError(
+                f"there is no pass {name!r}; those of config.eval.passes are {', '.join(self.passes) or 'none'}"
+            )
         changed = {
             key: value for key, value in vars(self.passes[name]).items() if value is not None
         }

@@ -236,9 +236,9 @@ def _uses(method: type, key: str) -> bool:
 def _full_path(path: Sequence[str], config: RunConfig) -> list[str]:
     """Return the path of an option of a trained run, of which those of the section "eval" are given without it."""
     key = path[0]
-    if key in option_hints(EvalOptions):
+    if key in option_hints(EvalOptions) or [*path] == ["eval"]:
         return ["eval", *path]
-    if len(path) > 1 or key == "eval":
+    if len(path) > 1:
         return [*path]
     if key in option_hints(RunConfig):
         return [key]

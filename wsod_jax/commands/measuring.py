@@ -175,6 +175,8 @@ def evaluate_step(predictor: Predictor, args: argparse.Namespace, folder: Path) 
     data = AnnotatedImages.read(reader, split, READS)
     check_classes(data.images, predictor.class_names)
     others, blacklist, energies = options_of_maps(predictor, data, args)
+    names = predictor.settings.passes if args.passes is None else args.passes
+    further = {name: [one.of_pass(name) for one in (predictor, *others)] for name in names}
     print(
         f"step {metadata['step']}: {len(data.images)} images of {data.images.name}, "
         f"{predictor.settings.num_views} views each"
@@ -192,10 +194,9 @@ def evaluate_step(predictor: Predictor, args: argparse.Namespace, folder: Path) 
     )
     write_files(test, folder, args, source=f"{config.method.name}, step {metadata['step']}")
     outcomes = [test]
-    for name in predictor.settings.passes if args.passes is None else args.passes:
-        detectors = [one.of_pass(name) for one in (predictor, *others)]
-        further = AnnotatedImages.read(reader, detectors[0].settings.split or split, READS)
-        outcomes.append(evaluate_pass(name, detectors, further, proposals, folder, progress=bar))
+    for name, detectors in further.items():
+        images = AnnotatedImages.read(reader, detectors[0].settings.split or split, READS)
+        outcomes.append(evaluate_pass(name, detectors, images, proposals, folder, progress=bar))
     tables = []
     if args.compare or energies:
         tables = compare(predictor, others, outcomes, energies, folder, args)

@@ -14,7 +14,7 @@ import inspect
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin
 
 from wsod_jax import build
 from wsod_jax.commands.command_line import make_parser, run_command
@@ -177,7 +177,10 @@ def _values(hint: Any) -> str:
     if sections:
         return ", ".join(sections + ["None"] * (type(None) in members(hint)))
     inner = next(iter(_inner_of(hint)), None)
-    return f"tuples of `{inner.__name__}`" if inner else described(hint)
+    if inner is None:
+        return described(hint)
+    outer = "sections by any name, each" if get_origin(hint) is Mapping else "tuples of"
+    return f"{outer} `{inner.__name__}`"
 
 
 def _default(field: dataclasses.Field) -> str:
