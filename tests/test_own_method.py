@@ -1,6 +1,7 @@
 """A method that no library file knows: written here, handed in, trained, interrupted, resumed, loaded.
 
-It learns from boxes, asks for cues on the host before every update, keeps extras, and has options of its own.
+It learns from boxes, asks for cues on the host before every update, keeps extras, and has options of its own. It
+predicts a box for each class and instance masks, which the commands evaluate, write and draw.
 docs/adding_a_method.md explains it step by step.
 """
 
@@ -26,7 +27,7 @@ from wsod_jax.methods.base import Method, image_term
 from wsod_jax.nn.layers import valid_mask
 from wsod_jax.ops.boxes import pairwise_iou
 from wsod_jax.ops.detect import detect
-from wsod_jax.options import NOT_NEGATIVE, SHARE
+from wsod_jax.options import COUNT, NOT_NEGATIVE, SHARE
 from wsod_jax.train.loop import Interrupted
 from wsod_jax.types import LossOutput, Predictions
 
@@ -59,7 +60,9 @@ class CellClassifier(Method):
       backbone: part: the network that makes the map "c5".
       num_classes: part: c.
       max_targets: part: g, the most boxes of a training image.
-      side: of the box that a cell stands for, in cells.
+      side: of the box that a cell stands for, in cells; `growth`: by how much each class's box is larger than that of
+        the class before it.
+      mask_size: p, cells per side of a mask.
       momentum: of the running mean.
     """
 
@@ -67,10 +70,12 @@ class CellClassifier(Method):
     num_classes: int
     max_targets: int
     side: Annotated[float, NOT_NEGATIVE] = 3.0
+    growth: Annotated[float, NOT_NEGATIVE] = 0.5
+    mask_size: Annotated[int, COUNT] = 14
     momentum: Annotated[float, SHARE] = 0.9
 
     supervision: ClassVar = {"train": "boxes"}
-    outputs: ClassVar = frozenset({"boxes"})
+    outputs: ClassVar = frozenset({"boxes", "masks"})
     aligned_rows: ClassVar = False  # a cell shows another place in every view
 
     def init(self, key, batch):
@@ -100,7 +105,15 @@ class CellClassifier(Method):
 
     def propose(self, params, extras, batch, key, step):
         seen = self.predict(params, extras, batch, self.outputs)
-        best = detect(seen.boxes, seen.scores, seen.mask, score_thr=0.0, iou_thr=0.5, top_k=8)
+        best = detect(
+            seen.boxes,
+            seen.scores,
+            seen.mask,
+            score_thr=0.0,
+            iou_thr=0.5,
+            top_k=8,
+            class_top_k=32,
+        )
         overlap = jax.vmap(pairwise_iou)(batch.targets.boxes, best.boxes)  # [b, g, n]
         same = batch.targets.classes[:, :, None] == best.classes[:, None, :]
         found = jnp.max(jnp.where(same & best.mask[:, None, :], overlap, 0.0), axis=2)
@@ -129,11 +142,28 @@ class CellClassifier(Method):
         maps, logits, mask = self.logits(params, extras, batch)
         b, height, width, c = logits.shape
         y, x = jnp.meshgrid(jnp.arange(height) + 0.5, jnp.arange(width) + 0.5, indexing="ij")
-        center = jnp.stack([x, y, x, y], -1).reshape(-1, 4)  # [m, 4] in cells
-        half = self.side / 2 * jnp.array([[-1.0, -1.0, 1.0, 1.0]])
-        boxes = jnp.broadcast_to((center + half) * maps.stride, (b, height * width, 4))
-        scores = jax.nn.sigmoid(logits).reshape(b, -1, c)
-        return Predictions(boxes, scores, mask.reshape(b, -1) & batch.image_mask[:, None])
+        center = jnp.stack([x, y, x, y], -1).reshape(-1, 1, 4)  # [m, 1, 4] in cells
+        side = self.side + self.growth * jnp.arange(c)[None, :, None]
+        boxes = (center + side / 2 * jnp.array([[[-1.0, -1.0, 1.0, 1.0]]])) * maps.stride
+        boxes = jnp.broadcast_to(boxes, (b, *boxes.shape))  # [b, m, c, 4]
+        scores = jax.nn.sigmoid(logits)
+        memo = maps.replace(features=scores) if "masks" in want else None
+        real = mask.reshape(b, -1) & batch.image_mask[:, None]
+        return Predictions(boxes, scores.reshape(b, -1, c), real, memo=memo)
+
+    def predict_masks(self, params, extras, batch, memo, detections):
+        """Read the probability of a detection's class in the cells under its box."""
+        share = (jnp.arange(self.mask_size) + 0.5) / self.mask_size
+        x1, y1, x2, y2 = jnp.moveaxis(detections.boxes, -1, 0)[..., None]  # each [b, n, 1]
+
+        def cells(low, high, last):
+            place = (low + share[None, None, :] * (high - low)) / memo.stride
+            return jnp.clip(jnp.floor(place).astype(int), 0, last - 1)
+
+        rows = cells(y1, y2, memo.features.shape[1])[..., :, None]
+        columns = cells(x1, x2, memo.features.shape[2])[..., None, :]
+        image = jnp.arange(len(rows))[:, None, None, None]
+        return memo.features[image, rows, columns, detections.classes[..., None, None]]
 
 
 # -- 2. its cue source
@@ -215,8 +245,11 @@ def test_it_trains_and_is_loaded_by_its_name(whole, tiny_set):
     assert predictor.method.side == 2.0 and predictor.method.momentum == 0.9
     assert np.any(predictor.extras["mean"])
     images = predictor.config.data.images("test")
-    found = predictor.detect(images, None).detections
-    assert len(found) and set(found.classes) <= set(range(len(images.class_names)))
+    results = predictor.predict(images)
+    assert [result.image_index for result in results] == [*range(len(images))]
+    for result in results:
+        assert len(result.masks) == len(result.scores) > 0
+        assert set(result.classes) <= set(range(len(images.class_names)))
     first = runs.load_run(whole, 0, **OWN)
     assert not np.any(first.extras["mean"])
     assert not np.array_equal(predictor.params["head"]["kernel"], first.params["head"]["kernel"])
@@ -256,13 +289,19 @@ def test_commands_know_it_by_a_line_in_the_tables(whole, tmp_path, monkeypatch):
     arguments = ["--workdir", str(whole), "--out", str(report), "--pictures", "1"]
     assert evaluate.main(arguments) == 0
     content = json.loads((report / "6" / "report.json").read_text())
-    assert content["summary"]["mAP50"] is not None
+    summary = content["summary"]
+    assert None not in (summary["mAP50"], summary["mAP75"], summary["ABO"])
+    assert summary["mask AP25"] >= summary["mask AP50"] >= summary["mask AP75"] >= 0
+    assert 0 < summary["ABO"] < 1
+    found = json.loads((report / "6" / "predictions.json").read_text())
+    assert all({"bbox", "segmentation", "row", "view"} <= set(entry) for entry in found)
     assert "annotations" in content["settings"]["boxes"]
     assert (report / "6" / "predictions.json").is_file()
     images = Path(content["settings"]["data"]["root"]) / "JPEGImages"
     arguments = ["--checkpoint", str(whole), "--images", str(images), "--out", str(tmp_path / "p")]
     assert predict.main([*arguments, "--max_pictures", "1"]) == 0
-    assert (tmp_path / "p" / "predictions.json").is_file()
+    found = json.loads((tmp_path / "p" / "predictions.json").read_text())
+    assert found and all("segmentation" in entry for entry in found)
 
 
 def test_what_does_not_fit_is_refused(tiny_set):

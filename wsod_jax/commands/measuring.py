@@ -32,9 +32,6 @@ from wsod_jax.train.checkpoint import checkpoint_steps
 from wsod_jax.training_data import read_proposals
 from wsod_jax.viz import plot_training, save_image
 
-READS = frozenset({"labels", "boxes", "masks", "semantic"})
-
-
 # -- a file of results
 
 
@@ -43,7 +40,7 @@ def rescore(args: argparse.Namespace) -> None:
     config = build.change(stored_config(args), args.set)
     path = Path(args.predictions or args.pseudo)
     split = args.split or (config.data.train_split if args.pseudo else config.data.test_split)
-    data = AnnotatedImages.read(config.data, split, READS)
+    data = AnnotatedImages.read(config.data, split, frozenset({"masks"}))
     extra = ("pseudo",) if args.pseudo else ("coco", "coco_masks") * args.coco
     outcome = score_file(
         read_results(path, data.images), data, config.eval, extra, bool(args.pseudo)
@@ -172,7 +169,7 @@ def evaluate_step(predictor: Predictor, args: argparse.Namespace, folder: Path) 
     config, metadata = predictor.config, predictor.metadata
     reader, proposals = config.data, read_proposals(config)
     split = args.split or predictor.settings.split or reader.test_split
-    data = AnnotatedImages.read(reader, split, READS)
+    data = AnnotatedImages.read(reader, split, predictor.method.outputs)
     check_classes(data.images, predictor.class_names)
     others, blacklist, energies = options_of_maps(predictor, data, args)
     names = predictor.settings.passes if args.passes is None else args.passes
@@ -195,7 +192,9 @@ def evaluate_step(predictor: Predictor, args: argparse.Namespace, folder: Path) 
     write_files(test, folder, args, source=f"{config.method.name}, step {metadata['step']}")
     outcomes = [test]
     for name, detectors in further.items():
-        images = AnnotatedImages.read(reader, detectors[0].settings.split or split, READS)
+        images = AnnotatedImages.read(
+            reader, detectors[0].settings.split or split, predictor.method.outputs
+        )
         outcomes.append(evaluate_pass(name, detectors, images, proposals, folder, progress=bar))
     tables = []
     if args.compare or energies:

@@ -156,13 +156,14 @@ class Voc(LabelMapReader):
           split: as in `images`.
 
         Returns:
-          Image id -> a function that reads the masks of that image, by ascending number; of every image of the
-          split. It raises `DataError` where an image has no such files, or they are broken or of another size.
+          Image id -> a function that reads the masks of that image, by ascending number; of the images of the
+          split that have a file in SegmentationObject. It raises `DataError` for files that are broken, of another
+          size, or lack their companion in SegmentationClass.
 
         Raises:
           DataError: if the split is missing or faulty.
         """
-        return self._readers(split, _instances)
+        return self._readers(split, "SegmentationObject", _instances)
 
     def label_maps(self, split: str) -> dict[str, Callable[[], np.ndarray]]:
         """Return where the label maps of a split are, for evaluation; nothing is decoded before it is asked for.
@@ -173,24 +174,26 @@ class Voc(LabelMapReader):
           split: as in `images`.
 
         Returns:
-          Image id -> a function that reads the label map of that image, as in `LabelMapReader`; it raises
-          `DataError` as in `instances`, and for a number of no class.
+          Image id -> a function that reads the label map of that image, as in `LabelMapReader`; of the images that
+          have a file in SegmentationClass. It raises `DataError` as in `instances`, and for a number of no class.
 
         Raises:
           DataError: if the split is missing or faulty.
         """
-        return self._readers(split, _label_map)
+        return self._readers(split, "SegmentationClass", _label_map)
 
     def _readers(
-        self, split: str, read: Callable[[Path, str, Path, np.ndarray], Any]
+        self, split: str, annotated_in: str, read: Callable[[Path, str, Path, np.ndarray], Any]
     ) -> dict[str, Callable[[], Any]]:
-        """Return image id -> `read` of that image."""
+        """Return image id -> `read` of that image, where it has a file in the folder `annotated_in`."""
         folders, class_names = self._layout(split)
         table = _class_table(class_names, folders[0])
         readers = {}
         for folder in folders:
             files = _image_files(folder)
             for image_id in _split_ids(folder, split):
+                if not (folder / annotated_in / f"{image_id}.png").is_file():
+                    continue
                 image = files.get(image_id, folder / "JPEGImages" / f"{image_id}.jpg")
                 readers[image_id] = functools.partial(read, folder, image_id, image, table)
         return readers

@@ -94,6 +94,7 @@ class _OfRegions:
 
     num_classes: int
     region: Region = "boxes"
+    num_left_out: int = field(default=0, init=False)
     _results: list[tuple[np.ndarray, ...]] = field(default_factory=list, init=False)
     _masks: list[Rle] = field(default_factory=list, init=False)
     _objects: list[Any] = field(default_factory=list, init=False)
@@ -110,16 +111,17 @@ class _OfRegions:
         return frozenset({self.region})
 
     def update(self, result: ImageResult, annotation: Annotation) -> None:
-        """Keep the regions of one image."""
+        """Keep the regions of one image; one without annotated masks is left out where masks are compared."""
+        if self.region == "masks" and annotation.instances is None:
+            self.num_left_out += 1
+            return
         self._results.append(self.boxes_of(result, annotation))
         self._labels.append(annotation.labels)
         if self.region == "boxes":
             self._objects.append(annotation.objects)
             return
-        masks = result.masks or ()
-        self._masks += [mask_to_rle(mask, result.size) for mask in masks]
-        instances = None if annotation.instances is None else annotation.instances()
-        self._objects.append((result.size, instances))
+        self._masks += [mask_to_rle(mask, result.size) for mask in result.masks or ()]
+        self._objects.append((result.size, annotation.instances()))
 
     def boxes_of(
         self, result: ImageResult, annotation: Annotation
@@ -207,6 +209,11 @@ class MaskAp(_OfRegions):
             found, truth, iou_thrs=self.iou_thrs, ap_mode="area", region="masks"
         )
         evaluation = Evaluation(detail=metrics)
+        if self.num_left_out:
+            text = (
+                f"masks are not annotated in {self.num_left_out} images, which mask AP leaves out"
+            )
+            evaluation.notes.append(text)
         for t, thr in enumerate(self.iou_thrs):
             evaluation.add_share(f"mask AP{round(100 * thr)}", metrics.ap[:, t])
         evaluation.add_share("ABO", average_best_overlap(found, truth, region="masks").abo)

@@ -282,13 +282,12 @@ class TruthTable:
 
     @classmethod
     def from_instances(
-        cls, images: Sequence[tuple[tuple[int, int], ImageMasks | None]], *, num_classes: int
+        cls, images: Sequence[tuple[tuple[int, int], ImageMasks]], *, num_classes: int
     ) -> TruthTable:
-        """Return the table of annotated masks; (height, width) and masks of every image, `None` for none."""
-        known = [(i, size, masks) for i, (size, masks) in enumerate(images) if masks is not None]
-        rows = [(i, size, mask) for i, size, masks in known for mask in masks.masks]
+        """Return the table of annotated masks; (height, width) and masks of every image."""
+        rows = [(i, size, m) for i, (size, masks) in enumerate(images) for m in masks.masks]
         columns = {
-            name: np.concatenate([np.zeros(0), *(getattr(masks, name) for *_, masks in known)])
+            name: np.concatenate([np.zeros(0), *(getattr(masks, name) for _, masks in images)])
             for name in ("classes", "ignore", "areas", "crowd")
         }
         return cls(
