@@ -249,7 +249,7 @@ class EvalOptions:
       micro_batch: images per forward pass; more where the devices are more.
       merge: how views meet: "mean" or "sum" of scores, or the "union" of their detections.
       top_k: best boxes kept per class and image before NMS.
-      max_per_image: best boxes kept per image over all classes, after NMS; `None` keeps all.
+      max_per_image: best boxes kept per image over all classes, after NMS and all thresholds; `None` keeps all.
       average_per_image: per class, keep this many boxes per image on average over the data set,
         by one threshold; `None` keeps all of `top_k`.
       score_thr: scores above this are kept; `None` keeps all. -1 in a pass keeps all as well, scores being >= 0.
@@ -362,7 +362,7 @@ class EvalOptions:
         return Decoding(
             merge=self.merge,
             top_k=self.top_k,
-            max_per_image=self.max_per_image,
+            max_per_image=self.max_per_image if self.average_per_image is None else None,
             score_thr=-math.inf if self.score_thr is None else self.score_thr,
             nms_thr=self.nms_thr,
             mask_thr=self.masks.threshold,

@@ -184,7 +184,7 @@ class Predictor:
         return [*self.selected(results, len(images))]
 
     def selected(self, results: Iterable[ImageResult], num_images: int) -> Iterator[ImageResult]:
-        """Apply the data set's score thresholds, where `average_per_image` asks for them.
+        """Apply the data set's score thresholds, then `max_per_image`, where `average_per_image` asks for the former.
 
         Args:
           results: of the whole set; iterated twice.
@@ -195,7 +195,8 @@ class Predictor:
         if average is None or (thrs := score_thresholds(known, average * num_images)) is None:
             yield from results
             return
-        yield from (r if r.candidate_scores is None else r.above(thrs) for r in results)
+        limit = self.settings.max_per_image
+        yield from (r if r.candidate_scores is None else r.above(thrs, limit) for r in results)
 
     def _to_infer(self, views: Iterable[Batch], want: frozenset[str] | None) -> tuple[Any, ...]:
         model = Model(

@@ -361,9 +361,9 @@ class ImageResult:
     semantic: np.ndarray | None = None
     candidate_scores: np.ndarray | None = None
 
-    def above(self, thresholds: np.ndarray) -> ImageResult:
-        """Return the result with the detections whose score exceeds their class's threshold, [c], alone."""
-        keep = np.flatnonzero(self.scores > thresholds[self.classes])
+    def above(self, thresholds: np.ndarray, limit: int | None = None) -> ImageResult:
+        """Return the `limit` best detections whose score exceeds their class's threshold, [c]; all else is the same."""
+        keep = np.flatnonzero(self.scores > thresholds[self.classes])[:limit]
         masks = None if self.masks is None else tuple(self.masks[i] for i in keep)
         columns = {
             name: None if (column := getattr(self, name)) is None else column[keep]

@@ -12,6 +12,7 @@ import pytest
 from tests.oracles import detect as detect_oracle
 from tests.oracles import evals as score_oracle
 from tests.oracles import inference as oracle
+from wsod_jax.config import EvalOptions
 from wsod_jax.errors import DataError
 from wsod_jax.evaluation.inference import (
     Decoding,
@@ -25,6 +26,7 @@ from wsod_jax.evaluation.inference import (
     to_view,
 )
 from wsod_jax.evaluation.masks import paste_masks
+from wsod_jax.predictor import Predictor
 from wsod_jax.train.sharding import make_mesh, put
 from wsod_jax.types import (
     Batch,
@@ -322,6 +324,27 @@ def test_thresholds_by_hand():
     assert score_thresholds([], 2) is None
 
 
+def test_the_limit_of_an_image_comes_after_the_thresholds():
+    """A detection below its class's threshold takes no place of one above."""
+    settings = EvalOptions(top_k=5, max_per_image=2, average_per_image=1)
+    decoding = settings.decoding(is_single_label=False)
+    pairs = random_pairs(0)
+    for _, found in pairs:
+        found.scores[..., 0] += 1.0  # the best of every image are of class 0
+    results = results_of(pairs, decoding)
+    thrs = score_thresholds(results, 3)
+    kept = list(Predictor.selected(types.SimpleNamespace(settings=settings), results, 3))
+    for result, found in zip(results, kept, strict=True):
+        above = [i for i, c in enumerate(result.classes) if result.scores[i] > thrs[c]][:2]
+        assert found.rows.tolist() == result.rows[above].tolist()
+    best = [set(result.rows[:2].tolist()) for result in results]
+    assert any(set(found.rows.tolist()) - rows for rows, found in zip(best, kept, strict=True))
+    no_average = dataclasses.replace(settings, average_per_image=None)
+    capped = results_of(pairs, no_average.decoding(is_single_label=False))
+    assert [len(result.rows) for result in capped] == [2, 2, 2]
+    assert list(Predictor.selected(types.SimpleNamespace(settings=no_average), capped, 3)) == capped
+
+
 def test_detections_above_a_threshold_keep_all_that_belongs_to_them():
     masks = tuple(Mask(i, 0, np.ones((1, i), bool)) for i in range(3))
     result = ImageResult(
@@ -339,6 +362,7 @@ def test_detections_above_a_threshold_keep_all_that_belongs_to_them():
     assert kept.rows.tolist() == [7, 9] and kept.views.tolist() == [0, 2]
     assert kept.boxes[:, 0].tolist() == [0, 8] and kept.classes.tolist() == [0, 0]
     assert kept.masks == (masks[0], masks[2]) and kept.image_scores is result.image_scores
+    assert result.above(np.zeros(2), 2).rows.tolist() == [7, 8]
     bare = dataclasses.replace(result, masks=None, rows=None, views=None).above(np.full(2, 1.0))
     assert len(bare.boxes) == 0 and bare.masks is bare.rows is bare.views is None
 
