@@ -215,8 +215,10 @@ def test_it_trains_and_is_loaded_by_its_name(whole, tiny_set):
     assert predictor.method.side == 2.0 and predictor.method.momentum == 0.9
     assert np.any(predictor.extras["mean"])
     images = predictor.config.data.images("test")
-    found = predictor.detect(images, None).detections
-    assert len(found) and set(found.classes) <= set(range(len(images.class_names)))
+    results = predictor.predict(images)
+    assert [result.image_index for result in results] == list(range(len(images)))
+    for found in results:
+        assert len(found.scores) and set(found.classes) <= set(range(len(images.class_names)))
     first = runs.load_run(whole, 0, **OWN)
     assert not np.any(first.extras["mean"])
     assert not np.array_equal(predictor.params["head"]["kernel"], first.params["head"]["kernel"])

@@ -18,9 +18,8 @@ from wsod_jax.analysis.baselines import COLUMNS
 from wsod_jax.commands import evaluate
 from wsod_jax.data.voc import Voc
 from wsod_jax.errors import ConfigError, DataError
-from wsod_jax.scoring import AnnotatedImages
-from wsod_jax.scoring import truth_table
 from wsod_jax.runs import load_run
+from wsod_jax.scoring import AnnotatedImages, truth_table
 from wsod_jax.train.checkpoint import checkpoint_steps, load_checkpoint, write_manifest
 from wsod_jax.weights.npz import save_weights
 
