@@ -28,6 +28,8 @@ from wsod_jax.data.images import read_image
 from wsod_jax.data.proposals import ProposalSet
 from wsod_jax.data.voc import Voc
 from wsod_jax.errors import ConfigError, DataError, NonFiniteError
+from wsod_jax.evaluation import evaluators
+from wsod_jax.evaluation.result_log import ResultLog
 from wsod_jax.train.checkpoint import checkpoint_steps, load_checkpoint, write_manifest
 from wsod_jax.train.logging import JsonlWriter, read_jsonl
 from wsod_jax.train.loop import Interrupted
@@ -318,9 +320,11 @@ def test_saved_predictions_score_as_the_model_did(evaluated, trained_run, tmp_pa
     arguments = ["--predictions", str(predictions), "--out", str(tmp_path / "o"), "--pictures", "0"]
     evaluate.main(["--workdir", str(trained_run.workdir), *arguments])
     again, first = read_report(tmp_path / "o"), read_report(evaluated / "4")
-    assert again["summary"] == {"mAP50": first["summary"]["mAP50"]}
-    assert again["summary"]["mAP50"] is not None
-    assert "corloc_split" not in again["settings"]
+    assert again["summary"] == {name: first["summary"][name] for name in ("mAP50", "mAP75")}
+    assert again["summary"]["mAP50"] > 0
+    columns = ("class", "AP50", "AP75", "objects", "detections", "hits")
+    for one, other in zip(again["per_class"], first["per_class"], strict=True):
+        assert {name: one[name] for name in columns} == {name: other[name] for name in columns}
     shipped = str(ROOT / "configs" / "debug_tiny.py")
     plain = f"import runpy\n\nbase = runpy.run_path({shipped!r})['get_config']\n\n\ndef get_config(name):\n"
     lines = ("    config = base(name)", f"    config.data.root = {str(trained_run.data)!r}")
@@ -392,22 +396,30 @@ def test_image_that_cannot_be_read_is_left_out_and_told(copied_run, trained_run,
     evaluate.main([*arguments, "--set", f"data.root={tmp_path / 'data'}"])
     report = read_report(out / "4")
     assert {"mAP50", "CorLoc", "image mAP"} <= set(report["summary"])
-    told = [note for note in report["notes"] if broken.image_id in note]
-    assert len(told) == 1 and "1 of 4 images of" in told[0] and "could not be read" in told[0]
+    (told,) = report["left_out"]
+    assert f"({broken.image_id})" in told and "1 of 4 images of" in told
+    assert "could not be read" in told and "count as missed" in told
+    objects = Voc(root=trained_run.data).ground_truth("test").boxes.values()
+    assert sum(row["objects"] for row in report["per_class"]) == sum(len(o.boxes) for o in objects)
     assert sum("bad_images 1" in note for note in report["notes"]) == 1  # of one view
     found = json.loads((out / "4" / "predictions.json").read_text())
     assert found and broken.image_id not in {entry["image_id"] for entry in found}
     assert len(list((out / "4" / "detections").glob("*.png"))) == 1  # of two asked for
 
 
-def test_predictions_outlive_a_measurement_that_fails(trained_run, tmp_path, monkeypatch, capsys):
+def test_what_is_predicted_outlives_a_measurement_that_fails(
+    trained_run, tmp_path, monkeypatch, capsys
+):
     def fail(*args, **options):
         raise DataError("no measure")
 
-    monkeypatch.setattr(measuring, "classification_ap", fail)
-    arguments = ["--workdir", trained_run.workdir, "--out", tmp_path, *FAST]
-    refused(evaluate.main, arguments, "no measure", capsys)
-    assert (tmp_path / "4" / "predictions.json").exists()
+    arguments = ["--workdir", str(trained_run.workdir), "--out", str(tmp_path), *FAST]
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluators, "classification_ap", fail)
+        refused(evaluate.main, arguments, "no measure", capsys)
+    monkeypatch.setattr(ResultLog, "add", fail)  # all images of the test split are there already
+    refused(evaluate.main, arguments, "no measure", capsys)  # of the next pass
+    assert len(json.loads((tmp_path / "4" / "predictions.json").read_text())) > 0
 
 
 def test_ends_of_evaluation(trained_run, tmp_path, monkeypatch, capsys):

@@ -213,13 +213,21 @@ def run_pass(
       What the input met, by name; see `data.assembling.COUNTS`.
     """
     todo = [i for i in range(len(data.images)) if i not in log]
-    before = log.counts
+    before, totals = log.counts, {}  # totals: image -> what was met until its last view was read
     views = predictor.views(data.images.select(todo), proposals)
-    for result in predictor.results(progress(views), data.query[todo]):
-        result = dataclasses.replace(result, image_index=todo[result.image_index])
-        totals = {name: before.get(name, 0) + count for name, count in views.counts.items()}
-        log.add(result, totals)
-    return {name: before.get(name, 0) + count for name, count in views.counts.items()}
+
+    def met() -> dict[str, int]:
+        return {name: before.get(name, 0) + count for name, count in views.counts.items()}
+
+    def noted() -> Iterator[Batch]:
+        for batch in progress(views):
+            totals.update(dict.fromkeys(batch.image_index[batch.image_mask].tolist(), met()))
+            yield batch
+
+    for result in predictor.results(noted(), data.query[todo]):
+        index = result.image_index
+        log.add(dataclasses.replace(result, image_index=todo[index]), totals.pop(index))
+    return met()
 
 
 def in_order(results: Iterable[ImageResult], data: AnnotatedImages) -> Iterator[ImageResult]:
@@ -322,7 +330,7 @@ def evaluate_pass(
     blacklist: Sequence[int] = (),
     progress: Progress = iter,
 ) -> PassOutcome:
-    """Predict a split and measure what was predicted.
+    """Predict a split and measure what was predicted; a further pass that measures nothing predicts nothing.
 
     Finished images are kept in `folder` until `PassOutcome` is done with: the same call goes on with the others.
 
@@ -347,21 +355,20 @@ def evaluate_pass(
         extra=extra,
         is_single_label=method.single_label,
     )
-    started, counts, logs = time.perf_counter(), {}, []
-    for number, one in enumerate(predictors):
+    started, todo, counts, logs = time.perf_counter(), 0, {}, []
+    for number, one in enumerate(predictors if chosen or name == "test" else ()):
         log = ResultLog(
             folder / f".{name}_{number}.results",
             identity(one, data.images),
             settings.decoding(is_single_label=method.single_label).reading,
         )
-        todo = len(data.images) - len(log)
-        found = run_pass(one, data, proposals, log, progress)
-        counts = counts or found
         logs.append(log)
+        todo = max(todo, len(data.images) - len(log))
+        counts = run_pass(one, data, proposals, log, progress) | counts
     seconds = (time.perf_counter() - started) / max(todo, 1)
-    results = Selected(predictor, logs[0], len(data.images), logs[1:])
+    results = Selected(predictor, logs[0], len(data.images), logs[1:]) if logs else ()
     evaluations = score(results, data, chosen)
-    unread = [i for i in range(len(data.images)) if i not in logs[0]]
+    unread = [i for i in range(len(data.images)) if i not in logs[0]] if logs else []
     return PassOutcome(
         name,
         settings,
@@ -432,7 +439,7 @@ def identity(predictor: Predictor, images: ImageSet) -> dict[str, Any]:
 def _met(images: ImageSet, counts: Mapping[str, int]) -> list[str]:
     """Say what the input met in a set: images shrunk or unreadable, proposals merged or dropped."""
     met = ", ".join(f"{name} {n}" for name, n in {**images.counts, **counts}.items() if n)
-    return [f"input of {images.name}, each image counted once per view: {met}"]
+    return [f"input of {images.name}, each image counted once per view: {met}"] if met else []
 
 
 def left_out_sentences(data: AnnotatedImages, unread: Sequence[int]) -> list[str]:

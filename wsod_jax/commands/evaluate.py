@@ -34,7 +34,11 @@ MAP_OPTIONS = ("compare", "energy_of", "together_with", "blacklist")
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status."""
-    return run_command(run, parse_arguments(arguments))
+    return run_command(
+        run,
+        parse_arguments(arguments),
+        interrupted="interrupted; finished images are kept, the same command goes on with the others",
+    )
 
 
 def run(options: argparse.Namespace) -> None:

@@ -295,7 +295,7 @@ def compare(
 def write_files(
     outcome: PassOutcome, folder: Path, args: argparse.Namespace, *, source: str
 ) -> None:
-    """Write what was predicted, before anything else may fail."""
+    """Write what was predicted."""
     images, results = outcome.data.images, outcome.results
     if outcome.outputs & {"boxes", "maps"} and not (args.predictions or args.pseudo):
         print(f"predictions: {write_results(folder / 'predictions.json', results, images)}")

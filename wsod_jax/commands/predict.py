@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return run_command(
         run,
         parse_arguments(arguments),
-        interrupted="interrupted; proposals found so far are kept, run again to go on",
+        interrupted="interrupted; what was found so far is kept, run again to go on",
     )
 
 

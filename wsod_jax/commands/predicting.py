@@ -54,7 +54,8 @@ def predict(args: argparse.Namespace) -> None:
         images, proposals = with_proposals(images, predictor.config.proposals.path, args)
     images = dataclasses.replace(images, class_names=names, records=unlabeled(images, len(names)))
     reading = predictor.settings.decoding(is_single_label=predictor.method.single_label).reading
-    with ResultLog(args.out / ".results", identity(predictor, images), reading) as log:
+    files = {"files": [source_of(record) for record in images.records]}
+    with ResultLog(args.out / ".results", identity(predictor, images) | files, reading) as log:
         run_pass(predictor, AnnotatedImages(images), proposals, log, bar)
         results = Selected(predictor, log, len(images), ())
         write_files(predictor, images, results, args)
@@ -183,12 +184,15 @@ def search_options(path: str) -> tuple[SearchOptions, str]:
     return options, "as for the training set"
 
 
+def source_of(record: ImageRecord) -> list[str | int]:
+    """Return what tells a picture from others of its name: path, size and time of its file."""
+    status = record.path.stat()
+    return [str(record.path.resolve()), status.st_size, status.st_mtime_ns]
+
+
 def check_sources(path: Path, images: ImageSet) -> None:
     """Make sure that proposals kept from an earlier call are not those of other pictures of the same names."""
-    sources = {}
-    for record in images.records:
-        status = record.path.stat()
-        sources[record.image_id] = [str(record.path.resolve()), status.st_size, status.st_mtime_ns]
+    sources = {record.image_id: source_of(record) for record in images.records}
     known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     for image_id, source in sources.items():
         if known.get(image_id, source) != source:
