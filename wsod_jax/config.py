@@ -175,6 +175,7 @@ class MapOptions:
       nms_thr: boxes that several views or several detectors found of one class are removed where their IoU with a
         better one exceeds this, or their score is <= 0.
       min_side_px: they are removed too where a side is shorter than this, in pixels of the original image.
+      join: whether small boxes are removed before NMS, and so suppress nothing, or after it, as in the released code.
       predicted_thr: a class is predicted where its score exceeds this (sigmoid; softmax predicts the best class).
       pointing_px: a point this close to an object's box is a hit, in pixels of the original image.
       prediction_px: the same where points are ranked by class scores.
@@ -186,6 +187,7 @@ class MapOptions:
     boxes: BoxMode = "tightest"
     nms_thr: Annotated[float, SHARE] = 0.7
     min_side_px: Annotated[float, NOT_NEGATIVE] = 50.0
+    join: Literal["filter_first", "nms_first"] = "filter_first"
     predicted_thr: Annotated[float, SHARE] = 0.5
     pointing_px: Annotated[float, NOT_NEGATIVE] = 15.0
     prediction_px: Annotated[float, NOT_NEGATIVE] = 18.0
@@ -355,6 +357,7 @@ class EvalOptions:
             boxes=maps.boxes,
             nms_thr=maps.nms_thr,
             min_side_px=maps.min_side_px,
+            is_nms_first=maps.join == "nms_first",
             predicted_thr=None if is_single_label else maps.predicted_thr,
             num_best=ILSVRC_GUESSES if is_single_label else 1,
             separate_views=self.merge == "union" and self.num_views > 1,

@@ -24,6 +24,7 @@ class MapReading:
       boxes: a class's detections: the "tightest" box around all of its foreground, or one for each of its "components".
       nms_thr, min_side_px: where components of several views or detectors join, boxes with an IoU > nms_thr to a better
         one, a side < min_side_px, or a score <= 0 are left out.
+      is_nms_first: NMS sees the small boxes too.
       predicted_thr: a class is predicted where its image score exceeds this; `None`: the best class alone is predicted.
       num_best: so many of an image's best-scored classes are read even if they are not predicted.
       separate_views: components come from every view by itself instead of the mean over views.
@@ -35,6 +36,7 @@ class MapReading:
     boxes: BoxMode = "tightest"
     nms_thr: float = 0.7
     min_side_px: float = 50.0
+    is_nms_first: bool = False
     predicted_thr: float | None = 0.5
     num_best: int = 0
     separate_views: bool = False
@@ -127,7 +129,13 @@ class ImageMaps:
         parts = self._component_parts(c)
         if len(parts) == 1:
             return parts[0]
-        return joined(parts, nms_thr=self.reading.nms_thr, min_side_px=self.reading.min_side_px)
+        reading = self.reading
+        return joined(
+            parts,
+            nms_thr=reading.nms_thr,
+            min_side_px=reading.min_side_px,
+            is_nms_first=reading.is_nms_first,
+        )
 
     def _component_parts(self, c: int) -> list[Boxes]:
         own = self.view_responses(c) if self.reading.separate_views else [self.response(c)]
@@ -154,25 +162,30 @@ class ImageMaps:
         )
 
 
-def joined(parts: list[Boxes], *, nms_thr: float, min_side_px: float) -> Boxes:
+def joined(
+    parts: list[Boxes], *, nms_thr: float, min_side_px: float, is_nms_first: bool = False
+) -> Boxes:
     """Join boxes of one class that several views or detectors found: drop weak and small ones, then suppress overlaps.
 
-    NMS runs on the boxes that passed, so that a dropped box suppresses nothing; an image may end up without any box.
+    Weak boxes suppress nothing, small ones only if `is_nms_first`; an image may end up without any box.
 
     Args:
       parts: boxes and scores on one scale.
       nms_thr: a box is removed by a better kept one with IoU > this.
       min_side_px: keep boxes whose width and height both are >= this; 0 keeps all. Kept scores are > 0.
+      is_nms_first: drop small boxes after NMS.
 
     Returns:
       boxes [n, 4] and scores [n], the best first.
 
     Ties: equal scores rank by part, then by row.
-    Source: Zhu et al. 2017 (SPN): the released notebook for VOC joins three models so (0.7, 50 pixels), with NMS first.
+    Source: Zhu et al. 2017 (SPN): the released notebook for VOC joins three models so (0.7, 50 pixels), NMS first.
     """
     boxes, scores = (np.concatenate(column) for column in zip(*parts, strict=True))
     sides = boxes[:, 2:].astype(np.float64) - boxes[:, :2]
-    passed = np.flatnonzero((scores > 0) & (sides >= min_side_px).all(axis=1))
+    is_large = (sides >= min_side_px).all(axis=1)
+    passed = np.flatnonzero((scores > 0) & (is_large | is_nms_first))
     order = passed[np.argsort(-scores[passed], kind="stable")]
     kept = order[greedy_nms(boxes[order], iou_thr=nms_thr)]
+    kept = kept[is_large[kept]]
     return boxes[kept], scores[kept]
