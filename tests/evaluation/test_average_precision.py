@@ -18,6 +18,7 @@ from wsod_jax.evaluation.metrics.average_precision import (
     paired_iou,
 )
 from wsod_jax.evaluation.metrics.tables import DetectionTable, TruthTable
+from wsod_jax.types import ImageResult
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "padilla"
 
@@ -256,3 +257,15 @@ def test_truth_table_from_what_the_readers_return():
     table = TruthTable.from_annotations(objects, num_classes=2)
     assert table.num_images == 2 and table.image_index.tolist() == [0]
     assert table.classes.tolist() == [1] and table.difficult.tolist() == [True]
+
+
+def test_a_table_of_results_in_any_order():
+    def result(index, scores):
+        boxes = np.tile(np.float32(BOX), (len(scores), 1))
+        return ImageResult(index, (9, 9), boxes, np.array(scores), np.zeros(len(scores), int))
+
+    results = [result(3, [0.5, 0.25]), ImageResult(0, (9, 9)), result(1, [0.75]), result(2, [])]
+    table = DetectionTable.of_results(results, num_images=5, num_classes=2)
+    assert table.image_index.tolist() == [1, 3, 3] and table.scores.tolist() == [0.75, 0.5, 0.25]
+    assert (table.num_images, table.num_classes) == (5, 2)
+    assert len(DetectionTable.of_results([], num_images=2, num_classes=1)) == 0

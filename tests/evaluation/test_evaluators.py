@@ -187,7 +187,9 @@ def test_corloc():
 def test_corloc_of_images_with_difficult_objects_alone_is_an_option():
     annotations = [annotation_of([(BOX, 0, True)]), annotation_of([(BOX, 0, False)])]
     results = [result_of(0, [(0.9, BOX, 0), (0.8, OTHER, 0)]), result_of(1, [(0.9, OTHER, 0)])]
-    assert computed(CorLoc(CLASSES), results, annotations).summary["CorLoc"] == 0.5
+    found = computed(CorLoc(CLASSES), results, annotations)
+    assert found.summary["CorLoc"] == 0.5
+    assert np.isnan(found.numbers["top box size ratio"])  # of labeled classes alone
     without = computed(CorLoc(CLASSES, include_difficult=False), results, annotations)
     assert without.summary["CorLoc"] == 0.0 and without.counts["images"].tolist() == [1, 0, 0, 0]
 

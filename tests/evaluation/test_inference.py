@@ -14,6 +14,7 @@ from tests.oracles import evals as score_oracle
 from tests.oracles import inference as oracle
 from wsod_jax.config import EvalOptions
 from wsod_jax.errors import DataError
+from wsod_jax.evaluation import inference
 from wsod_jax.evaluation.inference import (
     Decoding,
     Model,
@@ -26,6 +27,7 @@ from wsod_jax.evaluation.inference import (
     to_view,
 )
 from wsod_jax.evaluation.masks import paste_masks
+from wsod_jax.ops.detect import detect
 from wsod_jax.predictor import Predictor
 from wsod_jax.train.sharding import make_mesh, put
 from wsod_jax.types import (
@@ -187,6 +189,14 @@ def test_the_next_group_is_dispatched_before_one_is_handed_out():
     assert len(list(results)) == 8 and called == [0, 1, 2]
 
 
+def test_groups_of_one_shape_compile_once():
+    programs = (inference._first_view, inference._add_view, inference._merged, detect)
+    results_of(random_pairs(0))
+    before = [program._cache_size() for program in programs]
+    results_of([*random_pairs(1), *random_pairs(2, index=(4, 1, 6, 0))], wants=[BOXES] * 3)
+    assert [program._cache_size() for program in programs] == before and min(before) > 0
+
+
 def test_boxes_go_to_views_and_back():
     rng = np.random.default_rng(0)
     batch = random_view(rng, range(IMAGES))
@@ -233,8 +243,9 @@ def test_views_that_are_missing_or_of_other_images_are_an_error():
     with pytest.raises(DataError, match="2 of 3 views"):
         results_of([pairs[0], others[1], pairs[2]])
     assert list(infer(model_of([]), [], [BOXES] * 2, DECODING)) == []
-    with pytest.raises(ValueError, match="allowed is 'union'"):
-        results_of(pairs, aligned_rows=False)
+    for wants in ([BOXES] * 3, [frozenset(), BOXES, BOXES]):
+        with pytest.raises(ValueError, match="allowed is 'union'"):
+            results_of(pairs, wants=wants, aligned_rows=False)
 
 
 @pytest.mark.parametrize("merge", ["mean", "union"])

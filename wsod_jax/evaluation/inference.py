@@ -392,7 +392,8 @@ def _in_flight(
     decoding: Decoding,
 ) -> Iterator[_Group]:
     """Yield groups, the next one dispatched already when one is handed out."""
-    if decoding.merge != "union" and "boxes" in wants[0] and not model.method.aligned_rows:
+    has_boxes = any("boxes" in want for want in wants)
+    if decoding.merge != "union" and has_boxes and not model.method.aligned_rows:
         raise ValueError(
             f"merge is {decoding.merge!r}, but row m is another region in every view; allowed is 'union'"
         )
