@@ -334,7 +334,9 @@ def test_split_without_boxes_is_predicted_and_not_measured(spn_run, tmp_path):
         pictures=1,
     )
     assert set(report["summary"]) == {"seconds_per_image"} and not report["tables"]
-    assert sum("no boxes" in note for note in report["notes"]) == 3  # points, CorLoc, baselines
+    assert (
+        sum("no boxes" in note for note in report["notes"]) == 4
+    )  # boxes, points, CorLoc, baselines
     assert json.loads((tmp_path / "o" / "4" / "predictions.json").read_text())
     assert (tmp_path / "o" / "4" / "maps.png").exists()
 
