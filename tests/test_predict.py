@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from wsod_jax.commands import predict, predicting
 from wsod_jax.data.proposals import ProposalSet
 from wsod_jax.data.selective_search import SearchOptions
 from wsod_jax.evaluation.formats import index_path, read_index
+from wsod_jax.evaluation.result_log import ResultLog
 from wsod_jax.train.checkpoint import load_checkpoint
 
 FAST = ["--set", "flips=(False,)", "--set", "micro_batch=1"]
@@ -57,7 +59,7 @@ def test_a_folder_with_bad_pictures(trained_run, pictures, tmp_path, capsys):
     classes = tuple(load_checkpoint(trained_run.workdir).metadata["class_names"])
     index = read_index(out / "predictions.json")
     assert index.class_names == classes
-    assert index.image_ids == ("000001", "below/000002", "dot")
+    assert tuple(index.images.values()) == ("000001", "below/000002", "dot")
     sizes = {
         name: Image.open(pictures / f"{name}.jpg").size for name in ("000001", "below/000002")
     } | {"dot": (1, 1)}
@@ -100,7 +102,7 @@ def test_maps_of_a_folder_with_bad_pictures(spn_run, spn_pictures, tmp_path, cap
     sizes = {name: Image.open(next(spn_pictures.glob(f"{name}.*"))).size for name in names}
     assert sizes["dot"] == (1, 1) and sizes["thin"] == (90, 1)
     index = read_index(out / "predictions.json")
-    assert list(index.image_ids) == names
+    assert list(index.images.values()) == names
     points = read_rows(out / "points.csv")
     assert len(points) == len(names) * len(index.class_names)  # every score exceeds 0
     for row in points:
@@ -248,6 +250,55 @@ def test_messages(trained_run, pictures, tmp_path, capsys):
     assert not out.exists() or not (out / "predictions.json").exists()
 
 
+def stopping(number, kept):
+    """Return `ResultLog.add` for a call that Ctrl-C ends when so many images are predicted; `kept` gets them."""
+    add = ResultLog.add
+
+    def adding(log, result, counts):
+        if len(kept) == number:
+            raise KeyboardInterrupt
+        kept.append(result.image_index)
+        add(log, result, counts)
+
+    return adding
+
+
+def test_interrupted_prediction_goes_on(spn_run, spn_pictures, tmp_path, monkeypatch, capsys):
+    straight, out = tmp_path / "straight", tmp_path / "out"
+    call(spn_run, [spn_pictures], straight)
+    given = ["--checkpoint", str(spn_run.workdir), "--images", str(spn_pictures), *FAST]
+    first, second, third = [], [], []
+    with monkeypatch.context() as patch:
+        patch.setattr(ResultLog, "add", stopping(3, first))
+        assert predict.main([*given, "--out", str(out)]) == 130
+    assert "run again to go on" in capsys.readouterr().err and not (out / "points.csv").exists()
+    shutil.copytree(out, tmp_path / "other")
+    with monkeypatch.context() as patch:
+        patch.setattr(ResultLog, "add", stopping(None, second))
+        assert predict.main([*given, "--out", str(out)]) == 0
+    assert len(first) == 3 and sorted(first + second) == [0, 1, 2, 3]
+    for name in ("predictions.json", "detections.coco.json", "image_scores.csv", "points.csv"):
+        assert (out / name).read_text() == (straight / name).read_text()
+    assert not list(out.glob(".*"))
+    other = spn_pictures / "000001.jpg"
+    other.write_bytes(other.read_bytes() + b" ")  # another picture of the same name
+    monkeypatch.setattr(ResultLog, "add", stopping(None, third))
+    assert predict.main([*given, "--out", str(tmp_path / "other")]) == 0
+    assert sorted(third) == [0, 1, 2, 3]
+
+
+def test_predictions_are_a_coco_data_set_too(trained_run, pictures, tmp_path):
+    call(trained_run, [pictures], tmp_path / "out")
+    content = json.loads((tmp_path / "out" / "detections.coco.json").read_text())
+    assert content["info"] == {"source": "oim"}
+    files = ["000001.jpg", "below/000002.jpg", "dot.png"]
+    assert [image["file_name"] for image in content["images"]] == files
+    names = {image["id"]: Path(image["file_name"]).with_suffix("") for image in content["images"]}
+    told = [(str(names[a["image_id"]]), a["bbox"], a["score"]) for a in content["annotations"]]
+    records = json.loads((tmp_path / "out" / "predictions.json").read_text())
+    assert told == [(r["image_id"], r["bbox"], r["score"]) for r in records] and told
+
+
 def test_default_search_where_training_proposals_are_gone():
     options, reason = predicting.search_options("/nowhere/proposals.npz")
     assert options == SearchOptions()
@@ -274,7 +325,7 @@ def test_a_classifier_writes_scores_only(pictures, tmp_path):
     predict.main(
         ["--checkpoint", str(tmp_path / "classifier"), "--images", str(pictures), "--out", str(out)]
     )
-    assert [path.name for path in out.iterdir()] == ["image_scores.csv"]
+    assert [path.name for path in out.iterdir()] == ["image_scores.csv"]  # and no log of results
     with open(out / "image_scores.csv", newline="") as file:
         rows = list(csv.reader(file))
     assert len(rows) == 4

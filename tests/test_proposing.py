@@ -51,12 +51,13 @@ def test_the_file_holds_the_best_receptive_fields_of_every_image(spn_run, images
     field = receptive_field((*TinyNet(stride=4).geometry, Window(3, pad=1)))
     for index in (0, len(images) - 1):
         record = images.records[index]
-        [merged] = predictor.candidates(predictor.views(images.select([index]), None))
-        boxes, scores = field_boxes(merged.maps, (record.height, record.width), field, FEW)
+        [result] = predictor.predict(images.select([index]))
+        (view,) = result.maps.views
+        boxes, scores = field_boxes([view], (record.height, record.width), field, FEW)
         np.testing.assert_allclose(found.get_scores(record.image_id), scores, rtol=1e-5)
         np.testing.assert_allclose(found.get(record.image_id), boxes, rtol=1e-5, atol=1e-4)
         assert len(np.unique(scores)) > 5
-        assert max(merged.maps[0].size_px) == 64 and not merged.maps[0].mirrored
+        assert max(view.size_px) == 64 and not view.mirrored
 
 
 def test_the_generator_tells_method_step_weights_and_options(spn_run, images, made, tmp_path):

@@ -19,7 +19,7 @@ from wsod_jax.commands import evaluate
 from wsod_jax.data.voc import Voc
 from wsod_jax.errors import ConfigError, DataError
 from wsod_jax.runs import load_run
-from wsod_jax.scoring import AnnotatedImages, truth_table
+from wsod_jax.scoring import truth_table
 from wsod_jax.train.checkpoint import checkpoint_steps, load_checkpoint, write_manifest
 from wsod_jax.weights.npz import save_weights
 
@@ -157,7 +157,7 @@ def test_every_checkpoint_is_measured(evaluated):
         assert names <= set(summary) and {"pointing difficult", *names} <= set(report["summary"])
         assert all(0 <= summary[name] <= 1 for name in names)
         assert summary["CorLoc"] <= summary["CorLoc any"]  # the box around all can only be beaten
-        assert report["settings"]["maps"]["pointing_px"] == 15.0
+        assert report["settings"]["test"]["maps"]["pointing_px"] == 15.0
         assert report["settings"]["method"]["soft_proposal"]["epsilon_factor"] == 0.15  # a default
         for name in ("report.md", "predictions.json", "points.csv", "maps.png", "detections.png"):
             assert (evaluated / step / name).stat().st_size > 0
@@ -307,7 +307,7 @@ def test_image_that_cannot_be_read_is_missed(evaluated, spn_run, tmp_path, truth
     )
     summary, rows = report["summary"], rows_of(report)
     for record, total in zip(broken, (4, 8), strict=True):
-        told = [note for note in report["notes"] if f"({record.image_id})" in note]
+        told = [text for text in report["left_out"] if f"({record.image_id})" in text]
         assert len(told) == 1 and f"1 of {total} images of" in told[0]
         assert "could not be read" in told[0] and "count as missed" in told[0]
     points = points_of(evaluated / "4", truth[2])  # of the same weights and the whole files
@@ -334,7 +334,9 @@ def test_split_without_boxes_is_predicted_and_not_measured(spn_run, tmp_path):
         pictures=1,
     )
     assert set(report["summary"]) == {"seconds_per_image"} and not report["tables"]
-    assert sum("no boxes" in note for note in report["notes"]) == 3  # points, CorLoc, baselines
+    assert (
+        sum("no boxes" in note for note in report["notes"]) == 4
+    )  # boxes, points, CorLoc, baselines
     assert json.loads((tmp_path / "o" / "4" / "predictions.json").read_text())
     assert (tmp_path / "o" / "4" / "maps.png").exists()
 
@@ -360,19 +362,28 @@ def test_views_are_averaged_or_kept_apart(spn_run, tmp_path):
         "mAP50",
         "seconds_per_image",
     }
-    together = located_with(spn_run.workdir, "scales=(64,96)", "flips=(False,True)", "merge=union")
+    together = components_with(
+        spn_run.workdir, "scales=(64,96)", "flips=(False,True)", "merge=union"
+    )
     alone = [
-        located_with(spn_run.workdir, f"scales={scale}", f"flips={flip}").components
+        components_with(spn_run.workdir, f"scales={scale}", f"flips={flip}")
         for scale in (64, 96)
         for flip in (False, True)
     ]
-    assert len(together.components) == sum(map(len, alone)) > 0
-    assert sorted(together.components.scores) == sorted(
-        np.concatenate([one.scores for one in alone])
-    )
+    assert len(together) == sum(map(len, alone)) > 0
+    assert sorted(together) == sorted(score for one in alone for score in one)
 
 
-def located_with(workdir, *changes):
-    """Read the maps of all classes of the test images with changed settings."""
-    predictor = load_run(workdir, changes=[*changes, "eval.maps.predicted_thr=0.0"])
-    return AnnotatedImages.read(predictor.config.data, "test").locate(predictor, "map")
+def components_with(workdir, *changes):
+    """Return the scores of all components of all classes of the test images, with changed settings."""
+    kept = [
+        "maps.predicted_thr=0.0",
+        "maps.nms_thr=1.0",
+        "maps.min_side_px=0.0",
+    ]  # none is left out
+    predictor = load_run(workdir, changes=[*changes, *kept])
+    scores = []
+    for result in predictor.predict(predictor.config.data.images("test")):
+        found = [result.maps.components(int(c))[1] for c in result.maps.classes]
+        scores += [float(score) for score in np.concatenate(found) if score > 0]
+    return scores

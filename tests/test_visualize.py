@@ -15,10 +15,11 @@ from wsod_jax.analysis.mining import MiningRun
 from wsod_jax.analysis.quality import pseudo_quality
 from wsod_jax.analysis.scores import ScoredRun
 from wsod_jax.data.proposals import ProposalSet
-from wsod_jax.evaluation.metrics.tables import DetectionTable
-from wsod_jax.evaluation.predictions import write_predictions
+from wsod_jax.data.voc import Voc
+from wsod_jax.evaluation.formats import write_results
 from wsod_jax.ops.boxes import pairwise_iou
 from wsod_jax.train.checkpoint import write_manifest
+from wsod_jax.types import ImageResult
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "visualize.py"
 OBJECT = (
@@ -53,17 +54,18 @@ def tree(tmp_path):
 
 
 @pytest.fixture
-def predictions(tmp_path):
-    table = DetectionTable(
-        image_index=[0, 1],
-        classes=[0, 0],
-        scores=[0.9, 0.8],
-        boxes=[[10, 10, 60, 50], [10, 10, 60, 50]],
-        num_images=2,
-        num_classes=2,
-    )
-    path = tmp_path / "predictions.json"
-    return write_predictions(path, table, image_ids=("a", "b"), class_names=("cat", "dog"))
+def predictions(tree, tmp_path):
+    results = [
+        ImageResult(
+            image_index=index,
+            size=(80, 100),
+            boxes=np.array([[10, 10, 60, 50]], np.float32),
+            scores=np.array([score], np.float32),
+            classes=np.array([0], np.int32),
+        )
+        for index, score in enumerate((0.9, 0.8))
+    ]
+    return write_results(tmp_path / "predictions.json", results, Voc(root=tree).images("test"))
 
 
 def test_detections_with_truth(visualize, tree, predictions, tmp_path):

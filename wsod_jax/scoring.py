@@ -206,13 +206,15 @@ def run_pass(
     proposals: ProposalSet | None,
     log: ResultLog,
     progress: Progress = iter,
+    query: np.ndarray | None = None,
 ) -> dict[str, int]:
-    """Predict the images that a log lacks, and append them to it.
+    """Predict the images that a log lacks, and append them to it; `query` as in `infer`, `None` is the split's.
 
     Returns:
       What the input met, by name; see `data.assembling.COUNTS`.
     """
     todo = [i for i in range(len(data.images)) if i not in log]
+    query = data.query if query is None else query
     before, totals = log.counts, {}  # totals: image -> what was met until its last view was read
     views = predictor.views(data.images.select(todo), proposals)
 
@@ -224,10 +226,18 @@ def run_pass(
             totals.update(dict.fromkeys(batch.image_index[batch.image_mask].tolist(), met()))
             yield batch
 
-    for result in predictor.results(noted(), data.query[todo]):
+    for result in predictor.results(noted(), query[todo]):
         index = result.image_index
         log.add(dataclasses.replace(result, image_index=todo[index]), totals.pop(index))
     return met()
+
+
+def classes_read(log: ResultLog, data: AnnotatedImages) -> np.ndarray:
+    """Return [n, c] bool, the classes whose maps a log holds, and those of the split's query."""
+    query = data.query.copy()
+    for result in log:
+        query[result.image_index, result.maps.classes] = True
+    return query
 
 
 def in_order(results: Iterable[ImageResult], data: AnnotatedImages) -> Iterator[ImageResult]:
@@ -364,7 +374,8 @@ def evaluate_pass(
         )
         logs.append(log)
         todo = max(todo, len(data.images) - len(log))
-        counts = run_pass(one, data, proposals, log, progress) | counts
+        query = classes_read(logs[0], data) if number else data.query
+        counts = run_pass(one, data, proposals, log, progress, query) | counts
     seconds = (time.perf_counter() - started) / max(todo, 1)
     results = Selected(predictor, logs[0], len(data.images), logs[1:]) if logs else ()
     evaluations = score(results, data, chosen)

@@ -246,6 +246,7 @@ class CorLoc(_OfRegions):
 
     include_difficult: bool = True
     _components: list[tuple[np.ndarray, ...]] = field(default_factory=list, init=False)
+    _has_maps: bool = field(default=False, init=False)
 
     def boxes_of(
         self, result: ImageResult, annotation: Annotation
@@ -256,6 +257,7 @@ class CorLoc(_OfRegions):
         )
         none = np.zeros((0, 4)), np.zeros(0), np.zeros(0, int)
         if result.maps is not None:
+            self._has_maps = True
             self._components.append(_of_classes(result.maps.components, present))
             return _of_classes(result.maps.tightest, present)
         self._components.append(none)
@@ -272,7 +274,7 @@ class CorLoc(_OfRegions):
         found = Evaluation(counts={"images": metrics.num_images}, detail=metrics)
         found.add_share("CorLoc", metrics.corloc)
         found.without("an image", metrics.num_images == 0, "CorLoc")
-        if any(len(scores) for _, scores, _ in self._components):
+        if self._has_maps:
             boxes = DetectionTable.from_images(self._components, num_classes=self.num_classes)
             several = corloc_any(boxes, truth, include_difficult=self.include_difficult)
             found.add_share("CorLoc any", several.corloc)
