@@ -26,8 +26,8 @@ from wsod_jax.evaluation.inference import (
     to_original,
     to_view,
 )
-from wsod_jax.evaluation.masks import paste_masks
 from wsod_jax.ops.detect import detect
+from wsod_jax.ops.masks import paste_masks
 from wsod_jax.predictor import Predictor
 from wsod_jax.train.sharding import make_mesh, put
 from wsod_jax.types import (

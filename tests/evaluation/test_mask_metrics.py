@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from tests.evaluation.test_average_precision import detections_of, random_tables, truth_of
 from tests.oracles import evals as oracle
 from wsod_jax.errors import DataError
-from wsod_jax.evaluation.masks import mask_to_rle
 from wsod_jax.evaluation.metrics.average_precision import MASK_IOU_THRS, evaluate_detections
 from wsod_jax.evaluation.metrics.best_overlap import average_best_overlap
 from wsod_jax.evaluation.metrics.coco_metrics import coco_ap
 from wsod_jax.evaluation.metrics.tables import DetectionTable, mask_areas
+from wsod_jax.ops.masks import mask_to_rle
 from wsod_jax.types import Mask
 
 SIZE = (12, 12)

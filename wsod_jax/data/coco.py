@@ -21,7 +21,6 @@ from typing import Annotated, Any
 
 import numpy as np
 
-from wsod_jax.data.coco_masks import decode_mask, has_mask
 from wsod_jax.data.images import text_of_name
 from wsod_jax.data.reader import InstanceReader, LeftOut, OnBad, check_on_bad, log_counts
 from wsod_jax.data.records import (
@@ -30,10 +29,10 @@ from wsod_jax.data.records import (
     ImageInstances,
     ImageRecord,
     ImageSet,
-    window_of,
 )
 from wsod_jax.data.voc import DifficultRule, difficult_label
 from wsod_jax.errors import DataError
+from wsod_jax.ops.masks import decode_mask, has_mask
 from wsod_jax.options import Mark
 
 logger = logging.getLogger(__name__)
@@ -345,14 +344,14 @@ def _instances(
     """Decode the masks of one image."""
     size = (image.height, image.width)
     names = [f"{path}: annotation {item.get('id')}" for item in objects]
-    pixels = [
-        decode_mask(item["segmentation"], *size, name)
+    masks = tuple(
+        decode_mask(item["segmentation"], size, name)
         for item, name in zip(objects, names, strict=True)
-    ]
+    )
     crowd = np.array([item["iscrowd"] for item in objects], bool)
-    areas = [_area(item, mask.sum()) for item, mask in zip(objects, pixels, strict=True)]
+    areas = [_area(item, mask.pixels.sum()) for item, mask in zip(objects, masks, strict=True)]
     return ImageInstances(
-        tuple(map(window_of, pixels)),
+        masks,
         np.array([class_index[item["category_id"]] for item in objects], np.int32),
         crowd,
         crowd,

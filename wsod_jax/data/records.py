@@ -262,17 +262,6 @@ class ImageInstances:
         )
 
 
-def window_of(pixels: np.ndarray) -> Mask:
-    """Return an object [H, W] bool as the smallest window that holds it; without any pixel, of side 0."""
-    from wsod_jax.types import Mask
-
-    found = find_objects(pixels.astype(np.uint8))
-    if not found:
-        return Mask(0, 0, np.zeros((0, 0), bool))
-    rows, columns = found[0]
-    return Mask(rows.start, columns.start, pixels[rows, columns])
-
-
 @dataclass(frozen=True, eq=False)
 class ImageBoxes:
     """The boxes of one image that a method trains on.

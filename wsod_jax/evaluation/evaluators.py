@@ -12,7 +12,6 @@ from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
 
-from wsod_jax.evaluation.masks import mask_to_rle
 from wsod_jax.evaluation.metrics import semantic
 from wsod_jax.evaluation.metrics.average_precision import (
     MASK_IOU_THRS,
@@ -43,6 +42,7 @@ from wsod_jax.evaluation.metrics.tables import (
     TruthTable,
 )
 from wsod_jax.evaluation.report import Evaluation
+from wsod_jax.ops.masks import mask_to_rle
 from wsod_jax.types import ImageResult
 
 Reads = Literal["labels", "boxes", "masks", "semantic"]

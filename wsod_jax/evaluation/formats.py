@@ -19,9 +19,9 @@ from typing import Any, Protocol
 import numpy as np
 
 from wsod_jax.errors import DataError
-from wsod_jax.evaluation.masks import mask_to_rle
 from wsod_jax.evaluation.metrics.tables import mask_areas
 from wsod_jax.files import atomic_write
+from wsod_jax.ops.masks import mask_to_rle
 from wsod_jax.types import ImageResult
 
 

@@ -19,8 +19,8 @@ from flax import struct
 
 from wsod_jax.errors import DataError
 from wsod_jax.evaluation.maps import ImageMaps, MapReading, ViewMaps
-from wsod_jax.evaluation.masks import paste_masks
 from wsod_jax.ops.detect import detect, detect_again
+from wsod_jax.ops.masks import paste_masks
 from wsod_jax.types import Batch, Detections, FeatureMap, ImageResult, Predictions, Views
 
 Merge = Literal["mean", "sum", "union"]

@@ -20,7 +20,7 @@ from wsod_jax.evaluation.formats import (
     load_json,
     read_index,
 )
-from wsod_jax.evaluation.masks import rle_to_mask, tight_box
+from wsod_jax.ops.masks import rle_to_mask, tight_box
 from wsod_jax.types import ImageResult, Mask
 
 

@@ -12,8 +12,8 @@ import numpy as np
 from wsod_jax.commands.benchmarks.kernels import random_boxes
 from wsod_jax.commands.benchmarks.timing import Measure, seconds, working_mib
 from wsod_jax.evaluation import inference
-from wsod_jax.evaluation.masks import paste_masks
 from wsod_jax.ops.detect import detect
+from wsod_jax.ops.masks import paste_masks
 from wsod_jax.ops.nms import greedy_nms
 from wsod_jax.types import Batch, Predictions, Views
 

@@ -14,7 +14,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 from wsod_jax.errors import DataError
-from wsod_jax.evaluation.masks import mask_to_rle, tight_box
+from wsod_jax.ops.masks import mask_to_rle, tight_box
 from wsod_jax.types import ImageResult, Mask
 
 
@@ -42,7 +42,7 @@ def _check_range(values: np.ndarray, limit: int, name: str) -> None:
 
 
 Region = Literal["boxes", "masks"]  # what is compared: IoU of boxes, or of masks
-Rle = dict[str, Any]  # a mask as COCO's compressed run-length encoding, see `evaluation.masks`
+Rle = dict[str, Any]  # a mask as COCO's compressed run-length encoding, see `ops.masks`
 
 
 def _check_masks(masks: Sequence[Rle] | None, rows: int, name: str) -> tuple[Rle, ...] | None:

@@ -1,7 +1,9 @@
-"""Masks of objects: pasting them into images, and COCO's run-length encoding (RLE).
+"""Masks of objects: pasting them into images, and segmentations as COCO writes them, polygons and run lengths.
 
-An RLE is a dict of `size`, [height, width] of the image, and `counts`: the lengths of runs of background and object in
-turn, down the columns, as a list of numbers or compressed into a text.
+A run-length encoding (RLE) is a dict of `size`, [height, width] of the image, and `counts`: the lengths of runs of
+background and object in turn, down the columns, as a list of numbers or compressed into a text. pycocotools draws
+polygons and encodes; its decoder takes counts that end too soon, and fills the rest of the mask with what memory held
+before, so counts are decoded and checked here.
 """
 
 from __future__ import annotations
@@ -12,6 +14,8 @@ import numpy as np
 
 from wsod_jax.errors import DataError
 from wsod_jax.types import Mask
+
+_FARTHEST = 2.0**16  # pixels; the outline of a corner at 1e9 would be walked pixel by pixel
 
 
 def paste_masks(
@@ -80,6 +84,12 @@ def tight_box(mask: Mask) -> np.ndarray:
     return np.add(corners, [mask.left, mask.top] * 2).astype(np.float32)
 
 
+def window_of(pixels: np.ndarray) -> Mask:
+    """Return an object [H, W] bool as the smallest window that holds it; without any pixel, of side 0."""
+    left, top, right, bottom = tight_box(Mask(0, 0, pixels)).astype(int).tolist()
+    return Mask(top, left, np.ascontiguousarray(pixels[top:bottom, left:right]))
+
+
 def mask_to_rle(mask: Mask, size: tuple[int, int]) -> dict[str, Any]:
     """Return a mask as compressed RLE, ready for JSON.
 
@@ -104,12 +114,36 @@ def mask_to_rle(mask: Mask, size: tuple[int, int]) -> dict[str, Any]:
     return {"size": [int(side) for side in size], "counts": rle["counts"].decode("ascii")}
 
 
-def rle_to_mask(rle: dict[str, Any], size: tuple[int, int]) -> Mask:
+def has_mask(segmentation: Any) -> bool:
+    """Return whether a segmentation says anything: run lengths, or a polygon of three corners and more."""
+    if isinstance(segmentation, list):
+        return any(isinstance(polygon, list) and len(polygon) >= 6 for polygon in segmentation)
+    return bool(segmentation)
+
+
+def decode_mask(segmentation: Any, size: tuple[int, int], name: str) -> Mask:
+    """Return the mask of a segmentation, cut to its pixels.
+
+    Args:
+      segmentation: an RLE, or a list of polygons [x, y, x, y, ...], whose union counts, those of less than three
+        corners left out.
+      size: (height, width) of the image that the mask belongs to.
+      name: what to call it in errors.
+    Raises:
+      DataError: neither, a polygon that is none, or what `rle_to_mask` refuses.
+    """
+    if isinstance(segmentation, list):
+        return window_of(_from_polygons(segmentation, size, name))
+    return rle_to_mask(segmentation, size, name)
+
+
+def rle_to_mask(rle: Any, size: tuple[int, int], name: str = "a mask") -> Mask:
     """Return the mask of an RLE, cut to its pixels.
 
     Args:
       rle: `size` and `counts`, compressed (text or bytes) or not (list of numbers).
       size: (height, width) of the image that the mask belongs to.
+      name: what to call it in errors.
     Raises:
       DataError: no RLE, one of another size, or one whose runs do not fill the image.
     """
@@ -118,31 +152,50 @@ def rle_to_mask(rle: dict[str, Any], size: tuple[int, int]) -> Mask:
         runs = _run_lengths(rle["counts"])
     except (KeyError, TypeError, ValueError, OverflowError):
         raise DataError(
-            f"a mask is {rle!r:.200}; needed an RLE as pycocotools writes it, a `size` [height, width] and `counts`. "
-            "Polygons are turned into one by pycocotools.mask.frPyObjects and merge"
+            f"{name}: found {rle!r:.200}; needed an RLE as pycocotools writes it, a `size` [height, width] and "
+            "`counts`. Polygons are turned into one by pycocotools.mask.frPyObjects and merge"
         ) from None
     if (height, width) != tuple(size):
         raise DataError(
-            f"a mask has (height, width) {(height, width)}, its image {tuple(size)}; masks are needed at the size of "
-            "the image as it lies on disk"
+            f"{name}: it has (height, width) {(height, width)}, its image {tuple(size)}; masks are needed at the size "
+            "of the image as it lies on disk. Resize the mask, or correct the size that the file names"
         )
     if runs.sum() != height * width:
         raise DataError(
-            f"the runs of a mask cover {runs.sum()} pixels; its image {tuple(size)} has {height * width}. Was the "
-            "file damaged?"
+            f"{name}: its runs cover {runs.sum()} pixels; its image {tuple(size)} has {height * width}. Was the file "
+            "damaged?"
         )
     is_object = np.arange(len(runs)) % 2 == 1
-    pixels = np.repeat(is_object, runs).reshape(width, height).T
-    left, top, right, bottom = tight_box(Mask(0, 0, pixels)).astype(int).tolist()
-    return Mask(top, left, np.ascontiguousarray(pixels[top:bottom, left:right]))
+    return window_of(np.repeat(is_object, runs).reshape(width, height).T)
+
+
+def _from_polygons(polygons: list, size: tuple[int, int], name: str) -> np.ndarray:
+    """Return the union [height, width] bool of polygons."""
+    from pycocotools import mask as coco_mask
+
+    corners = []
+    for polygon in polygons:
+        try:
+            values = np.array(polygon, np.float64)
+        except (TypeError, ValueError):
+            values = np.array(np.nan)
+        if values.ndim != 1 or values.size % 2 or not (np.abs(values) <= _FARTHEST).all():
+            raise DataError(
+                f"{name}: {polygon!r:.80} is no polygon; it must be a list [x, y, x, y, ...] of numbers up to "
+                f"{_FARTHEST:.0f}"
+            )
+        if values.size >= 6:
+            corners.append(values.tolist())
+    if not corners:
+        return np.zeros(size, bool)
+    return coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(corners, *size))).astype(bool)
 
 
 def _run_lengths(counts: str | bytes | list[int]) -> np.ndarray:
     """Return the lengths of an RLE's runs, [n] int64; raise `ValueError` or `TypeError` where it holds none.
 
-    pycocotools does not check that runs fill the image, and returns unwritten memory where they do not. Each character
-    of compressed counts holds 5 bits, lowest first, and whether more follow; from the fourth run on, lengths are
-    differences to the run before the last.
+    Each character of compressed counts holds 5 bits, lowest first, and whether more follow; from the fourth run on,
+    lengths are differences to the run before the last.
     """
     if isinstance(counts, list):
         lengths = np.array(counts).reshape(-1)

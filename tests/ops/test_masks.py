@@ -1,5 +1,6 @@
-"""Pasting against the literal loops; run-length encoding against pycocotools."""
+"""Pasting against the literal loops; polygons and run-length encoding against pycocotools."""
 
+import itertools
 import time
 
 import numpy as np
@@ -9,8 +10,17 @@ from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 
 from wsod_jax.errors import DataError
-from wsod_jax.evaluation.masks import mask_to_rle, paste_masks, rle_to_mask, tight_box
+from wsod_jax.ops.masks import (
+    decode_mask,
+    has_mask,
+    mask_to_rle,
+    paste_masks,
+    rle_to_mask,
+    tight_box,
+)
 from wsod_jax.types import Mask
+
+SQUARE = [[2, 1, 6, 1, 6, 4, 2, 4]]
 
 
 def full(mask: Mask, size):
@@ -60,12 +70,12 @@ def test_pasting_agrees_with_the_loops(seed, p, corners, threshold):
 
 def test_a_mask_of_ones_fills_its_box_and_the_edge_is_half():
     ones = np.ones((1, 28, 28), np.float32)
-    [mask] = paste_masks(ones, [[3, 2, 31, 30]], (40, 50))  # one cell a pixel
+    [mask] = paste_masks(ones, np.array([[3, 2, 31, 30]]), (40, 50))  # one cell a pixel
     assert (mask.top, mask.left, mask.pixels.shape) == (2, 3, (28, 28)) and mask.pixels.all()
     # Pixel centers lie on the box's edges x1 = 3.5 and x2 = 7.5, where the value is exactly 1/2.
-    [mask] = paste_masks(ones[:, :4, :4], [[3.5, 2, 7.5, 6]], (40, 50))
+    [mask] = paste_masks(ones[:, :4, :4], np.array([[3.5, 2, 7.5, 6]]), (40, 50))
     assert mask.pixels.shape == (4, 5) and mask.pixels.all()
-    [mask] = paste_masks(ones[:, :4, :4], [[3.5, 2, 7.5, 6]], (40, 50), threshold=0.51)
+    [mask] = paste_masks(ones[:, :4, :4], np.array([[3.5, 2, 7.5, 6]]), (40, 50), threshold=0.51)
     assert mask.pixels[1].tolist() == [False, True, True, True, False]
 
 
@@ -74,7 +84,7 @@ def test_a_mask_of_ones_fills_its_box_and_the_edge_is_half():
     [[5, 5, 5, 9], [9, 5, 5, 9], [-9, 0, 0, 9], [50, 0, 60, 9], [0, 40, 9, 90], [0, -9, 9, -1]],
 )
 def test_a_box_without_area_or_outside_has_an_empty_window(box):
-    [mask] = paste_masks(np.ones((1, 3, 3)), [box], (40, 50))
+    [mask] = paste_masks(np.ones((1, 3, 3)), np.array([box]), (40, 50))
     assert mask.pixels.shape == (0, 0) and mask.pixels.dtype == bool
     assert not full(mask, (40, 50)).any() and np.ptp(tight_box(mask)[::2]) == 0
     assert not coco_mask.decode(mask_to_rle(mask, (40, 50))).any()
@@ -167,3 +177,92 @@ def test_a_mask_outside_its_image_is_refused():
 def test_what_is_no_mask_of_the_image_is_named(rle, words):
     with pytest.raises(DataError, match=words):
         rle_to_mask(rle, (4, 5))
+
+
+def run_lengths(pixels):
+    """Run lengths in column order, zeros first: a loop."""
+    counts, value = [0], False
+    for pixel in np.asarray(pixels, bool).T.ravel():
+        if pixel != value:
+            counts.append(0)
+            value = pixel
+        counts[-1] += 1
+    return counts
+
+
+@pytest.mark.parametrize("share", [0.0, 0.02, 0.5, 1.0])
+@pytest.mark.parametrize("size", [(1, 1), (7, 5), (40, 300)])
+def test_run_lengths(size, share):
+    pixels = np.random.default_rng(0).random(size) < share
+    pixels[:, : size[1] // 3] = share > 0.1  # long runs: several characters a number
+    compressed = coco_mask.encode(np.asfortranarray(pixels.astype(np.uint8)))["counts"]
+    for counts in (run_lengths(pixels), compressed.decode(), compressed):
+        segmentation = {"size": list(size), "counts": counts}
+        assert has_mask(segmentation)
+        np.testing.assert_array_equal(full(decode_mask(segmentation, size, "x"), size), pixels)
+
+
+def test_a_square():
+    expected = np.zeros((8, 10), bool)
+    expected[1:4, 2:6] = True
+    np.testing.assert_array_equal(full(decode_mask(SQUARE, (8, 10), "x"), (8, 10)), expected)
+    expected[6:8, 8:10] = True  # the union, clipped
+    two = [*SQUARE, [8, 6, 30, 6, 30, 9, 8, 9]]
+    np.testing.assert_array_equal(full(decode_mask(two, (8, 10), "x"), (8, 10)), expected)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_polygons_are_those_of_pycocotools(seed):
+    rng = np.random.default_rng(seed)
+    polygons = [rng.uniform(-5, 40, 2 * rng.integers(3, 9)).tolist() for _ in range(3)]
+    runs = coco_mask.merge(coco_mask.frPyObjects(polygons, 30, 37))
+    expected = coco_mask.decode(runs).astype(bool)
+    np.testing.assert_array_equal(full(decode_mask(polygons, (30, 37), "x"), (30, 37)), expected)
+    # A line is no area, and four numbers no box:
+    np.testing.assert_array_equal(
+        full(decode_mask([[0, 0, 9, 9], *polygons], (30, 37), "x"), (30, 37)), expected
+    )
+
+
+@pytest.mark.parametrize(
+    ("segmentation", "message"),
+    [
+        ({"size": [4, 5], "counts": [3, 2]}, "cover 5 pixels.*20"),  # pycocotools: noise
+        ({"size": [4, 5], "counts": [3, 200]}, "cover 203"),
+        ({"size": [4, 5], "counts": [-3, 23]}, "needed an RLE"),
+        ({"size": [4, 5], "counts": [3.5, 16.5]}, "needed an RLE"),
+        ({"size": [4, 5], "counts": []}, "cover 0"),
+        ({"size": [4, 5], "counts": ""}, "needed an RLE"),
+        ({"size": [4, 5], "counts": "hello"}, "needed an RLE"),
+        ({"size": [4, 5], "counts": "01"}, "cover 1 pixels.*damaged"),
+        ({"size": [4, 5], "counts": "é\x01"}, "needed an RLE"),
+        ({"size": [4, 5], "counts": None}, "needed an RLE"),
+        ({"size": [5, 4], "counts": [20]}, r"\(5, 4\), its image \(4, 5\)"),
+        ({"size": "large", "counts": [20]}, "large"),
+        ({"counts": [20]}, "needed an RLE"),
+        ("a polygon", "needed an RLE"),
+        ([[0, 0, 3, 3, 3, float("nan")]], "no polygon"),
+        ([[0, 0, 3, 3, 3, 1e12]], "numbers up to 65536"),
+        ([[0, 0, 3, 3, 3, 3, 1]], "no polygon"),
+        ([[0, 0, 3, 3, 3, "x"]], "no polygon"),
+        ([[[0, 0], [3, 3], [3, 0]]], "no polygon"),
+        ([SQUARE[0], None], "no polygon"),
+    ],
+)
+def test_faults_are_named(segmentation, message):
+    with pytest.raises(DataError, match=rf"^annotation 7: .*{message}"):
+        decode_mask(segmentation, (4, 5), "annotation 7")
+
+
+def test_every_compressed_number():
+    """Golden: pycocotools' text of run lengths around each number of characters."""
+    lengths = [0, 1, 15, 16, 17, 511, 512, 16_383, 16_384, 17_000]
+    for first, second in itertools.product(lengths, repeat=2):
+        counts = [first, second, 31, 5, 600, 2]
+        total = sum(counts)
+        text = coco_mask.frPyObjects({"size": [total, 1], "counts": counts}, total, 1)["counts"]
+        expected = np.repeat([False, True] * 3, counts)[:, None]
+        segmentation = {"size": [total, 1], "counts": text.decode()}
+        np.testing.assert_array_equal(
+            full(decode_mask(segmentation, (total, 1), "x"), (total, 1)), expected
+        )
