@@ -33,7 +33,7 @@ from wsod_jax.evaluation.inference import Decoding, Merge
 from wsod_jax.evaluation.maps import MapReading
 from wsod_jax.evaluation.metrics.average_precision import IOU_SWEEP, ApMode
 from wsod_jax.evaluation.metrics.ilsvrc import ILSVRC_GUESSES
-from wsod_jax.evaluation.response import BoxMode, Resizing
+from wsod_jax.ops.response import BoxMode, Resizing
 from wsod_jax.options import BELOW_ONE, COUNT, NOT_NEGATIVE, SHARE, Choice, Mark
 from wsod_jax.parsing import Chosen, Tables, option_hints, to_values
 from wsod_jax.train.optim import Optimizer, check_expressions
@@ -167,7 +167,7 @@ class MapOptions:
     """How points and boxes are read off the maps of a method without proposals, and judged.
 
     Attributes:
-      upsampling: from cells to pixels of the original image, see `evaluation.response.resize_map`.
+      upsampling: from cells to pixels of the original image, see `ops.response.resize_map`.
       threshold: a pixel is foreground where a class's response is at least this times its mean.
       connectivity: 4 or 8, of the pixels of one component.
       boxes: which boxes predictions.json holds: the "tightest" around all foreground of a class, or one for

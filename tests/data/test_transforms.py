@@ -21,7 +21,7 @@ from wsod_jax.data.transforms import (
     view_factors,
 )
 from wsod_jax.errors import ConfigError
-from wsod_jax.evaluation.inference import to_original
+from wsod_jax.ops.views import to_original
 from wsod_jax.types import Views
 
 

@@ -145,6 +145,15 @@ def test_tight_boxes_are_those_of_pycocotools():
             assert tight_box(mask).dtype == np.float32
 
 
+def test_tight_box_has_continuous_edges():
+    mask = np.zeros((4, 6), bool)
+    assert tight_box(Mask(0, 0, mask)).tolist() == [0, 0, 0, 0]
+    mask[2, 3] = True
+    assert tight_box(Mask(0, 0, mask)).tolist() == [3, 2, 4, 3]
+    mask[0, 5] = True
+    assert tight_box(Mask(0, 0, mask)).tolist() == [3, 0, 6, 3]
+
+
 def test_a_mask_outside_its_image_is_refused():
     for mask in (Mask(0, 0, np.ones((5, 4), bool)), Mask(3, 2, np.ones((2, 2), bool))):
         with pytest.raises(DataError, match="(?s)columns.*\\(4, 4\\)"):

@@ -15,7 +15,7 @@ from wsod_jax.evaluation.evaluators import OFF_THE_IMAGE
 from wsod_jax.evaluation.metrics import object_energy as energy
 from wsod_jax.evaluation.metrics.pointing import center_points, difficult_subset, pointing_accuracy
 from wsod_jax.evaluation.report import Table
-from wsod_jax.evaluation.response import response_point
+from wsod_jax.ops.response import response_point
 from wsod_jax.ops.soft_proposal import Solver
 from wsod_jax.predictor import Predictor, bar
 from wsod_jax.scoring import AnnotatedImages, evaluate_pass

@@ -21,13 +21,11 @@ from wsod_jax.errors import DataError
 from wsod_jax.evaluation.maps import ImageMaps, MapReading, ViewMaps
 from wsod_jax.ops.detect import detect, detect_again
 from wsod_jax.ops.masks import paste_masks
-from wsod_jax.types import Batch, Detections, FeatureMap, ImageResult, Predictions, Views
+from wsod_jax.ops.views import label_map, to_original, to_view
+from wsod_jax.types import Batch, Detections, ImageResult, Predictions
 
 Merge = Literal["mean", "sum", "union"]
-LABEL_CANVAS = (
-    256  # label maps lie on canvases whose sides are multiples of this, in original pixels
-)
-_ROWS_AT_ONCE = 32  # of a label map
+LABEL_CANVAS = 256  # sides of the canvases of label maps are multiples of this, in original pixels
 
 
 @dataclass(frozen=True)
@@ -99,33 +97,6 @@ class Candidates:
     boxes: np.ndarray
     scores: np.ndarray
     mask: np.ndarray
-
-
-# -- geometry
-
-
-def to_original(boxes: jax.Array, views: Views, width: jax.Array) -> jax.Array:
-    """Map boxes [b, ..., 4] of views, `width` [b] pixels wide, to the pixels of the original images."""
-    return _moved(_mirrored(boxes, views.flipped, width), 1.0 / views.scale, views.offset, 1)
-
-
-def to_view(boxes: jax.Array, views: Views, width: jax.Array) -> jax.Array:
-    """Map boxes [b, ..., 4] of the original images to the pixels of views: the inverse of `to_original`."""
-    return _mirrored(_moved(boxes, views.scale, views.offset, -1), views.flipped, width)
-
-
-def _moved(boxes: jax.Array, factor: jax.Array, offset: jax.Array, direction: int) -> jax.Array:
-    shape = (len(boxes), *(1,) * (boxes.ndim - 2), 4)
-    factor, offset = (jnp.tile(x, (1, 2)).reshape(shape) for x in (factor, offset))
-    return (boxes + offset) * factor if direction > 0 else boxes * factor - offset
-
-
-def _mirrored(boxes: jax.Array, flipped: jax.Array, width: jax.Array) -> jax.Array:
-    shape = (len(boxes), *(1,) * (boxes.ndim - 1))
-    x1, y1, x2, y2 = jnp.split(boxes, 4, axis=-1)
-    width = width.reshape(shape)
-    turned = jnp.concatenate([width - x2, y1, width - x1, y2], axis=-1)
-    return jnp.where(flipped.reshape(shape), turned, boxes)
 
 
 # -- programs that run on the device
@@ -213,61 +184,6 @@ def _unmirrored(masks: jax.Array, flipped: jax.Array) -> jax.Array:
 def _in_view(found: Detections, batch: Batch) -> Detections:
     width = batch.image_size[:, 1].astype(jnp.float32)
     return found.replace(boxes=to_view(found.boxes, batch.views, width))
-
-
-@functools.partial(jax.jit, static_argnums=(2, 3))
-def label_map(
-    maps: Sequence[FeatureMap], batches: Sequence[Batch], canvas: tuple[int, int], threshold: float
-) -> jax.Array:
-    """Return every pixel's class: that of the highest probability, averaged over views.
-
-    A pixel of the original image reads a view's map at its center, by bilinear interpolation between the centers of
-    valid cells; beyond the outermost centers the map goes on unchanged, and a map without valid cells is 0.
-
-    Args:
-      maps: probabilities [b, h, w, c], one map per view.
-      batches: of these views; pixels are not looked at.
-      canvas: (H, W), at least the size of every image.
-      threshold: a pixel is background where no class exceeds this.
-
-    Returns:
-      [b, H, W] uint8, 0 background, class + 1; what lies outside an image has no meaning.
-
-    Ties: the lower class wins.   Cost: O(32 W c) memory for each image.
-    """
-    blocks = -(-canvas[0] // _ROWS_AT_ONCE)
-    views = []
-    for found, batch in zip(maps, batches, strict=True):
-        rows = _interpolation(found, batch, 0, blocks * _ROWS_AT_ONCE)  # [b, H, h]
-        columns = _interpolation(found, batch, 1, canvas[1])  # [b, W, w]
-        rows = jnp.moveaxis(rows.reshape(len(rows), blocks, _ROWS_AT_ONCE, -1), 1, 0)
-        views.append((rows, found.features.astype(jnp.float32), columns))
-
-    def block(number: jax.Array) -> jax.Array:
-        parts = [
-            jnp.einsum("bHh,bhwc,bWw->bHWc", rows[number], values, columns)
-            for rows, values, columns in views
-        ]
-        mean = sum(parts) / len(parts)
-        best = jnp.argmax(mean, axis=-1) + 1
-        return jnp.where(jnp.max(mean, axis=-1) > threshold, best, 0).astype(jnp.uint8)
-
-    found = jax.lax.map(block, jnp.arange(blocks))  # [blocks, b, 32, W]
-    return jnp.moveaxis(found, 0, 1).reshape(-1, blocks * _ROWS_AT_ONCE, canvas[1])[:, : canvas[0]]
-
-
-def _interpolation(maps: FeatureMap, batch: Batch, axis: int, pixels: int) -> jax.Array:
-    """Return the weights [b, pixels, cells] that read a map at pixel centers of the original images."""
-    center = jnp.arange(pixels)[None, :] + 0.5
-    place = center * batch.views.scale[:, 1 - axis, None] - batch.views.offset[:, 1 - axis, None]
-    if axis == 1:
-        width = batch.image_size[:, 1, None]
-        place = jnp.where(batch.views.flipped[:, None], width - place, place)
-    last = jnp.maximum(maps.size[:, axis, None] - 1, 0)
-    cell = jnp.clip(place / maps.stride - 0.5, 0, last)  # [b, pixels]
-    cells = jnp.arange(maps.features.shape[1 + axis])[None, None, :]
-    weights = jnp.maximum(1.0 - jnp.abs(cell[..., None] - cells), 0.0)
-    return jnp.where(maps.size[:, axis, None, None] > 0, weights, 0.0)
 
 
 # -- a group of images after the other

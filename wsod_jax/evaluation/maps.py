@@ -7,8 +7,8 @@ from typing import Literal
 
 import numpy as np
 
-from wsod_jax.evaluation.response import BoxMode, Resizing, map_boxes, resize_map, response_point
 from wsod_jax.ops.nms import greedy_nms
+from wsod_jax.ops.response import BoxMode, Resizing, map_boxes, resize_map, response_point
 
 Boxes = tuple[np.ndarray, np.ndarray]  # [n, 4] float32 and scores [n] float32
 
@@ -18,7 +18,7 @@ class MapReading:
     """How maps are read.
 
     Attributes:
-      upsampling: from cells to the pixels of the image, see `response.resize_map`.
+      upsampling: from cells to the pixels of the image, see `ops.response.resize_map`.
       threshold: a pixel is foreground where R_c >= threshold · mean(R_c).
       connectivity: of the pixels of one component, 4 or 8.
       boxes: a class's detections: the "tightest" box around all of its foreground, or one for each of its "components".

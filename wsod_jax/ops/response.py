@@ -13,6 +13,8 @@ import cv2
 import numpy as np
 
 from wsod_jax.errors import DataError
+from wsod_jax.ops.masks import tight_box
+from wsod_jax.types import Mask
 
 Resizing = Literal["align_corners", "half_pixel"]
 BoxMode = Literal["tightest", "components"]
@@ -140,27 +142,6 @@ def foreground(response: np.ndarray, factor: float = 1.0) -> np.ndarray:
     return response >= thr - EVEN_TOLERANCE * np.abs(response).max()
 
 
-def tightest_box(mask: np.ndarray) -> np.ndarray:
-    """Return the smallest box around all True pixels.
-
-    Args:
-      mask: [H, W] bool.
-    Returns:
-      [4] float32 `xyxy`, continuous edges: one pixel (row i, column j) gives (j, i, j + 1, i + 1). All 0 for a mask
-      without a True pixel.
-    """
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    if rows.size == 0:
-        return np.zeros(4, np.float32)
-    return np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1], np.float32)
-
-
-def _check_connectivity(connectivity: int) -> None:
-    """Raise `ValueError` for a connectivity that does not exist."""
-    if connectivity not in (4, 8):
-        raise ValueError(f"connectivity is {connectivity!r}; allowed: 4, 8")
-
-
 def component_boxes(
     mask: np.ndarray, response: np.ndarray, connectivity: Literal[4, 8] = 4
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -180,7 +161,8 @@ def component_boxes(
     response, mask = _image_response(response), np.asarray(mask, bool)
     if mask.shape != response.shape:
         raise DataError(f"mask has shape {mask.shape}, response {response.shape}; they must agree")
-    _check_connectivity(connectivity)
+    if connectivity not in (4, 8):
+        raise ValueError(f"connectivity is {connectivity!r}; allowed: 4, 8")
     count, labels, stats, _ = cv2.connectedComponentsWithStats(
         mask.astype(np.uint8), connectivity=connectivity
     )
@@ -226,4 +208,4 @@ def map_boxes(
     if mode != "tightest":
         raise ValueError(f"unknown mode {mode!r}; allowed: 'tightest', 'components'")
     score = np.asarray(response, np.float64)[mask].mean()
-    return tightest_box(mask)[None], np.array([score], np.float32)
+    return tight_box(Mask(0, 0, mask))[None], np.array([score], np.float32)

@@ -4,16 +4,16 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from jaxtyping import TypeCheckError
 
 from tests.oracles import localization as oracle
 from wsod_jax.errors import DataError
-from wsod_jax.evaluation.response import (
+from wsod_jax.ops.response import (
     component_boxes,
     foreground,
     map_boxes,
     resize_map,
     response_point,
-    tightest_box,
 )
 
 HOWS = ["align_corners", "half_pixel"]
@@ -69,7 +69,7 @@ def test_what_cannot_be_resized_is_refused():
         resize_map(np.zeros(2), 3, 3)
     with pytest.raises(DataError, match="not finite"):
         resize_map(np.array([[np.nan]]), 3, 3)
-    with pytest.raises(ValueError, match="half_pixel"):
+    with pytest.raises((ValueError, TypeCheckError), match="half_pixel"):
         resize_map(np.zeros((2, 2)), 3, 3, "corners")
 
 
@@ -120,15 +120,6 @@ def test_foreground_reaches_the_threshold_and_scales_it():
     assert foreground(np.array([[1.0, 1 - 1e-6]])).tolist() == [[True, False]]
 
 
-def test_tightest_box_has_continuous_edges():
-    mask = np.zeros((4, 6), bool)
-    assert tightest_box(mask).tolist() == [0, 0, 0, 0]
-    mask[2, 3] = True
-    assert tightest_box(mask).tolist() == [3, 2, 4, 3]
-    mask[0, 5] = True
-    assert tightest_box(mask).tolist() == [3, 0, 6, 3]
-
-
 @given(st.integers(0, 10**6), st.integers(1, 9), st.integers(1, 9), st.sampled_from([4, 8]))
 def test_components_agree_with_flooding(seed, h, w, connectivity):
     rng = np.random.default_rng(seed)
@@ -164,9 +155,9 @@ def test_tightest_covers_the_components_and_scores_their_mean(seed, h, w):
 
 
 def test_unknown_choices_and_wrong_maps_are_refused():
-    with pytest.raises(ValueError, match="components"):
+    with pytest.raises((ValueError, TypeCheckError), match="components"):
         map_boxes(np.zeros((2, 2)), "boxes")
-    with pytest.raises(ValueError, match="4, 8"):
+    with pytest.raises((ValueError, TypeCheckError), match="4, 8"):
         map_boxes(np.zeros((2, 2)), "components", connectivity=6)
     with pytest.raises(DataError, match="resize_map"):
         map_boxes(np.zeros((2, 2, 3)))
