@@ -147,24 +147,6 @@ def test_graphs_draw_core_nodes_and_rejected():
     assert titled.shape[0] > picture.shape[0] and has(titled, CORE)
 
 
-def test_objectness_sums_the_scores_of_covering_boxes():
-    rng = np.random.default_rng(0)
-    boxes = rng.uniform(-5, 25, (30, 4))
-    boxes[:, 2:] += boxes[:, :2].clip(0) / 2
-    scores, mask = rng.random((30, 3)), rng.random(30) < 0.8
-    found = viz.objectness_map(boxes, scores, height=12, width=20, mask=mask)
-    expected = np.zeros((12, 20))
-    for (x1, y1, x2, y2), score, real in zip(boxes, scores.sum(1), mask, strict=True):
-        for y in range(12):
-            for x in range(20):
-                expected[y, x] += score * real * (x1 <= x + 0.5 < x2 and y1 <= y + 0.5 < y2)
-    np.testing.assert_allclose(found, expected, atol=1e-5)
-    half = viz.objectness_map(np.array([[0.5, 0, 2.5, 1]]), np.ones(1), height=1, width=4)
-    assert half.tolist() == [[1, 1, 0, 0]]  # centres 0.5 inside, 2.5 outside
-    for scores in (np.zeros(0), np.zeros((0, 3))):
-        assert not viz.objectness_map(np.zeros((0, 4)), scores, height=2, width=3).any()
-
-
 def test_objectness_pictures_are_finite_without_any_score():
     nothing = np.zeros((120, 160), np.float32)
     flat = viz.draw_objectness(GREY, nothing)

@@ -8,10 +8,9 @@ from hypothesis import strategies as st
 from tests.evaluation.test_average_precision import BOX, random_tables, truth_of
 from tests.oracles import localization as oracle
 from wsod_jax.errors import DataError
-from wsod_jax.evaluation.metrics.areas import class_area_ratios, object_area_ratios, union_area
 from wsod_jax.evaluation.metrics.classification import classification_ap
 from wsod_jax.evaluation.metrics.pointing import (
-    center_points,
+    class_area_ratios,
     difficult_subset,
     pointing_accuracy,
     pointing_with_prediction,
@@ -150,14 +149,6 @@ def test_difficult_subset_agrees_with_the_loops(seed, num_objects):
     sizes = rng.integers(4, 16, (4, 2))
     subset = difficult_subset(truth, sizes)
     assert subset.tolist() == oracle.difficult_subset(listed(truth), sizes.tolist(), 3)
-    np.testing.assert_allclose(
-        object_area_ratios(truth, sizes),
-        [
-            oracle.union_area([box for i, _, box, _ in listed(truth) if i == n], *size)
-            / size.prod()
-            for n, size in enumerate(sizes)
-        ],
-    )
 
 
 def test_a_quarter_is_not_small_and_overlaps_count_once():
@@ -172,18 +163,6 @@ def test_a_quarter_is_not_small_and_overlaps_count_once():
     assert class_area_ratios(twice, size).tolist() == [[90 / 400, 1 / 400]]
     alone = truth_of([(0, 0, [0, 0, 10, 9], False)], num_classes=2)
     assert not difficult_subset(alone, size).any()
-
-
-def test_union_area_of_fractions_and_of_what_leaves_the_image():
-    assert union_area(np.array([[0.5, 0, 1.25, 2], [1, 1, 2, 3.0]]), 10, 10) == 1.5 + 2 - 0.25
-    assert union_area(np.array([[-5, -5, 5, 2], [90, 0, 99, 9.0]]), 10, 4) == 8
-    assert union_area(np.zeros((0, 4)), 10, 10) == 0
-
-
-def test_center_points_of_every_class():
-    points = center_points(np.array([[10, 40], [7, 3]]), 2)
-    assert points.tolist() == [[[20, 5], [20, 5]], [[1.5, 3.5], [1.5, 3.5]]]
-    assert center_points(np.zeros((0, 2)), 2).shape == (0, 2, 2)
 
 
 def test_empty_sets_and_wrong_arrays():

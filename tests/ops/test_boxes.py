@@ -12,12 +12,14 @@ from hypothesis import strategies as st
 from tests.oracles import boxes as oracle
 from wsod_jax.ops.boxes import (
     box_area,
+    box_coverage,
     clip_boxes,
     decode_boxes,
     encode_boxes,
     flip_boxes,
     pairwise_iou,
     scale_boxes,
+    union_area,
 )
 
 
@@ -149,3 +151,27 @@ def test_boxes_without_area_have_finite_deltas_and_gradients(proposals, targets)
         value, pull = jax.vjp(function, *given)
         assert np.isfinite(value).all()
         assert all(np.isfinite(g).all() for g in pull(jnp.ones_like(value)))
+
+
+def test_coverage_sums_the_scores_of_covering_boxes():
+    rng = np.random.default_rng(0)
+    boxes = rng.uniform(-5, 25, (30, 4))
+    boxes[:, 2:] += boxes[:, :2].clip(0) / 2
+    scores, mask = rng.random((30, 3)), rng.random(30) < 0.8
+    found = box_coverage(boxes, scores, height=12, width=20, mask=mask)
+    expected = np.zeros((12, 20))
+    for (x1, y1, x2, y2), score, real in zip(boxes, scores.sum(1), mask, strict=True):
+        for y in range(12):
+            for x in range(20):
+                expected[y, x] += score * real * (x1 <= x + 0.5 < x2 and y1 <= y + 0.5 < y2)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    half = box_coverage(np.array([[0.5, 0, 2.5, 1]]), np.ones(1), height=1, width=4)
+    assert half.tolist() == [[1, 1, 0, 0]]  # centers 0.5 inside, 2.5 outside
+    for scores in (np.zeros(0), np.zeros((0, 3))):
+        assert not box_coverage(np.zeros((0, 4)), scores, height=2, width=3).any()
+
+
+def test_union_area_of_fractions_and_of_what_leaves_the_image():
+    assert union_area(np.array([[0.5, 0, 1.25, 2], [1, 1, 2, 3.0]]), 10, 10) == 1.5 + 2 - 0.25
+    assert union_area(np.array([[-5, -5, 5, 2], [90, 0, 99, 9.0]]), 10, 4) == 8
+    assert union_area(np.zeros((0, 4)), 10, 10) == 0

@@ -9,11 +9,12 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from wsod_jax.analysis import energy
 from wsod_jax.analysis.saliency import saliency
 from wsod_jax.data.proposals import ProposalSet, check_proposals
 from wsod_jax.evaluation.evaluators import OFF_THE_IMAGE
-from wsod_jax.evaluation.metrics import object_energy as energy
-from wsod_jax.evaluation.metrics.pointing import center_points, difficult_subset, pointing_accuracy
+from wsod_jax.evaluation.metrics.object_energy import EnergyMetrics
+from wsod_jax.evaluation.metrics.pointing import difficult_subset, pointing_accuracy
 from wsod_jax.evaluation.report import Table
 from wsod_jax.ops.response import response_point
 from wsod_jax.ops.soft_proposal import Solver
@@ -65,7 +66,7 @@ def comparison(
         points["Grad: largest |∂y / ∂image|"] = gradient_points(predictor, test)
         rows += [_row(name, _pointing(found, test, predictor)) for name, found in points.items()]
     for name, energies in proposal_energies.items():
-        mean = energy.EnergyMetrics(energies).mean
+        mean = EnergyMetrics(energies).mean
         rows.append(_row(f"proposals of {name}", {"energy": mean}))
     return Table("Beside its baselines", ("", *COLUMNS), rows)
 
@@ -73,6 +74,11 @@ def comparison(
 def with_solver(predictor: Predictor, solver: Solver) -> Predictor:
     """Return the same weights with another way to find the proposal map."""
     return predictor.changed([f"method.soft_proposal.solver={solver}"])
+
+
+def center_points(sizes: np.ndarray, num_classes: int) -> np.ndarray:
+    """Return [n, c, 2] the center (x, y) of images of `sizes` [n, 2] for every class: it looks at nothing."""
+    return np.repeat(sizes[:, None, ::-1] / 2, num_classes, axis=1)
 
 
 def gradient_points(predictor: Predictor, split: AnnotatedImages) -> np.ndarray:

@@ -12,6 +12,7 @@ from wsod_jax import viz
 from wsod_jax.data.records import ImageSet
 from wsod_jax.errors import DataError
 from wsod_jax.evaluation.inference import Candidates, detect_candidates
+from wsod_jax.ops.boxes import box_coverage
 from wsod_jax.predictor import Predictor, check_classes
 from wsod_jax.runs import load_run
 from wsod_jax.train.checkpoint import checkpoint_steps, load_checkpoint
@@ -118,9 +119,7 @@ def draw_score_evolution(
     height, width = pixels.shape[:2]
     for found in candidates.values():
         own = found.scores[:, class_index]
-        maps.append(
-            viz.objectness_map(found.boxes, own, height=height, width=width, mask=found.mask)
-        )
+        maps.append(box_coverage(found.boxes, own, height=height, width=width, mask=found.mask))
         decoding = predictor.settings.decoding(is_single_label=False)
         kept = detect_candidates(found, decoding)
         best = np.flatnonzero(kept.mask & (kept.classes == class_index))[:max_boxes]

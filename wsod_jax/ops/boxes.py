@@ -1,6 +1,7 @@
 """Geometry of boxes: `xyxy`, absolute pixels, continuous edges (width = x2 - x1).
 
-Every function takes NumPy arrays and returns NumPy, or takes `jax.Array`s and returns `jax.Array`s.
+Every function takes NumPy arrays and returns NumPy, or takes `jax.Array`s and returns `jax.Array`s; what boxes cover
+together is counted in NumPy alone.
 """
 
 from __future__ import annotations
@@ -179,6 +180,63 @@ def decode_boxes(
     center = center + deltas[..., :2] * side
     half = side * xp.exp(xp.minimum(deltas[..., 2:], MAX_LOG_GROWTH)) / 2
     return xp.concatenate([center - half, center + half], axis=-1)
+
+
+def box_coverage(
+    boxes: np.ndarray,
+    scores: np.ndarray,
+    *,
+    height: int,
+    width: int,
+    mask: np.ndarray | None = None,
+) -> np.ndarray:
+    """Return per pixel the sum of the scores of the boxes that cover it.
+
+    A box covers a pixel if it contains the pixel's center: x1 <= x + 1/2 < x2, and likewise in y.
+
+    Args:
+      boxes: [r, 4] `xyxy` pixels; parts outside the image do not count.
+      scores: [r] of one class, or [r, c], summed over classes.
+      height, width: of the map.
+      mask: [r] bool, True = real.
+    Returns:
+      [height, width] float32.
+    Cost: O(r + height * width), by differences at the boxes' corners.
+
+    Source: Lin et al. 2020 (OIM), figures 1 and 6.
+    """
+    scores = np.asarray(scores, np.float64)
+    weights = scores.sum(axis=tuple(range(1, scores.ndim)))
+    if mask is not None:
+        weights = np.where(mask, weights, 0.0)
+    edges = np.ceil(np.reshape(boxes, (-1, 4)).astype(np.float64) - 0.5)
+    x1, y1, x2, y2 = np.clip(edges, 0, [width, height, width, height]).astype(int).T
+    x2, y2 = np.maximum(x1, x2), np.maximum(y1, y2)
+    steps = np.zeros((height + 1, width + 1))
+    np.add.at(steps, (y1, x1), weights)
+    np.add.at(steps, (y2, x2), weights)
+    np.add.at(steps, (y1, x2), -weights)
+    np.add.at(steps, (y2, x1), -weights)
+    return steps.cumsum(axis=0).cumsum(axis=1)[:height, :width].astype(np.float32)
+
+
+def union_area(boxes: np.ndarray, height: ArrayLike, width: ArrayLike) -> float:
+    """Return the area that boxes cover together inside an image.
+
+    Args:
+      boxes: [n, 4] `xyxy` pixels, continuous edges; parts outside the image do not count.
+      height, width: of the image.
+    Returns:
+      float in [0, height * width], exact for any edges, not only whole pixels.
+    Cost: O(n^3), for the objects of an image.
+    """
+    boxes = np.clip(np.reshape(boxes, (-1, 4)).astype(np.float64), 0, [width, height] * 2)
+    x, y = np.unique(boxes[:, 0::2]), np.unique(boxes[:, 1::2])  # edges cut the image into a grid
+    covered = np.zeros((max(len(y) - 1, 0), max(len(x) - 1, 0)), bool)
+    for x1, y1, x2, y2 in boxes:
+        rows = slice(*np.searchsorted(y, (y1, y2)))
+        covered[rows, slice(*np.searchsorted(x, (x1, x2)))] = True
+    return float(np.diff(y) @ covered @ np.diff(x))
 
 
 def _center_and_side(boxes: ArrayLike, xp: ModuleType) -> tuple[ArrayLike, ArrayLike]:

@@ -15,7 +15,6 @@ from wsod_jax.viz.objectness import (
     draw_evolution,
     draw_objectness,
     draw_response,
-    objectness_map,
 )
 from wsod_jax.viz.pictures import (
     contact_sheet,
@@ -44,7 +43,6 @@ __all__ = [
     "draw_pseudo_labels",
     "draw_response",
     "metric_series",
-    "objectness_map",
     "plot_energy_by_size",
     "plot_energy_over_training",
     "plot_instances",

@@ -13,44 +13,6 @@ from wsod_jax.viz.pictures import contact_sheet
 HEAT_ALPHA = 0.6  # weight of a map's colors over its image
 
 
-def objectness_map(
-    boxes: np.ndarray,
-    scores: np.ndarray,
-    *,
-    height: int,
-    width: int,
-    mask: np.ndarray | None = None,
-) -> np.ndarray:
-    """Return per pixel the sum of the scores of the boxes that cover it.
-
-    A box covers a pixel if it contains the pixel's centre: x1 <= x + 1/2 < x2, and likewise in y.
-
-    Args:
-      boxes: [r, 4] `xyxy` pixels; parts outside the image do not count.
-      scores: [r] of one class, or [r, c], summed over classes.
-      height, width: of the map.
-      mask: [r] bool, True = real.
-    Returns:
-      [height, width] float32.
-    Cost: O(r + height * width), by differences at the boxes' corners.
-
-    Source: Lin et al. 2020 (OIM), figures 1 and 6.
-    """
-    scores = np.asarray(scores, np.float64)
-    weights = scores.sum(axis=tuple(range(1, scores.ndim)))
-    if mask is not None:
-        weights = np.where(mask, weights, 0.0)
-    edges = np.ceil(np.reshape(boxes, (-1, 4)).astype(np.float64) - 0.5)
-    x1, y1, x2, y2 = np.clip(edges, 0, [width, height, width, height]).astype(int).T
-    x2, y2 = np.maximum(x1, x2), np.maximum(y1, y2)
-    steps = np.zeros((height + 1, width + 1))
-    np.add.at(steps, (y1, x1), weights)
-    np.add.at(steps, (y2, x2), weights)
-    np.add.at(steps, (y1, x2), -weights)
-    np.add.at(steps, (y2, x1), -weights)
-    return steps.cumsum(axis=0).cumsum(axis=1)[:height, :width].astype(np.float32)
-
-
 def draw_objectness(
     image: np.ndarray,
     objectness: np.ndarray,

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from wsod_jax.errors import DataError
-from wsod_jax.evaluation.metrics.areas import checked_sizes, class_area_ratios
 from wsod_jax.evaluation.metrics.average_precision import ApMode, mean_over_classes
 from wsod_jax.evaluation.metrics.classification import ranking_ap
-from wsod_jax.evaluation.metrics.tables import TruthTable
+from wsod_jax.evaluation.metrics.tables import TruthTable, checked_sizes
+from wsod_jax.ops.boxes import union_area
 
 SMALL_OBJECTS = 0.25  # of the image: what the objects of a class in the difficult subset stay below
 
@@ -147,6 +147,26 @@ def difficult_subset(truth: TruthTable, image_sizes: np.ndarray) -> np.ndarray:
     return present & small & (present.sum(axis=1, keepdims=True) > 1)
 
 
+def class_area_ratios(truth: TruthTable, image_sizes: np.ndarray) -> np.ndarray:
+    """Return per image and class the share of the image that the objects of the class cover together.
+
+    Args:
+      truth: objects; difficult ones count.
+      image_sizes: [n, 2] (height, width).
+    Returns:
+      [n, c] float64 in [0, 1]; 0 where the image has no object of the class.
+    Raises:
+      DataError: sizes that do not fit the set.
+    """
+    sizes = checked_sizes(image_sizes, truth.num_images)
+    ratios = np.zeros((truth.num_images, truth.num_classes))
+    for image, rows in enumerate(truth.rows_by_image()):
+        for c in np.unique(truth.classes[rows]):
+            of_class = truth.boxes[rows[truth.classes[rows] == c]]
+            ratios[image, c] = union_area(of_class, *sizes[image]) / sizes[image].prod()
+    return ratios
+
+
 def pointing_with_prediction(
     points: np.ndarray,
     image_scores: np.ndarray,
@@ -191,18 +211,3 @@ def pointing_with_prediction(
         num_positives = int(positive[:, c].sum())
         ap[c] = ranking_ap(scores[rows, c], hit[rows, c], num_positives, ap_mode=ap_mode)
     return ap
-
-
-def center_points(image_sizes: np.ndarray, num_classes: int) -> np.ndarray:
-    """Return every image's center as the point of every class: the baseline that looks at nothing.
-
-    Args:
-      image_sizes: [n, 2] (height, width).
-      num_classes: c.
-    Returns:
-      [n, c, 2] float64 (x, y) = (width / 2, height / 2).
-    Raises:
-      DataError: sizes of another shape, or below 1.
-    """
-    sizes = checked_sizes(image_sizes, len(image_sizes))
-    return np.repeat(sizes[:, None, ::-1] / 2, num_classes, axis=1)

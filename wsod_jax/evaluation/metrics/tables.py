@@ -320,6 +320,12 @@ class TruthTable:
         """Return the rows of one image, in table order; `num_images` stays."""
         return self.take(np.flatnonzero(self.image_index == index))
 
+    def rows_by_image(self) -> list[np.ndarray]:
+        """Return per image the rows of its objects, in table order."""
+        order = np.argsort(self.image_index, kind="stable")
+        first = np.searchsorted(self.image_index[order], np.arange(1, self.num_images))
+        return np.split(order, first) if self.num_images else []
+
     def present(self, *, include_difficult: bool = True) -> np.ndarray:
         """Return [n, c] bool: image n holds an object of class c."""
         table = np.zeros((self.num_images, self.num_classes), bool)
@@ -333,6 +339,19 @@ class TruthTable:
         rows = np.ones(len(self), bool) if include_difficult else ~self.difficult
         np.add.at(table, (self.image_index[rows], self.classes[rows]), 1)
         return table
+
+
+def checked_sizes(image_sizes: np.ndarray, num_images: int) -> np.ndarray:
+    """Return image sizes as [n, 2] int64 (height, width), raising `DataError` where they are none."""
+    sizes = np.asarray(image_sizes, np.int64)
+    if sizes.size == 0:
+        sizes = sizes.reshape(-1, 2)
+    if sizes.shape != (num_images, 2) or (sizes < 1).any():
+        raise DataError(
+            f"image sizes of shape {sizes.shape}, smallest side {sizes.min(initial=1)}; needed: "
+            f"({num_images}, 2), (height, width) of every image of the set, in pixels"
+        )
+    return sizes
 
 
 def box_areas(boxes: np.ndarray) -> np.ndarray:
