@@ -13,8 +13,8 @@ from wsod_jax.errors import DataError
 from wsod_jax.evaluation.metrics.average_precision import MASK_IOU_THRS, evaluate_detections
 from wsod_jax.evaluation.metrics.best_overlap import average_best_overlap
 from wsod_jax.evaluation.metrics.coco_metrics import coco_ap
-from wsod_jax.evaluation.metrics.tables import DetectionTable, mask_areas
-from wsod_jax.ops.masks import mask_to_rle
+from wsod_jax.evaluation.metrics.tables import DetectionTable
+from wsod_jax.ops.masks import mask_areas, mask_to_rle
 from wsod_jax.types import Mask
 
 SIZE = (12, 12)

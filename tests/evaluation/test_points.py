@@ -6,7 +6,7 @@ import types
 import numpy as np
 
 from tests.evaluation.test_maps import image_maps, view
-from wsod_jax.evaluation.points import write_image_scores, write_points
+from wsod_jax.evaluation.formats import write_image_scores, write_points
 from wsod_jax.types import ImageResult
 
 IMAGES = types.SimpleNamespace(image_ids=("a", "b,c", "d"), class_names=("cat", "dog", "hen"))

@@ -19,9 +19,13 @@ from wsod_jax.commands.command_line import load_config
 from wsod_jax.config import RunConfig
 from wsod_jax.data.records import ImageSet, check_single_label
 from wsod_jax.errors import ConfigError, DataError
-from wsod_jax.evaluation.formats import write_coco_set, write_results, write_voc_server
+from wsod_jax.evaluation.formats import (
+    write_coco_set,
+    write_points,
+    write_results,
+    write_voc_server,
+)
 from wsod_jax.evaluation.metrics.ilsvrc import read_blacklist
-from wsod_jax.evaluation.points import write_points
 from wsod_jax.evaluation.report import Report, write_report
 from wsod_jax.evaluation.results_reading import read_results
 from wsod_jax.overrides import locations

@@ -21,8 +21,12 @@ from wsod_jax.data.proposals import ProposalSet, check_proposals
 from wsod_jax.data.records import ImageRecord, ImageSet
 from wsod_jax.data.selective_search import SearchOptions, run_selective_search
 from wsod_jax.errors import ConfigError, DataError
-from wsod_jax.evaluation.formats import write_coco_set, write_results
-from wsod_jax.evaluation.points import write_image_scores, write_points
+from wsod_jax.evaluation.formats import (
+    write_coco_set,
+    write_image_scores,
+    write_points,
+    write_results,
+)
 from wsod_jax.evaluation.result_log import ResultLog
 from wsod_jax.files import atomic_write
 from wsod_jax.predictor import Predictor, bar

@@ -1,4 +1,4 @@
-"""Results on disk: COCO's results format, COCO data sets, and the files of the VOC server.
+"""Results on disk: COCO's results format, COCO data sets, files of the VOC server, tables of points and scores.
 
 A results file is the list that COCO's tools read: an object per detection with `image_id`, `category_id`, `bbox`
 [x, y, width, height] in pixels of the original image, `score`, and `segmentation` (RLE) where there are masks. The ids
@@ -9,6 +9,7 @@ and the classes, each with its id and its name.
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -19,9 +20,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from wsod_jax.errors import DataError
-from wsod_jax.evaluation.metrics.tables import mask_areas
 from wsod_jax.files import atomic_write
-from wsod_jax.ops.masks import mask_to_rle
+from wsod_jax.ops.masks import mask_areas, mask_to_rle
 from wsod_jax.types import ImageResult
 
 
@@ -178,6 +178,33 @@ def write_voc_server(
         with atomic_write(folder / f"comp4_det_test_{flat}.txt") as file:
             file.writelines(of_class)
     return folder
+
+
+def write_points(path: Path, results: Iterable[ImageResult], images: ResultImages) -> Path:
+    """Write the points of all classes read: image, class, x, y, the class's score, whether it is predicted."""
+    with atomic_write(path) as file:
+        writer = csv.writer(file)
+        writer.writerow(["image", "class", "x", "y", "score", "predicted"])
+        for result in results:
+            for c in result.maps.classes:
+                x, y = result.maps.point(int(c))
+                told = [images.image_ids[result.image_index], images.class_names[c]]
+                score, predicted = result.image_scores[c], int(result.maps.predicted[c])
+                writer.writerow([*told, f"{x:.1f}", f"{y:.1f}", f"{score:.6f}", predicted])
+    return path
+
+
+def write_image_scores(
+    path: Path, results: Iterable[ImageResult], images: ResultImages, class_names: Sequence[str]
+) -> Path:
+    """Write a row for each image and a column for each class."""
+    with atomic_write(path) as file:
+        writer = csv.writer(file)
+        writer.writerow(["image", *class_names])
+        for result in results:
+            image_id = images.image_ids[result.image_index]
+            writer.writerow([image_id, *(f"{score:.6f}" for score in result.image_scores)])
+    return path
 
 
 def _numbers(images: ResultImages) -> list[int] | None:

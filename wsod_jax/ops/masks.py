@@ -8,6 +8,7 @@ before, so counts are decoded and checked here.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -82,6 +83,14 @@ def tight_box(mask: Mask) -> np.ndarray:
         return np.array([mask.left, mask.top] * 2, np.float32)
     corners = [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]
     return np.add(corners, [mask.left, mask.top] * 2).astype(np.float32)
+
+
+def mask_areas(masks: Sequence[dict[str, Any]]) -> np.ndarray:
+    """Return the numbers of pixels of RLEs, [n] float64."""
+    from pycocotools import mask as coco_mask
+
+    # One by one: pycocotools 2.0.11 fails on lists of more than 255.
+    return np.array([coco_mask.area(mask) for mask in masks], np.float64)
 
 
 def window_of(pixels: np.ndarray) -> Mask:

@@ -13,10 +13,10 @@ from wsod_jax.evaluation.metrics.tables import (
     DetectionTable,
     Region,
     TruthTable,
-    box_areas,
     check_same_set,
-    mask_areas,
 )
+from wsod_jax.ops.boxes import box_area
+from wsod_jax.ops.masks import mask_areas
 
 SUMMARY = (
     "AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large",
@@ -69,7 +69,7 @@ def coco_ap(
     ignored = truth.difficult & ~truth.crowd
     areas = np.where(ignored, IGNORED_AREA, truth.areas)
     found_areas = (
-        box_areas(detections.boxes) if region == "boxes" else mask_areas(detections.masks or ())
+        box_area(detections.boxes) if region == "boxes" else mask_areas(detections.masks or ())
     )
     with contextlib.redirect_stdout(io.StringIO()):
         evaluation = COCOeval(

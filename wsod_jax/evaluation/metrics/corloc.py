@@ -11,6 +11,7 @@ from wsod_jax.errors import DataError
 from wsod_jax.evaluation.metrics.average_precision import best_overlaps, mean_over_classes
 from wsod_jax.evaluation.metrics.best_overlap import average_best_overlap
 from wsod_jax.evaluation.metrics.tables import DetectionTable, TruthTable
+from wsod_jax.ops.boxes import box_area
 
 
 @dataclass(frozen=True)
@@ -155,9 +156,8 @@ def box_quality(boxes: DetectionTable, truth: TruthTable, *, iou_thr: float = 0.
     hit = best_iou > iou_thr
     touching = best_iou > 0
     found = np.unique(best_row[hit])
-    areas = np.prod(boxes.boxes[touching, 2:] - boxes.boxes[touching, :2], axis=1)
     objects = truth.boxes[best_row[touching]]
-    ratio = np.sqrt(areas / np.prod(objects[:, 2:] - objects[:, :2], axis=1))
+    ratio = np.sqrt(box_area(boxes.boxes[touching]) / box_area(objects))
     return BoxQuality(
         precision=float(hit.mean()) if len(boxes) else np.nan,
         recall=len(found) / len(truth) if len(truth) else np.nan,

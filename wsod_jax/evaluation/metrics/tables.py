@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, Self
 
 import numpy as np
 
 from wsod_jax.errors import DataError
-from wsod_jax.ops.masks import mask_to_rle, tight_box
+from wsod_jax.ops.boxes import box_area
+from wsod_jax.ops.masks import mask_areas, mask_to_rle, tight_box
 from wsod_jax.types import ImageResult, Mask
 
 
@@ -43,15 +44,15 @@ def _check_range(values: np.ndarray, limit: int, name: str) -> None:
 
 Region = Literal["boxes", "masks"]  # what is compared: IoU of boxes, or of masks
 Rle = dict[str, Any]  # a mask as COCO's compressed run-length encoding, see `ops.masks`
-
-
-def _check_masks(masks: Sequence[Rle] | None, rows: int, name: str) -> tuple[Rle, ...] | None:
-    """Return `masks` as a tuple, raising `DataError` where there is not one for each of the rows."""
-    if masks is not None and len(masks) != rows:
-        raise DataError(
-            f"{name} has {len(masks)} masks for {rows} boxes; needed one per box, or none"
-        )
-    return None if masks is None else tuple(masks)
+_DTYPES = {
+    "image_index": np.int32,
+    "classes": np.int32,
+    "scores": np.float32,
+    "boxes": np.float32,
+    "difficult": bool,
+    "areas": np.float32,
+    "crowd": bool,
+}
 
 
 class ImageObjects(Protocol):
@@ -74,8 +75,43 @@ class ImageMasks(Protocol):
     areas: np.ndarray  # [n]
 
 
+class _Rows:
+    """What both tables have alike."""
+
+    def __len__(self) -> int:
+        return len(self.classes)
+
+    def _columns(self) -> list[str]:
+        return [name for name in _DTYPES if hasattr(self, name)]
+
+    def _check(self, name: str) -> None:
+        """Give every column its type; raise `DataError` for other lengths and indices outside the set."""
+        if self.masks is not None:
+            object.__setattr__(self, "masks", tuple(self.masks))
+            if len(self.masks) != len(self):
+                raise DataError(
+                    f"{name} has {len(self.masks)} masks for {len(self)} boxes; needed one per box, or none"
+                )
+        for column in self._columns():
+            shape = (len(self), 4) if column == "boxes" else (len(self),)
+            value = _column(getattr(self, column), _DTYPES[column], shape, f"{name} {column}")
+            object.__setattr__(self, column, value)
+        _check_range(self.image_index, self.num_images, f"image_index of {name}")
+        _check_range(self.classes, self.num_classes, f"class of {name}")
+
+    def take(self, rows: np.ndarray) -> Self:
+        """Return the table of these rows (indices or a bool mask); `num_images` stays."""
+        columns = {name: getattr(self, name)[rows] for name in self._columns()}
+        masks = self.masks and tuple(self.masks[i] for i in np.arange(len(self))[rows])
+        return dataclasses.replace(self, **columns, masks=masks)
+
+    def of_image(self, index: int) -> Self:
+        """Return the rows of one image, in table order; `num_images` stays."""
+        return self.take(np.flatnonzero(self.image_index == index))
+
+
 @dataclass(frozen=True)
-class DetectionTable:
+class DetectionTable(_Rows):
     """Scored boxes of a whole image set.
 
     Attributes:
@@ -100,18 +136,7 @@ class DetectionTable:
     masks: tuple[Rle, ...] | None = None
 
     def __post_init__(self):
-        rows = len(self.scores)
-        object.__setattr__(self, "masks", _check_masks(self.masks, rows, "detections"))
-        for name, dtype, shape in (
-            ("image_index", np.int32, (rows,)),
-            ("classes", np.int32, (rows,)),
-            ("scores", np.float32, (rows,)),
-            ("boxes", np.float32, (rows, 4)),
-        ):
-            column = _column(getattr(self, name), dtype, shape, f"detections.{name}")
-            object.__setattr__(self, name, column)
-        _check_range(self.image_index, self.num_images, "image_index of detections")
-        _check_range(self.classes, self.num_classes, "class of detections")
+        self._check("detections")
         for name in ("scores", "boxes"):
             finite = np.isfinite(np.atleast_2d(getattr(self, name).T)).all(axis=0)
             if not finite.all():
@@ -120,9 +145,6 @@ class DetectionTable:
                     f"detections.{name} of row {row} is {getattr(self, name)[row]}; scores and boxes must be "
                     "finite. Look for a diverged checkpoint or a damaged predictions file"
                 )
-
-    def __len__(self) -> int:
-        return len(self.scores)
 
     @classmethod
     def from_images(
@@ -149,37 +171,15 @@ class DetectionTable:
         cls, results: Iterable[ImageResult], num_images: int, num_classes: int
     ) -> DetectionTable:
         """Return the boxes of results in any order, for a set of `num_images` images."""
-        none = np.zeros((0, 4)), np.zeros(0), np.zeros(0, np.int32)
-        found = [none] * num_images
+        found = [(np.zeros((0, 4)), np.zeros(0), np.zeros(0, np.int32))] * num_images
         for result in results:
             if result.boxes is not None:
                 found[result.image_index] = result.boxes, result.scores, result.classes
         return cls.from_images(found, num_classes=num_classes)
 
-    def of_image(self, index: int) -> DetectionTable:
-        """Return the rows of one image, in table order; `num_images` stays."""
-        return self.take(np.flatnonzero(self.image_index == index))
-
-    def take(self, rows: np.ndarray) -> DetectionTable:
-        """Return the table of these rows (indices or a bool mask)."""
-        return DetectionTable(
-            self.image_index[rows],
-            self.classes[rows],
-            self.scores[rows],
-            self.boxes[rows],
-            self.num_images,
-            self.num_classes,
-            _take_masks(self.masks, rows),
-        )
-
-
-def _take_masks(masks: tuple[Rle, ...] | None, rows: np.ndarray) -> tuple[Rle, ...] | None:
-    """Return the masks of these rows (indices or a bool mask)."""
-    return None if masks is None else tuple(masks[i] for i in np.arange(len(masks))[rows])
-
 
 @dataclass(frozen=True)
-class TruthTable:
+class TruthTable(_Rows):
     """Ground-truth boxes of a whole image set. Evaluation and pictures read it; training never does.
 
     Attributes:
@@ -200,33 +200,18 @@ class TruthTable:
     difficult: np.ndarray
     num_images: int
     num_classes: int
-    areas: np.ndarray | None = field(default=None)
-    crowd: np.ndarray | None = field(default=None)
+    areas: np.ndarray | None = None
+    crowd: np.ndarray | None = None
     masks: tuple[Rle, ...] | None = None
 
     def __post_init__(self):
-        rows = len(self.classes)
-        boxes = _column(self.boxes, np.float32, (rows, 4), "ground truth boxes")
-        masks = _check_masks(self.masks, rows, "ground truth")
-        object.__setattr__(self, "masks", masks)
-        areas = self.areas
+        areas, crowd = self.areas, self.crowd
         if areas is None:
-            areas = box_areas(boxes) if masks is None else mask_areas(masks)
-        crowd = np.zeros(rows, bool) if self.crowd is None else self.crowd
-        for name, value, dtype in (
-            ("image_index", self.image_index, np.int32),
-            ("classes", self.classes, np.int32),
-            ("difficult", self.difficult, bool),
-            ("areas", areas, np.float32),
-            ("crowd", crowd, bool),
-        ):
-            object.__setattr__(self, name, _column(value, dtype, (rows,), f"ground truth {name}"))
-        object.__setattr__(self, "boxes", boxes)
-        _check_range(self.image_index, self.num_images, "image_index of ground truth")
-        _check_range(self.classes, self.num_classes, "class of ground truth")
-
-    def __len__(self) -> int:
-        return len(self.classes)
+            boxes = _column(self.boxes, np.float32, (len(self), 4), "ground truth boxes")
+            areas = box_area(boxes) if self.masks is None else mask_areas(self.masks)
+        object.__setattr__(self, "areas", areas)
+        object.__setattr__(self, "crowd", np.zeros(len(self), bool) if crowd is None else crowd)
+        self._check("ground truth")
 
     @classmethod
     def from_images(
@@ -302,24 +287,6 @@ class TruthTable:
             masks=tuple(mask_to_rle(mask, size) for _, size, mask in rows),
         )
 
-    def take(self, rows: np.ndarray) -> TruthTable:
-        """Return the table of these rows (indices or a bool mask); `num_images` stays."""
-        return TruthTable(
-            self.image_index[rows],
-            self.classes[rows],
-            self.boxes[rows],
-            self.difficult[rows],
-            self.num_images,
-            self.num_classes,
-            self.areas[rows],
-            self.crowd[rows],
-            _take_masks(self.masks, rows),
-        )
-
-    def of_image(self, index: int) -> TruthTable:
-        """Return the rows of one image, in table order; `num_images` stays."""
-        return self.take(np.flatnonzero(self.image_index == index))
-
     def rows_by_image(self) -> list[np.ndarray]:
         """Return per image the rows of its objects, in table order."""
         order = np.argsort(self.image_index, kind="stable")
@@ -328,10 +295,7 @@ class TruthTable:
 
     def present(self, *, include_difficult: bool = True) -> np.ndarray:
         """Return [n, c] bool: image n holds an object of class c."""
-        table = np.zeros((self.num_images, self.num_classes), bool)
-        rows = np.ones(len(self), bool) if include_difficult else ~self.difficult
-        table[self.image_index[rows], self.classes[rows]] = True
-        return table
+        return self.counts(include_difficult=include_difficult) > 0
 
     def counts(self, *, include_difficult: bool = True) -> np.ndarray:
         """Return [n, c] int: objects of class c in image n."""
@@ -352,19 +316,6 @@ def checked_sizes(image_sizes: np.ndarray, num_images: int) -> np.ndarray:
             f"({num_images}, 2), (height, width) of every image of the set, in pixels"
         )
     return sizes
-
-
-def box_areas(boxes: np.ndarray) -> np.ndarray:
-    """Return the areas of boxes [n, 4], [n]."""
-    return np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)
-
-
-def mask_areas(masks: Sequence[Rle]) -> np.ndarray:
-    """Return the numbers of pixels of masks, [n] float64."""
-    from pycocotools import mask as coco_mask
-
-    # One by one: pycocotools 2.0.11 fails on lists of more than 255.
-    return np.array([coco_mask.area(mask) for mask in masks], np.float64)
 
 
 def check_same_set(detections: DetectionTable, truth: TruthTable, region: Region) -> None:
