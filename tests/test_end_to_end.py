@@ -28,7 +28,7 @@ from wsod_jax.data.images import read_image
 from wsod_jax.data.proposals import ProposalSet
 from wsod_jax.data.voc import Voc
 from wsod_jax.errors import ConfigError, DataError, NonFiniteError
-from wsod_jax.evaluation import evaluators
+from wsod_jax.evaluation import image_evaluators
 from wsod_jax.evaluation.result_log import ResultLog
 from wsod_jax.train.checkpoint import checkpoint_steps, load_checkpoint, write_manifest
 from wsod_jax.train.logging import JsonlWriter, read_jsonl
@@ -415,7 +415,7 @@ def test_what_is_predicted_outlives_a_measurement_that_fails(
 
     arguments = ["--workdir", str(trained_run.workdir), "--out", str(tmp_path), *FAST]
     with monkeypatch.context() as patch:
-        patch.setattr(evaluators, "classification_ap", fail)
+        patch.setattr(image_evaluators, "classification_ap", fail)
         refused(evaluate.main, arguments, "no measure", capsys)
     monkeypatch.setattr(ResultLog, "add", fail)  # all images of the test split are there already
     refused(evaluate.main, arguments, "no measure", capsys)  # of the next pass

@@ -19,18 +19,14 @@ from wsod_jax.errors import ConfigError
 from wsod_jax.evaluation.evaluators import (
     Annotation,
     BoxAp,
-    Classification,
     CocoAp,
     CorLoc,
-    Energy,
     Evaluator,
-    Ilsvrc,
     MaskAp,
-    MeanIou,
-    Pointing,
     PseudoBoxes,
     evaluation_labels,
 )
+from wsod_jax.evaluation.image_evaluators import Classification, Energy, Ilsvrc, MeanIou, Pointing
 from wsod_jax.evaluation.metrics.tables import TruthTable
 from wsod_jax.evaluation.report import Evaluation
 from wsod_jax.evaluation.result_log import ResultLog

@@ -12,17 +12,13 @@ from wsod_jax.errors import DataError
 from wsod_jax.evaluation.evaluators import (
     Annotation,
     BoxAp,
-    Classification,
     CocoAp,
     CorLoc,
-    Energy,
-    Ilsvrc,
     MaskAp,
-    MeanIou,
-    Pointing,
     PseudoBoxes,
     evaluation_labels,
 )
+from wsod_jax.evaluation.image_evaluators import Classification, Energy, Ilsvrc, MeanIou, Pointing
 from wsod_jax.evaluation.maps import ImageMaps, MapReading, ViewMaps
 from wsod_jax.evaluation.metrics.classification import classification_ap
 from wsod_jax.types import ImageResult, Mask

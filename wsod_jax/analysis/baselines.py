@@ -12,7 +12,7 @@ import numpy as np
 from wsod_jax.analysis import energy
 from wsod_jax.analysis.saliency import saliency
 from wsod_jax.data.proposals import ProposalSet, check_proposals
-from wsod_jax.evaluation.evaluators import OFF_THE_IMAGE
+from wsod_jax.evaluation.image_evaluators import OFF_THE_IMAGE
 from wsod_jax.evaluation.metrics.object_energy import EnergyMetrics
 from wsod_jax.evaluation.metrics.pointing import difficult_subset, pointing_accuracy
 from wsod_jax.evaluation.report import Table

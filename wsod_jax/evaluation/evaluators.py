@@ -1,6 +1,7 @@
-"""Evaluators: each takes one image's result and annotation after the other, and computes a family of numbers.
+"""Evaluators of boxes and masks: each takes one image after the other, and computes a family of numbers.
 
-An evaluator says what it needs of predictions (`needs`) and reads of annotations (`reads`). Drawing is not done here.
+An evaluator says what it needs of predictions (`needs`) and reads of annotations (`reads`). Those of maps, label maps
+and image scores are in `image_evaluators`. Drawing is not done here.
 """
 
 from __future__ import annotations
@@ -8,32 +9,18 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from wsod_jax.evaluation.metrics import semantic
 from wsod_jax.evaluation.metrics.average_precision import (
     MASK_IOU_THRS,
     ApMode,
     evaluate_detections,
 )
 from wsod_jax.evaluation.metrics.best_overlap import average_best_overlap
-from wsod_jax.evaluation.metrics.classification import classification_ap
 from wsod_jax.evaluation.metrics.coco_metrics import coco_ap
 from wsod_jax.evaluation.metrics.corloc import box_quality, class_quality, corloc, corloc_any
-from wsod_jax.evaluation.metrics.ilsvrc import (
-    ILSVRC_GUESSES,
-    known_class_error,
-    localization_errors,
-    ranked_classes,
-)
-from wsod_jax.evaluation.metrics.object_energy import EnergyMetrics, object_energy
-from wsod_jax.evaluation.metrics.pointing import (
-    difficult_subset,
-    pointing_accuracy,
-    pointing_with_prediction,
-)
 from wsod_jax.evaluation.metrics.tables import (
     DetectionTable,
     ImageObjects,
@@ -46,7 +33,8 @@ from wsod_jax.ops.masks import mask_to_rle
 from wsod_jax.types import ImageResult
 
 Reads = Literal["labels", "boxes", "masks", "semantic"]
-OFF_THE_IMAGE = (-1e9, -1e9)  # the point of an image that could not be read: a miss
+Found = tuple[np.ndarray, np.ndarray, np.ndarray]  # boxes [n, 4], scores [n] and classes [n]
+_NONE = np.zeros((0, 4)), np.zeros(0), np.zeros(0, int)
 
 
 @dataclass(frozen=True)
@@ -95,7 +83,7 @@ class _OfRegions:
     num_classes: int
     region: Region = "boxes"
     num_left_out: int = field(default=0, init=False)
-    _results: list[tuple[np.ndarray, ...]] = field(default_factory=list, init=False)
+    _results: list[Found] = field(default_factory=list, init=False)
     _masks: list[Rle] = field(default_factory=list, init=False)
     _objects: list[Any] = field(default_factory=list, init=False)
     _labels: list[np.ndarray] = field(default_factory=list, init=False)
@@ -123,12 +111,10 @@ class _OfRegions:
         self._masks += [mask_to_rle(mask, result.size) for mask in result.masks or ()]
         self._objects.append((result.size, annotation.instances()))
 
-    def boxes_of(
-        self, result: ImageResult, annotation: Annotation
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return boxes [n, 4], scores [n] and classes [n] to compare."""
+    def boxes_of(self, result: ImageResult, annotation: Annotation) -> Found:
+        """Return the boxes of one image to compare."""
         if result.boxes is None:
-            return np.zeros((0, 4)), np.zeros(0), np.zeros(0, int)
+            return _NONE
         return result.boxes, result.scores, result.classes
 
     @property
@@ -210,10 +196,9 @@ class MaskAp(_OfRegions):
         )
         evaluation = Evaluation(detail=metrics)
         if self.num_left_out:
-            text = (
+            evaluation.notes.append(
                 f"masks are not annotated in {self.num_left_out} images, which mask AP leaves out"
             )
-            evaluation.notes.append(text)
         for t, thr in enumerate(self.iou_thrs):
             evaluation.add_share(f"mask AP{round(100 * thr)}", metrics.ap[:, t])
         evaluation.add_share("ABO", average_best_overlap(found, truth, region="masks").abo)
@@ -245,26 +230,23 @@ class CorLoc(_OfRegions):
     """
 
     include_difficult: bool = True
-    _components: list[tuple[np.ndarray, ...]] = field(default_factory=list, init=False)
+    _components: list[Found] = field(default_factory=list, init=False)
     _has_maps: bool = field(default=False, init=False)
 
-    def boxes_of(
-        self, result: ImageResult, annotation: Annotation
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def boxes_of(self, result: ImageResult, annotation: Annotation) -> Found:
         """Return the best box of each class that the image contains or is labeled with."""
         present = np.unique(
             np.append(annotation.objects.classes, np.flatnonzero(annotation.labels == 1))
         )
-        none = np.zeros((0, 4)), np.zeros(0), np.zeros(0, int)
         if result.maps is not None:
             self._has_maps = True
             self._components.append(_of_classes(result.maps.components, present))
             return _of_classes(result.maps.tightest, present)
-        self._components.append(none)
+        self._components.append(_NONE)
         if result.boxes is None:
-            return none
-        first = [np.flatnonzero(result.classes == c)[:1] for c in present]  # scores descend
-        rows = np.concatenate([np.zeros(0, int), *first])
+            return _NONE
+        best = np.unique(result.classes, return_index=True)  # scores descend
+        rows = best[1][np.isin(best[0], present)]
         return result.boxes[rows], result.scores[rows], result.classes[rows]
 
     def compute(self) -> Evaluation:
@@ -285,15 +267,13 @@ class CorLoc(_OfRegions):
         return found
 
 
-def _of_classes(read: Callable[[int], tuple], classes: Sequence[int]) -> tuple[np.ndarray, ...]:
-    """Return boxes, scores and classes of several classes."""
-    boxes, scores, found = [np.zeros((0, 4))], [np.zeros(0)], [np.zeros(0, int)]
+def _of_classes(read: Callable[[int], tuple], classes: Sequence[int]) -> Found:
+    """Return what is read of several classes."""
+    found = [_NONE]
     for c in classes:
-        of_class = read(int(c))
-        boxes.append(of_class[0])
-        scores.append(of_class[1])
-        found.append(np.full(len(of_class[1]), c))
-    return np.concatenate(boxes), np.concatenate(scores), np.concatenate(found)
+        boxes, scores = read(int(c))
+        found.append((boxes, scores, np.full(len(scores), c)))
+    return tuple(map(np.concatenate, zip(*found, strict=True)))
 
 
 @dataclass
@@ -318,206 +298,6 @@ class PseudoBoxes(_OfRegions):
         found.numbers["boxes per image"] = len(boxes) / max(boxes.num_images, 1)
         found.without("a box", quality.num_boxes == 0, "precision")
         found.without("an object", quality.num_objects == 0, "recall")
-        return found
-
-
-class MeanIou:
-    """Mean IoU of label maps over the background and all classes; an image that was not read is all background."""
-
-    needs: ClassVar[frozenset[str]] = frozenset({"semantic"})
-    reads: ClassVar[frozenset[Reads]] = frozenset({"semantic"})
-
-    def __init__(self, num_classes: int):
-        self._pixels = semantic.MeanIou(num_classes)
-
-    def update(self, result: ImageResult, annotation: Annotation) -> None:
-        """Count the pixels of one image, if its label map is annotated."""
-        if annotation.label_map is not None:
-            truth = annotation.label_map()
-            found = np.zeros_like(truth) if result.semantic is None else result.semantic
-            self._pixels.add(found, truth)
-
-    def compute(self) -> Evaluation:
-        """Return the IoU of every class; "mIoU" counts the background too."""
-        iou = self._pixels.iou
-        found = Evaluation(detail=self._pixels)
-        found.add_share("IoU", iou[1:], mean="IoU of classes")
-        found.numbers = {"mIoU": self._pixels.mean, "IoU of background": float(iou[0])}
-        return found
-
-
-@dataclass
-class Classification:
-    """Average precision of every class as an image classifier; images that were not read do not count.
-
-    Attributes:
-      ap_mode: see `average_precision`.
-    """
-
-    ap_mode: ApMode = "11point"
-    needs: ClassVar[frozenset[str]] = frozenset({"image_scores"})
-    reads: ClassVar[frozenset[Reads]] = frozenset({"labels"})
-    _scores: list[np.ndarray] = field(default_factory=list, init=False)
-    _labels: list[np.ndarray] = field(default_factory=list, init=False)
-
-    def update(self, result: ImageResult, annotation: Annotation) -> None:
-        """Keep the scores of one image."""
-        if result.image_scores is not None:
-            self._scores.append(result.image_scores)
-            self._labels.append(annotation.labels)
-
-    def compute(self) -> Evaluation:
-        """Return the image AP of every class; nothing where no label is known."""
-        found = Evaluation()
-        if not self._labels or (np.stack(self._labels) < 0).all():
-            return found
-        ap = classification_ap(np.stack(self._scores), np.stack(self._labels), ap_mode=self.ap_mode)
-        found.add_share("image AP", ap, mean="image mAP")
-        found.notes.append(f"image AP is `{self.ap_mode}`")
-        return found
-
-
-@dataclass
-class Pointing:
-    """Does the strongest response of a class lie on one of its objects?
-
-    Attributes:
-      tolerance_px: a point this close to an object's box is a hit, in pixels of the original image.
-      prediction_px: the same where points are ranked by class scores.
-      ap_mode: see `average_precision`.
-    """
-
-    num_classes: int
-    tolerance_px: float = 15.0
-    prediction_px: float = 18.0
-    ap_mode: ApMode = "11point"
-    needs: ClassVar[frozenset[str]] = frozenset({"maps"})
-    reads: ClassVar[frozenset[Reads]] = frozenset({"boxes"})
-    _points: list[np.ndarray] = field(default_factory=list, init=False)
-    _scores: list[np.ndarray] = field(default_factory=list, init=False)
-    _objects: list[ImageObjects] = field(default_factory=list, init=False)
-    _sizes: list[tuple[int, int]] = field(default_factory=list, init=False)
-
-    def update(self, result: ImageResult, annotation: Annotation) -> None:
-        """Read the points of the classes that one image contains."""
-        points = np.full((self.num_classes, 2), OFF_THE_IMAGE)
-        if result.maps is not None:
-            for c in np.unique(annotation.objects.classes):
-                points[c] = self.point(result, int(c))
-        self._points.append(points)
-        scores = result.image_scores
-        self._scores.append(np.zeros(self.num_classes) if scores is None else scores)
-        self._objects.append(annotation.objects)
-        self._sizes.append(result.size)
-
-    def point(self, result: ImageResult, c: int) -> tuple[float, float]:
-        """Return the point (x, y) of a class."""
-        return result.maps.point(c)
-
-    def compute(self) -> Evaluation:
-        """Return pointing accuracy, that of small objects among others, and the AP of predicting and pointing."""
-        truth = TruthTable.from_annotations(self._objects, num_classes=self.num_classes)
-        points, scores = np.stack(self._points), np.stack(self._scores)
-        difficult = difficult_subset(truth, np.array(self._sizes))
-        found = Evaluation()
-        for name, subset in (("pointing", None), ("pointing difficult", difficult)):
-            metrics = pointing_accuracy(
-                points, truth, tolerance_px=self.tolerance_px, subset=subset
-            )
-            found.add_share(name, metrics.accuracy)
-        found.add_share(
-            "pointing AP",
-            pointing_with_prediction(
-                points, scores, truth, tolerance_px=self.prediction_px, ap_mode=self.ap_mode
-            ),
-        )
-        return found
-
-
-@dataclass
-class Energy:
-    """Object Energy: which share of the proposal map lies on objects."""
-
-    needs: ClassVar[frozenset[str]] = frozenset({"maps"})
-    reads: ClassVar[frozenset[Reads]] = frozenset({"boxes"})
-    energies: list[float] = field(default_factory=list, init=False)  # NaN: not read, or no object
-
-    def update(self, result: ImageResult, annotation: Annotation) -> None:
-        """Measure one image."""
-        energy = np.nan
-        if result.maps is not None:
-            energy = object_energy(result.maps.objectness(), annotation.objects.boxes)
-        self.energies.append(energy)
-
-    def compute(self) -> Evaluation:
-        """Return the mean over the images that have one."""
-        metrics = EnergyMetrics(np.array(self.energies))
-        found = Evaluation(numbers={"energy": metrics.mean}, detail=metrics)
-        if metrics.num_left_out:
-            found.notes.append(
-                f"energy leaves out {metrics.num_left_out} images without objects, or not read"
-            )
-        return found
-
-
-@dataclass
-class Ilsvrc:
-    """The errors of ILSVRC, for methods that predict one class per image.
-
-    "localisation error" is that of the box of the image's own class, as the SPN paper has it; "top-k localisation
-    error" asks for a right class among k guesses with a right box. Images that could not be read are wrong.
-
-    Attributes:
-      blacklist: positions of images that do not count.
-    """
-
-    num_classes: int
-    blacklist: Sequence[int] = ()
-    needs: ClassVar[frozenset[str]] = frozenset({"maps"})
-    reads: ClassVar[frozenset[Reads]] = frozenset({"boxes", "labels"})
-    _guesses: list[np.ndarray] = field(default_factory=list, init=False)
-    _boxes: list[np.ndarray] = field(default_factory=list, init=False)
-    _own: list[np.ndarray] = field(default_factory=list, init=False)
-    _labels: list[int] = field(default_factory=list, init=False)
-    _objects: list[ImageObjects] = field(default_factory=list, init=False)
-
-    def update(self, result: ImageResult, annotation: Annotation) -> None:
-        """Read the boxes of the best classes, and of the image's own, in one image."""
-        label, count = int(np.argmax(annotation.labels)), min(ILSVRC_GUESSES, self.num_classes)
-        guesses = np.full(count, (label + 1) % self.num_classes)  # wrong, unless read
-        boxes, own = np.zeros((count, 4)), np.zeros(4)
-        if result.maps is not None:
-            guesses = ranked_classes(result.image_scores[None], count)[0]
-            boxes = np.stack([result.maps.tightest(int(c))[0][0] for c in guesses])
-            own = result.maps.tightest(label)[0][0]
-        self._guesses.append(guesses)
-        self._boxes.append(boxes)
-        self._own.append(own)
-        self._labels.append(label)
-        self._objects.append(annotation.objects)
-
-    def compute(self) -> Evaluation:
-        """Return the errors."""
-        truth = TruthTable.from_annotations(self._objects, num_classes=self.num_classes)
-        labels, guesses = np.array(self._labels), np.stack(self._guesses)
-        errors = localization_errors(
-            guesses,
-            np.stack(self._boxes),
-            labels,
-            truth,
-            top=(1, guesses.shape[1]),
-            blacklist=self.blacklist,
-        )
-        own = known_class_error(np.stack(self._own), labels, truth, blacklist=self.blacklist)
-        found = Evaluation(numbers={"localisation error": own}, detail=errors)
-        for k, wrong, misplaced in zip(
-            errors.top, errors.classification, errors.localization, strict=True
-        ):
-            found.numbers |= {f"top-{k} error": wrong, f"top-{k} localisation error": misplaced}
-        if errors.num_left_out:
-            found.notes.append(
-                f"the blacklist leaves {errors.num_left_out} images out of the errors"
-            )
         return found
 
 
