@@ -1,10 +1,12 @@
 """scripts/sweep.py: rows tell no places, tables follow from rows, and the texts show today's tables."""
 
 import json
+import math
 
 import pytest
 
 from wsod_jax.commands import sweep
+from wsod_jax.errors import DataError
 
 LOCATIONS = (
     "data.root",
@@ -110,3 +112,17 @@ def test_texts_show_the_tables_of_the_committed_rows(text):
     content = (sweep.ROOT / text).read_text(encoding="utf-8")
     for data_set in sweep.SETS:
         assert sweep.table(data_set) in content
+
+
+def test_seeds_are_summarised_with_the_sample_deviation():
+    runs = [{"mAP50": 0.50, "only": 1}, {"mAP50": 0.52}, {"mAP50": 0.54}]
+    summary = sweep.summarise_seeds(runs)
+    assert list(summary) == ["mAP50"]
+    assert summary["mAP50"].std == pytest.approx(0.02)
+    assert summary["mAP50"].as_percent() == "52.0 ± 2.0"
+    single = sweep.summarise_seeds(runs[:1])["mAP50"]
+    assert math.isnan(single.std) and single.as_percent() == "50.0"
+    with pytest.raises(DataError, match="no runs"):
+        sweep.summarise_seeds([])
+    with pytest.raises(DataError, match="numbers"):
+        sweep.summarise_seeds([{"a": "x"}])

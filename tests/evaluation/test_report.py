@@ -6,13 +6,11 @@ import math
 import numpy as np
 import pytest
 
-from wsod_jax.errors import DataError
 from wsod_jax.evaluation.report import (
     Evaluation,
     Picture,
     Report,
     Table,
-    summarise_seeds,
     write_report,
 )
 
@@ -140,17 +138,3 @@ def test_a_report_without_numbers_still_writes(tmp_path):
     content, text = written(tmp_path, title="Nothing")
     assert "# Nothing" in text and "Per class" not in text
     assert content["summary"] == content["iou_sweep"] == {} and content["per_class"] == []
-
-
-def test_seeds_are_summarised_with_the_sample_deviation():
-    runs = [{"mAP50": 0.50, "only": 1}, {"mAP50": 0.52}, {"mAP50": 0.54}]
-    summary = summarise_seeds(runs)
-    assert list(summary) == ["mAP50"]
-    assert summary["mAP50"].std == pytest.approx(0.02)
-    assert summary["mAP50"].as_percent() == "52.0 ± 2.0"
-    single = summarise_seeds(runs[:1])["mAP50"]
-    assert math.isnan(single.std) and single.as_percent() == "50.0"
-    with pytest.raises(DataError, match="no runs"):
-        summarise_seeds([])
-    with pytest.raises(DataError, match="numbers"):
-        summarise_seeds([{"a": "x"}])

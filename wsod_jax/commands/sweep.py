@@ -14,16 +14,19 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import math
 import os
 import platform
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from wsod_jax.commands.command_line import make_parser, parse_with_overrides, run_command
-from wsod_jax.evaluation.report import summarise_seeds
+from wsod_jax.errors import DataError
 
 ROOT = Path(__file__).resolve().parents[2]
 DETECTORS = {
@@ -247,6 +250,50 @@ def table(data_set: str, seeds: tuple[int, ...] = (0, 1, 2)) -> str:
         if method in sweep.compare:
             lines += beside(rows, sweep, len(seeds))
     return "\n".join(lines)
+
+
+@dataclasses.dataclass(frozen=True)
+class SeedSummary:
+    """A number over several runs.
+
+    Attributes:
+      mean: over the runs.
+      std: sample standard deviation (n - 1); NaN for one run.
+      count: runs.
+    """
+
+    mean: float
+    std: float
+    count: int
+
+    def as_percent(self) -> str:
+        """Return like "50.1 ± 0.4", or "50.1" for one run."""
+        spread = "" if math.isnan(self.std) else f" ± {100 * self.std:.1f}"
+        return f"{100 * self.mean:.1f}{spread}"
+
+
+def summarise_seeds(runs: Sequence[Mapping[str, float]]) -> dict[str, SeedSummary]:
+    """Return mean and standard deviation of every number that all runs have.
+
+    Args:
+      runs: one mapping name -> value per seed, such as the `summary` of their reports.
+    Raises:
+      DataError: there is no run, or a shared value is not a number.
+    """
+    if not runs:
+        raise DataError("there are no runs to summarise")
+    shared = [name for name in runs[0] if all(name in run for run in runs)]
+    summaries = {}
+    for name in shared:
+        try:
+            values = np.array([float(run[name]) for run in runs])
+        except (TypeError, ValueError):
+            raise DataError(
+                f"{name!r} is {[run[name] for run in runs]}; numbers are needed"
+            ) from None
+        std = float(values.std(ddof=1)) if len(values) > 1 else math.nan
+        summaries[name] = SeedSummary(float(values.mean()), std, len(values))
+    return summaries
 
 
 def cells(rows: list[dict], columns: tuple[str, ...], wanted: int) -> list[str]:

@@ -18,7 +18,7 @@ import numpy as np
 from flax import struct
 
 from wsod_jax.errors import DataError
-from wsod_jax.evaluation.maps import ImageMaps, MapReading, ViewMaps
+from wsod_jax.evaluation.maps import MapReading, image_maps
 from wsod_jax.ops.detect import detect, detect_again
 from wsod_jax.ops.masks import paste_masks
 from wsod_jax.ops.views import label_map, to_original, to_view
@@ -156,16 +156,9 @@ def _merged(sums: Sums, merge: Merge) -> Sums:
 
 
 def _detect(sums: Sums, decoding: Decoding) -> Detections:
-    num_classes = sums.scores.shape[-1]
-    return detect(
-        sums.boxes,
-        sums.scores,
-        sums.seen > 0,
-        score_thr=decoding.score_thr,
-        iou_thr=decoding.nms_thr,
-        top_k=decoding.num_slots(num_classes),
-        class_top_k=decoding.top_k,
-    )
+    limits = {"top_k": decoding.num_slots(sums.scores.shape[-1]), "class_top_k": decoding.top_k}
+    thresholds = {"score_thr": decoding.score_thr, "iou_thr": decoding.nms_thr}
+    return detect(sums.boxes, sums.scores, sums.seen > 0, **thresholds, **limits)
 
 
 @functools.partial(jax.jit, static_argnums=2)
@@ -173,11 +166,6 @@ def _best_scores(scores: jax.Array, seen: jax.Array, top_k: int) -> jax.Array:
     """Return the `top_k` best scores of every class, [b, c, k], -inf in empty slots."""
     ranked = jnp.where(seen[..., None] > 0, scores, -jnp.inf)
     return jax.lax.top_k(jnp.swapaxes(ranked, 1, 2), min(top_k, scores.shape[1]))[0]
-
-
-@jax.jit
-def _unmirrored(masks: jax.Array, flipped: jax.Array) -> jax.Array:
-    return jnp.where(flipped[:, None, None, None], masks[..., ::-1], masks)
 
 
 @jax.jit
@@ -274,6 +262,11 @@ def _side_by_side(views: Sequence[Any]) -> Any:
     return jax.tree.map(lambda *x: jnp.concatenate(x, axis=1), *views)
 
 
+@jax.jit
+def _unmirrored(masks: jax.Array, flipped: jax.Array) -> jax.Array:
+    return jnp.where(flipped[:, None, None, None], masks[..., ::-1], masks)
+
+
 def _mean_masks(model: Model, views: Sequence[tuple[Batch, Any]], found: Detections) -> jax.Array:
     """Return the masks [b, n, p, p] of detections, each in the frame of its box, averaged over views."""
     total = 0.0
@@ -313,11 +306,10 @@ def _in_flight(
         raise ValueError(
             f"merge is {decoding.merge!r}, but row m is another region in every view; allowed is 'union'"
         )
-    previous = None
-    for group in _groups(batches, len(wants)):
-        current = _predict_group(model, group, wants, decoding)
-        if previous is not None:
-            yield previous
+    groups = (_predict_group(model, g, wants, decoding) for g in _groups(batches, len(wants)))
+    previous = next(groups, None)
+    for current in groups:
+        yield previous
         previous = current
     if previous is not None:
         yield previous
@@ -377,17 +369,9 @@ def _results(group: _Group, decoding: Decoding, query: np.ndarray | None) -> Ite
     """Yield the results of a group's images, read off the device."""
     first = group.batches[0]
     finite = None if group.sums is None else group.sums.finite
-    found, masks, scores, maps, semantic, best, finite = jax.device_get(
-        (
-            group.found,
-            group.masks,
-            group.image_scores,
-            [maps for maps, _ in group.maps],
-            group.semantic,
-            group.best_scores,
-            finite,
-        )
-    )
+    held = group.found, group.masks, group.image_scores, [maps for maps, _ in group.maps]
+    held += group.semantic, group.best_scores, finite
+    found, masks, scores, maps, semantic, best, finite = jax.device_get(held)
     for b in np.flatnonzero(first.image_mask):
         index = int(first.image_index[b])
         size = tuple(np.asarray(first.views.original_size[b]).tolist())
@@ -401,18 +385,19 @@ def _results(group: _Group, decoding: Decoding, query: np.ndarray | None) -> Ite
             )
         values: dict[str, Any] = {}
         if found is not None:
-            values = _of_detections(
-                jax.tree.map(lambda x, b=b: x[b], found), group.num_rows, decoding
-            )
+            count, row = int(found.mask[b].sum()), found.row[b]
+            values = {name: getattr(found, name)[b] for name in ("boxes", "scores", "classes")}
+            values |= {"rows": row, "views": np.full_like(row, -1)}
+            if decoding.merge == "union":
+                values |= {"rows": row % group.num_rows, "views": row // group.num_rows}
+            values = {name: column[:count] for name, column in values.items()}
             if masks is not None:
-                count = len(values["scores"])
-                values["masks"] = paste_masks(
-                    masks[b][:count], values["boxes"], size, threshold=decoding.mask_thr
-                )
+                cells, boxes = masks[b][:count], values["boxes"]
+                values["masks"] = paste_masks(cells, boxes, size, threshold=decoding.mask_thr)
         if maps:
             views = [(one, batch) for one, (_, batch) in zip(maps, group.maps, strict=True)]
             asked = None if query is None else query[index]
-            read = _image_maps(views, b, size, image_scores, asked, decoding.reading)
+            read = image_maps(views, b, size, image_scores, asked, decoding.reading)
             boxes, box_scores, classes = read.detections()
             values |= {"maps": read, "boxes": boxes, "scores": box_scores, "classes": classes}
         yield ImageResult(
@@ -423,49 +408,6 @@ def _results(group: _Group, decoding: Decoding, query: np.ndarray | None) -> Ite
             candidate_scores=None if best is None else best[b],
             **values,
         )
-
-
-def _of_detections(found: Detections, num_rows: int, decoding: Decoding) -> dict[str, np.ndarray]:
-    """Return the fields of a result that one image's detections fill."""
-    count = int(found.mask.sum())
-    row = found.row[:count]
-    is_union = decoding.merge == "union"
-    return {
-        "boxes": found.boxes[:count],
-        "scores": found.scores[:count],
-        "classes": found.classes[:count],
-        "rows": row % num_rows if is_union else row,
-        "views": row // num_rows if is_union else np.full(count, -1, np.int32),
-    }
-
-
-def _image_maps(
-    views: Sequence[tuple[Any, Batch]],
-    b: int,
-    size: tuple[int, int],
-    image_scores: np.ndarray,
-    asked: np.ndarray | None,
-    reading: MapReading,
-) -> ImageMaps:
-    """Return the maps of row `b` of some views, responses of the classes that are read."""
-    is_too_small = all(0 in maps.size[b] for maps, _ in views)
-    predicted = reading.predicted(image_scores) & (not is_too_small)
-    read = predicted if asked is None else predicted | asked
-    read = read | np.isin(
-        np.arange(len(read)), np.argsort(-image_scores, kind="stable")[: reading.num_best]
-    )
-    classes = np.flatnonzero(read)
-    cut = []
-    for maps, batch in views:
-        mirrored = bool(batch.views.flipped[b])
-        step = -1 if mirrored else 1
-        height, width = maps.size[b]
-        rows, columns = maps.proposal_size[b]
-        responses = maps.responses[b, :height, :width][:, ::step][..., classes]
-        proposal_map = maps.proposal_map[b, :rows, :columns][:, ::step]
-        view_size = tuple(np.asarray(batch.image_size[b]).tolist())
-        cut.append(ViewMaps(responses, proposal_map, view_size, mirrored))
-    return ImageMaps(tuple(cut), classes, predicted, size, reading)
 
 
 def score_thresholds(results: Iterable[ImageResult], limit: int) -> np.ndarray | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -9,6 +10,7 @@ import numpy as np
 
 from wsod_jax.ops.nms import greedy_nms
 from wsod_jax.ops.response import BoxMode, Resizing, map_boxes, resize_map, response_point
+from wsod_jax.types import Batch, ResponseMaps
 
 Boxes = tuple[np.ndarray, np.ndarray]  # [n, 4] float32 and scores [n] float32
 
@@ -160,6 +162,44 @@ class ImageMaps:
         return map_boxes(
             response, mode, factor=reading.threshold, connectivity=reading.connectivity
         )
+
+
+def image_maps(
+    views: Sequence[tuple[ResponseMaps, Batch]],
+    b: int,
+    size: tuple[int, int],
+    image_scores: np.ndarray,
+    asked: np.ndarray | None,
+    reading: MapReading,
+) -> ImageMaps:
+    """Return the maps of one image, responses of the classes that are read.
+
+    Args:
+      views: `types.ResponseMaps` as NumPy, and the batch, of each view.
+      b: which row of the batches the image is.
+      size: (height, width) of the original image.
+      image_scores: [c].
+      asked: [c] bool, classes to read besides the predicted ones.
+      reading: how maps are read.
+    """
+    is_too_small = all(0 in maps.size[b] for maps, _ in views)
+    predicted = reading.predicted(image_scores) & (not is_too_small)
+    read = predicted if asked is None else predicted | asked
+    read = read | np.isin(
+        np.arange(len(read)), np.argsort(-image_scores, kind="stable")[: reading.num_best]
+    )
+    classes = np.flatnonzero(read)
+    cut = []
+    for maps, batch in views:
+        mirrored = bool(batch.views.flipped[b])
+        step = -1 if mirrored else 1
+        height, width = maps.size[b]
+        rows, columns = maps.proposal_size[b]
+        responses = maps.responses[b, :height, :width][:, ::step][..., classes]
+        proposal_map = maps.proposal_map[b, :rows, :columns][:, ::step]
+        view_size = tuple(np.asarray(batch.image_size[b]).tolist())
+        cut.append(ViewMaps(responses, proposal_map, view_size, mirrored))
+    return ImageMaps(tuple(cut), classes, predicted, size, reading)
 
 
 def joined(

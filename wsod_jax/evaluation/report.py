@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from wsod_jax.errors import DataError
 from wsod_jax.evaluation.metrics.average_precision import mean_over_classes
 from wsod_jax.files import atomic_write
 
@@ -38,50 +37,6 @@ class Table:
     title: str
     head: Sequence[str]
     rows: Sequence[Sequence[str | float | None]]
-
-
-@dataclass(frozen=True)
-class SeedSummary:
-    """A number over several runs.
-
-    Attributes:
-      mean: over the runs.
-      std: sample standard deviation (n - 1); NaN for one run.
-      count: runs.
-    """
-
-    mean: float
-    std: float
-    count: int
-
-    def as_percent(self) -> str:
-        """Return like "50.1 ± 0.4", or "50.1" for one run."""
-        spread = "" if math.isnan(self.std) else f" ± {100 * self.std:.1f}"
-        return f"{100 * self.mean:.1f}{spread}"
-
-
-def summarise_seeds(runs: Sequence[Mapping[str, float]]) -> dict[str, SeedSummary]:
-    """Return mean and standard deviation of every number that all runs have.
-
-    Args:
-      runs: one mapping name -> value per seed, such as the `summary` of their reports.
-    Raises:
-      DataError: there is no run, or a shared value is not a number.
-    """
-    if not runs:
-        raise DataError("there are no runs to summarise")
-    shared = [name for name in runs[0] if all(name in run for run in runs)]
-    summaries = {}
-    for name in shared:
-        try:
-            values = np.array([float(run[name]) for run in runs])
-        except (TypeError, ValueError):
-            raise DataError(
-                f"{name!r} is {[run[name] for run in runs]}; numbers are needed"
-            ) from None
-        std = float(values.std(ddof=1)) if len(values) > 1 else math.nan
-        summaries[name] = SeedSummary(float(values.mean()), std, len(values))
-    return summaries
 
 
 @dataclass
