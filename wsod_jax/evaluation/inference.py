@@ -150,9 +150,8 @@ def _merged(sums: Sums, merge: Merge) -> Sums:
     """Return mean boxes, and mean or summed scores."""
     seen = jnp.maximum(sums.seen, 1.0)
     boxes = sums.boxes / seen.reshape(*seen.shape, *(1,) * (sums.boxes.ndim - 2))
-    return sums.replace(
-        boxes=boxes, scores=sums.scores / seen[..., None] if merge == "mean" else sums.scores
-    )
+    scores = sums.scores / seen[..., None] if merge == "mean" else sums.scores
+    return sums.replace(boxes=boxes, scores=scores)
 
 
 def _detect(sums: Sums, decoding: Decoding) -> Detections:
@@ -295,10 +294,7 @@ def _groups(batches: Iterable[Batch], num_views: int) -> Iterator[list[Batch]]:
 
 
 def _in_flight(
-    model: Model,
-    batches: Iterable[Batch],
-    wants: Sequence[frozenset[str]],
-    decoding: Decoding,
+    model: Model, batches: Iterable[Batch], wants: Sequence[frozenset[str]], decoding: Decoding
 ) -> Iterator[_Group]:
     """Yield groups, the next one dispatched already when one is handed out."""
     has_boxes = any("boxes" in want for want in wants)
@@ -376,9 +372,8 @@ def _results(group: _Group, decoding: Decoding, query: np.ndarray | None) -> Ite
         index = int(first.image_index[b])
         size = tuple(np.asarray(first.views.original_size[b]).tolist())
         image_scores = np.mean([s[b] for s in scores], axis=0, dtype=np.float32) if scores else None
-        if (finite is not None and not finite[b]) or (
-            image_scores is not None and not np.isfinite(image_scores).all()
-        ):
+        are_finite = image_scores is None or np.isfinite(image_scores).all()
+        if not are_finite or (finite is not None and not finite[b]):
             raise DataError(
                 f"boxes or scores of image {index} are not finite; the checkpoint may have diverged: look at its "
                 "loss, or evaluate an earlier step"

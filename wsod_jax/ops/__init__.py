@@ -1,1 +1,1 @@
-"""Pure array functions: boxes, NMS, RoI pooling, masked reductions."""
+"""Pure array functions: boxes, masks, geometry of views, NMS, RoI pooling, masked reductions."""

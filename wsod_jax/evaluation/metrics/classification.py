@@ -19,7 +19,7 @@ def classification_ap(
     Args:
       image_scores: [n, c], higher is more confident.
       labels: [n, c] 1 present, 0 absent, -1 not counted.
-      ap_mode: see `voc.average_precision`.
+      ap_mode: see `average_precision.average_precision`.
     Returns:
       [c] float64; NaN for a class that no image contains.
     Raises:
@@ -52,7 +52,7 @@ def ranking_ap(
       scores: [m] finite, higher is more confident.
       correct: [m] bool, the image is found.
       num_positives: images that could be found, at least 1 and no fewer than are correct.
-      ap_mode: see `voc.average_precision`.
+      ap_mode: see `average_precision.average_precision`.
     Returns:
       float in [0, 1].
     Ties: the first row ranks first.

@@ -71,11 +71,8 @@ def read_blacklist(path: str | Path, image_ids: Sequence[str]) -> list[int]:
     if not path.is_file():
         raise DataError(f"{path}: no such blacklist")
     places = {image_id: place for place, image_id in enumerate(image_ids)}
-    numbers = {}
-    for image_id, place in places.items():
-        number = re.search(r"(\d+)$", image_id)
-        if number:
-            numbers[int(number[1])] = place
+    endings = {place: re.search(r"(\d+)$", image_id) for image_id, place in places.items()}
+    numbers = {int(number[1]): place for place, number in endings.items() if number}
     found = []
     for line, text in enumerate(path.read_text(encoding="utf-8").split(), start=1):
         place = places.get(text, numbers.get(int(text)) if text.isdecimal() else None)
@@ -121,17 +118,10 @@ def _right_boxes(
             f"classes have shape {classes.shape}, boxes {boxes.shape}, ground truth {truth.num_images} images; "
             "needed: [n, k] guesses with a box each, for every image of the set"
         )
-    num_images, k = classes.shape
-    table = DetectionTable(
-        image_index=np.repeat(np.arange(num_images), k),
-        classes=classes.reshape(-1),
-        scores=np.ones(classes.size),
-        boxes=boxes.reshape(-1, 4),
-        num_images=num_images,
-        num_classes=truth.num_classes,
-    )
+    found = zip(boxes, np.ones(classes.shape), classes, strict=True)
+    table = DetectionTable.from_images(list(found), num_classes=truth.num_classes)
     best_iou, best_row = best_overlaps(table, truth)
-    return ((best_iou >= iou_thr) & (best_row >= 0)).reshape(num_images, k)
+    return ((best_iou >= iou_thr) & (best_row >= 0)).reshape(classes.shape)
 
 
 def _error(right: np.ndarray) -> float:
@@ -187,8 +177,6 @@ def localization_errors(
       top: numbers of guesses to judge, each from 1 to k.
       iou_thr: a box is right if IoU >= this with any object of its class.
       blacklist: positions of images to leave out of both errors, from 0.
-    Returns:
-      `IlsvrcErrors`.
     Raises:
       DataError: arrays of another set, classes or positions outside it, too few guesses, or boxes not finite.
 

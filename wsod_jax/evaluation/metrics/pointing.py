@@ -187,7 +187,7 @@ def pointing_with_prediction(
       image_scores: [n, c], higher is more confident.
       truth: objects of these n images.
       tolerance_px: by which boxes are enlarged on each side, closed edges.
-      ap_mode: see `voc.average_precision`; `area` is VOC's rule from 2010 on.
+      ap_mode: see `average_precision.average_precision`; `area` is VOC's rule from 2010 on.
       include_difficult: images whose only objects of the class are difficult count as containing it. False leaves
         them out of the ranking, neither right nor wrong, as `classification_ap` and VOC's classification task do.
         Either way a point on a difficult object hits in an image that counts.
