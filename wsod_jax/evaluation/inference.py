@@ -242,10 +242,8 @@ def _detect_union(
     views: dict[int, Sums], num_rows: int, decoding: Decoding
 ) -> tuple[Detections, Sums]:
     """Detect in every view, then among all detections; row m of view v is now row v * `num_rows` + m."""
-    parts = []
-    for number, view in views.items():
-        part = _detect(view, decoding)
-        parts.append(part.replace(row=part.row + number * num_rows))
+    parts = {number: _detect(view, decoding) for number, view in views.items()}
+    parts = [part.replace(row=part.row + v * num_rows) for v, part in parts.items()]
     found = detect_again(
         _side_by_side(parts),
         iou_thr=decoding.nms_thr,

@@ -68,11 +68,6 @@ class DetectionMetrics:
         """Mean over the classes that have an object, [t] float64; NaN if none has."""
         return mean_over_classes(self.ap)
 
-    @property
-    def classes_without_objects(self) -> tuple[int, ...]:
-        """Classes that the mean leaves out."""
-        return tuple(np.flatnonzero(self.num_objects == 0).tolist())
-
 
 def mean_over_classes(values: np.ndarray) -> np.ndarray:
     """Return the mean over axis 0 of the entries that are not NaN; NaN where there are none."""
