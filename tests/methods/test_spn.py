@@ -166,9 +166,9 @@ def test_prediction_is_the_same_on_any_canvas(predict):
     np.testing.assert_array_equal(maps.size, [[6, 8], [5, 7]])
     for name in ("responses", "proposal_map"):
         a, b = (np.asarray(getattr(found.maps, name)) for found in (short, long))
-        assert_close(a, b[:, :6, :8])
+        assert_close(a / 48, b[:, :6, :8] / 48)  # of 48 cells, whose mean is the logit, or 1
         assert not b[:, 6:].any() and not b[:, :, 8:].any() and not a[1, 5:].any()
-    np.testing.assert_allclose(np.sum(maps.proposal_map, axis=(1, 2)), 1, rtol=1e-5)
+    np.testing.assert_allclose(np.sum(maps.proposal_map, axis=(1, 2)), [48, 35], rtol=1e-5)
 
 
 def test_prediction_metrics_and_loss_tell_one_story(method, predict):
@@ -176,7 +176,7 @@ def test_prediction_metrics_and_loss_tell_one_story(method, predict):
     plain = spn(activation=method.activation)
     batch = spn_batch(9, labels=ONE_CLASS)
     found, (out, _) = predict(PARAMS(), {}, batch), loss_function(plain)(PARAMS(), batch)
-    logits = np.asarray(found.maps.responses, np.float64).sum(axis=(1, 2))
+    logits = np.asarray(found.maps.responses, np.float64).sum(axis=(1, 2)) / [[48], [35]]
     logits += np.asarray(PARAMS()["head"]["bias"])
     scores = 1 / (1 + np.exp(-logits))
     if method.activation == "softmax":
@@ -189,7 +189,7 @@ def test_prediction_metrics_and_loss_tell_one_story(method, predict):
     np.testing.assert_allclose(out.terms["classification"].total, expected, rtol=1e-4)
     values = means(out.metrics)
     hits = np.array(ONE_CLASS)[[0, 1], logits.argmax(axis=1)] == 1
-    peaks = np.asarray(found.maps.proposal_map).reshape(2, -1).max(axis=1) * [48, 35]
+    peaks = np.asarray(found.maps.proposal_map).reshape(2, -1).max(axis=1)
     assert set(values) == {"top1", "proposal_peak"} and values["top1"] == hits.mean()
     assert values["proposal_peak"] == pytest.approx(peaks.mean(), rel=1e-5)
 
@@ -202,9 +202,8 @@ def test_module_before_the_end_goes_with_a_map_of_mean_one():
 
 def test_peak_of_a_uniform_map_is_one():
     maps = np.zeros((3, 4, 5), np.float32)
-    maps[0, :2, :3], maps[1, 0, 0] = 1 / 6, 1
-    sizes = jnp.array([[2, 3], [4, 5], [0, 0]])
-    np.testing.assert_allclose(proposal_peak(jnp.asarray(maps), sizes), [1, 20, 0], rtol=1e-6)
+    maps[0, :2, :3], maps[1, 0, 0] = 1, 20
+    np.testing.assert_allclose(proposal_peak(jnp.asarray(maps)), [1, 20, 0], rtol=1e-6)
 
 
 # -- equations
@@ -235,7 +234,7 @@ def test_gradient_is_that_of_the_printed_loss_with_the_map_held_fixed():
     found = method.predict(params, {}, batch, method.outputs).maps
     sizes = np.asarray(maps.size)
     cut = [np.asarray(maps.features[i, :h, :w], np.float64) for i, (h, w) in enumerate(sizes)]
-    fixed = [np.asarray(found.proposal_map[i, :h, :w]) for i, (h, w) in enumerate(sizes)]
+    fixed = [np.asarray(found.proposal_map[i, :h, :w]) / (h * w) for i, (h, w) in enumerate(sizes)]
     kernel = np.asarray(params["extra"]["kernel"], np.float64)
     value = means(out.terms)["classification"]
     assert value == pytest.approx(literal(params, cut, fixed, kernel), rel=1e-5)
@@ -258,7 +257,8 @@ def test_whole_gradient_is_that_of_a_network_given_the_map():
     method = spn()
     network, params = method.network, spn_params(method.network)
     batch = spn_batch(11, labels=ONE_CLASS)
-    proposal_map = predict_function(method)(params, {}, batch).maps.proposal_map
+    maps = predict_function(method)(params, {}, batch).maps
+    proposal_map = maps.proposal_map / jnp.prod(maps.proposal_size, axis=1)[:, None, None]
 
     def given(values):
         logits = logits_given(network, values, batch, proposal_map)
