@@ -420,7 +420,7 @@ def score_file(
 
 
 def identity(predictor: Predictor, images: ImageSet) -> dict[str, Any]:
-    """Return what results are a function of, but for the pixels."""
+    """Return what results are a function of, but for the pixels of the images."""
     settings = dataclasses.asdict(predictor.settings)
     for name in (
         "evaluators",
@@ -432,11 +432,16 @@ def identity(predictor: Predictor, images: ImageSet) -> dict[str, Any]:
         "loader",
     ):
         del settings[name]
-    config = predictor.config.to_dict()
+    config, proposals = predictor.config.to_dict(), predictor.config.proposals
+    stamp = None
+    if proposals is not None and Path(proposals.path).is_file():
+        status = Path(proposals.path).stat()
+        stamp = [status.st_size, status.st_mtime_ns]
     return {
         "step": predictor.metadata.get("step"),
         "weights": predictor.fingerprint(),
         "config": {key: config[key] for key in ("method", "backbone", "proposals")},
+        "proposals": stamp,
         "settings": repr(settings),
         "images": [images.name, *images.image_ids],
         "labels": images.labels.sum(axis=0).tolist(),

@@ -91,80 +91,80 @@ def expect_same(found, expected):
 )
 def test_every_field_comes_back(tmp_path, result):
     path = tmp_path / "below" / "log"
-    with open_log(path) as log:
-        log.add(result, {"images": 1})
-        expect_same(log[result.image_index], result)
-    with open_log(path) as log:
-        expect_same(log[result.image_index], result)
-        assert log.counts == {"images": 1}
+    log = open_log(path)
+    log.add(result, {"images": 1})
+    expect_same(log[result.image_index], result)
+    log = open_log(path)
+    expect_same(log[result.image_index], result)
+    assert log.counts == {"images": 1}
 
 
 def test_results_come_in_the_order_of_their_images(tmp_path):
-    with open_log(tmp_path / "log") as log:
-        assert len(log) == 0 and 4 not in log and list(log) == []
-        for index in (4, 0, 11):
-            log.add(boxes_result(index), {})
-        for _ in range(2):
-            assert [result.image_index for result in log] == [0, 4, 11]
-        assert len(log) == 3 and 4 in log and 5 not in log
-        log.add(boxes_result(2), {})  # after reading
-        assert [int(result.boxes[0, 0]) for result in log] == [0, 2, 4, 11]
-        with pytest.raises(KeyError):
-            log[5]
+    log = open_log(tmp_path / "log")
+    assert len(log) == 0 and 4 not in log and list(log) == []
+    for index in (4, 0, 11):
+        log.add(boxes_result(index), {})
+    for _ in range(2):
+        assert [result.image_index for result in log] == [0, 4, 11]
+    assert len(log) == 3 and 4 in log and 5 not in log
+    log.add(boxes_result(2), {})  # after reading
+    assert [int(result.boxes[0, 0]) for result in log] == [0, 2, 4, 11]
+    with pytest.raises(KeyError):
+        log[5]
 
 
 def test_a_log_goes_on_where_it_was_cut_off(tmp_path):
     """Wherever the last record ends, the whole ones stay, and later ones follow."""
     path = tmp_path / "log"
-    with open_log(path) as log:
-        log.add(full_result(5), {"images": 1})
-        log.add(boxes_result(1), {"images": 2})
-        whole = os.path.getsize(path)
-        log.add(full_result(2, seed=1), {"images": 3})
+    log = open_log(path)
+    log.add(full_result(5), {"images": 1})
+    log.add(boxes_result(1), {"images": 2})
+    whole = os.path.getsize(path)
+    log.add(full_result(2, seed=1), {"images": 3})
     content = path.read_bytes()
     line = content.index(b"\n", whole)
     for size in (whole, whole + 1, line, line + 1, line + 9, len(content) - 1):
         path.write_bytes(content[:size])
-        with open_log(path) as log:
-            assert len(log) == 2 and 2 not in log and log.counts == {"images": 2}
-            assert os.path.getsize(path) == whole
-            log.add(boxes_result(3), {"images": 3})
-            assert [result.image_index for result in log] == [1, 3, 5]
-        with open_log(path) as log:
-            assert [result.image_index for result in log] == [1, 3, 5]
-            expect_same(log[5], full_result(5))
+        log = open_log(path)
+        assert len(log) == 2 and 2 not in log and log.counts == {"images": 2}
+        assert os.path.getsize(path) == whole
+        log.add(boxes_result(3), {"images": 3})
+        assert [result.image_index for result in log] == [1, 3, 5]
+        log = open_log(path)
+        assert [result.image_index for result in log] == [1, 3, 5]
+        expect_same(log[5], full_result(5))
 
 
 @pytest.mark.parametrize("identity", [{**IDENTITY, "step": 5}, {}])
 def test_a_log_of_something_else_starts_anew(tmp_path, identity):
     path = tmp_path / "log"
-    with open_log(path) as log:
-        log.add(boxes_result(0), {"images": 1})
-    with open_log(path, identity) as log:
-        assert len(log) == 0 and log.counts == {}
-        log.add(boxes_result(1), {"images": 9})
-    with open_log(path, identity) as log:
-        assert [result.image_index for result in log] == [1]
-    with open_log(path) as log:
-        assert len(log) == 0
+    log = open_log(path)
+    log.add(boxes_result(0), {"images": 1})
+    log = open_log(path, identity)
+    assert len(log) == 0 and log.counts == {}
+    log.add(boxes_result(1), {"images": 9})
+    log = open_log(path, identity)
+    assert [result.image_index for result in log] == [1]
+    log = open_log(path)
+    assert len(log) == 0
 
 
 def test_the_order_of_an_identity_and_a_foreign_file_do_not_matter(tmp_path):
     path = tmp_path / "log"
     path.write_bytes(b"\x00\xff no log\n" * 50)
-    with open_log(path) as log:
-        log.add(boxes_result(0), {})
-    with open_log(path, dict(reversed(IDENTITY.items()))) as log:
-        assert len(log) == 1
+    log = open_log(path)
+    log.add(boxes_result(0), {})
+    log = open_log(path, dict(reversed(IDENTITY.items())))
+    assert len(log) == 1
 
 
 def test_the_latest_result_of_an_image_counts(tmp_path):
-    with open_log(tmp_path / "log") as log:
-        log.add(boxes_result(0, 0.25), {})
-        log.add(boxes_result(0, 0.75), {})
-        assert log[0].scores.tolist() == [0.75] and len(log) == 1
-    with open_log(tmp_path / "log") as log:
-        assert log[0].scores.tolist() == [0.75]
+    log = open_log(tmp_path / "log")
+    log.add(boxes_result(0, 0.25), {})
+    log.add(boxes_result(0, 0.75), {})
+    assert log[0].scores.tolist() == [0.75] and len(log) == 1
+    log = open_log(tmp_path / "log")
+    assert log[0].scores.tolist() == [0.75]
 
 
 def test_a_log_can_be_removed_twice(tmp_path):

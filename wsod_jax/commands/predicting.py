@@ -59,13 +59,13 @@ def predict(args: argparse.Namespace) -> None:
     images = dataclasses.replace(images, class_names=names, records=unlabeled(images, len(names)))
     reading = predictor.settings.decoding(is_single_label=predictor.method.single_label).reading
     files = {"files": [source_of(record) for record in images.records]}
-    with ResultLog(args.out / ".results", identity(predictor, images) | files, reading) as log:
-        run_pass(predictor, AnnotatedImages(images), proposals, log, bar)
-        results = Selected(predictor, log, len(images), ())
-        write_files(predictor, images, results, args)
-        if outputs & {"boxes", "maps"}:
-            draw(predictor, images, results, args)
-        log.remove()
+    log = ResultLog(args.out / ".results", identity(predictor, images) | files, reading)
+    run_pass(predictor, AnnotatedImages(images), proposals, log, bar)
+    results = Selected(predictor, log, len(images), ())
+    write_files(predictor, images, results, args)
+    if outputs & {"boxes", "maps"}:
+        draw(predictor, images, results, args)
+    log.remove()
 
 
 def write_files(

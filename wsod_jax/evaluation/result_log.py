@@ -18,7 +18,7 @@ _PLAIN += ("candidate_scores",)
 
 
 class ResultLog:
-    """A file of results, appended to as they come; a context manager.
+    """A file of results, appended to as they come.
 
     Its first line tells what the results are of. A file of something else is started anew; of the same, its results
     are kept and a record cut off in the middle is dropped. Each record is a line of JSON and the bytes of an .npz.
@@ -36,25 +36,17 @@ class ResultLog:
           reading: how maps are read.
         """
         self._path, self._reading = Path(path), reading
-        self._places: dict[
-            int, tuple[int, int]
-        ] = {}  # image -> where its .npz starts, and its length
+        self._places: dict[int, tuple[int, int]] = {}  # image -> first byte and length of its .npz
         self.counts: dict[str, int] = {}
         self._path.parent.mkdir(parents=True, exist_ok=True)
         head = json.dumps(identity, sort_keys=True).encode() + b"\n"
-        self._file: BinaryIO = open(self._path, "a+b")  # noqa: SIM115  (closed by close)
-        self._file.seek(0)
-        if self._file.readline() == head:
-            self._file.truncate(self._read_places())
-        else:
-            self._file.truncate(0)
-            self._file.write(head)
-
-    def __enter__(self) -> ResultLog:
-        return self
-
-    def __exit__(self, *failure: object) -> None:
-        self.close()
+        with open(self._path, "a+b") as file:
+            file.seek(0)
+            if file.readline() == head:
+                file.truncate(self._read_places(file))
+            else:
+                file.truncate(0)
+                file.write(head)
 
     def __contains__(self, image_index: int) -> bool:
         return image_index in self._places
@@ -67,17 +59,18 @@ class ResultLog:
         buffer = io.BytesIO()
         np.savez(buffer, **_arrays(result))
         told = {"image": result.image_index, "bytes": buffer.tell(), "counts": dict(counts)}
-        self._file.seek(0, io.SEEK_END)
-        self._file.write(json.dumps(told).encode() + b"\n")
-        self._places[result.image_index] = self._file.tell(), buffer.tell()
-        self._file.write(buffer.getvalue())
-        self._file.flush()
-        self.counts = dict(counts)
+        with open(self._path, "ab") as file:
+            file.write(json.dumps(told).encode() + b"\n")
+            place = file.tell(), buffer.tell()
+            file.write(buffer.getvalue())
+        self._places[result.image_index], self.counts = place, dict(counts)
 
     def __getitem__(self, image_index: int) -> ImageResult:
         start, length = self._places[image_index]
-        self._file.seek(start)
-        with np.load(io.BytesIO(self._file.read(length)), allow_pickle=False) as arrays:
+        with open(self._path, "rb") as file:
+            file.seek(start)
+            record = io.BytesIO(file.read(length))
+        with np.load(record, allow_pickle=False) as arrays:
             return _result(image_index, dict(arrays), self._reading)
 
     def __iter__(self) -> Iterator[ImageResult]:
@@ -85,29 +78,24 @@ class ResultLog:
         for image_index in sorted(self._places):
             yield self[image_index]
 
-    def close(self) -> None:
-        """Close the file and leave it."""
-        self._file.close()
-
     def remove(self) -> None:
-        """Close the file and delete it: what it is for is done."""
-        self.close()
+        """Delete the file: what it is for is done."""
         self._path.unlink(missing_ok=True)
 
-    def _read_places(self) -> int:
-        """Find the records; return where the last whole one ends."""
-        size, end = self._path.stat().st_size, self._file.tell()
+    def _read_places(self, file: BinaryIO) -> int:
+        """Find the records after the first line; return where the last whole one ends."""
+        size, end = self._path.stat().st_size, file.tell()
         while True:
             try:
-                told = json.loads(self._file.readline())
+                told = json.loads(file.readline())
                 image, length, counts = told["image"], told["bytes"], told["counts"]
             except (ValueError, KeyError, TypeError):
                 return end
-            start = self._file.tell()
+            start = file.tell()
             if start + length > size:
                 return end
             self._places[image], self.counts = (start, length), counts
-            end = self._file.seek(start + length)
+            end = file.seek(start + length)
 
 
 def _arrays(result: ImageResult) -> dict[str, np.ndarray]:
