@@ -21,6 +21,7 @@ import contextlib
 import dataclasses
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -231,6 +232,10 @@ class PassOptions:
     top_k: Annotated[int | None, COUNT] = None
     max_per_image: Annotated[int | None, COUNT] = None
     score_thr: float | None = None
+    nms_thr: Annotated[float | None, SHARE] = None
+    ap: ApMode | None = None
+    iou_thrs: Annotated[tuple[float, ...] | None, SHARE] = None
+    masks: MaskOptions | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -313,8 +318,16 @@ class EvalOptions:
         with _named("config.eval."):
             self.canvases  # noqa: B018  (impossible scales are an error here)
         for name in self.passes:
-            with _named(f"config.eval.passes.{name}."):
+            if name == "test" or not re.fullmatch(r"[A-Za-z0-9_-]+", name):
+                raise ConfigError(
+                    f"config.eval.passes has a pass {name!r}; allowed are names of letters, digits, _ and -, but not "
+                    "'test', which is the first pass"
+                )
+            try:
                 self.of_pass(name)
+            except ConfigError as error:
+                place = f"config.eval.passes.{name}."
+                raise ConfigError(str(error).replace("config.eval.", place, 1)) from None
 
     @property
     def canvases(self) -> Canvases:
@@ -487,7 +500,7 @@ def check_run(config: RunConfig, method: Any) -> None:
 
 
 def _check_measuring(config: RunConfig, method: Any) -> None:
-    name, log, merge = config.method.name, config.log, config.eval.merge
+    name, log = config.method.name, config.log
     has_maps, has_boxes = "maps" in method.outputs, "boxes" in method.outputs
     if log.best is not None and config.data.val_split is None:
         raise ConfigError(
@@ -499,14 +512,18 @@ def _check_measuring(config: RunConfig, method: Any) -> None:
             f"config.log.best is {log.best!r}, which is measured of boxes chosen among proposals, but "
             f"{name} has none; set config.log.best to None"
         )
-    if has_maps and merge == "sum":
-        raise ConfigError(
-            'config.eval.merge is "sum", but maps of several views are averaged ("mean") or read one by '
-            'one ("union")'
-        )
-    if has_boxes and not method.aligned_rows and merge != "union":
-        raise ConfigError(
-            f"config.eval.merge is {merge!r}, but row m of {name} is another region in every view; allowed is 'union'"
-        )
+    merges = {"": config.eval.merge}
+    merges |= {f"passes.{one}.": config.eval.of_pass(one).merge for one in config.eval.passes}
+    for place, merge in merges.items():
+        if has_maps and merge == "sum":
+            raise ConfigError(
+                f'config.eval.{place}merge is "sum", but maps of several views are averaged ("mean") or read one by '
+                'one ("union")'
+            )
+        if has_boxes and not method.aligned_rows and merge != "union":
+            raise ConfigError(
+                f"config.eval.{place}merge is {merge!r}, but row m of {name} is another region in every view; allowed "
+                "is 'union'"
+            )
     if not has_maps and config.eval.maps != MapOptions():
         raise ConfigError(f"config.eval.maps is about maps, of which {name} predicts none; drop it")

@@ -23,7 +23,7 @@ from wsod_jax.data.records import ImageSet
 from wsod_jax.data.transforms import ProposalRules
 from wsod_jax.errors import DataError
 from wsod_jax.evaluation import inference
-from wsod_jax.evaluation.inference import Candidates, Model, score_thresholds
+from wsod_jax.evaluation.inference import Candidates, Model, Selected
 from wsod_jax.methods.base import Method
 from wsod_jax.train.distributed import refuse_several
 from wsod_jax.train.sharding import make_mesh, put, replicate
@@ -95,9 +95,9 @@ class Predictor:
         return self.predict_step._cache_size()
 
     def fingerprint(self) -> str:
-        """Return a checksum of the parameters, 8 hex digits, by which runs of one method are told apart."""
+        """Return a checksum of parameters and extras, 8 hex digits, by which runs of one method are told apart."""
         value = 0
-        for path, leaf in jax.tree_util.tree_leaves_with_path(self.params):
+        for path, leaf in jax.tree_util.tree_leaves_with_path((self.params, self.extras)):
             value = zlib.crc32(jax.tree_util.keystr(path).encode(), value)
             value = zlib.crc32(np.ascontiguousarray(leaf).tobytes(), value)
         return f"{value:08x}"
@@ -183,20 +183,16 @@ class Predictor:
         results.sort(key=lambda result: result.image_index)
         return [*self.selected(results, len(images))]
 
-    def selected(self, results: Iterable[ImageResult], num_images: int) -> Iterator[ImageResult]:
-        """Apply the data set's score thresholds, then `max_per_image`, where `average_per_image` asks for the former.
+    def selected(self, results: Iterable[ImageResult], num_images: int) -> Selected:
+        """Return results as they count; see `Selected`.
 
         Args:
-          results: of the whole set; iterated twice.
+          results: of the whole set, to be iterated several times.
           num_images: images of the set.
         """
         average = self.settings.average_per_image
-        known = (result for result in results if result.candidate_scores is not None)
-        if average is None or (thrs := score_thresholds(known, average * num_images)) is None:
-            yield from results
-            return
-        limit = self.settings.max_per_image
-        yield from (r if r.candidate_scores is None else r.above(thrs, limit) for r in results)
+        limit = None if average is None else average * num_images
+        return Selected(results, limit, self.settings.max_per_image)
 
     def _to_infer(self, views: Iterable[Batch], want: frozenset[str] | None) -> tuple[Any, ...]:
         model = Model(

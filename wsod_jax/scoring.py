@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
+import math
 import time
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +17,7 @@ import numpy as np
 from wsod_jax.config import EvalOptions
 from wsod_jax.data.proposals import ProposalSet
 from wsod_jax.data.reader import Reader
-from wsod_jax.data.records import BoxAnnotations, GroundTruth, ImageSet
+from wsod_jax.data.records import BoxAnnotations, GroundTruth, ImageRecord, ImageSet
 from wsod_jax.errors import ConfigError
 from wsod_jax.evaluation.evaluators import (
     Annotation,
@@ -44,13 +47,14 @@ class AnnotatedImages:
 
     Attributes:
       images: the images that can be predicted, with their labels.
-      objects: the objects of every one of them, then those of the split's images that are missing; `None` where the
-        reader knows no boxes.
+      objects: the objects of every one of them, then those of `known_missing`; `None` where the reader knows no boxes.
+      known_missing: ids of the split's missing images whose objects are known.
       instances: image id -> reads its masks; `label_maps`: its label map. Empty where the reader has none.
     """
 
     images: ImageSet
     objects: tuple[BoxAnnotations, ...] | None = None
+    known_missing: tuple[str, ...] = ()
     instances: Mapping[str, Callable[[], Any]] = dataclasses.field(default_factory=dict)
     label_maps: Mapping[str, Callable[[], np.ndarray]] = dataclasses.field(default_factory=dict)
 
@@ -59,23 +63,20 @@ class AnnotatedImages:
         cls, reader: Reader, split: str, reads: frozenset[str] = frozenset()
     ) -> AnnotatedImages:
         """Read a split; masks and label maps only if `reads` holds "masks" and "semantic"."""
-        images, objects = reader.images(split), None
+        images, objects, missing = reader.images(split), None, ()
         if reader.has_boxes and not images.counts.get("no_annotation"):
-            objects = cls.known_objects(images, reader.ground_truth(split))
+            truth = reader.ground_truth(split)
+            missing = tuple(one for one in images.missing if one in truth.boxes)
+            objects = tuple(truth.select([*images.image_ids, *missing]).boxes.values())
         has_masks = "masks" in reads and reader.has_instances
         has_maps = "semantic" in reads and reader.has_label_maps
         return cls(
             images,
             objects,
+            missing,
             reader.instances(split) if has_masks else {},
             reader.label_maps(split) if has_maps else {},
         )
-
-    @staticmethod
-    def known_objects(images: ImageSet, truth: GroundTruth) -> tuple[BoxAnnotations, ...]:
-        """Return the objects of the images, and of the missing ones of which any are known."""
-        missing = [image_id for image_id in images.missing if image_id in truth.boxes]
-        return tuple(truth.select([*images.image_ids, *missing]).boxes.values())
 
     @property
     def has_boxes(self) -> bool:
@@ -103,20 +104,40 @@ class AnnotatedImages:
         """Images that count, the missing ones included."""
         return len(self.objects) if self.has_boxes else len(self.images)
 
+    @functools.cached_property
+    def image_ids(self) -> tuple[str, ...]:
+        """Ids of the images that count: those of the set, then the missing ones whose objects are known."""
+        return (*self.images.image_ids, *self.known_missing)
+
     def annotation(self, index: int) -> Annotation:
-        """Return what is known of an image; of a missing one its objects alone."""
+        """Return what is known of an image; of a missing one no more than its annotations."""
         objects = self.objects[index] if self.has_boxes else None
-        if index >= len(self.images):
-            return Annotation(
-                evaluation_labels(np.zeros(len(self.images.class_names)), objects), objects
-            )
-        record = self.images.records[index]
+        unlabeled = (0,) * len(self.images.class_names)
+        is_there = index < len(self.images)
+        labels = self.images.records[index].labels if is_there else unlabeled
+        image_id = self.image_ids[index]
         return Annotation(
-            evaluation_labels(record.labels, objects),
+            evaluation_labels(labels, objects),
             objects,
-            self.instances.get(record.image_id),
-            self.label_maps.get(record.image_id),
+            self.instances.get(image_id),
+            self.label_maps.get(image_id),
         )
+
+    def size(self, index: int) -> tuple[int, int]:
+        """Return (height, width) of an image; of a missing one as far as its annotated objects reach."""
+        if index < len(self.images):
+            record = self.images.records[index]
+            return record.height, record.width
+        corners = np.append(self.objects[index].boxes[:, 2:], [[1, 1]], axis=0)
+        image_id = self.image_ids[index]
+        if image_id in self.instances:
+            ends = [
+                np.add((m.left, m.top), m.pixels.shape[::-1])
+                for m in self.instances[image_id]().masks
+            ]
+            corners = np.append(corners, np.reshape(ends, (-1, 2)), axis=0)
+        width, height = np.ceil(corners.max(axis=0)).astype(int).tolist()
+        return height, width
 
     def known(self) -> frozenset[str]:
         """Return what evaluators can read here."""
@@ -153,6 +174,23 @@ def all_evaluators(
     }
 
 
+def check_passes(predictor: Predictor, names: Sequence[str]) -> None:
+    """Raise `ConfigError` for passes that do not exist, or whose evaluators need what is not predicted."""
+    for name in names:
+        settings = predictor.settings.of_pass(name)
+        known = all_evaluators(settings, len(predictor.class_names))
+        for evaluator in settings.evaluators or ():
+            _check_needs(evaluator, known[evaluator], predictor.method.outputs)
+
+
+def _check_needs(name: str, evaluator: Evaluator, outputs: frozenset[str]) -> None:
+    if not evaluator.needs & outputs:
+        raise ConfigError(
+            f"evaluator {name!r} needs {' or '.join(sorted(evaluator.needs))}, but what is predicted are "
+            f"{', '.join(sorted(outputs))}; take it out of eval.evaluators"
+        )
+
+
 def choose_evaluators(
     settings: EvalOptions,
     known: Mapping[str, Evaluator],
@@ -181,11 +219,7 @@ def choose_evaluators(
         names = [name for name in (*usual, *extra) if known[name].needs & outputs]
     for name in names:
         evaluator = known[name]
-        if not evaluator.needs & outputs:
-            raise ConfigError(
-                f"evaluator {name!r} needs {' or '.join(sorted(evaluator.needs))}, but what is predicted are "
-                f"{', '.join(sorted(outputs))}; take it out of eval.evaluators"
-            )
+        _check_needs(name, evaluator, outputs)
         missing = evaluator.reads - data.known()
         if not missing:
             chosen[name] = evaluator
@@ -203,8 +237,18 @@ def run_pass(
     log: ResultLog,
     progress: Progress = iter,
     query: np.ndarray | None = None,
+    want: frozenset[str] | None = None,
 ) -> dict[str, int]:
-    """Predict the images that a log lacks, and append them to it; `query` as in `infer`, `None` is the split's.
+    """Predict the images that a log lacks, and append them to it.
+
+    Args:
+      predictor: what predicts.
+      data: the images; of labels and objects only `query` makes use.
+      proposals: of the images, for methods that score some.
+      log: of results of the same images.
+      progress: wraps the iterable of batches, to show how far it is.
+      query: [n, c] classes whose maps are read besides the predicted ones; `None` for those of the split.
+      want: outputs of the method; `None` for all.
 
     Returns:
       What the input met, by name; see `data.assembling.COUNTS`.
@@ -222,7 +266,7 @@ def run_pass(
             totals.update(dict.fromkeys(batch.image_index[batch.image_mask].tolist(), met()))
             yield batch
 
-    for result in predictor.results(noted(), query[todo]):
+    for result in predictor.results(noted(), query[todo], want):
         index = result.image_index
         log.add(dataclasses.replace(result, image_index=todo[index]), totals.pop(index))
     return met()
@@ -238,16 +282,12 @@ def classes_read(log: ResultLog, data: AnnotatedImages) -> np.ndarray:
 
 def in_order(results: Iterable[ImageResult], data: AnnotatedImages) -> Iterator[ImageResult]:
     """Yield a result for every image that counts, without any output where there is none; `results` are ascending."""
-    sizes, expected = data.sizes, 0
+    expected = 0
     for result in results:
-        yield from (_empty(i, sizes) for i in range(expected, result.image_index))
+        yield from (ImageResult(i, data.size(i)) for i in range(expected, result.image_index))
         yield result
         expected = result.image_index + 1
-    yield from (_empty(i, sizes) for i in range(expected, len(data)))
-
-
-def _empty(index: int, sizes: np.ndarray) -> ImageResult:
-    return ImageResult(index, tuple(sizes[index].tolist()) if index < len(sizes) else (1, 1))
+    yield from (ImageResult(i, data.size(i)) for i in range(expected, len(data)))
 
 
 def score(
@@ -275,6 +315,7 @@ class PassOutcome:
       left_out: what the numbers do not see, in sentences; `notes`: further ones.
       seconds_per_image: of what was predicted now.
       logs: where finished images are kept.
+      want: the outputs asked for, `None` for all.
     """
 
     name: str
@@ -288,6 +329,7 @@ class PassOutcome:
     notes: list[str]
     seconds_per_image: float = 0.0
     logs: Sequence[ResultLog] = ()
+    want: frozenset[str] | None = None
 
     @property
     def summary(self) -> dict[str, float]:
@@ -301,28 +343,22 @@ class PassOutcome:
             log.remove()
 
 
-class Selected:
-    """Results of a log as they count: after the data set's score thresholds; iterated as often as needed."""
+class Joined:
+    """Results whose maps are joined by those of further detectors; iterated as often as needed."""
 
-    def __init__(self, predictor: Predictor, log: ResultLog, num_images: int, others: Others):
-        self._predictor, self._log, self._num_images = predictor, log, num_images
-        self._others = others
+    def __init__(self, results: Iterable[ImageResult], others: Sequence[ResultLog]):
+        """Wrap results; `others` are logs of the same images."""
+        self._results, self._others = results, others
 
     def __iter__(self) -> Iterator[ImageResult]:
-        for result in self._predictor.selected(self._log, self._num_images):
-            maps = [
-                log[result.image_index].maps for log in self._others if result.image_index in log
-            ]
+        for result in self._results:
+            index = result.image_index
+            maps = tuple(log[index].maps for log in self._others if index in log)
             if maps:
-                joined = dataclasses.replace(result.maps, others=tuple(maps))
-                boxes, scores, classes = joined.detections()
-                result = dataclasses.replace(
-                    result, maps=joined, boxes=boxes, scores=scores, classes=classes
-                )
+                joined = dataclasses.replace(result.maps, others=maps)
+                columns = zip(("boxes", "scores", "classes"), joined.detections(), strict=True)
+                result = dataclasses.replace(result, maps=joined, **dict(columns))
             yield result
-
-
-Others = Sequence[ResultLog]  # logs of further detectors, whose components join those of the first
 
 
 def evaluate_pass(
@@ -361,19 +397,20 @@ def evaluate_pass(
         extra=extra,
         is_single_label=method.single_label,
     )
+    want = None if name == "test" else frozenset().union(*(e.needs for e in chosen.values()))
     started, todo, counts, logs = time.perf_counter(), 0, {}, []
     for number, one in enumerate(predictors if chosen or name == "test" else ()):
-        log = ResultLog(
-            folder / f".{name}_{number}.results",
-            identity(one, data.images),
-            settings.decoding(is_single_label=method.single_label).reading,
-        )
-        logs.append(log)
-        todo = max(todo, len(data.images) - len(log))
         query = classes_read(logs[0], data) if number else data.query
-        counts = run_pass(one, data, proposals, log, progress, query) | counts
-    seconds = (time.perf_counter() - started) / max(todo, 1)
-    results = Selected(predictor, logs[0], len(data.images), logs[1:]) if logs else ()
+        log = open_log(one, data.images, proposals, folder, f"{name}_{number}", query, want)
+        logs.append(log)
+        if len(log):
+            print(f"{data.images.name}: {len(log)} of {len(data.images)} images are finished")
+        todo = max(todo, len(data.images) - len(log))
+        counts = run_pass(one, data, proposals, log, progress, query, want) | counts
+    seconds = (time.perf_counter() - started) / todo if todo else math.nan
+    results = ()
+    if logs:
+        results = Joined(predictor.selected(logs[0], len(data.images)), logs[1:])
     evaluations = score(results, data, chosen)
     unread = [i for i in range(len(data.images)) if i not in logs[0]] if logs else []
     return PassOutcome(
@@ -388,6 +425,7 @@ def evaluate_pass(
         [*notes, *_met(data.images, counts)],
         seconds,
         logs,
+        want and want & method.outputs,
     )
 
 
@@ -419,33 +457,67 @@ def score_file(
     )
 
 
-def identity(predictor: Predictor, images: ImageSet) -> dict[str, Any]:
-    """Return what results are a function of, but for the pixels of the images."""
-    settings = dataclasses.asdict(predictor.settings)
-    for name in (
-        "evaluators",
-        "ap",
-        "image_ap",
-        "iou_thrs",
-        "corloc_difficult",
-        "passes",
-        "loader",
-    ):
-        del settings[name]
-    config, proposals = predictor.config.to_dict(), predictor.config.proposals
-    stamp = None
-    if proposals is not None and Path(proposals.path).is_file():
-        status = Path(proposals.path).stat()
-        stamp = [status.st_size, status.st_mtime_ns]
-    return {
+def open_log(
+    predictor: Predictor,
+    images: ImageSet,
+    proposals: ProposalSet | None,
+    folder: Path,
+    name: str,
+    query: np.ndarray | None = None,
+    want: frozenset[str] | None = None,
+) -> ResultLog:
+    """Open the log of what a detector predicts of images: a hidden file of a folder.
+
+    Its name holds a checksum of what results are a function of: detector, views, decoding, images, proposals, and the
+    arguments `query` and `want` of `run_pass`. Two evaluations with other settings do not share a file.
+    """
+    settings, config = predictor.settings, predictor.config.to_dict()
+    decoding = settings.decoding(is_single_label=predictor.method.single_label)
+    arrays = [] if proposals is None else [proposals.boxes, proposals.offsets]
+    identity = {
         "step": predictor.metadata.get("step"),
         "weights": predictor.fingerprint(),
-        "config": {key: config[key] for key in ("method", "backbone", "proposals")},
-        "proposals": stamp,
-        "settings": repr(settings),
-        "images": [images.name, *images.image_ids],
-        "labels": images.labels.sum(axis=0).tolist(),
+        "config": {key: config[key] for key in ("method", "backbone")},
+        "rules": repr(predictor.rules),
+        "proposals": [zlib.crc32(np.ascontiguousarray(array)) for array in arrays],
+        "views": repr(
+            (settings.canvases, settings.flips, settings.wants(predictor.method.outputs))
+        ),
+        "decoding": repr(decoding),
+        "want": None if want is None else sorted(want),
+        "query": None if query is None else zlib.crc32(np.ascontiguousarray(query)),
+        "images": zlib.crc32(repr([source_of(record) for record in images.records]).encode()),
     }
+    checksum = zlib.crc32(json.dumps(identity, sort_keys=True).encode())
+    return ResultLog(folder / f".{name}_{checksum:08x}.results", identity, decoding.reading)
+
+
+def source_of(record: ImageRecord) -> list[Any]:
+    """Return what tells the image from another of the same name: where it is, its size and time where it is a file."""
+    if record.path is None:
+        return [record.image_id, record.height, record.width]
+    status = record.path.stat()
+    return [str(record.path.resolve()), status.st_size, status.st_mtime_ns]
+
+
+def distinct(outcomes: Sequence[PassOutcome]) -> list[Evaluation]:
+    """Return the evaluations of several passes; where names would occur twice, the later pass's name precedes them."""
+    found: list[Evaluation] = []
+    taken: set[str] = set()
+    for outcome in outcomes:
+        for evaluation in outcome.evaluations.values():
+            names = {*evaluation.summary, *evaluation.shares, *evaluation.counts}
+            found.append(evaluation.of_pass(outcome.name) if names & taken else evaluation)
+            taken |= {*found[-1].summary, *found[-1].shares, *found[-1].counts}
+    return found
+
+
+def reads_of(settings: EvalOptions, outputs: frozenset[str]) -> frozenset[str]:
+    """Return what a pass reads of annotations."""
+    if settings.evaluators is None:
+        return outputs
+    known = all_evaluators(settings, num_classes=1)
+    return frozenset().union(*(known[name].reads for name in settings.evaluators))
 
 
 def _met(images: ImageSet, counts: Mapping[str, int]) -> list[str]:

@@ -110,7 +110,7 @@ def test_a_class_is_resized_once(monkeypatch):
     found = image_maps(view(0), view(1), predicted=(0, 2))
     found.detections()
     for _ in range(2):
-        for read in (found.response, found.point, found.tightest, found.components):
+        for read in (found.point, found.tightest, found.components):
             read(0), read(2)
     assert len(calls) == 2 * 2
 

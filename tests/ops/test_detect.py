@@ -168,14 +168,17 @@ def test_detecting_again_equals_the_loops(seed, iou_thr, top_k):
         one for one, is_real in zip(zip(*columns, strict=True), slots.mask, strict=True) if is_real
     ]
     expected = oracle.detect_again(real, iou_thr, top_k)
-    found = detect_again(jax.tree.map(jnp.asarray, slots), iou_thr=iou_thr, top_k=top_k)
+    options = dict(iou_thr=iou_thr, top_k=top_k, num_classes=2, class_top_k=12)
+    found = detect_again(jax.tree.map(jnp.asarray, slots), **options)
     expect_rows(found, expected, top_k)
     batch = jax.tree.map(lambda x: jnp.stack([x, x[::-1]]), slots)
     for one in range(2):
-        of_batch = jax.tree.map(
-            lambda x, one=one: x[one], detect_again(batch, iou_thr=iou_thr, top_k=top_k)
-        )
+        of_batch = jax.tree.map(lambda x, one=one: x[one], detect_again(batch, **options))
         expect_rows(of_batch, expected, top_k)
+    many = 2100  # too many slots to compare all with all: class by class
+    padded = jax.tree.map(lambda x: jnp.resize(x, (many, *x.shape[1:])), slots)
+    padded = padded.replace(mask=jnp.pad(jnp.asarray(slots.mask), (0, many - 12)))
+    expect_rows(detect_again(padded, **options), expected, top_k)
 
 
 @pytest.mark.parametrize("rows", [400, 1100])

@@ -31,7 +31,15 @@ from wsod_jax.evaluation.results_reading import read_results
 from wsod_jax.overrides import locations
 from wsod_jax.predictor import Predictor, bar, check_classes
 from wsod_jax.runs import load_run
-from wsod_jax.scoring import AnnotatedImages, PassOutcome, evaluate_pass, score_file
+from wsod_jax.scoring import (
+    AnnotatedImages,
+    PassOutcome,
+    check_passes,
+    distinct,
+    evaluate_pass,
+    reads_of,
+    score_file,
+)
 from wsod_jax.train.checkpoint import checkpoint_steps
 from wsod_jax.training_data import read_proposals
 from wsod_jax.viz import plot_training, save_image
@@ -173,11 +181,14 @@ def evaluate_step(predictor: Predictor, args: argparse.Namespace, folder: Path) 
     config, metadata = predictor.config, predictor.metadata
     reader, proposals = config.data, read_proposals(config)
     split = args.split or predictor.settings.split or reader.test_split
+    names = [*predictor.settings.passes] if args.passes is None else args.passes
+    check_passes(predictor, names)
     data = AnnotatedImages.read(reader, split, predictor.method.outputs)
     check_classes(data.images, predictor.class_names)
     others, blacklist, energies = options_of_maps(predictor, data, args)
-    names = predictor.settings.passes if args.passes is None else args.passes
-    further = {name: [one.of_pass(name) for one in (predictor, *others)] for name in names}
+    passes = predictor.settings.passes
+    detectors = [one.with_settings(passes=passes) for one in (predictor, *others)]
+    further = {name: [one.of_pass(name) for one in detectors] for name in names}
     print(
         f"step {metadata['step']}: {len(data.images)} images of {data.images.name}, "
         f"{predictor.settings.num_views} views each"
@@ -196,9 +207,9 @@ def evaluate_step(predictor: Predictor, args: argparse.Namespace, folder: Path) 
     write_files(test, folder, args, source=f"{config.method.name}, step {metadata['step']}")
     outcomes = [test]
     for name, detectors in further.items():
-        images = AnnotatedImages.read(
-            reader, detectors[0].settings.split or split, predictor.method.outputs
-        )
+        settings = detectors[0].settings
+        reads = reads_of(settings, predictor.method.outputs)
+        images = AnnotatedImages.read(reader, settings.split or split, reads)
         outcomes.append(evaluate_pass(name, detectors, images, proposals, folder, progress=bar))
     tables = []
     if args.compare or energies:
@@ -207,7 +218,7 @@ def evaluate_step(predictor: Predictor, args: argparse.Namespace, folder: Path) 
         f"{config.method.name}, step {metadata['step']}, {data.images.name}",
         data.images.class_names,
         facts(predictor, data.images, args),
-        [evaluation for outcome in outcomes for evaluation in outcome.evaluations.values()],
+        distinct(outcomes),
         numbers={"seconds_per_image": test.seconds_per_image},
         left_out=[text for outcome in outcomes for text in outcome.left_out],
         notes=[note for outcome in outcomes for note in outcome.notes]
@@ -349,8 +360,14 @@ def without(values: dict, key: str) -> dict:
 
 def compilation_note(predictor: Predictor, outcomes: Sequence[PassOutcome]) -> str:
     """Say how often the predict step was compiled, and how often it may be."""
-    shapes = {shape for outcome in outcomes for shape in outcome.settings.canvases.shapes()}
+    outputs = predictor.method.outputs
+    programs = {
+        (shape, want)
+        for outcome in outcomes
+        for shape in outcome.settings.canvases.shapes()
+        for want in outcome.settings.wants(outputs if outcome.want is None else outcome.want)
+    }
     return (
-        f"compilations of the predict step: {predictor.num_compilations()}, at most {len(shapes)} "
-        "(one per canvas and orientation)"
+        f"compilations of the predict step: {predictor.num_compilations()}, at most {len(programs)} "
+        "(one per canvas, orientation and set of outputs)"
     )

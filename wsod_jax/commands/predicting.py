@@ -27,11 +27,10 @@ from wsod_jax.evaluation.formats import (
     write_points,
     write_results,
 )
-from wsod_jax.evaluation.result_log import ResultLog
 from wsod_jax.files import atomic_write
 from wsod_jax.predictor import Predictor, bar
 from wsod_jax.runs import load_run
-from wsod_jax.scoring import AnnotatedImages, Selected, identity, run_pass
+from wsod_jax.scoring import AnnotatedImages, open_log, run_pass, source_of
 from wsod_jax.types import ImageResult
 from wsod_jax.viz import contact_sheet, save_image
 
@@ -57,11 +56,9 @@ def predict(args: argparse.Namespace) -> None:
     if predictor.config.proposals is not None:
         images, proposals = with_proposals(images, predictor.config.proposals.path, args)
     images = dataclasses.replace(images, class_names=names, records=unlabeled(images, len(names)))
-    reading = predictor.settings.decoding(is_single_label=predictor.method.single_label).reading
-    files = {"files": [source_of(record) for record in images.records]}
-    log = ResultLog(args.out / ".results", identity(predictor, images) | files, reading)
+    log = open_log(predictor, images, proposals, args.out, "predicted")
     run_pass(predictor, AnnotatedImages(images), proposals, log, bar)
-    results = Selected(predictor, log, len(images), ())
+    results = predictor.selected(log, len(images))
     write_files(predictor, images, results, args)
     if outputs & {"boxes", "maps"}:
         draw(predictor, images, results, args)
@@ -186,12 +183,6 @@ def search_options(path: str) -> tuple[SearchOptions, str]:
             "would fit the detector better",
         )
     return options, "as for the training set"
-
-
-def source_of(record: ImageRecord) -> list[str | int]:
-    """Return what tells a picture from others of its name: path, size and time of its file."""
-    status = record.path.stat()
-    return [str(record.path.resolve()), status.st_size, status.st_mtime_ns]
 
 
 def check_sources(path: Path, images: ImageSet) -> None:

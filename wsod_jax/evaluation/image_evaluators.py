@@ -185,7 +185,8 @@ class Ilsvrc(_OfImages):
 
     def update(self, result: ImageResult, annotation: Annotation) -> None:
         """Read the boxes of the best classes, and of the image's own, in one image."""
-        label, count = int(np.argmax(annotation.labels)), min(ILSVRC_GUESSES, self.num_classes)
+        known = np.flatnonzero(annotation.labels != 0)  # -1 where its objects are difficult alone
+        label, count = int(known[0]), min(ILSVRC_GUESSES, self.num_classes)
         guesses = np.full(count, (label + 1) % self.num_classes)  # wrong, unless read
         boxes, own = np.zeros((count, 4)), np.zeros(4)
         if result.maps is not None:

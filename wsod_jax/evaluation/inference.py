@@ -244,10 +244,13 @@ def _detect_union(
     """Detect in every view, then among all detections; row m of view v is now row v * `num_rows` + m."""
     parts = {number: _detect(view, decoding) for number, view in views.items()}
     parts = [part.replace(row=part.row + v * num_rows) for v, part in parts.items()]
+    num_classes = next(iter(views.values())).scores.shape[-1]
     found = detect_again(
         _side_by_side(parts),
         iou_thr=decoding.nms_thr,
-        top_k=decoding.num_slots(next(iter(views.values())).scores.shape[-1]),
+        top_k=decoding.num_slots(num_classes),
+        num_classes=num_classes,
+        class_top_k=decoding.top_k * len(views),
     )
     together = _side_by_side([view.replace(finite=None) for view in views.values()])
     finite = functools.reduce(jnp.logical_and, [view.finite for view in views.values()])
@@ -427,3 +430,35 @@ def score_thresholds(results: Iterable[ImageResult], limit: int) -> np.ndarray |
         if len(real) > limit:
             thrs[c] = np.partition(real, len(real) - limit)[len(real) - limit]
     return thrs
+
+
+class Selected:
+    """Results as they count: above the score thresholds of their set, then the best of each image.
+
+    Without a limit they are what they were. Iterated as often as needed; the thresholds are found the first time.
+    """
+
+    def __init__(
+        self, results: Iterable[ImageResult], limit: int | None, max_per_image: int | None
+    ):
+        """Wrap results.
+
+        Args:
+          results: of the whole set, to be iterated several times; `with_candidates` if there is a limit.
+          limit: candidates to keep per class, see `score_thresholds`; `None` keeps all.
+          max_per_image: detections to keep of an image above the thresholds.
+        """
+        self._results, self._limit, self._max_per_image = results, limit, max_per_image
+
+    def __iter__(self) -> Iterator[ImageResult]:
+        thresholds = None if self._limit is None else self._thresholds
+        for result in self._results:
+            if thresholds is None or result.candidate_scores is None:
+                yield result
+            else:
+                yield result.above(thresholds, self._max_per_image)
+
+    @functools.cached_property
+    def _thresholds(self) -> np.ndarray | None:
+        known = (result for result in self._results if result.candidate_scores is not None)
+        return score_thresholds(known, self._limit)

@@ -69,7 +69,7 @@ class ViewMaps:
 
 @dataclass(frozen=True, eq=False)
 class ImageMaps:
-    """The maps of one image and what is read off them; every class is read once.
+    """The maps of one image and what is read off them; a class is read once, its maps at image size are not kept.
 
     Attributes:
       views: of the image.
@@ -96,15 +96,11 @@ class ImageMaps:
 
     def view_responses(self, c: int) -> list[np.ndarray]:
         """Return every view's response [H, W] to a class that was read, in pixels of the image."""
-        if ("views", c) not in self._read:
-            k = int(np.searchsorted(self.classes, c))
-            if k == len(self.classes) or self.classes[k] != c:
-                raise KeyError(f"class {c} was not read of this image; {self.classes} were")
-            self._read["views", c] = [
-                resize_map(view.responses[..., k], *self.size, self.reading.upsampling)
-                for view in self.views
-            ]
-        return self._read["views", c]
+        k = int(np.searchsorted(self.classes, c))
+        if k == len(self.classes) or self.classes[k] != c:
+            raise KeyError(f"class {c} was not read of this image; {self.classes} were")
+        how = self.reading.upsampling
+        return [resize_map(view.responses[..., k], *self.size, how) for view in self.views]
 
     def response(self, c: int) -> np.ndarray:
         """Return the response [H, W] to a class, the mean over views."""
@@ -120,15 +116,15 @@ class ImageMaps:
 
     def point(self, c: int) -> tuple[float, float]:
         """Return (x, y) of the strongest response to a class."""
-        return response_point(self.response(c))
+        return self._of_class(c)[0]
 
     def tightest(self, c: int) -> Boxes:
         """Return the box [1, 4] around all foreground of a class, and its score [1]."""
-        return self._boxes(self.response(c), "tightest")
+        return self._of_class(c)[1]
 
     def components(self, c: int) -> Boxes:
         """Return a box for each component of a class's foreground, of all views and detectors that join."""
-        parts = self._component_parts(c)
+        parts = [part for maps in (self, *self.others) for part in maps._of_class(c)[2]]
         if len(parts) == 1:
             return parts[0]
         reading = self.reading
@@ -139,10 +135,15 @@ class ImageMaps:
             is_nms_first=reading.is_nms_first,
         )
 
-    def _component_parts(self, c: int) -> list[Boxes]:
-        own = self.view_responses(c) if self.reading.separate_views else [self.response(c)]
-        parts = [self._boxes(response, "components") for response in own]
-        return [*parts, *(part for other in self.others for part in other._component_parts(c))]
+    def _of_class(self, c: int) -> tuple[tuple[float, float], Boxes, list[Boxes]]:
+        """Return point, tightest box, and components of every view or of their mean; read once."""
+        if c not in self._read:
+            views = self.view_responses(c)
+            mean = np.mean(views, axis=0)
+            parts = views if self.reading.separate_views else [mean]
+            components = [self._boxes(part, "components") for part in parts]
+            self._read[c] = response_point(mean), self._boxes(mean, "tightest"), components
+        return self._read[c]
 
     def detections(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return boxes [n, 4], scores [n] and classes [n] of the predicted classes, the best first."""

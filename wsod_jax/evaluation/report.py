@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import os
@@ -71,6 +72,22 @@ class Evaluation:
     def without(self, what: str, classes: np.ndarray, name: str) -> None:
         """Note that a mean leaves out the classes, [c] bool, that are without something."""
         self.left_out[f"Without {what}, so not in {name}"] = np.asarray(classes)
+
+    def of_pass(self, name: str) -> Evaluation:
+        """Return the same with a pass's name before the names of all numbers and columns, and before the notes."""
+
+        def named(values: Mapping[str, Any]) -> dict[str, Any]:
+            return {f"{name} {key}": value for key, value in values.items()}
+
+        shares = {key: (f"{name} {mean}", values) for key, (mean, values) in self.shares.items()}
+        return dataclasses.replace(
+            self,
+            shares=named(shares),
+            numbers=named(self.numbers),
+            counts=named(self.counts),
+            left_out=named(self.left_out),
+            notes=[f"{name}: {note}" for note in self.notes],
+        )
 
     @property
     def summary(self) -> dict[str, float]:

@@ -15,6 +15,7 @@ from wsod_jax.ops.nms import nms_mask
 from wsod_jax.types import Detections
 
 _PAIRS_AT_ONCE = 2**20  # IoUs of an image that are held at a time
+_SLOTS_AT_ONCE = 2**11  # detections of an image that are compared all with all
 
 
 @functools.partial(jax.jit, static_argnames=("top_k", "class_top_k"))
@@ -91,28 +92,41 @@ def detect(
     return jax.vmap(one_image)(boxes, scores, mask)
 
 
-@functools.partial(jax.jit, static_argnames="top_k")
-def detect_again(found: Detections, *, iou_thr: ArrayLike, top_k: int) -> Detections:
+@functools.partial(jax.jit, static_argnames=("top_k", "num_classes", "class_top_k"))
+def detect_again(
+    found: Detections, *, iou_thr: ArrayLike, top_k: int, num_classes: int, class_top_k: int
+) -> Detections:
     """Suppress overlaps among detections of several views of one image, put together.
 
     Args:
       found: [n] or [b, n] slots, in any order; their `row` tells them apart: it decides ties, lowest first.
       iou_thr: as in `detect`.
       top_k: slots of the result. Static.
+      num_classes: c. Static.
+      class_top_k: k, the most detections of a class there are, such as `class_top_k` of `detect` times views. Static.
 
     Returns:
       `Detections` with `top_k` slots; `row` as given.
 
-    Gradient: none.   Cost: O(n^2) memory for each image.
+    Gradient: none.
+    Cost: for each image O(n^2) memory and time; above 2048 slots class by class, O(k^2) memory and O(c k^2) time.
     """
+    count = min(class_top_k, found.scores.shape[-1])
 
     def one_image(found: Detections) -> Detections:
         order = jnp.argsort(found.row, stable=True)
         found = jax.tree.map(lambda x: x[order], found)
-        keep = nms_mask(
-            found.boxes, found.scores, found.mask, iou_thr=iou_thr, groups=found.classes
-        )
-        return best_of(found.boxes, found.scores, found.classes, found.row, keep, top_k)
+        boxes, scores, classes, row = found.boxes, found.scores, found.classes, found.row
+        if len(scores) <= _SLOTS_AT_ONCE:
+            keep = nms_mask(boxes, scores, found.mask, iou_thr=iou_thr, groups=classes)
+            return best_of(boxes, scores, classes, row, keep, top_k)
+
+        def one_class(c: Array) -> tuple[Array, Array, Array]:
+            best, index, valid = masked_top_k(scores, found.mask & (classes == c), count)
+            return best, index, nms_mask(boxes[index], best, valid, iou_thr=iou_thr)
+
+        best, index, keep = jax.lax.map(one_class, jnp.arange(num_classes))  # each [c, k]
+        return best_of(boxes[index], best, classes[index], row[index], keep, top_k)
 
     return one_image(found) if found.scores.ndim == 1 else jax.vmap(one_image)(found)
 
