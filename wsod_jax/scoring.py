@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ from wsod_jax.config import EvalOptions
 from wsod_jax.data.proposals import ProposalSet
 from wsod_jax.data.reader import Reader
 from wsod_jax.data.records import BoxAnnotations, GroundTruth, ImageSet
-from wsod_jax.errors import ConfigError
+from wsod_jax.errors import ConfigError, DataError
 from wsod_jax.evaluation.evaluators import (
     Annotation,
     BoxAp,
@@ -32,6 +33,8 @@ from wsod_jax.evaluation.report import Evaluation
 from wsod_jax.evaluation.result_log import ResultLog
 from wsod_jax.predictor import Predictor
 from wsod_jax.types import Batch, ImageResult
+
+logger = logging.getLogger(__name__)
 
 # Measured of whatever has them; the others where they are named.
 USUAL = ("boxes", "classification", "pointing", "energy", "ilsvrc", "masks", "miou")
@@ -56,12 +59,21 @@ class AnnotatedImages:
 
     @classmethod
     def read(
-        cls, reader: Reader, split: str, reads: frozenset[str] = frozenset()
+        cls, reader: Reader, split: str, reads: frozenset[str] = frozenset({"boxes"})
     ) -> AnnotatedImages:
-        """Read a split; masks and label maps only if `reads` holds "masks" and "semantic"."""
+        """Read a split; masks and label maps only if `reads` holds "masks" and "semantic".
+
+        Boxes that cannot be read are an error if `reads` holds what they measure: "boxes", "maps" or "masks". Else
+        they are logged and unknown, and labels count as training has them.
+        """
         images, objects = reader.images(split), None
         if reader.has_boxes and not images.counts.get("no_annotation"):
-            objects = cls.known_objects(images, reader.ground_truth(split))
+            try:
+                objects = cls.known_objects(images, reader.ground_truth(split))
+            except DataError as error:
+                if reads & {"boxes", "maps", "masks"}:
+                    raise
+                logger.warning("%s: the objects are not known; %s", images.name, error)
         has_masks = "masks" in reads and reader.has_instances
         has_maps = "semantic" in reads and reader.has_label_maps
         return cls(
@@ -403,13 +415,14 @@ def score_file(
     Args:
       results: one of each image, in order.
       data: the split.
-      settings: thresholds and rules.
-      extra: names of evaluators besides the usual ones, or, with `only_extra`, in place of them.
+      settings: thresholds and rules, and the evaluators, the usual ones where it names none.
+      extra: names of evaluators besides the usual ones, or, with `only_extra`, in place of all others.
       only_extra: see there.
     """
     has_masks = any(result.masks is not None for result in results)
     outputs = frozenset({"boxes", "masks"} if has_masks else {"boxes"})
-    settings = dataclasses.replace(settings, evaluators=tuple(extra) if only_extra else None)
+    if only_extra:
+        settings = dataclasses.replace(settings, evaluators=tuple(extra))
     known = all_evaluators(settings, len(data.images.class_names))
     chosen, notes = choose_evaluators(settings, known, outputs, data, extra=extra)
     evaluations = score(results, data, chosen)
@@ -451,7 +464,8 @@ def identity(predictor: Predictor, images: ImageSet) -> dict[str, Any]:
 def _met(images: ImageSet, counts: Mapping[str, int]) -> list[str]:
     """Say what the input met in a set: images shrunk or unreadable, proposals merged or dropped."""
     met = ", ".join(f"{name} {n}" for name, n in {**images.counts, **counts}.items() if n)
-    return [f"input of {images.name}, each image counted once per view: {met}"] if met else []
+    per_view = ", each image counted once per view" if counts else ""
+    return [f"input of {images.name}{per_view}: {met}"] if met else []
 
 
 def left_out_sentences(data: AnnotatedImages, unread: Sequence[int]) -> list[str]:
