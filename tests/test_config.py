@@ -725,6 +725,8 @@ def test_files_of_a_trained_run_may_have_moved():
     config = read(SECTIONS["oim_ir"])
     changed = build.change(config, ["data.root=/new", "proposals.path=/p"])
     assert (changed.data.root, changed.proposals.path) == ("/new", "/p")
+    assert build.change(config, ["data.on_bad=skip_all"]).data.on_bad == "skip_all"
+    assert "data.on_bad" not in overrides.may_differ(config)  # another training set
     with pytest.raises(ConfigError, match="train.init_from cannot be set for a trained run"):
         build.change(config, ["train.init_from=w"])  # it has started
     assert overrides.locations(config) == ("data.root", "proposals.path", "train.init_from")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import logging
 import math
 import time
 import zlib
@@ -18,7 +19,7 @@ from wsod_jax.config import EvalOptions
 from wsod_jax.data.proposals import ProposalSet
 from wsod_jax.data.reader import Reader
 from wsod_jax.data.records import BoxAnnotations, GroundTruth, ImageRecord, ImageSet
-from wsod_jax.errors import ConfigError
+from wsod_jax.errors import ConfigError, DataError
 from wsod_jax.evaluation.evaluators import (
     Annotation,
     BoxAp,
@@ -35,6 +36,8 @@ from wsod_jax.evaluation.report import Evaluation
 from wsod_jax.evaluation.result_log import ResultLog
 from wsod_jax.predictor import Predictor
 from wsod_jax.types import Batch, ImageResult
+
+logger = logging.getLogger(__name__)
 
 # Measured of whatever has them; the others where they are named.
 USUAL = ("boxes", "classification", "pointing", "energy", "ilsvrc", "masks", "miou")
@@ -60,14 +63,23 @@ class AnnotatedImages:
 
     @classmethod
     def read(
-        cls, reader: Reader, split: str, reads: frozenset[str] = frozenset()
+        cls, reader: Reader, split: str, reads: frozenset[str] = frozenset({"boxes"})
     ) -> AnnotatedImages:
-        """Read a split; masks and label maps only if `reads` holds "masks" and "semantic"."""
+        """Read a split; masks and label maps only if `reads` holds "masks" and "semantic".
+
+        Boxes that cannot be read are an error if `reads` holds what they measure: "boxes", "maps" or "masks". Else
+        they are logged and unknown, and labels count as training has them.
+        """
         images, objects, missing = reader.images(split), None, ()
         if reader.has_boxes and not images.counts.get("no_annotation"):
-            truth = reader.ground_truth(split)
-            missing = tuple(one for one in images.missing if one in truth.boxes)
-            objects = tuple(truth.select([*images.image_ids, *missing]).boxes.values())
+            try:
+                truth = reader.ground_truth(split)
+                missing = tuple(one for one in images.missing if one in truth.boxes)
+                objects = tuple(truth.select([*images.image_ids, *missing]).boxes.values())
+            except DataError as error:
+                if reads & {"boxes", "maps", "masks"}:
+                    raise
+                logger.warning("%s: the objects are not known; %s", images.name, error)
         has_masks = "masks" in reads and reader.has_instances
         has_maps = "semantic" in reads and reader.has_label_maps
         return cls(
@@ -441,13 +453,14 @@ def score_file(
     Args:
       results: one of each image, in order.
       data: the split.
-      settings: thresholds and rules.
-      extra: names of evaluators besides the usual ones, or, with `only_extra`, in place of them.
+      settings: thresholds and rules, and the evaluators, the usual ones where it names none.
+      extra: names of evaluators besides the usual ones, or, with `only_extra`, in place of all others.
       only_extra: see there.
     """
     has_masks = any(result.masks is not None for result in results)
     outputs = frozenset({"boxes", "masks"} if has_masks else {"boxes"})
-    settings = dataclasses.replace(settings, evaluators=tuple(extra) if only_extra else None)
+    if only_extra:
+        settings = dataclasses.replace(settings, evaluators=tuple(extra))
     known = all_evaluators(settings, len(data.images.class_names))
     chosen, notes = choose_evaluators(settings, known, outputs, data, extra=extra)
     evaluations = score(results, data, chosen)
@@ -523,7 +536,8 @@ def reads_of(settings: EvalOptions, outputs: frozenset[str]) -> frozenset[str]:
 def _met(images: ImageSet, counts: Mapping[str, int]) -> list[str]:
     """Say what the input met in a set: images shrunk or unreadable, proposals merged or dropped."""
     met = ", ".join(f"{name} {n}" for name, n in {**images.counts, **counts}.items() if n)
-    return [f"input of {images.name}, each image counted once per view: {met}"] if met else []
+    per_view = ", each image counted once per view" if counts else ""
+    return [f"input of {images.name}{per_view}: {met}"] if met else []
 
 
 def left_out_sentences(data: AnnotatedImages, unread: Sequence[int]) -> list[str]:

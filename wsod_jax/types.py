@@ -10,6 +10,7 @@ container serves methods with and without proposals.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -355,7 +356,7 @@ class ImageResult:
     classes: np.ndarray | None = None
     rows: np.ndarray | None = None
     views: np.ndarray | None = None
-    masks: tuple[Mask, ...] | None = None
+    masks: Sequence[Mask] | None = None
     image_scores: np.ndarray | None = None
     maps: Any = None
     semantic: np.ndarray | None = None

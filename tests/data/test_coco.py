@@ -70,7 +70,12 @@ def test_images_and_labels(tmp_path, folder):
     assert list(as_dict(images)) == ["b", "sub/a", "c", "d"]
     assert [record.number for record in images.records] == [9, 4, 7, 11]
     assert images.category_ids == (1, 18, 90) and images.missing == ()
-    assert images.counts == {"bad_image": 0, "no_object": 1, "crowd_only": 1}
+    assert images.counts == {
+        "bad_image": 0,
+        "no_object": 1,
+        "crowd_only": 1,
+        "no_annotation": 0,
+    }
     for record in images.records:
         assert record.path.is_file() and record.load().shape == (record.height, record.width, 3)
     assert len(training_images(images)) == 3
@@ -84,6 +89,20 @@ def test_a_class_with_crowds_only(tmp_path, rule, label):
     reverse = {"annotations": ANNOTATIONS[::-1]}
     images = Coco(root=write(tmp_path, content=reverse), crowd=rule).images("val2014")
     assert as_dict(images)["b"] == (label, 1, 0) and as_dict(images)["sub/a"] == (0, 1, 1)
+
+
+def test_a_test_split_without_annotations_has_unknown_labels(tmp_path):
+    content = {"info": {}, "images": IMAGES, "categories": CATEGORIES}
+    path = write(tmp_path) / "annotations" / "image_info_val2014.json"
+    path.write_text(json.dumps(content))
+    reader = Coco(root=tmp_path, annotations="annotations/image_info_{split}.json")
+    images = reader.images("val2014")
+    assert set(as_dict(images).values()) == {(-1, -1, -1)} and len(images) == 4
+    assert images.counts["no_annotation"] == 4 and images.counts["no_object"] == 0
+    assert images.class_names == ("person", "dog", "brush") and images.category_ids == (1, 18, 90)
+    assert reader.instances("val2014") == {}
+    with pytest.raises(DataError, match="image_info_val2014.*no 'annotations'"):
+        reader.ground_truth("val2014")
 
 
 def test_labels_do_not_look_at_boxes(tmp_path):

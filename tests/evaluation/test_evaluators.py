@@ -143,8 +143,8 @@ def test_mask_ap_is_that_of_the_boxes_they_fill():
     )
     assert found.counts["masks"].tolist() == [3, 2, 1, 0]
     assert found.counts["instances"].tolist() == [3, 1, 0, 1]
-    assert 0 < found.numbers["mask AP small"] < 0.5
-    assert np.isnan([found.numbers["mask AP medium"], found.numbers["mask AP large"]]).all()
+    assert 0 < found.overall["mask AP small"] < 0.5
+    assert np.isnan([found.overall["mask AP medium"], found.overall["mask AP large"]]).all()
 
 
 @pytest.mark.parametrize(("region", "prefix"), [("boxes", "COCO"), ("masks", "COCO mask")])

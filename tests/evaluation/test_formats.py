@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -242,7 +243,7 @@ def test_masks_without_boxes_and_boxes_outside(tmp_path):
         [4, 3, 5, 8],
     ]  # best first; boxes are not clipped
     assert first.masks[1][:2] == (3, 4) and first.masks[1].pixels.shape == (5, 1)
-    assert second.masks == () and second.boxes.shape == (0, 4)
+    assert len(second.masks) == 0 and second.boxes.shape == (0, 4)
     empty = read(tmp_path, [{**mask, "segmentation": {"size": [30, 40], "counts": [1200]}}])[0]
     assert empty.masks[0].pixels.size == 0 and empty.boxes.tolist() == [[0, 0, 0, 0]]
 
@@ -283,6 +284,83 @@ def test_equal_scores_keep_their_order_and_foreign_keys_are_left(tmp_path):
 def test_malformed_files_name_the_entry(tmp_path, content, words):
     with pytest.raises(DataError, match=words):
         read(tmp_path, content)
+
+
+def test_images_whose_file_is_missing_are_told_apart_from_unknown_ones(tmp_path):
+    images = dataclasses.replace(image_set(("000012",)), missing=("000007", "sub/x"))
+    for value in ("000007", 7, "sub/x.jpg", "x"):
+        with pytest.raises(DataError, match="its file is missing or broken"):
+            positions(tmp_path, [value], images)
+    with pytest.raises(DataError, match="8 is not among the 1"):
+        positions(tmp_path, [8], images)
+    numbered = dataclasses.replace(image_set(("000012",), (12,)), missing=("000007",))
+    with pytest.raises(DataError, match="its file is missing or broken"):
+        positions(tmp_path, [7], numbered)
+
+
+def data_set(*annotations, **changes):
+    return {
+        "images": [{"id": 5, "file_name": "n02/x.jpg"}, {"id": 6, "file_name": "y.z"}],
+        "categories": [{"id": 3, "name": "dog"}, {"id": 4, "name": "cat"}],
+        "annotations": list(annotations),
+    } | changes
+
+
+IN_SET = {"image_id": 5, "category_id": 4, "bbox": [1, 2, 3, 4]}
+
+
+@pytest.mark.parametrize("numbers", [None, (6, 5, 7)])  # numbers of other images do not count
+def test_a_data_set_is_read_by_the_names_in_it(tmp_path, numbers):
+    images = image_set(("n01/x", "n02/x", "y.z"), numbers)
+    crowd = {**IN_SET, "iscrowd": 1}
+    scored = {**IN_SET, "image_id": 6, "category_id": 3, "score": 0.25, "iscrowd": 0}
+    none, first, second = read(tmp_path, data_set(crowd, IN_SET, scored), images)
+    assert len(none.boxes) == 0
+    assert first.boxes.tolist() == [[1, 2, 4, 6]] and first.scores.tolist() == [1]
+    assert first.classes.tolist() == [0]
+    assert second.classes.tolist() == [1] and second.scores.tolist() == [0.25]
+    assert first.masks is None
+
+
+def test_polygons_of_a_data_set(tmp_path):
+    square = [[2, 3, 6, 3, 6, 8, 2, 8]]
+    images = image_set(("n02/x", "y.z"))
+    [first, _] = read(tmp_path, data_set({**IN_SET, "segmentation": square}), images)
+    expected = np.zeros(SIZE, bool)
+    expected[3:8, 2:6] = True
+    [mask] = first.masks
+    found = np.zeros(SIZE, bool)
+    found[mask.top :, mask.left :][: len(mask.pixels), : mask.pixels.shape[1]] = mask.pixels
+    np.testing.assert_array_equal(found, expected)
+    [first, _] = read(tmp_path, data_set({**IN_SET, "segmentation": []}), images)
+    assert first.masks is None and len(first.boxes) == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (data_set(annotations=None), "holds a dict.*data set"),
+        (data_set(images=[{"id": 5}]), "needs lists.*file_name"),
+        (data_set(categories=[{"id": 4, "name": "cat"}]), "'dog'.* not among"),
+        (data_set({**IN_SET, "image_id": 7}), "entry 0.* 7 is not among the 2"),
+        (data_set({**IN_SET, "category_id": 5}), "category_id is 5"),
+        (data_set({**IN_SET, "score": None}), "score is None"),
+        (data_set({**IN_SET, "segmentation": [["a"] * 6]}), "entry 0.*no polygon"),
+        (data_set(images=[{"id": 5, "file_name": "zz.jpg"}], annotations=[IN_SET]), "'zz.jpg'"),
+    ],
+)
+def test_malformed_data_sets_are_named(tmp_path, content, words):
+    with pytest.raises(DataError, match=words):
+        read(tmp_path, content, image_set(("n02/x", "y.z")))
+
+
+def test_masks_are_decoded_when_asked_for(tmp_path):
+    [first, _] = read(tmp_path, [{**GOOD, "segmentation": RLE}])
+    assert first.masks.rles == (RLE,)
+    mask = pickle.loads(pickle.dumps(first)).masks[0]
+    assert mask[:2] == (3, 4) and mask.pixels.tolist() == [[True]] * 5
+    with pytest.raises(IndexError):
+        first.masks[1]
 
 
 def test_a_missing_file_is_named(tmp_path):
@@ -341,6 +419,8 @@ def test_an_exact_detector_has_ap_1_in_pycocotools(tmp_path, kind):
     evaluation.accumulate()
     evaluation.summarize()
     assert evaluation.stats[0] == pytest.approx(1)
+    assert_same(read_results(path, images), exact_results())
+    path = write_coco_set(tmp_path / "set.json", exact_results(), images, source="s")
     assert_same(read_results(path, images), exact_results())
 
 

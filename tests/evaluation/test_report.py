@@ -24,7 +24,8 @@ def evaluations():
     boxes.without("a box", np.zeros(3, bool), "precision")
     boxes.iou_sweep = {"0.50": 0.375, "0.75": math.nan}
     boxes.notes.append("AP is `11point`.")
-    other = Evaluation(numbers={"steps": 5, "ratio": 0.61234, "energy": math.nan})
+    other = Evaluation(overall={"energy": 0.625, "mIoU": math.nan})
+    other.numbers = {"steps": 5, "ratio": 0.61234}
     other.add_share("CorLoc", np.array([1.0, 0.5, 0.0]))
     other.tables.append(Table("By size", ["size", "AP"], [["small", 0.125], ["large", None]]))
     return [boxes, other]
@@ -40,7 +41,8 @@ def test_an_evaluation_averages_over_the_classes_that_have_a_share():
     boxes, other = evaluations()
     assert boxes.summary == {"mAP50": 0.375}
     assert other.summary == pytest.approx(
-        {"CorLoc": 0.5, "steps": 5, "ratio": 0.61234, "energy": math.nan}, nan_ok=True
+        {"CorLoc": 0.5, "energy": 0.625, "mIoU": math.nan, "steps": 5, "ratio": 0.61234},
+        nan_ok=True,
     )
     none = Evaluation()
     none.add_share("AP50", [np.nan, np.nan])
@@ -62,9 +64,10 @@ def test_json_holds_every_number(tmp_path):
     assert content["summary"] == {
         "mAP50": 0.375,
         "CorLoc": 0.5,
+        "energy": 0.625,
+        "mIoU": None,
         "steps": 5,
         "ratio": 0.61234,
-        "energy": None,
         "boxes per image": 2.5,
     }
     assert content["per_class"] == [
@@ -104,7 +107,8 @@ def test_markdown_shows_shares_in_percent(tmp_path):
         "| CorLoc | 50.0 % |",
         "| steps | 5 |",
         "| ratio | 0.6123 |",
-        "| energy | – |",
+        "| energy | 62.5 % |",
+        "| mIoU | – |",
         "| seconds | 1235 |",
         "| class | AP50 | objects | CorLoc |",
         "| dog | 50.0 | 4 | 50.0 |",

@@ -10,10 +10,16 @@ that localise without proposals, pointing accuracy and Object Energy.
     python scripts/evaluate.py --workdir runs/spn --compare --energy_of voc07.npz     # SPN beside its baselines
     python scripts/evaluate.py --workdir runs/spn_560 --together_with runs/spn_224 runs/spn_112
 
-Writes predictions.json (and points.csv), then report.md, report.json and figures into
-<workdir>/evaluation/<step>/; for a file of results, into --out or <file>_scored/ beside it. A split without
-boxes, such as VOC 2012 test, is predicted and not measured; --voc_server writes what its server takes. After Ctrl-C
-the same command goes on with the images that are not finished.
+Written into <workdir>/evaluation/<step>/ (--out in place of <workdir>/evaluation), or for a file of results into --out
+or <file>_scored/ beside it: predictions.json (boxes, and masks as RLE where the method predicts them, in COCO's results
+format) with predictions.index.json (which numbers mean which image and class), points.csv of methods with maps,
+detections.coco.json with --coco_set (the same as a COCO data set), voc_server/ with --voc_server, and report.md,
+report.json and figures. Files hold what was predicted of the test split; further passes, such as corloc, stand in the
+report alone. A file of results is not written again, and a classifier has no boxes to write. Several checkpoints also
+have history.json and curves.png beside their folders.
+
+A split without boxes, such as VOC 2012 test, is predicted and not measured. After Ctrl-C the same command goes on with
+the images that are not finished.
 """
 
 from __future__ import annotations
@@ -77,7 +83,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     scored = parser.add_mutually_exclusive_group()
     scored.add_argument(
         "--predictions",
-        help="score this COCO results file of boxes or masks, of any program; no model is needed",
+        help="score this COCO results file or data set of boxes or masks, of any program; no model is needed",
     )
     scored.add_argument(
         "--pseudo",

@@ -28,6 +28,7 @@ from wsod_jax.evaluation.formats import (
 from wsod_jax.evaluation.metrics.ilsvrc import read_blacklist
 from wsod_jax.evaluation.report import Report, write_report
 from wsod_jax.evaluation.results_reading import read_results
+from wsod_jax.files import atomic_write
 from wsod_jax.overrides import locations
 from wsod_jax.predictor import Predictor, bar, check_classes
 from wsod_jax.runs import load_run
@@ -127,7 +128,8 @@ def write_history(out: Path, name: str, history: dict[int, dict[str, float]]) ->
         key: (np.array(list(history)), np.array([s.get(key, np.nan) for s in history.values()]))
         for key in next(iter(history.values()))
     }
-    (out / "history.json").write_text(json.dumps(history, indent=1) + "\n", encoding="utf-8")
+    with atomic_write(out / "history.json") as file:
+        file.write(json.dumps(history, indent=1) + "\n")
     path = save_image(out / "curves.png", plot_training({name: series}))
     print(f"curves over {len(history)} checkpoints: {path}")
 
@@ -179,6 +181,7 @@ def last_step(source: Path) -> int:
 def evaluate_step(predictor: Predictor, args: argparse.Namespace, folder: Path) -> dict[str, float]:
     """Evaluate one checkpoint, write its results and its report, and return the report's summary."""
     config, metadata = predictor.config, predictor.metadata
+    refuse_files_of_boxes(predictor, args)
     reader, proposals = config.data, read_proposals(config)
     split = args.split or predictor.settings.split or reader.test_split
     names = [*predictor.settings.passes] if args.passes is None else args.passes
@@ -229,6 +232,17 @@ def evaluate_step(predictor: Predictor, args: argparse.Namespace, folder: Path) 
     for outcome in outcomes:
         outcome.discard()
     return known(report.summary)
+
+
+def refuse_files_of_boxes(predictor: Predictor, args: argparse.Namespace) -> None:
+    """Raise `ConfigError` for files of boxes where the method predicts none."""
+    outputs = predictor.method.outputs
+    for name in ("coco_set", "voc_server"):
+        if getattr(args, name) and not outputs & {"boxes", "maps"}:
+            raise ConfigError(
+                f"--{name} writes boxes, but {predictor.config.method.name!r} predicts "
+                f"{', '.join(sorted(outputs))}; leave it out"
+            )
 
 
 def options_of_maps(

@@ -7,9 +7,10 @@
 No labels and no boxes are needed. The proposals that the detector chooses among are computed here, as those it was
 trained with were, and kept in the output folder; --proposals takes a file of scripts/make_proposals.py instead.
 
-Written into --out: predictions.json (all boxes, in COCO's results format) with predictions.index.json (which numbers
-mean which image and class), image_scores.csv (a score per picture and class), pictures/ (each picture with its best
-boxes) and sheet.jpg (all of them at a glance). Methods without proposals, such as SPN, also write points.csv, and
+Written into --out: predictions.json (all boxes, and masks where the method predicts them, in COCO's results format)
+with predictions.index.json (which numbers mean which image and class), detections.coco.json (the same as a COCO data
+set), image_scores.csv (a score per picture and class), pictures/ (each picture with its best boxes) and sheet.jpg (all
+of them at a glance). Methods without proposals, such as SPN, also write points.csv, and
 draw the proposal map and the responses to classes; a picture in which no class is predicted has no boxes, and shows
 the best class's response. A classifier writes image_scores.csv alone. Pictures that cannot be read are named and left
 out.

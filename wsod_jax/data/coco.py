@@ -2,9 +2,10 @@
 
     <root>/annotations/instances_<split>.json   <root>/<split>/<file_name>  (or <root>/images/<split>/)
 
-Other places are options. Keys that are not COCO's, such as `score` of a pseudo box, are ignored. Classes are the file's
-categories in the order of their ids, which may have gaps (COCO's 80 lie in 1..90). Its boxes (x, y, width, height),
-0-based with continuous edges, become (x, y, x + width, y + height).
+Other places are options: COCO's test splits come without annotations, as annotations/image_info_<split>.json. Keys
+that are not COCO's, such as `score` of a pseudo box, are ignored. Classes are the file's categories in the order of
+their ids, which may have gaps (COCO's 80 lie in 1..90). Its boxes (x, y, width, height), 0-based with continuous edges,
+become (x, y, x + width, y + height).
 """
 
 from __future__ import annotations
@@ -69,6 +70,9 @@ class Coco(InstanceReader):
     def images(self, split: str) -> ImageSet:
         """Read a split's images and their image-level labels; boxes are not looked at.
 
+        A file without the key "annotations", as those of COCO's test splits, is read without labels: every label is
+        -1, unknown, and `counts["no_annotation"]` images have none.
+
         Args:
           split: like "train2014"; names the file of annotations and the folder of images.
 
@@ -84,7 +88,7 @@ class Coco(InstanceReader):
         if_crowd = difficult_label(self.crowd)
         annotations = self._read(split)
         present: dict[int, dict[int, bool]] = {number: {} for number in annotations.images}
-        for item in annotations.objects:
+        for item in annotations.objects or ():
             classes = present[item["image_id"]]
             index = annotations.class_index[item["category_id"]]
             classes[index] = classes.get(index, False) or not item["iscrowd"]
@@ -92,18 +96,19 @@ class Coco(InstanceReader):
         files = {
             path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()
         }
-        counts, records = Counter(bad_image=0, no_object=0, crowd_only=0), []
+        counts, records = Counter(bad_image=0, no_object=0, crowd_only=0, no_annotation=0), []
         left_out = LeftOut(self.on_bad)
         for number, image in annotations.images.items():
             if image.file_name not in files:
                 error = DataError(f"{folder / image.file_name}: no such image file.")
                 left_out.add(image.image_id, error)
                 continue
-            labels = [0] * len(annotations.class_names)
+            known = annotations.objects is not None
+            labels = [0 if known else -1] * len(annotations.class_names)
             for index, single in present[number].items():
                 labels[index] = 1 if single else if_crowd
                 counts["crowd_only"] += not single
-            counts["no_object"] += not present[number]
+            counts["no_object" if known else "no_annotation"] += not present[number]
             path = folder / image.file_name
             size = (image.height, image.width)
             records.append(ImageRecord(image.image_id, path, *size, tuple(labels), number))
@@ -131,9 +136,14 @@ class Coco(InstanceReader):
           are the annotated ones, of the mask, or of the box where the file has none.
 
         Raises:
-          DataError: if the JSON is missing or faulty.
+          DataError: if the JSON is missing or faulty, or has no annotations.
         """
         annotations = self._read(split)
+        if annotations.objects is None:
+            raise DataError(
+                f"{annotations.path}: has no 'annotations', so there are no boxes; such a split can be predicted, not "
+                "measured or trained on."
+            )
         counts = Counter(clipped=0, dropped=0)
         objects: dict[int, list[tuple]] = {number: [] for number in annotations.images}
         for item in annotations.objects:
@@ -163,14 +173,16 @@ class Coco(InstanceReader):
           split: as in `images`.
 
         Returns:
-          Image id -> a function that decodes the masks of that image, in the order of the file; of every image of the
-          file. Crowd regions are marked as to be ignored and as crowd. The function raises `DataError`, naming the
-          annotation, for what is no segmentation or of another size than the image.
+          Image id -> a function that decodes the masks of that image, in the order of the file; of every image of a
+          file that has annotations. Crowd regions are marked as to be ignored and as crowd. The function raises
+          `DataError`, naming the annotation, for what is no segmentation or of another size than the image.
 
         Raises:
           DataError: if the JSON is missing or faulty.
         """
         annotations = self._read(split)
+        if annotations.objects is None:
+            return {}
         objects: dict[int, list[dict]] = {number: [] for number in annotations.images}
         without = []
         for item in annotations.objects:
@@ -230,14 +242,14 @@ class _Annotations:
       class_names: c names, in the order of the category ids.
       class_index: category id -> position in `class_names`, in that order.
       images: the file's image id -> image, in the order of the file.
-      objects: as in the file, each with `image_id`, `category_id`, and `iscrowd` 0 or 1.
+      objects: as in the file, each with `image_id`, `category_id`, and `iscrowd` 0 or 1; `None` without annotations.
     """
 
     path: Path
     class_names: tuple[str, ...]
     class_index: dict[int, int]
     images: dict[int, _Image]
-    objects: list[dict[str, Any]]
+    objects: list[dict[str, Any]] | None
 
     @classmethod
     def read(cls, path: Path) -> _Annotations:
@@ -259,7 +271,8 @@ class _Annotations:
             raise DataError(f"{path}: has no categories.")
         order = sorted(categories)
         images = _read_images(content, path)
-        objects = list(_checked_objects(content, images, categories, path))
+        has_objects = "annotations" in content
+        objects = list(_checked_objects(content, images, categories, path)) if has_objects else None
         names = tuple(categories[number] for number in order)
         index = {number: position for position, number in enumerate(order)}
         return cls(path, names, index, images, objects)

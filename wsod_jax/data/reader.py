@@ -9,7 +9,6 @@ way is refused unless told otherwise.
 from __future__ import annotations
 
 import logging
-import typing
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from wsod_jax.options import Mark
 
 logger = logging.getLogger(__name__)
 
-OnBad = Literal["error", "skip", "skip_all"]
+OnBad = Annotated[Literal["error", "skip", "skip_all"], Mark.TEST]
 _NAMED = 10  # faults named one by one; the count tells of the others
 _MAX_SHARE = 10  # with "skip", at most one image in so many may be left out
 
@@ -149,7 +148,7 @@ class LabelMapReader(InstanceReader):
 
 def check_on_bad(on_bad: OnBad) -> None:
     """Raise `ConfigError` unless `on_bad` is one of the three."""
-    if on_bad not in typing.get_args(OnBad):
+    if on_bad not in ("error", "skip", "skip_all"):
         raise ConfigError(f'on_bad={on_bad!r}; allowed are "error", "skip" and "skip_all".')
 
 

@@ -203,7 +203,7 @@ class MaskAp(_OfRegions):
             evaluation.add_share(f"mask AP{round(100 * thr)}", metrics.ap[:, t])
         evaluation.add_share("ABO", average_best_overlap(found, truth, region="masks").abo)
         summary = coco_ap(found, truth, region="masks").summary
-        evaluation.numbers = {
+        evaluation.overall = {
             f"mask AP {size}": summary[f"AP_{size}"] for size in ("small", "medium", "large")
         }
         evaluation.counts = {"masks": metrics.num_detections, "instances": metrics.num_objects}
@@ -218,7 +218,7 @@ class CocoAp(_OfRegions):
         """Return them as "COCO AP" and so on, or "COCO mask AP"."""
         summary = coco_ap(self.detections, self.truth, region=self.region).summary
         prefix = "COCO" if self.region == "boxes" else "COCO mask"
-        return Evaluation(numbers={f"{prefix} {name}": value for name, value in summary.items()})
+        return Evaluation(overall={f"{prefix} {name}": value for name, value in summary.items()})
 
 
 @dataclass

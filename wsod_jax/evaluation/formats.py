@@ -42,6 +42,7 @@ class ResultImages(Protocol):
     class_names: Sequence[str]
     records: Sequence[ResultImage]
     category_ids: Sequence[int] | None  # the data set's own ids, where it has them
+    missing: Sequence[str]  # ids of the split's images whose file is missing or broken
 
 
 @dataclass(frozen=True)
@@ -275,13 +276,17 @@ def read_index(path: str | Path) -> ResultsIndex:
     Raises:
       DataError: the index is missing or malformed.
     """
-    content = load_json(index_path(path))
+    return parse_index(load_json(index_path(path)), index_path(path))
+
+
+def parse_index(content: Any, path: Path, name: str = "name") -> ResultsIndex:
+    """Return what the ids of parsed JSON mean; `name` is the key of an image's name, `path` the file for errors."""
     try:
-        images = {item["id"]: str(item["name"]) for item in content["images"]}
+        images = {item["id"]: str(item[name]) for item in content["images"]}
         classes = {str(item["name"]): int(item["id"]) for item in content["categories"]}
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(
-            f"{index_path(path)} needs lists `images` and `categories` of {{id, name}}; "
+            f"{path} needs lists `images` of {{id, {name}}} and `categories` of {{id, name}}; "
             f"found {type(content).__name__} with {error!r}"
         ) from None
     return ResultsIndex(images, tuple(classes), tuple(classes.values()))

@@ -63,7 +63,7 @@ class MeanIou:
         iou = self._pixels.iou
         found = Evaluation(detail=self._pixels)
         found.add_share("IoU", iou[1:], mean="IoU of classes")
-        found.numbers = {"mIoU": self._pixels.mean, "IoU of background": float(iou[0])}
+        found.overall = {"mIoU": self._pixels.mean, "IoU of background": float(iou[0])}
         return found
 
 
@@ -159,7 +159,7 @@ class Energy:
     def compute(self) -> Evaluation:
         """Return the mean over the images that have one."""
         metrics = EnergyMetrics(np.array(self.energies))
-        found = Evaluation(numbers={"energy": metrics.mean}, detail=metrics)
+        found = Evaluation(overall={"energy": metrics.mean}, detail=metrics)
         if metrics.num_left_out:
             found.notes.append(
                 f"energy leaves out {metrics.num_left_out} images without objects, or not read"
@@ -205,11 +205,11 @@ class Ilsvrc(_OfImages):
             guesses, boxes, labels, truth, top=top, blacklist=self.blacklist
         )
         own = known_class_error(own, labels, truth, blacklist=self.blacklist)
-        found = Evaluation(numbers={"localisation error": own}, detail=errors)
+        found = Evaluation(overall={"localisation error": own}, detail=errors)
         for k, wrong, misplaced in zip(
             errors.top, errors.classification, errors.localization, strict=True
         ):
-            found.numbers |= {f"top-{k} error": wrong, f"top-{k} localisation error": misplaced}
+            found.overall |= {f"top-{k} error": wrong, f"top-{k} localisation error": misplaced}
         if errors.num_left_out:
             found.notes.append(
                 f"the blacklist leaves {errors.num_left_out} images out of the errors"

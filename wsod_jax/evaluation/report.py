@@ -47,7 +47,8 @@ class Evaluation:
     Attributes:
       shares: name of a column -> name of its mean in the summary, and the share in [0, 1] of every class, [c]; NaN
         where a class has none, which the mean leaves out.
-      numbers: further numbers of the summary, by name, as they are.
+      overall: further shares in [0, 1] of the summary, by name.
+      numbers: its other numbers, which are no shares.
       counts: name of a column -> what the shares of every class rest on, [c] int.
       iou_sweep: mAP by IoU threshold, where there are several.
       tables: shown after the classes.
@@ -57,6 +58,7 @@ class Evaluation:
     """
 
     shares: dict[str, tuple[str, np.ndarray]] = field(default_factory=dict)
+    overall: dict[str, float] = field(default_factory=dict)
     numbers: dict[str, float] = field(default_factory=dict)
     counts: dict[str, np.ndarray] = field(default_factory=dict)
     iou_sweep: dict[str, float] = field(default_factory=dict)
@@ -91,9 +93,9 @@ class Evaluation:
 
     @property
     def summary(self) -> dict[str, float]:
-        """Means of the shares, and the other numbers."""
+        """Means of the shares, those of no class, and the other numbers."""
         means = {mean: float(mean_over_classes(values)) for mean, values in self.shares.values()}
-        return means | self.numbers
+        return means | self.overall | self.numbers
 
 
 @dataclass(frozen=True)
@@ -181,12 +183,12 @@ def write_report(folder: str | Path, report: Report, pictures: Sequence[Picture]
         {"path": _relative(picture.path, folder), "caption": picture.caption}
         for picture in pictures
     ]
-    means = dict.fromkeys(mean for e in report.evaluations for mean, _ in e.shares.values())
     columns = {name: mean for e in report.evaluations for name, (mean, _) in e.shares.items()}
+    overall = {name for e in report.evaluations for name in e.overall}
     with atomic_write(folder / "report.json") as file:
         file.write(json.dumps(content, indent=1) + "\n")
     with atomic_write(folder / "report.md") as file:
-        file.write(_markdown(content, set(means), columns))
+        file.write(_markdown(content, overall | {*columns.values()}, columns))
     return folder / "report.md"
 
 
@@ -227,7 +229,7 @@ def _markdown(content: dict, shares: set[str], columns: Mapping[str, str]) -> st
     """Return the report for people; `shares` are numbers of the summary in percent, `columns`: column -> its mean."""
     sections = [f"# {content['title']}", *(f"**{text}**" for text in content["left_out"])]
     rows = [
-        [name, f"{_percent(value)} %" if name in shares else _number(value)]
+        [name, _number(value) if value is None or name not in shares else f"{_percent(value)} %"]
         for name, value in content["summary"].items()
     ]
     sections += ["## Summary", _table(["number", "value"], rows)]
