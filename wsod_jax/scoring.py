@@ -41,6 +41,9 @@ logger = logging.getLogger(__name__)
 
 # Measured of whatever has them; the others where they are named.
 USUAL = ("boxes", "classification", "pointing", "energy", "ilsvrc", "masks", "miou")
+COSTLY = frozenset(
+    {"masks", "semantic"}
+)  # a further pass predicts them only for evaluators that need them
 Progress = Callable[[Iterable[Batch]], Iterable[Batch]]
 
 
@@ -327,7 +330,7 @@ class PassOutcome:
       left_out: what the numbers do not see, in sentences; `notes`: further ones.
       seconds_per_image: of what was predicted now.
       logs: where finished images are kept.
-      want: the outputs asked for, `None` for all.
+      want: the outputs asked for, `None` where a file was read.
     """
 
     name: str
@@ -409,7 +412,11 @@ def evaluate_pass(
         extra=extra,
         is_single_label=method.single_label,
     )
-    want = None if name == "test" else frozenset().union(*(e.needs for e in chosen.values()))
+    want = method.outputs
+    if (
+        name != "test"
+    ):  # what is cheap is wanted all the same, or each pass would compile programs of its own
+        want -= COSTLY - frozenset().union(*(one.needs for one in chosen.values()))
     started, todo, counts, logs = time.perf_counter(), 0, {}, []
     for number, one in enumerate(predictors if chosen or name == "test" else ()):
         query = classes_read(logs[0], data) if number else data.query
@@ -437,7 +444,7 @@ def evaluate_pass(
         [*notes, *_met(data.images, counts)],
         seconds,
         logs,
-        want and want & method.outputs,
+        want,
     )
 
 
