@@ -197,6 +197,20 @@ def test_coco_set_of_detections_is_read_back(evaluated, trained_run, tmp_path):
         np.testing.assert_allclose(found.boxes[order], result.boxes[expected], atol=1e-4)
 
 
+def test_a_written_data_set_is_scored_as_its_results_file(evaluated, trained_run, tmp_path):
+    """And of what evaluators are named, these alone are measured."""
+    found = {}
+    for name in ("predictions.json", "detections.coco.json"):
+        given = ["--workdir", trained_run.workdir, "--predictions", evaluated / name]
+        given += ["--out", tmp_path / name, "--pictures", "0"]
+        given += ["--set", "evaluators=('corloc','coco')"]
+        assert evaluate.main([str(argument) for argument in given]) == 0
+        found[name] = read_report(tmp_path / name)["summary"]
+    first, second = found.values()
+    assert first == second and first["CorLoc"] > 0 and {"COCO AP", "COCO AR_100"} <= set(first)
+    assert "mAP50" not in first
+
+
 def test_objects_as_pseudo_boxes_are_perfect(trained_run, tmp_path, monkeypatch):
     """A file of all objects of the training split, and of one more box that is wrong."""
     monkeypatch.setattr(measuring, "load_run", None)  # no model
@@ -301,6 +315,7 @@ def test_missed_objects_lower_the_score(trained_run, moved_data, tmp_path):
     (data / "JPEGImages" / f"{gone}.jpg").unlink()
     less = score([image_id for image_id in images.image_ids if image_id != gone])
     assert gone in less["left_out"][0]
+    assert "input of voc data all: bad_image 1" in less["notes"]  # a file has no views
     lost = np.bincount(truth[gone].classes, minlength=len(images.class_names))
     for row, missed in zip(less["per_class"], lost, strict=True):
         if row["objects"]:

@@ -13,7 +13,7 @@ from PIL import Image
 
 from tests.commands import refused, train
 from tests.data.voc_tree import write_voc
-from wsod_jax.commands import predict, predicting
+from wsod_jax.commands import evaluate, predict, predicting
 from wsod_jax.data.proposals import ProposalSet
 from wsod_jax.data.selective_search import SearchOptions
 from wsod_jax.evaluation.formats import index_path, read_index
@@ -306,7 +306,7 @@ def test_default_search_where_training_proposals_are_gone():
     assert "/nowhere/proposals.npz is not here" in reason
 
 
-def test_a_classifier_writes_scores_only(pictures, tmp_path):
+def test_a_classifier_writes_scores_only(pictures, tmp_path, capsys):
     from configs.pretrain_tiny import get_config
 
     config = get_config()
@@ -332,6 +332,10 @@ def test_a_classifier_writes_scores_only(pictures, tmp_path):
     assert len(rows) == 4
     for row in rows[1:]:
         assert len(row) == 3 and sum(map(float, row[1:])) == pytest.approx(1, abs=1e-4)
+    run = ["--workdir", str(tmp_path / "classifier"), "--out", str(tmp_path / "evaluated")]
+    for option in ("--coco_set", "--voc_server"):
+        refused(evaluate.main, [*run, option], f"{option} writes boxes.*image_scores", capsys)
+    assert not (tmp_path / "evaluated").exists()
 
 
 @pytest.mark.slow
