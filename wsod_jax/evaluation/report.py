@@ -86,6 +86,7 @@ class Evaluation:
             self,
             shares=named(shares),
             numbers=named(self.numbers),
+            overall=named(self.overall),
             counts=named(self.counts),
             left_out=named(self.left_out),
             notes=[f"{name}: {note}" for note in self.notes],
