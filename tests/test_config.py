@@ -770,7 +770,7 @@ def test_solver_and_maps_of_a_trained_run_may_change():
         ("oim_ir", "passes=1", ("eval.passes is 1", "sections by name", "evaluators")),
         ("oim_ir", "passes.corloc=1", ("eval.passes is {'corloc': 1}",)),
         ("oim_ir", "passes.corloc.resiz=long", ("Did you mean 'resize'",)),
-        ("oim_ir", "passes.corloc.nms_thr=0", ("passes.corloc.nms_thr does not exist",)),
+        ("oim_ir", "passes.corloc.loader=tf", ("passes.corloc.loader does not exist",)),
         ("oim_ir", "passes.corloc.scales=()", ("config.eval.passes.corloc", "scales")),
         ("oim_ir", "passes.corloc.evaluators=corlo", ("'corloc'",)),
     ],

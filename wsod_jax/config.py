@@ -219,8 +219,8 @@ class PassOptions:
     """A further pass over a split: what it does otherwise than the section that it stands in, `None` for nothing.
 
     Attributes:
-      split, evaluators, scales, flips, resize, merge, top_k, max_per_image, score_thr: as in `eval`, for this pass
-        alone; `None` takes what `eval` says.
+      split, evaluators, scales, flips, resize, merge, top_k, max_per_image, score_thr, nms_thr, ap, iou_thrs, masks: as
+        in `eval`, for this pass alone; `None` takes what `eval` says.
     """
 
     split: str | None = None
