@@ -491,13 +491,13 @@ def open_log(
     Its name holds a checksum of what results are a function of: detector, views, decoding, images, proposals, and the
     arguments `query` and `want` of `run_pass`. Two evaluations with other settings do not share a file.
     """
-    settings, config = predictor.settings, predictor.config.to_dict()
+    settings, config = predictor.settings, predictor.config
     decoding = settings.decoding(is_single_label=predictor.method.single_label)
     arrays = [] if proposals is None else [proposals.boxes, proposals.offsets]
     identity = {
         "step": predictor.metadata.get("step"),
         "weights": predictor.fingerprint(),
-        "config": {key: config[key] for key in ("method", "backbone")},
+        "model": repr((config.method, config.backbone)),
         "rules": repr(predictor.rules),
         "proposals": [zlib.crc32(np.ascontiguousarray(array)) for array in arrays],
         "views": repr(

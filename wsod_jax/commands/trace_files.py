@@ -67,11 +67,15 @@ def traced(options: argparse.Namespace, folder: Path) -> set[Path]:
     images = [reader.images(split) for split in ("trainval", "test")]
     both = dataclasses.replace(images[0], records=images[0].records + images[1].records)
     run_selective_search(both, proposals, options=SearchOptions(min_side=6.0))
-    values = small(load_config(options.config), data, proposals, jax.device_count())
-    if options.walk == "train":
-        found = executed(lambda: runs.train(build.read_config(values), folder / "run"))
-    else:
+
+    def train() -> None:
+        values = small(load_config(options.config), data, proposals, jax.device_count())
         runs.train(build.read_config(values), folder / "run")
+
+    if options.walk == "train":
+        found = executed(train)
+    else:
+        train()
         found = executed(evaluation_of(folder))
     paths = {Path(name).resolve() for name in found if name.endswith(".py")} - {Path(__file__)}
     return {path for path in paths if any(path.is_relative_to(folder) for folder in FOLDERS)}
