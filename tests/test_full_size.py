@@ -128,7 +128,7 @@ def check_prediction(config, method, state, rows):
     settings = config.eval
     predict = jax.jit(method.predict, static_argnums=3)
     for seed in (3, 4):
-        batch = random_batch(settings.canvases("map"), max(settings.scales), rows, seed)
+        batch = random_batch(settings.canvases, max(settings.scales), rows, seed)
         arrays = jax.tree.map(jnp.asarray, batch)
         found = predict(state.params, state.extras, arrays, method.outputs)
         assert np.isfinite(found.image_scores).all()

@@ -359,4 +359,5 @@ def test_as_a_program_without_tensorflow(trained_run, pictures, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     meaning = json.loads(index_path(tmp_path / "out" / "predictions.json").read_text())
-    assert meaning["images"] == sorted(range(len(meaning["images"])), key=str)
+    numbers = [image["id"] for image in meaning["images"]]
+    assert numbers == sorted(range(2 * predicting.IMAGES_PER_WORKER), key=str)
