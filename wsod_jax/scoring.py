@@ -41,9 +41,8 @@ logger = logging.getLogger(__name__)
 
 # Measured of whatever has them; the others where they are named.
 USUAL = ("boxes", "classification", "pointing", "energy", "ilsvrc", "masks", "miou")
-COSTLY = frozenset(
-    {"masks", "semantic"}
-)  # a further pass predicts them only for evaluators that need them
+# Outputs that a further pass predicts only for evaluators that need them.
+COSTLY = frozenset({"masks", "semantic"})
 Progress = Callable[[Iterable[Batch]], Iterable[Batch]]
 
 
@@ -413,9 +412,8 @@ def evaluate_pass(
         is_single_label=method.single_label,
     )
     want = method.outputs
-    if (
-        name != "test"
-    ):  # what is cheap is wanted all the same, or each pass would compile programs of its own
+    if name != "test":
+        # What is cheap is wanted all the same, or each pass would compile programs of its own.
         want -= COSTLY - frozenset().union(*(one.needs for one in chosen.values()))
     started, todo, counts, logs = time.perf_counter(), 0, {}, []
     for number, one in enumerate(predictors if chosen or name == "test" else ()):
