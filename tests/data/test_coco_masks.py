@@ -7,21 +7,11 @@ import numpy as np
 import pytest
 
 from tests.data.test_coco import CATEGORIES, IMAGES, annotation, as_dict, write
+from tests.oracles.masks import run_lengths
 from wsod_jax.data.coco import Coco
 from wsod_jax.errors import DataError
 
 SQUARE = [[2, 1, 6, 1, 6, 4, 2, 4]]
-
-
-def run_lengths(pixels):
-    """Run lengths in column order, zeros first: a loop."""
-    counts, value = [0], False
-    for pixel in np.asarray(pixels, bool).T.ravel():
-        if pixel != value:
-            counts.append(0)
-            value = pixel
-        counts[-1] += 1
-    return counts
 
 
 def full(mask, height, width):

@@ -47,6 +47,21 @@ def truth_of(rows, *, num_images=1, num_classes=1):
     )
 
 
+def two_images():
+    """Make tables of a hit, a box that is a little short, a small part, and a difficult object nobody found."""
+    found = detections_of(
+        [(0, 0, 0.9, BOX), (0, 1, 0.8, [0, 0, 10, 8]), (1, 1, 0.7, [0, 0, 4, 4])],
+        num_images=2,
+        num_classes=3,
+    )
+    truth = truth_of(
+        [(0, 0, BOX, False), (0, 1, BOX, False), (1, 1, BOX, False), (1, 2, BOX, True)],
+        num_images=2,
+        num_classes=3,
+    )
+    return found, truth
+
+
 def random_tables(rng, *, num_images=4, num_classes=3, num_detections=60, num_objects=14):
     """Draw integer boxes and coarse scores, so that ties, duplicates and exact IoU thresholds occur."""
 

@@ -3,28 +3,13 @@
 import numpy as np
 import pytest
 
-from tests.evaluation.test_average_precision import BOX, detections_of, truth_of
+from tests.evaluation.test_average_precision import detections_of, two_images
 from wsod_jax.evaluation.metrics.average_precision import evaluate_detections
 from wsod_jax.evaluation.metrics.coco_metrics import coco_ap
 
 
-@pytest.fixture
-def tables():
-    found = detections_of(
-        [(0, 0, 0.9, BOX), (0, 1, 0.8, [0, 0, 10, 8]), (1, 1, 0.7, [0, 0, 4, 4])],
-        num_images=2,
-        num_classes=3,
-    )
-    truth = truth_of(
-        [(0, 0, BOX, False), (0, 1, BOX, False), (1, 1, BOX, False), (1, 2, BOX, True)],
-        num_images=2,
-        num_classes=3,
-    )
-    return found, truth
-
-
-def test_coco_metrics_of_perfect_and_of_no_detections(tables):
-    _, truth = tables
+def test_coco_metrics_of_perfect_and_of_no_detections():
+    _, truth = two_images()
     perfect = detections_of(
         [
             (i, c, 0.5, box)
@@ -40,8 +25,8 @@ def test_coco_metrics_of_perfect_and_of_no_detections(tables):
     assert nothing.summary["AP"] == 0.0 and np.isnan(nothing.summary["AP_large"])
 
 
-def test_coco_ap50_differs_from_area_ap_by_interpolation_only(tables):
-    found, truth = tables
+def test_coco_ap50_differs_from_area_ap_by_interpolation_only():
+    found, truth = two_images()
     coco = coco_ap(found, truth).summary["AP50"]
     area = evaluate_detections(found, truth, ap_mode="area").mean_ap[0]
     assert coco == pytest.approx(area, abs=0.01)

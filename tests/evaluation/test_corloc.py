@@ -5,7 +5,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.evaluation.test_average_precision import BOX, detections_of, random_tables, truth_of
+from tests.evaluation.test_average_precision import (
+    BOX,
+    detections_of,
+    random_tables,
+    truth_of,
+    two_images,
+)
 from tests.oracles import evals as oracle
 from tests.oracles import localization as localization_oracle
 from wsod_jax.errors import DataError
@@ -157,16 +163,7 @@ def test_quality_class_by_class_agrees_with_the_loops(seed, num_boxes, num_objec
 
 
 def test_box_quality_measures_part_domination():
-    found = detections_of(
-        [(0, 0, 0.9, BOX), (0, 1, 0.8, [0, 0, 10, 8]), (1, 1, 0.7, [0, 0, 4, 4])],
-        num_images=2,
-        num_classes=3,
-    )
-    truth = truth_of(
-        [(0, 0, BOX, False), (0, 1, BOX, False), (1, 1, BOX, False), (1, 2, BOX, True)],
-        num_images=2,
-        num_classes=3,
-    )
+    found, truth = two_images()
     quality = box_quality(found, truth)
     assert quality.precision == pytest.approx(2 / 3)
     assert quality.recall == pytest.approx(2 / 4)

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 
+from tests.oracles.masks import run_lengths
 from wsod_jax.errors import DataError
 from wsod_jax.ops.masks import (
     decode_mask,
@@ -186,17 +187,6 @@ def test_a_mask_outside_its_image_is_refused():
 def test_what_is_no_mask_of_the_image_is_named(rle, words):
     with pytest.raises(DataError, match=words):
         rle_to_mask(rle, (4, 5))
-
-
-def run_lengths(pixels):
-    """Run lengths in column order, zeros first: a loop."""
-    counts, value = [0], False
-    for pixel in np.asarray(pixels, bool).T.ravel():
-        if pixel != value:
-            counts.append(0)
-            value = pixel
-        counts[-1] += 1
-    return counts
 
 
 @pytest.mark.parametrize("share", [0.0, 0.02, 0.5, 1.0])
