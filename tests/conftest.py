@@ -53,10 +53,10 @@ class TrainedRun:
 @pytest.fixture(scope="session")
 def tiny_set(tmp_path_factory) -> tuple[Path, Path]:
     """Render a synthetic set and search proposals in all of its images; return the two paths."""
+    from wsod_jax.data.proposals.selective_search import SearchOptions, run_selective_search
+    from wsod_jax.data.readers.voc import Voc
     from wsod_jax.data.records import ImageSet
-    from wsod_jax.data.selective_search import SearchOptions, run_selective_search
-    from wsod_jax.data.synthetic import SyntheticSpec, write_synthetic
-    from wsod_jax.data.voc import Voc
+    from wsod_jax.data.synthetic.dataset import SyntheticSpec, write_synthetic
 
     root = tmp_path_factory.mktemp("tiny_set")
     data, proposals = root / "data", root / "proposals.npz"

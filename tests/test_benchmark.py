@@ -28,7 +28,7 @@ from wsod_jax.commands.benchmarks import (
     training,
 )
 from wsod_jax.commands.benchmarks.rows import Options, Row, markdown
-from wsod_jax.data.arrays import save_batches
+from wsod_jax.data.input.stored_batches import save_batches
 from wsod_jax.nn.vgg import STAGES, Vgg16
 
 ROOT = Path(__file__).resolve().parents[1]

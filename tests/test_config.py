@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from configs.debug_tiny import get_config
 from configs.spn_synthetic import get_config as get_spn_config
-from tests.data.voc_tree import write_voc
+from tests.data.readers.voc_tree import write_voc
 from wsod_jax import build, overrides, runs, training_data
 from wsod_jax.config import EvalOptions, RunConfig
 from wsod_jax.data.records import BoxSet, ImageBoxes, ImageRecord, ImageSet
@@ -38,8 +38,8 @@ from wsod_jax.options import (
 )
 from wsod_jax.parsing import Chosen, described, parse, plain, to_values
 from wsod_jax.train.identity import compare_runs
+from wsod_jax.train.weights import save_weights
 from wsod_jax.training_data import check_labels, check_streams
-from wsod_jax.weights.npz import save_weights
 
 
 def read(config) -> RunConfig:

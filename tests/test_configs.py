@@ -20,7 +20,7 @@ import pytest
 
 from wsod_jax import build, presets
 from wsod_jax.config import RunConfig
-from wsod_jax.data.transforms import Canvases
+from wsod_jax.data.input.transforms import Canvases
 from wsod_jax.errors import ConfigError
 from wsod_jax.methods.regression import Regression
 from wsod_jax.train.sharding import make_mesh

@@ -6,7 +6,7 @@ import numpy as np
 from wsod_jax import build, runs
 from wsod_jax.commands import convert_weights
 from wsod_jax.train.checkpoint import load_checkpoint
-from wsod_jax.weights.npz import load_weights
+from wsod_jax.train.weights import load_weights
 
 
 def test_checkpoint_gives_all_but_the_layers_of_its_classes(trained_run, tmp_path, capsys):

@@ -25,8 +25,8 @@ from wsod_jax import build, runs
 from wsod_jax.commands import evaluate, measuring
 from wsod_jax.commands import train as script
 from wsod_jax.data.images import read_image
-from wsod_jax.data.proposals import ProposalSet
-from wsod_jax.data.voc import Voc
+from wsod_jax.data.proposals.proposal_set import ProposalSet
+from wsod_jax.data.readers.voc import Voc
 from wsod_jax.errors import ConfigError, DataError, NonFiniteError
 from wsod_jax.evaluation import image_evaluators
 from wsod_jax.evaluation.result_log import ResultLog

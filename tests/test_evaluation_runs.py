@@ -14,13 +14,13 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from tests.commands import refused, train
-from tests.data.voc_tree import pixels, write_voc
+from tests.data.readers.voc_tree import pixels, write_voc
 from tests.test_end_to_end import FAST, read_report
 from wsod_jax import predictor
 from wsod_jax.commands import evaluate, measuring
-from wsod_jax.data.coco import Coco
-from wsod_jax.data.selective_search import SearchOptions, run_selective_search
-from wsod_jax.data.voc import Voc
+from wsod_jax.data.proposals.selective_search import SearchOptions, run_selective_search
+from wsod_jax.data.readers.coco import Coco
+from wsod_jax.data.readers.voc import Voc
 from wsod_jax.evaluation import formats
 from wsod_jax.evaluation.result_log import ResultLog
 from wsod_jax.evaluation.results_reading import read_results

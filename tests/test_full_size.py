@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from wsod_jax import build
-from wsod_jax.data.transforms import Canvases
+from wsod_jax.data.input.transforms import Canvases
 from wsod_jax.nn.backbone import is_frozen
 from wsod_jax.train.sharding import make_mesh, put
 from wsod_jax.train.state import init_state

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, ClassVar
 
 from wsod_jax import build
-from wsod_jax.commands.options import defining_classes, described_fields, main, page
+from wsod_jax.commands.option_tables import defining_classes, described_fields, main, page
 from wsod_jax.options import SHARE, Mark
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "options.md"
@@ -17,7 +17,7 @@ def test_committed_page_is_the_generated_one(tmp_path):
     assert main([str(tmp_path / "options.md")]) == 0
     text = (tmp_path / "options.md").read_text(encoding="utf-8")
     assert PAGE.read_text(encoding="utf-8") == text, (
-        "run python -m wsod_jax.commands.options docs/options.md"
+        "run python -m wsod_jax.commands.option_tables docs/options.md"
     )
 
 

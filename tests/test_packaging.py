@@ -22,12 +22,12 @@ COMMANDS = [PACKAGE / "commands" / path.name for path in SCRIPTS]
 
 # Which level a room is on. A file imports from lower levels and from its own room; docs/architecture.md draws this.
 LEVELS = {
-    **dict.fromkeys(["types", "options", "errors", "files", "restricted_pickle"], 0),
+    **dict.fromkeys(["types", "options", "errors", "files"], 0),
     **dict.fromkeys(["ops", "viz"], 1),
     **dict.fromkeys(["nn", "losses"], 2),
-    **dict.fromkeys(["methods", "weights"], 3),
+    **dict.fromkeys(["methods"], 3),
     **dict.fromkeys(["data", "evaluation", "train"], 4),
-    **dict.fromkeys(["parsing", "config", "presets", "overrides"], 5),
+    **dict.fromkeys(["parsing", "config", "presets", "overrides", "convert"], 5),
     "build": 6,
     **dict.fromkeys(["predictor", "training_data", "scoring", "runs"], 7),
     "analysis": 8,
@@ -39,7 +39,6 @@ FILES = (
     "errors",
     "files",
     "types",
-    "restricted_pickle",
     "parsing",
     "config",
     "overrides",

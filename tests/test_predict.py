@@ -12,10 +12,10 @@ import pytest
 from PIL import Image
 
 from tests.commands import refused, train
-from tests.data.voc_tree import write_voc
+from tests.data.readers.voc_tree import write_voc
 from wsod_jax.commands import evaluate, predict, predicting
-from wsod_jax.data.proposals import ProposalSet
-from wsod_jax.data.selective_search import SearchOptions
+from wsod_jax.data.proposals.proposal_set import ProposalSet
+from wsod_jax.data.proposals.selective_search import SearchOptions
 from wsod_jax.evaluation.formats import index_path, read_index
 from wsod_jax.evaluation.result_log import ResultLog
 from wsod_jax.train.checkpoint import load_checkpoint

@@ -10,17 +10,16 @@ import pytest
 from tests.commands import refused
 from tests.nn.cases import image_batch
 from wsod_jax import build
-from wsod_jax.analysis.field_boxes import FieldOptions, field_boxes
-from wsod_jax.analysis.proposing import propose_fields
+from wsod_jax.analysis.map_proposals import FieldOptions, field_boxes, propose_fields
 from wsod_jax.commands import make_proposals
-from wsod_jax.data import proposal_writing
-from wsod_jax.data.proposals import ProposalSet
+from wsod_jax.data.proposals import writing as proposal_writing
+from wsod_jax.data.proposals.proposal_set import ProposalSet
+from wsod_jax.data.readers.voc import Voc
 from wsod_jax.data.records import ImageRecord, ImageSet
-from wsod_jax.data.voc import Voc
 from wsod_jax.errors import ConfigError, DataError
 from wsod_jax.methods.spn import Spn
 from wsod_jax.nn.layers import Window, receptive_field
-from wsod_jax.nn.soft_proposal import SoftProposal
+from wsod_jax.nn.spn_network import SoftProposal
 from wsod_jax.nn.tiny import TinyNet
 from wsod_jax.nn.vgg import Vgg16
 from wsod_jax.runs import load_run

@@ -7,9 +7,9 @@ import jax
 import numpy as np
 
 from wsod_jax import build
+from wsod_jax.convert import torchvision
 from wsod_jax.data.images import read_image
-from wsod_jax.weights import torchvision
-from wsod_jax.weights.npz import check_meta
+from wsod_jax.train.weights import check_meta
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

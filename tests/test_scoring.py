@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.data.voc_tree import pixels
+from tests.data.readers.voc_tree import pixels
 from wsod_jax.config import EvalOptions
-from wsod_jax.data.image_folder import ImageFolder
+from wsod_jax.data.readers.image_folder import ImageFolder
 from wsod_jax.errors import DataError
 from wsod_jax.scoring import AnnotatedImages, all_evaluators, choose_evaluators, score
 from wsod_jax.types import ImageResult

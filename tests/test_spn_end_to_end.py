@@ -10,18 +10,18 @@ import numpy as np
 import pytest
 
 from tests.commands import refused, train
-from tests.data.voc_tree import write_voc
+from tests.data.readers.voc_tree import write_voc
 from tests.oracles import localization as oracle
 from tests.test_end_to_end import labels_only, losses, read_report
 from wsod_jax import build
 from wsod_jax.analysis.baselines import COLUMNS
 from wsod_jax.commands import evaluate
-from wsod_jax.data.voc import Voc
+from wsod_jax.data.readers.voc import Voc
 from wsod_jax.errors import ConfigError, DataError
 from wsod_jax.runs import load_run
 from wsod_jax.scoring import truth_table
 from wsod_jax.train.checkpoint import checkpoint_steps, load_checkpoint, write_manifest
-from wsod_jax.weights.npz import save_weights
+from wsod_jax.train.weights import save_weights
 
 
 @pytest.fixture

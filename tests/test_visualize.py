@@ -14,8 +14,8 @@ from tests.commands import refused
 from wsod_jax.analysis.mining import MiningRun
 from wsod_jax.analysis.quality import pseudo_quality
 from wsod_jax.analysis.scores import ScoredRun
-from wsod_jax.data.proposals import ProposalSet
-from wsod_jax.data.voc import Voc
+from wsod_jax.data.proposals.proposal_set import ProposalSet
+from wsod_jax.data.readers.voc import Voc
 from wsod_jax.evaluation.formats import write_results
 from wsod_jax.ops.boxes import pairwise_iou
 from wsod_jax.train.checkpoint import write_manifest

@@ -16,10 +16,10 @@ from wsod_jax.analysis.edges import edge_shares, edge_table
 from wsod_jax.analysis.proposal_maps import MapRun
 from wsod_jax.analysis.walk import Walk, follow_walks, walk_table
 from wsod_jax.commands.visualize import main
-from wsod_jax.data.proposals import ProposalSet
+from wsod_jax.data.proposals.proposal_set import ProposalSet
 from wsod_jax.evaluation.metrics.object_energy import EnergyMetrics, object_energy
 from wsod_jax.methods.spn import Spn
-from wsod_jax.nn.soft_proposal import SoftProposal
+from wsod_jax.nn.spn_network import SoftProposal
 from wsod_jax.nn.tiny import TinyNet
 from wsod_jax.ops.soft_proposal import soft_proposals
 from wsod_jax.runs import load_run

@@ -9,14 +9,14 @@ import optax
 
 from wsod_jax import overrides
 from wsod_jax.config import RunConfig, check_run
-from wsod_jax.data.coco import Coco
-from wsod_jax.data.folder import Folder
-from wsod_jax.data.image_folder import ImageFolder
-from wsod_jax.data.proposals import ProposalSet
+from wsod_jax.data.proposals.proposal_set import ProposalSet
+from wsod_jax.data.readers.coco import Coco
+from wsod_jax.data.readers.folder import Folder
+from wsod_jax.data.readers.image_folder import ImageFolder
+from wsod_jax.data.readers.sbd import Sbd
+from wsod_jax.data.readers.tfds import Tfds
+from wsod_jax.data.readers.voc import Voc
 from wsod_jax.data.records import ImageSet
-from wsod_jax.data.sbd import Sbd
-from wsod_jax.data.tfds import Tfds
-from wsod_jax.data.voc import Voc
 from wsod_jax.errors import ConfigError
 from wsod_jax.methods.base import Method
 from wsod_jax.methods.classifier import Classifier

@@ -28,7 +28,7 @@ from typing import Annotated, Any, Literal
 
 import flax.linen as nn
 
-from wsod_jax.data.transforms import Canvases, ProposalRules, Resize
+from wsod_jax.data.input.transforms import Canvases, ProposalRules, Resize
 from wsod_jax.errors import ConfigError
 from wsod_jax.evaluation.inference import Decoding, Merge
 from wsod_jax.evaluation.maps import MapReading

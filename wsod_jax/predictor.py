@@ -16,11 +16,11 @@ from tqdm import tqdm
 
 from wsod_jax import build
 from wsod_jax.config import EvalOptions, RunConfig
-from wsod_jax.data.loading import Loading
-from wsod_jax.data.pipeline import ViewStream, view_batches
-from wsod_jax.data.proposals import ProposalSet
+from wsod_jax.data.input.loading import Loading
+from wsod_jax.data.input.pipeline import ViewStream, view_batches
+from wsod_jax.data.input.transforms import ProposalRules
+from wsod_jax.data.proposals.proposal_set import ProposalSet
 from wsod_jax.data.records import ImageSet
-from wsod_jax.data.transforms import ProposalRules
 from wsod_jax.errors import DataError
 from wsod_jax.evaluation import inference
 from wsod_jax.evaluation.inference import Candidates, Model, Selected

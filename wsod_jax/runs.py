@@ -14,8 +14,8 @@ from jax.sharding import Mesh
 from wsod_jax import build
 from wsod_jax.build import CUES, METHODS
 from wsod_jax.config import LogOptions, RunConfig
-from wsod_jax.data.arrays import FeatureCache
-from wsod_jax.data.pipeline import TrainStream
+from wsod_jax.data.input.feature_cache import FeatureCache
+from wsod_jax.data.input.pipeline import TrainStream
 from wsod_jax.errors import ConfigError
 from wsod_jax.evaluation.metrics.average_precision import evaluate_detections
 from wsod_jax.evaluation.metrics.tables import DetectionTable

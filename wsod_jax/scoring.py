@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from wsod_jax.config import EvalOptions
-from wsod_jax.data.proposals import ProposalSet
-from wsod_jax.data.reader import Reader
+from wsod_jax.data.proposals.proposal_set import ProposalSet
+from wsod_jax.data.readers.reader import Reader
 from wsod_jax.data.records import BoxAnnotations, GroundTruth, ImageRecord, ImageSet
 from wsod_jax.errors import ConfigError, DataError
 from wsod_jax.evaluation.evaluators import (

@@ -10,10 +10,11 @@ import jax
 
 from wsod_jax import build
 from wsod_jax.config import RunConfig, TrainOptions
-from wsod_jax.data.loading import Loading, SkipPixels
-from wsod_jax.data.pipeline import TrainStream, train_batches, view_batches
-from wsod_jax.data.plan import Order
-from wsod_jax.data.proposals import ProposalSet
+from wsod_jax.data.input.loading import Loading, SkipPixels
+from wsod_jax.data.input.pipeline import TrainStream, train_batches, view_batches
+from wsod_jax.data.input.plan import Order
+from wsod_jax.data.input.transforms import ProposalRules
+from wsod_jax.data.proposals.proposal_set import ProposalSet
 from wsod_jax.data.records import (
     BoxSet,
     GroundTruth,
@@ -22,7 +23,6 @@ from wsod_jax.data.records import (
     is_single_label,
     training_images,
 )
-from wsod_jax.data.transforms import ProposalRules
 from wsod_jax.errors import ConfigError
 from wsod_jax.methods.base import Method
 from wsod_jax.types import Batch

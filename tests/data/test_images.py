@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from tests.data.voc_tree import pixels
+from tests.data.readers.voc_tree import pixels
 from wsod_jax.data.images import image_size, read_image
 from wsod_jax.errors import DataError
 

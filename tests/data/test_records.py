@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from wsod_jax.data.readers.voc import Voc
 from wsod_jax.data.records import (
     BoxAnnotations,
     BoxSet,
@@ -18,7 +19,6 @@ from wsod_jax.data.records import (
     is_single_label,
     training_images,
 )
-from wsod_jax.data.voc import Voc
 from wsod_jax.errors import DataError
 
 

@@ -10,7 +10,7 @@ import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from wsod_jax.data.coco import Coco
+from wsod_jax.data.readers.coco import Coco
 from wsod_jax.data.records import ImageRecord, ImageSet
 from wsod_jax.errors import DataError
 from wsod_jax.evaluation.formats import (

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.oracles import losses as oracle
-from wsod_jax.losses.classification import class_scores, classification_loss, top1_hits
+from wsod_jax.losses.image_labels import class_scores, classification_loss, top1_hits
 
 ACTIVATIONS = ("softmax", "sigmoid")
 value = jax.jit(classification_loss, static_argnames="activation")

@@ -8,8 +8,7 @@ import numpy as np
 
 from tests.methods.cases import NUM_CLASSES, make_batch
 from wsod_jax.methods.spn import Spn
-from wsod_jax.nn.soft_proposal import SoftProposal
-from wsod_jax.nn.spn_network import SpnNetwork
+from wsod_jax.nn.spn_network import SoftProposal, SpnNetwork
 from wsod_jax.nn.tiny import TinyNet
 from wsod_jax.types import Batch
 

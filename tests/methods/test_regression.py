@@ -24,7 +24,7 @@ from tests.methods.cases import (
 from tests.methods.mining_cases import make, pad, random_image, to_jax
 from tests.oracles import boxes as geometry
 from tests.oracles import losses, mining
-from wsod_jax.losses.regression import smooth_l1
+from wsod_jax.losses.box_regression import smooth_l1
 from wsod_jax.methods.oicr import Oicr
 from wsod_jax.methods.regression import Regression
 from wsod_jax.types import Source

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.oracles import soft_proposal as oracle
-from wsod_jax.nn.soft_proposal import SoftProposal
+from wsod_jax.nn.spn_network import SoftProposal
 from wsod_jax.ops.soft_proposal import soft_proposals
 from wsod_jax.types import FeatureMap
 

@@ -19,8 +19,8 @@ from wsod_jax.train.identity import run_metadata
 from wsod_jax.train.init_from import init_from, read_sources
 from wsod_jax.train.sharding import make_mesh
 from wsod_jax.train.state import TrainState, init_state
+from wsod_jax.train.weights import save_weights
 from wsod_jax.types import Batch, Views
-from wsod_jax.weights.npz import save_weights
 
 BACKBONE = TinyNet(pixels="torchvision")
 

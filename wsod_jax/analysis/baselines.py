@@ -7,19 +7,22 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Int
 
 from wsod_jax.analysis import energy
-from wsod_jax.analysis.saliency import saliency
-from wsod_jax.data.proposals import ProposalSet, check_proposals
+from wsod_jax.data.proposals.proposal_set import ProposalSet, check_proposals
 from wsod_jax.evaluation.image_evaluators import OFF_THE_IMAGE
 from wsod_jax.evaluation.metrics.object_energy import EnergyMetrics
 from wsod_jax.evaluation.metrics.pointing import difficult_subset, pointing_accuracy
 from wsod_jax.evaluation.report import Table
+from wsod_jax.methods.base import Method
 from wsod_jax.ops.response import response_point
 from wsod_jax.ops.soft_proposal import Solver
 from wsod_jax.predictor import Predictor, bar
 from wsod_jax.scoring import AnnotatedImages, evaluate_pass
+from wsod_jax.types import Batch, Params
 
 SOLVERS = {"walk": "M of the walk", "stationary": "M stationary", "uniform": "M uniform (CAM)"}
 COLUMNS = (
@@ -154,3 +157,33 @@ def file_energies(path: Path, split: AnnotatedImages) -> np.ndarray:
         scores = [proposals.get_scores(image_id) for image_id in ids]
     boxes = [proposals.get(image_id) for image_id in ids]
     return energy.proposal_energies(boxes, scores, split.truth, split.sizes)
+
+
+IMAGE_SCORES = frozenset({"image_scores"})
+
+
+def saliency(
+    method: Method, params: Params, extras: dict, batch: Batch, classes: Int[Array, " b"]
+) -> Float[Array, "b H W"]:
+    """Return max over channels of |∂s_c / ∂image|, the Grad baseline of the SPN paper's Table 2.
+
+    Args:
+      method: predicts "image_scores".
+      params: its parameters.
+      extras: its extras.
+      batch: images [b, H, W, 3]; their boxes, if the method takes any, stay where they are.
+      classes: [b] int32, which class c of each image.
+
+    Returns:
+      [b, H, W] float32, >= 0.
+
+    Source: Simonyan et al. 2014, here of the probability s_c.
+    """
+
+    def chosen(image: Float[Array, "b H W 3"]) -> Float[Array, ""]:
+        seen = batch.replace(image=image)
+        scores = method.predict(params, extras, seen, IMAGE_SCORES).image_scores  # [b, c]
+        return jnp.sum(jnp.take_along_axis(scores, classes[:, None], axis=1))
+
+    gradient = jax.grad(chosen)(jnp.asarray(batch.image, jnp.float32))  # [b, H, W, 3]
+    return jnp.max(jnp.abs(gradient), axis=-1)

@@ -46,13 +46,13 @@ if TYPE_CHECKING:  # brings JAX, which --help does without
 
 # what the file is -> (module, function) that reads it
 IMPORTERS = {
-    "torchvision_vgg16": ("wsod_jax.weights.torchvision", "convert_vgg16"),
-    "torchvision_squeezenet1_1": ("wsod_jax.weights.torchvision", "convert_squeezenet"),
-    "torchvision_googlenet": ("wsod_jax.weights.torchvision", "convert_googlenet"),
-    "caffe_vgg16": ("wsod_jax.weights.caffe", "convert_vgg16"),
-    "caffe_cnn_s": ("wsod_jax.weights.caffe", "convert_cnn_s"),
-    "caffe_googlenet": ("wsod_jax.weights.caffe", "convert_googlenet"),
-    "keras_squeezenet_npz": ("wsod_jax.weights.keras", "convert_squeezenet"),
+    "torchvision_vgg16": ("wsod_jax.convert.torchvision", "convert_vgg16"),
+    "torchvision_squeezenet1_1": ("wsod_jax.convert.torchvision", "convert_squeezenet"),
+    "torchvision_googlenet": ("wsod_jax.convert.torchvision", "convert_googlenet"),
+    "caffe_vgg16": ("wsod_jax.convert.caffe", "convert_vgg16"),
+    "caffe_cnn_s": ("wsod_jax.convert.caffe", "convert_cnn_s"),
+    "caffe_googlenet": ("wsod_jax.convert.caffe", "convert_googlenet"),
+    "keras_squeezenet_npz": ("wsod_jax.convert.keras", "convert_squeezenet"),
     "checkpoint": (__name__, "convert_checkpoint"),
 }
 CLASS_LAYERS = (
@@ -92,7 +92,7 @@ def run(options: argparse.Namespace) -> None:
     """Convert a file, and say what was written."""
     from flax.traverse_util import flatten_dict
 
-    from wsod_jax.weights.npz import save_weights
+    from wsod_jax.train.weights import save_weights
 
     module, function = IMPORTERS[options.importer]
     convert = getattr(importlib.import_module(module), function)

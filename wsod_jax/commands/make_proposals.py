@@ -35,12 +35,12 @@ from pathlib import Path
 from tqdm import tqdm
 
 from wsod_jax.commands.command_line import make_parser, run_command
-from wsod_jax.data.folder import list_images
-from wsod_jax.data.proposal_import import import_proposals
-from wsod_jax.data.proposals import ProposalSet
+from wsod_jax.convert.proposal_import import import_proposals
+from wsod_jax.data.proposals.proposal_set import ProposalSet
+from wsod_jax.data.proposals.selective_search import SearchOptions, run_selective_search
+from wsod_jax.data.readers.folder import list_images
+from wsod_jax.data.readers.voc import Voc
 from wsod_jax.data.records import ImageSet
-from wsod_jax.data.selective_search import SearchOptions, run_selective_search
-from wsod_jax.data.voc import Voc
 from wsod_jax.errors import ConfigError, DataError
 
 LINE_SECONDS = 10  # between progress lines where the output is not a terminal
@@ -210,8 +210,10 @@ def name_failures(failures: Sequence[tuple[str, str]]) -> None:
 
 def receptive_fields(images: ImageSet, options: argparse.Namespace) -> ProposalSet:
     """Make proposals of the receptive fields of a run's proposal maps, write them to `options.out` and return them."""
-    from wsod_jax.analysis.field_boxes import FieldOptions  # brings JAX, which workers do without
-    from wsod_jax.analysis.proposing import propose_fields
+    from wsod_jax.analysis.map_proposals import (
+        FieldOptions,  # brings JAX, which workers do without
+        propose_fields,
+    )
 
     given = {k: getattr(options, k) for k in ("num", "sizes", "aspects", "nms_thr")}
     result = propose_fields(
@@ -239,7 +241,7 @@ def print_recall(
     proposals: ProposalSet, others: dict[str, ProposalSet], options: argparse.Namespace
 ) -> None:
     """Print the recall of annotated objects, of each split by class and by number of boxes beside other files."""
-    from wsod_jax.data.proposal_recall import (  # brings JAX, which workers do without
+    from wsod_jax.data.proposals.recall import (  # brings JAX, which workers do without
         measure_recall,
         recall_by_count,
     )

@@ -21,8 +21,13 @@ from pathlib import Path
 from tqdm import tqdm
 
 from wsod_jax.commands.command_line import make_parser, run_command
-from wsod_jax.data.synthetic import SyntheticSpec, pretraining_spec, split_ids, write_synthetic
-from wsod_jax.data.synthetic_objects import CATALOGUE
+from wsod_jax.data.synthetic.dataset import (
+    SyntheticSpec,
+    pretraining_spec,
+    split_ids,
+    write_synthetic,
+)
+from wsod_jax.data.synthetic.objects import CATALOGUE
 
 DEFAULT = SyntheticSpec()
 

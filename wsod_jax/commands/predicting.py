@@ -15,11 +15,11 @@ from pathlib import Path
 from tqdm import tqdm
 
 from wsod_jax.analysis.figures import draw_detections, draw_maps
-from wsod_jax.data.folder import list_images
-from wsod_jax.data.loading import num_cores
-from wsod_jax.data.proposals import ProposalSet, check_proposals
+from wsod_jax.data.input.loading import num_cores
+from wsod_jax.data.proposals.proposal_set import ProposalSet, check_proposals
+from wsod_jax.data.proposals.selective_search import SearchOptions, run_selective_search
+from wsod_jax.data.readers.folder import list_images
 from wsod_jax.data.records import ImageRecord, ImageSet
-from wsod_jax.data.selective_search import SearchOptions, run_selective_search
 from wsod_jax.errors import ConfigError, DataError
 from wsod_jax.evaluation.formats import (
     write_coco_set,

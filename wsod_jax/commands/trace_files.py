@@ -56,9 +56,9 @@ def traced(options: argparse.Namespace, folder: Path) -> set[Path]:
     import jax  # imported here, as all that brings it: --help does without
 
     from wsod_jax import build, runs
-    from wsod_jax.data.selective_search import SearchOptions, run_selective_search
-    from wsod_jax.data.synthetic import SyntheticSpec, write_synthetic
-    from wsod_jax.data.voc import Voc
+    from wsod_jax.data.proposals.selective_search import SearchOptions, run_selective_search
+    from wsod_jax.data.readers.voc import Voc
+    from wsod_jax.data.synthetic.dataset import SyntheticSpec, write_synthetic
 
     data, proposals = folder / "data", folder / "proposals.npz"
     num_images = max(4, jax.device_count())

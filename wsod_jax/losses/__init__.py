@@ -1,1 +1,1 @@
-"""Per-image loss values."""
+"""Losses, one value per image."""

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from wsod_jax.errors import ConfigError
-from wsod_jax.losses.mil import mil_loss
+from wsod_jax.losses.image_labels import mil_loss
 from wsod_jax.methods.assign import Mined, assign_proposals
 from wsod_jax.methods.regression import Regression
 from wsod_jax.nn.box_head import BoxHead

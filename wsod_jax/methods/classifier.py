@@ -12,7 +12,7 @@ from typing import ClassVar
 import flax.linen as nn
 import jax
 
-from wsod_jax.losses.classification import (
+from wsod_jax.losses.image_labels import (
     Activation,
     class_scores,
     classification_loss,

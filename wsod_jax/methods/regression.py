@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from wsod_jax.losses.regression import smooth_l1
+from wsod_jax.losses.box_regression import smooth_l1
 from wsod_jax.methods.assign import Mined
 from wsod_jax.ops.boxes import CODE_WEIGHTS, clip_boxes, decode_boxes, encode_boxes
 from wsod_jax.options import NOT_NEGATIVE, POSITIVE

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from wsod_jax.errors import ConfigError
-from wsod_jax.losses.classification import (
+from wsod_jax.losses.image_labels import (
     Activation,
     class_scores,
     classification_loss,
@@ -30,8 +30,7 @@ from wsod_jax.losses.classification import (
 )
 from wsod_jax.methods.base import Method, Output, image_keys, image_term
 from wsod_jax.nn.layers import ReceptiveField
-from wsod_jax.nn.soft_proposal import SoftProposal
-from wsod_jax.nn.spn_network import SpnNetwork
+from wsod_jax.nn.spn_network import SoftProposal, SpnNetwork
 from wsod_jax.options import COUNT, DROPOUT
 from wsod_jax.types import Batch, FeatureMap, LossOutput, Params, Predictions
 

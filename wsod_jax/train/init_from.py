@@ -15,8 +15,8 @@ from etils import epath
 from wsod_jax.errors import ConfigError, DataError
 from wsod_jax.train.checkpoint import load_checkpoint
 from wsod_jax.train.optim import check_expressions, path_name
+from wsod_jax.train.weights import check_meta, load_weights
 from wsod_jax.types import Params
-from wsod_jax.weights.npz import check_meta, load_weights
 
 # Where a name of a source may belong; converted files name the layers of backbone and box head without their module.
 _PLACES = ("", "backbone/", "neck/")

@@ -154,7 +154,7 @@ def stored_batches(path: Path) -> list[Batch]:
     Raises:
       DataError: the file is no such file, or its batches have no labels.
     """
-    from wsod_jax.data.arrays import play_batches
+    from wsod_jax.data.input.stored_batches import play_batches
 
     found: dict[Any, Batch] = {}
     for batch in play_batches(path):

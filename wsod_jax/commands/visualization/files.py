@@ -9,9 +9,9 @@ import numpy as np
 from wsod_jax import viz
 from wsod_jax.analysis.figures import draw_detections, draw_precision_recall
 from wsod_jax.commands.visualization.images import read_images, write_pictures
-from wsod_jax.data.proposals import ProposalSet, check_proposals
+from wsod_jax.data.proposals.proposal_set import ProposalSet, check_proposals
+from wsod_jax.data.readers.voc import Voc
 from wsod_jax.data.records import ImageRecord
-from wsod_jax.data.voc import Voc
 from wsod_jax.errors import DataError
 from wsod_jax.evaluation.formats import read_index
 from wsod_jax.evaluation.metrics.average_precision import evaluate_detections

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from wsod_jax import viz
-from wsod_jax.data.folder import list_images
+from wsod_jax.data.readers.folder import list_images
+from wsod_jax.data.readers.voc import Voc
 from wsod_jax.data.records import ImageRecord, ImageSet
-from wsod_jax.data.voc import Voc
 from wsod_jax.errors import DataError
 from wsod_jax.scoring import AnnotatedImages
 

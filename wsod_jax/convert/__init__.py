@@ -1,0 +1,1 @@
+"""Files of other frameworks -> ours: weights and proposals. Only commands use it."""

@@ -1,0 +1,49 @@
+"""Import SqueezeNet 1.1 as the Keras community has it: blue, green, red, 0..255 minus the mean, pooling rounds down."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from wsod_jax.convert.architectures import squeezenet_shapes
+from wsod_jax.convert.conversion import as_params, open_source
+from wsod_jax.errors import DataError
+from wsod_jax.train.weights import META_KEY
+from wsod_jax.types import Params
+
+MEAN = (103.939, 116.779, 123.68)  # blue, green, red
+
+
+def convert_squeezenet(path: str | Path) -> tuple[Params, dict[str, Any]]:
+    """Read an npz with keys "<layer>/kernel" and "<layer>/bias", kernels [rows, columns, in, out].
+
+    Args:
+      path: npz made from keras-squeezenet's HDF5 file.
+
+    Returns:
+      params: conv1 and fire2 to fire9.
+      meta: description for `save_weights`.
+
+    Raises:
+      DataError: the file is missing, damaged, already converted, or of another network.
+    """
+    source = open_source(path, importer="keras_squeezenet_npz")
+    try:
+        with np.load(source.path, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise DataError(f"{path} cannot be read as an npz of plain arrays ({error})") from error
+    if META_KEY in arrays:
+        raise DataError(f"{path} is a converted file already; use it as it is")
+    params = as_params(arrays, squeezenet_shapes(), source)
+    meta = {
+        "architecture": "squeezenet1_1",
+        "pixels": "caffe",
+        "mean": list(MEAN),
+        "ceil_mode": False,
+        "source": str(source),
+    }
+    return params, meta

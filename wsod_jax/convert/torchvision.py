@@ -1,0 +1,177 @@
+"""Import torchvision's ImageNet weights: RGB / 255, ImageNet mean and standard deviation; GoogLeNet RGB in -1..1."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from wsod_jax.convert.architectures import (
+    GOOGLENET_CONVS,
+    GOOGLENET_INCEPTIONS,
+    SQUEEZENET_FIRES,
+    VGG16_CONVS,
+    googlenet_shapes,
+    squeezenet_shapes,
+    vgg16_shapes,
+)
+from wsod_jax.convert.conversion import (
+    as_params,
+    conv_kernel,
+    dense_kernel,
+    dense_kernel_from_map,
+    open_source,
+)
+from wsod_jax.convert.torch_file import read_torch_file
+from wsod_jax.errors import DataError
+from wsod_jax.types import Params
+
+# Positions of the convolutions in torchvision's `features`.
+VGG16_FEATURES = dict(
+    zip(VGG16_CONVS, (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28), strict=True)
+)
+SQUEEZENET_FEATURES = dict(zip(SQUEEZENET_FIRES, (3, 4, 6, 7, 9, 10, 11, 12), strict=True))
+SQUEEZENET_META = {"architecture": "squeezenet1_1", "pixels": "torchvision", "ceil_mode": True}
+GOOGLENET_BRANCHES = {  # layer of an inception module: torchvision's place within the module
+    "branch1": "branch1",
+    "branch2_reduce": "branch2.0",
+    "branch2": "branch2.1",
+    "branch3_reduce": "branch3.0",
+    "branch3": "branch3.1",
+    "branch4": "branch4.1",
+}
+GOOGLENET_META = {
+    "architecture": "googlenet",
+    "pixels": "inception",
+    "branch3_kernel": 3,
+    "lrn": False,
+    "pool4_window": 2,
+}
+GOOGLENET_EPSILON = 0.001  # added to the variance by torchvision's batch normalisation layers
+
+
+def convert_vgg16(path: str | Path, *, with_fc: bool = True) -> tuple[Params, dict[str, Any]]:
+    """Read torchvision's VGG16, fc6 and fc7 (its classifier.0 and classifier.3) included.
+
+    Args:
+      path: vgg16-397923af.pth, or a file like it.
+      with_fc: False leaves fc6 and fc7 out, for networks with another neck.
+
+    Returns:
+      params: conv1_1 to conv5_3, fc6, fc7; fc6 takes maps flattened by row, column, channel.
+      meta: description for `save_weights`.
+
+    Raises:
+      DataError: the file is missing, damaged, of another network, or of another channel order.
+    """
+    source = open_source(path, importer="torchvision_vgg16")
+    arrays = vgg16_from_torch_names(read_torch_file(source.path))
+    params = as_params(arrays, vgg16_shapes(with_fc=with_fc), source)
+    return params, {"architecture": "vgg16", "pixels": "torchvision", "source": str(source)}
+
+
+def convert_squeezenet(path: str | Path) -> tuple[Params, dict[str, Any]]:
+    """Read torchvision's SqueezeNet 1.1 up to fire9; its pooling rounds up.
+
+    Args:
+      path: squeezenet1_1-b8a52dc0.pth, or a file like it.
+
+    Returns:
+      params: conv1 and fire2 to fire9.
+      meta: description for `save_weights`.
+
+    Raises:
+      DataError: the file is missing, damaged, or of another network.
+    """
+    source = open_source(path, importer="torchvision_squeezenet1_1")
+    state = read_torch_file(source.path)
+    positions = {"conv1": "features.0"}
+    for fire, position in SQUEEZENET_FEATURES.items():
+        for layer in ("squeeze", "expand1x1", "expand3x3"):
+            name = "squeeze1x1" if layer == "squeeze" else layer
+            positions[f"{fire}/{name}"] = f"features.{position}.{layer}"
+    arrays = {}
+    for name, place in positions.items():
+        if f"{place}.weight" in state:
+            arrays[f"{name}/kernel"] = conv_kernel(state[f"{place}.weight"])
+        if f"{place}.bias" in state:
+            arrays[f"{name}/bias"] = state[f"{place}.bias"]
+    params = as_params(arrays, squeezenet_shapes(), source)
+    return params, {**SQUEEZENET_META, "source": str(source)}
+
+
+def convert_googlenet(path: str | Path) -> tuple[Params, dict[str, Any]]:
+    """Read torchvision's GoogLeNet up to inception5b and fold its batch normalisation into kernels and biases.
+
+    The pretrained network turns torchvision's usual pixels into RGB / 127.5 − 1 first (`transform_input`), so its
+    convention here is "inception". Auxiliary classifiers and the last layer are left out.
+
+    Args:
+      path: googlenet-1378be20.pth, or a file like it.
+
+    Returns:
+      params: conv1 to conv3 and inception3a to inception5b.
+      meta: description for `save_weights`.
+
+    Raises:
+      DataError: the file is missing, damaged, or of another network.
+    """
+    source = open_source(path, importer="torchvision_googlenet")
+    state = read_torch_file(source.path)
+    places = {name: name for name in GOOGLENET_CONVS}
+    for module in GOOGLENET_INCEPTIONS:
+        for layer, place in GOOGLENET_BRANCHES.items():
+            places[f"{module}/{layer}"] = f"{module}.{place}"
+    arrays = {}
+    for name, place in places.items():
+        if f"{place}.conv.weight" in state:
+            kernel, bias = _fold_batch_norm(state, place, source.path)
+            arrays[f"{name}/kernel"], arrays[f"{name}/bias"] = conv_kernel(kernel), bias
+    params = as_params(arrays, googlenet_shapes(branch3_kernel=3), source)
+    return params, {**GOOGLENET_META, "source": str(source)}
+
+
+def _fold_batch_norm(
+    state: dict[str, np.ndarray], place: str, path: Path
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the kernel [out, in, rows, columns] and bias [out] that equal convolution and batch normalisation.
+
+        γ·(w∗x − μ) / √(σ² + ε) + β = (γ/√(σ² + ε))·w ∗ x + (β − γμ/√(σ² + ε))
+
+    Raises:
+      DataError: a statistic is missing, of another length than the kernel, or impossible.
+    """
+    kernel = state[f"{place}.conv.weight"].astype(np.float64)
+    statistics = []
+    for part in ("weight", "bias", "running_mean", "running_var"):
+        found = state.get(f"{place}.bn.{part}")
+        if found is None or found.shape != kernel.shape[:1]:
+            what = "is missing" if found is None else f"has shape {found.shape}"
+            raise DataError(
+                f"{path}: {place}.bn.{part} {what}, expected {kernel.shape[:1]}; is it another network?"
+            )
+        statistics.append(found.astype(np.float64))
+    gamma, beta, mean, variance = statistics
+    if not np.all(variance >= 0):
+        raise DataError(f"{path}: {place}.bn.running_var has values below 0 or not finite")
+    scale = gamma / np.sqrt(variance + GOOGLENET_EPSILON)
+    return kernel * scale.reshape(-1, *[1] * (kernel.ndim - 1)), beta - mean * scale
+
+
+def vgg16_from_torch_names(state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Rename VGG16's tensors from torchvision's module positions and put them into the product's layout."""
+    arrays = {}
+    for name, position in VGG16_FEATURES.items():
+        if f"features.{position}.weight" in state:
+            arrays[f"{name}/kernel"] = conv_kernel(state[f"features.{position}.weight"])
+        if f"features.{position}.bias" in state:
+            arrays[f"{name}/bias"] = state[f"features.{position}.bias"]
+    if "classifier.0.weight" in state:
+        arrays["fc6/kernel"] = dense_kernel_from_map(state["classifier.0.weight"], 512, 7)
+    if "classifier.3.weight" in state:
+        arrays["fc7/kernel"] = dense_kernel(state["classifier.3.weight"])
+    for name, position in (("fc6", 0), ("fc7", 3)):
+        if f"classifier.{position}.bias" in state:
+            arrays[f"{name}/bias"] = state[f"classifier.{position}.bias"]
+    return arrays

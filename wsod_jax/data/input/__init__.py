@@ -1,0 +1,1 @@
+"""The input pipeline: a plan of updates -> batches of NumPy arrays with static shapes."""

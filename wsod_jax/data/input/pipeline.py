@@ -1,0 +1,212 @@
+"""Images and proposals -> streams of `Batch`es in NumPy, with static shapes, for training and evaluation.
+
+`plan.py` says which images make up a micro-batch, `assembling.py` turns it into arrays, `loading.py` runs
+that ahead of use. A stream of an `ImageSet` holds labels per image alone; boxes to learn from are in a stream of
+a `BoxSet`, and in no other.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from wsod_jax.data.input.assembling import COUNTS, Assembler, ProposalRows, RowPart, TargetRows
+from wsod_jax.data.input.loading import Loading, load
+from wsod_jax.data.input.plan import Order, TrainPlan, ViewPlan
+from wsod_jax.data.input.transforms import Canvases, ProposalRules
+from wsod_jax.data.proposals.proposal_set import ProposalSet
+from wsod_jax.data.records import BoxSet, ImageSet
+from wsod_jax.errors import ConfigError
+from wsod_jax.types import Batch
+
+
+class _Stream:
+    """What training and evaluation streams share: counting, and stopping."""
+
+    def __init__(self, loaded: Iterator[tuple[Batch, np.ndarray]], canvases: Canvases):
+        self._loaded = loaded
+        self._totals = np.zeros(len(COUNTS), np.int64)
+        self.num_canvases = len(canvases.shapes())
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Totals over this process's rows handed out so far, by the names in `assembling.COUNTS`."""
+        return dict(zip(COUNTS, self._totals.tolist(), strict=True))
+
+    def close(self) -> None:
+        """Stop working ahead; the stream ends."""
+        self._loaded.close()
+
+    def _next_batch(self) -> Batch:
+        batch, counts = next(self._loaded)
+        self._totals += counts
+        return batch
+
+
+class TrainStream(_Stream):
+    """Endless iterator over updates: each a list of `accumulate` micro-batches.
+
+    Attributes:
+      plan: the order; `plan.steps_per_epoch` and `plan.num_steps(epochs)` count updates.
+      num_canvases: distinct image shapes that may occur.
+      counts: what was met so far.
+    """
+
+    def __init__(
+        self, loaded: Iterator[tuple[Batch, np.ndarray]], canvases: Canvases, plan: TrainPlan
+    ):
+        super().__init__(loaded, canvases)
+        self.plan = plan
+
+    def __iter__(self) -> TrainStream:
+        return self
+
+    def __next__(self) -> list[Batch]:
+        return [self._next_batch() for _ in range(self.plan.order.accumulate)]
+
+
+class ViewStream(_Stream):
+    """Iterator over evaluation micro-batches, image-major; `len` is their number.
+
+    Attributes:
+      views_per_image: as many micro-batches follow each other with the same images.
+      num_canvases: distinct image shapes that may occur.
+      counts: what was met so far; images count once per view.
+    """
+
+    def __init__(
+        self, loaded: Iterator[tuple[Batch, np.ndarray]], canvases: Canvases, plan: ViewPlan
+    ):
+        super().__init__(loaded, canvases)
+        self.views_per_image = plan.views_per_image
+        self._length = len(plan)
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __iter__(self) -> ViewStream:
+        return self
+
+    def __next__(self) -> Batch:
+        return self._next_batch()
+
+
+def train_batches(
+    data: ImageSet | BoxSet,
+    proposals: ProposalSet | None,
+    *,
+    canvases: Canvases,
+    order: Order,
+    rules: ProposalRules | None = None,
+    loading: Loading = Loading(),  # noqa: B008  (frozen)
+    start_step: int = 0,
+) -> TrainStream:
+    """Return the endless training stream, from update `start_step` on.
+
+    The batches of an update depend on the data, the arguments and its number alone, so a restart from
+    step n continues bit for bit without reading what came before. Micro-batches hold one orientation and
+    one scale; the incomplete last one of each orientation in an epoch is filled with masked rows. The rows of
+    all processes, one process after the other, are those of a single process.
+
+    Args:
+      data: the images; use `records.training_images` first. Only of a `BoxSet` do batches have `targets`, all
+        boxes moved into the view and padded to `max_targets` of the set.
+      proposals: their proposals, or `None` for methods without.
+      canvases: scales and static shapes. With a `crop_margin`, a random window of every image is shown.
+      order: sizes of micro-batches and updates, mirroring and the seed.
+      rules: which proposals are used; by default as many as an image of the file has, and the defaults of
+        `ProposalRules`.
+      loading: how this process makes its batches, and which rows are its own.
+      start_step: number of the first update, 0-based.
+
+    Returns:
+      A `TrainStream`. An image without usable proposals is masked and counted.
+
+    Raises:
+      DataError: if an image lacks its entry in the proposals, or that is of another image size.
+      ConfigError: for impossible numbers, and for windows together with proposals.
+    """
+    if canvases.crop_margin and proposals is not None:
+        raise ConfigError(
+            f"crop_margin={canvases.crop_margin}, but there are proposals: those outside an image's random "
+            "window would have to be left out, and no longer cover its labels. Set crop_margin=0."
+        )
+    parts: list[RowPart] = []
+    if isinstance(data, BoxSet):
+        images = data.images
+        parts.append(TargetRows(data))
+    else:
+        images = data
+    if proposals is not None:
+        rules = rules or _default_rules(proposals)
+        parts.append(ProposalRows(proposals, images, rules, mask_empty=True))
+    plan = TrainPlan(_portrait(images, canvases), canvases.scales, order, canvases.crop_margin > 0)
+    assemble = Assembler(images, canvases, parts, loading)
+    loading.rows_per_process(order.batch_size)
+    loaded = load(
+        lambda number: assemble(plan[number].part(loading.process_index, loading.process_count)),
+        itertools.count(start_step * order.accumulate),
+        loading,
+    )
+    return TrainStream(loaded, canvases, plan)
+
+
+def view_batches(
+    images: ImageSet,
+    proposals: ProposalSet | None,
+    *,
+    canvases: Canvases,
+    flips: Sequence[bool] = (False, True),
+    batch_size: int = 1,
+    rules: ProposalRules | None = None,
+    loading: Loading = Loading(),  # noqa: B008  (frozen)
+) -> ViewStream:
+    """Return every image at every scale, whole, mirrored or not, image-major.
+
+    Images go in groups of `batch_size` of one orientation; all views of a group follow each other,
+    scales in the outer and flips in the inner loop. Row m of an image's proposals is the same proposal
+    in each of its views.
+
+    Args:
+      images: the images; labels are not needed.
+      proposals: their proposals, or `None` for methods without.
+      canvases: scales and static shapes.
+      flips: which mirrorings each scale is seen with.
+      batch_size: rows per micro-batch, over all processes.
+      rules: as in `train_batches`.
+      loading: likewise.
+
+    Returns:
+      A `ViewStream`. An image without usable proposals stays, with all its rows masked.
+
+    Raises:
+      DataError: as in `train_batches`.
+      ConfigError: for impossible numbers.
+    """
+    if not isinstance(images, ImageSet):
+        raise TypeError(f"views show an ImageSet, found {type(images).__name__}; a BoxSet has one.")
+    parts: list[RowPart] = []
+    if proposals is not None:
+        rules = rules or _default_rules(proposals)
+        parts.append(ProposalRows(proposals, images, rules, mask_empty=False))
+    plan = ViewPlan(_portrait(images, canvases), batch_size, canvases.scales, tuple(flips))
+    rows = loading.rows_per_process(batch_size)
+    groups_in_work = (loading.num_workers + loading.prefetch) // plan.views_per_image + 2
+    keep_decoded = groups_in_work * rows if plan.views_per_image > 1 else 0
+    assemble = Assembler(images, canvases, parts, loading, keep_decoded=keep_decoded)
+    loaded = load(
+        lambda number: assemble(plan[number].part(loading.process_index, loading.process_count)),
+        range(len(plan)),
+        loading,
+    )
+    return ViewStream(loaded, canvases, plan)
+
+
+def _portrait(images: ImageSet, canvases: Canvases) -> tuple[bool, ...]:
+    return tuple(canvases.is_portrait(r.height, r.width) for r in images.records)
+
+
+def _default_rules(proposals: ProposalSet) -> ProposalRules:
+    return ProposalRules(max(1, proposals.max_count))

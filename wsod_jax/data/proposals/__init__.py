@@ -1,0 +1,1 @@
+"""Box proposals: the set and its file, selective search, recall."""

@@ -1,0 +1,212 @@
+"""Selective search: proposals for any image, computed by OpenCV, in parallel and resumable.
+
+Source: Uijlings et al. 2013, as implemented in OpenCV's contributed modules.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import re
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import cv2
+import numpy as np
+
+from wsod_jax.data.proposals.writing import Outcome, ProposalResult, write_proposals
+from wsod_jax.data.records import ImageRecord, ImageSet
+from wsod_jax.errors import ConfigError, DataError
+
+
+@dataclass(frozen=True)
+class SearchOptions:
+    """How to search.
+
+    Attributes:
+      method: "fast" (a few hundred to two thousand boxes) or "quality" (several times as many, slower).
+      min_side: drop boxes with a shorter side below this many pixels of the original image. Published
+        VOC proposals used 20; small pictures need less.
+      max_side: search a copy shrunk to this longer side, in pixels; boxes are scaled back. 0 never shrinks.
+    """
+
+    method: Literal["fast", "quality"] = "fast"
+    min_side: float = 8.0
+    max_side: int = 500
+
+    def __post_init__(self):
+        if self.method not in ("fast", "quality"):
+            raise ConfigError(f'method must be "fast" or "quality", found {self.method!r}.')
+        if self.min_side < 0 or self.max_side < 0:
+            raise ConfigError(
+                f"min_side and max_side must not be negative, found {self.min_side}, {self.max_side}."
+            )
+
+    @property
+    def generator(self) -> str:
+        """What proposals made this way are called in their file."""
+        return (
+            f"selective search ({self.method}, min_side={self.min_side:g}, max_side={self.max_side}, "
+            f"OpenCV {cv2.__version__})"
+        )
+
+    @classmethod
+    def of_generator(cls, generator: str) -> SearchOptions | None:
+        """Return the options that a file's `generator` tells of, `None` if it was made in another way."""
+        number = r"([0-9.e+]+)"
+        pattern = rf"selective search \((fast|quality), min_side={number}, max_side={number},"
+        found = re.match(pattern, generator)
+        if found is None:
+            return None
+        return cls(found[1], float(found[2]), int(float(found[3])))
+
+
+def propose(image: np.ndarray, options: SearchOptions) -> np.ndarray:
+    """Run selective search on one image.
+
+    Args:
+      image: [H, W, 3] uint8 RGB.
+      options: how to search.
+
+    Returns:
+      [k, 4] float32 xyxy in pixels of `image`, continuous edges, distinct, k >= 1: where nothing is found,
+      the whole image. The order is a fixed shuffle, so that the first n are a fair sample of all.
+    """
+    height, width = image.shape[:2]
+    shrink = min(1.0, options.max_side / max(height, width)) if options.max_side else 1.0
+    small_size = max(1, round(width * shrink)), max(1, round(height * shrink))
+    if shrink < 1:
+        image = cv2.resize(image, small_size, interpolation=cv2.INTER_AREA)
+
+    search = cv2.ximgproc.segmentation.createSelectiveSearchSegmentation()
+    search.setBaseImage(np.ascontiguousarray(image[:, :, ::-1]))
+    if options.method == "fast":
+        search.switchToSelectiveSearchFast()
+    else:
+        search.switchToSelectiveSearchQuality()
+    found = np.asarray(search.process(), np.float64).reshape(-1, 4)  # x, y, width, height
+
+    boxes = np.concatenate([found[:, :2], found[:, :2] + found[:, 2:]], axis=1)
+    boxes *= np.array([width, height, width, height]) / np.array([*small_size, *small_size])
+    boxes = np.clip(boxes, 0, [width, height, width, height]).astype(np.float32)
+    boxes = boxes[
+        (boxes[:, 2:] - boxes[:, :2]).min(axis=1, initial=np.inf) >= max(options.min_side, 1e-3)
+    ]
+    if not len(boxes):
+        boxes = np.array([[0, 0, width, height]], np.float32)
+    boxes = np.unique(boxes, axis=0)
+    return boxes[np.random.default_rng(0).permutation(len(boxes))]
+
+
+def run_selective_search(
+    image_set: ImageSet,
+    out: str | Path,
+    *,
+    options: SearchOptions | None = None,
+    workers: int = 1,
+    report: Callable[[int, int], None] | None = None,
+) -> ProposalResult:
+    """Compute the proposals of a set of images and save them to one file.
+
+    Finished images are kept in partial files beside `out` (`<out>.parts/`); after an interruption, the same
+    call goes on from there. Images that `out` already holds are kept, too. The result does not depend on
+    the number of workers, nor on interruptions.
+
+    Args:
+      image_set: the images; their labels are not looked at.
+      out: the .npz file to write.
+      options: how to search.
+      workers: processes to use; 1 runs in this one.
+      report: called with (images done, images in all) whenever an image is finished.
+
+    Returns:
+      What `out` holds now, and the images that could not be read; those are left out of the file.
+
+    Raises:
+      DataError: if `out` holds proposals made in another way, or no image could be read.
+      KeyboardInterrupt: after the finished images have been saved.
+    """
+    options = options or SearchOptions()
+    return write_proposals(
+        image_set,
+        out,
+        generator=options.generator,
+        propose=lambda records: _search(records, options, workers),
+        report=report,
+    )
+
+
+def _search(
+    records: Sequence[ImageRecord], options: SearchOptions, workers: int
+) -> Iterator[Outcome]:
+    """Yield every image's outcome, in order."""
+    if workers <= 1 or len(records) < 2:
+        yield from (Outcome(r, *_search_file(r, options)) for r in records)
+        return
+    context = multiprocessing.get_context(
+        "spawn"
+    )  # forking a process that runs JAX or TensorFlow may hang
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker) as pool:
+        waiting: deque[tuple[ImageRecord, Future]] = deque()
+        try:
+            for record in records:
+                waiting.append((record, _submit(pool, record, options)))
+                if len(waiting) >= 4 * workers:  # bounds the images and results held in memory
+                    yield _collect(*waiting.popleft())
+            while waiting:
+                yield _collect(*waiting.popleft())
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _start_worker() -> None:
+    import signal
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    cv2.setNumThreads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"
+
+
+def _submit(pool: Executor, record: ImageRecord, options: SearchOptions) -> Future:
+    """Start one image; only a file is read by the worker, other sources may not travel between processes."""
+    if record.path is not None:
+        return pool.submit(_search_file, record, options)
+    try:
+        return pool.submit(_search_pixels, record.load(), options)
+    except DataError as error:
+        failed: Future = Future()
+        failed.set_result((None, str(error)))
+        return failed
+
+
+def _collect(record: ImageRecord, future: Future) -> Outcome:
+    try:
+        return Outcome(record, *future.result())
+    except BrokenProcessPool as error:
+        raise DataError(
+            "A worker process died, probably for want of memory; finished images are kept. Run again with fewer "
+            "workers or a smaller max_side."
+        ) from error
+
+
+def _search_file(
+    record: ImageRecord, options: SearchOptions
+) -> tuple[np.ndarray | None, str | None]:
+    try:
+        return _search_pixels(record.load(), options)
+    except DataError as error:
+        return None, str(error)
+
+
+def _search_pixels(
+    image: np.ndarray, options: SearchOptions
+) -> tuple[np.ndarray | None, str | None]:
+    try:
+        return propose(image, options), None
+    except (cv2.error, MemoryError) as error:
+        return None, f"selective search failed: {error}"

@@ -1,0 +1,287 @@
+"""Reader of the ImageNet layout: a folder per class, or one flat folder with a CSV of labels.
+
+    <root>/train/n01440764/n01440764_10026.JPEG     a class is a folder
+    <root>/val/ILSVRC2012_val_00000001.JPEG         flat, with <root>/val.csv as in `folder.py`
+    <root>/annotations/val/….xml                    optional boxes, as VOC writes them
+    <root>/class_names.txt                          optional: "n01440764 tench", a class folder and its name per line
+
+Class folders are the same for every split: by default the sorted folders of class_names.txt, or without that file
+the sorted folders (flat: classes of the CSV) that the split has itself.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from wsod_jax.data.images import SUFFIXES, text_of_name
+from wsod_jax.data.readers.folder import read_labels
+from wsod_jax.data.readers.reader import BoxReader, LeftOut, OnBad, check_on_bad, log_counts
+from wsod_jax.data.readers.size_index import indexed_sizes
+from wsod_jax.data.readers.voc_xml import annotated_size, read_boxes, read_xml
+from wsod_jax.data.records import GroundTruth, ImageRecord, ImageSet
+from wsod_jax.errors import DataError
+from wsod_jax.options import Mark
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageFolder(BoxReader):
+    """A data set in ImageNet layout.
+
+    Attributes:
+      root: the folder that holds the splits.
+      class_names: the class folders, in label order; by default as above.
+      annotations: the folder of the boxes; <root>/annotations by default.
+      index_path: the file of sizes; <root>/<split>.sizes.npz by default.
+      on_bad: what to do about an image whose header cannot be read, or whose XML is broken where boxes are read: "skip"
+        leaves it out, logged and counted as `bad_image`, and refuses a split that loses more than a tenth that way;
+        "skip_all" leaves out any number; "error" raises. A faulty CSV, and an unknown class, always raise.
+    """
+
+    root: Annotated[str | Path, Mark.LOCATION]
+    train_split: str = "train"
+    test_split: str = "val"
+    class_names: tuple[str, ...] | None = None
+    annotations: Annotated[str | Path | None, Mark.LOCATION] = None
+    index_path: Annotated[str | Path | None, Mark.LOCATION] = None
+    on_bad: OnBad = "skip"
+
+    def __post_init__(self):
+        check_on_bad(self.on_bad)
+
+    def images(self, split: str) -> ImageSet:
+        """Read a split's images and their labels: of a class folder's images one-hot, of a CSV's as it says.
+
+        The sizes of a large set take minutes to read, and are kept in an index for the next start. A million
+        images then take about 20 s and 1 GB of memory.
+
+        Args:
+          split: name of the folder, like "train".
+
+        Returns:
+          The images sorted by id, which is the path below the split's folder without suffix, with backslash
+          escapes for bytes that are no UTF-8. Classes bear the names of class_names.txt, followed by the folder
+          where two have one name.
+          `counts["unlabelled"]` images, outside class folders or without a row, are not in it.
+
+        Raises:
+          DataError: see `on_bad`; also if no image is left.
+        """
+        found = _Split.read(Path(self.root), split, self.class_names)
+        left_out = LeftOut(self.on_bad)
+        sizes = self._sizes(found, split, lambda name, error: left_out.add(_id_of(name), error))
+        vectors: dict[
+            frozenset[str], tuple[int, ...]
+        ] = {}  # one per combination, shared by its images
+        records = []
+        for image_id, shown in found.shown.items():
+            size = sizes.get(found.files[image_id])
+            if size is None:
+                continue
+            if shown not in vectors:
+                vectors[shown] = tuple(int(name in shown) for name in found.class_folders)
+            path = found.folder / found.files[image_id]
+            records.append(ImageRecord(image_id, path, *size, vectors[shown]))
+        name, missing = f"images {split}", tuple(left_out.ids)
+        counts = dict(bad_image=len(missing), unlabelled=len(found.files) - len(found.shown))
+        log_counts(name, counts)
+        left_out.check(name, len(found.shown))
+        if not records:
+            raise DataError(f"{name}: no image is left of {len(found.files)} in {found.folder}.")
+        return ImageSet(name, found.class_names, tuple(records), counts, missing=missing)
+
+    def ground_truth(self, split: str) -> GroundTruth:
+        """Read the boxes of a split, for evaluation.
+
+        The XML of an image is <annotations>/<split>/<id>.xml, or <annotations>/<split>/<file name>.xml where no
+        two images have that file name. Its objects bear names of class folders. Boxes that reach outside their
+        image are clipped (`counts["clipped"]`); those without area or with unreadable coordinates are dropped
+        (`counts["dropped"]`).
+
+        Args:
+          split: name of the folder.
+
+        Returns:
+          Boxes of every image of the split that has an XML; `counts["no_annotation"]` have none. The image's size
+          counts, not the annotated one, but where the image cannot be read; `counts["size_differs"]` annotations have
+          another.
+
+        Raises:
+          DataError: see `on_bad`; also for an unknown class, and if no image is left.
+        """
+        found = _Split.read(Path(self.root), split, self.class_names)
+        folder = Path(self.annotations or Path(self.root) / "annotations") / split
+        if not folder.is_dir():
+            raise DataError(
+                f"{folder}: no such folder of annotations; without it there are no boxes."
+            )
+        counts = Counter(bad_image=0, no_annotation=0, clipped=0, dropped=0, size_differs=0)
+        sizes = self._sizes(found, split, lambda name, error: None)  # `images` tells of them
+        boxes, left_out = {}, LeftOut(self.on_bad)
+        for image_id, path in _xml_paths(folder, found).items():
+            if not path.is_file():
+                counts["no_annotation"] += 1
+                continue
+            try:
+                xml = read_xml(path)
+            except DataError as error:
+                left_out.add(image_id, error)
+                continue
+            annotated = annotated_size(xml)
+            size = sizes.get(found.files[image_id], annotated)
+            counts["size_differs"] += annotated not in (None, size)
+            boxes[image_id] = read_boxes(xml, size, found.class_folders, path, counts)
+        counts["bad_image"] = len(left_out.ids)
+        name = f"ground truth of {split} in {self.root}"
+        log_counts(name, counts)
+        if not boxes:
+            raise DataError(f"{name}: no annotation could be read.")
+        left_out.check(name, len(boxes) + len(left_out.ids))
+        return GroundTruth(found.class_names, boxes, dict(counts))
+
+    def _sizes(
+        self, found: _Split, split: str, on_bad: Callable[[str, DataError], None]
+    ) -> dict[str, tuple[int, int]]:
+        """Return path below the split's folder -> (height, width) of the labelled images that can be read."""
+        names = [found.files[image_id] for image_id in found.shown]
+        index = Path(self.index_path or Path(self.root) / f"{split}.sizes.npz")
+        return indexed_sizes(found.folder, names, index, on_bad)
+
+
+@dataclass(frozen=True)
+class _Split:
+    """What a split holds, as far as names tell.
+
+    Attributes:
+      folder: of its images.
+      files: image id -> path below the folder, sorted.
+      shown: image id -> class folders whose classes it shows, sorted; without the unlabelled.
+      class_folders: in label order.
+      class_names: likewise, readable.
+    """
+
+    folder: Path
+    files: dict[str, str]
+    shown: dict[str, frozenset[str]]
+    class_folders: tuple[str, ...]
+    class_names: tuple[str, ...]
+
+    @classmethod
+    def read(cls, root: Path, split: str, class_names: Sequence[str] | None) -> _Split:
+        """List the images of a split and the classes they show; raise `DataError` if there is no such folder."""
+        folder, labels_csv = root / split, root / f"{split}.csv"
+        if not folder.is_dir():
+            raise DataError(f"{folder}: no such folder of images.")
+        readable = _readable_names(root / "class_names.txt")
+        if class_names is None and readable:
+            class_names = sorted(readable)
+        files = _image_files(folder)
+        if labels_csv.is_file():
+            paths = {image_id: Path(name) for image_id, name in files.items()}
+            labels = read_labels(labels_csv, paths, class_names)
+            shown = {i: frozenset(labels[i]) for i in files if i in labels}
+            existing = {name for names in labels.values() for name in names}
+        else:
+            existing = {text_of_name(path.name) for path in _class_folders(folder)}
+            of_one = {name: frozenset([name]) for name in existing}
+            shown = {i: of_one[i.partition("/")[0]] for i in files if "/" in i}
+        class_names = _checked_names(class_names, existing, folder, labels_csv)
+        return cls(folder, files, shown, class_names, _distinct(class_names, readable))
+
+
+def _xml_paths(folder: Path, split: _Split) -> dict[str, Path]:
+    """Return where each image's XML is, or should be; a file name that two images share names no XML."""
+    nested = {i: folder / f"{os.path.splitext(split.files[i])[0]}.xml" for i in split.shown}
+    uses = Counter(path.name for path in nested.values())
+    return {
+        image_id: folder / path.name if uses[path.name] == 1 and not path.is_file() else path
+        for image_id, path in nested.items()
+    }
+
+
+def _id_of(name: str) -> str:
+    """Return the id of the image of this path."""
+    return text_of_name(os.path.splitext(name)[0])
+
+
+def _class_folders(folder: Path) -> list[Path]:
+    return [path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")]
+
+
+def _image_files(folder: Path) -> dict[str, str]:
+    """Return image id -> path below the folder, sorted; no file is opened, or even asked for its size."""
+    files: dict[str, str] = {}
+    for name in _names_below(folder):
+        image_id = _id_of(name)
+        if os.path.splitext(name)[1].lower() not in SUFFIXES:
+            continue
+        if image_id in files:
+            raise DataError(
+                f"{folder}: {name} and {files[image_id]} differ only in the suffix; rename one of them."
+            )
+        files[image_id] = name
+    if not files:
+        raise DataError(f"{folder}: holds no image; looked for {', '.join(SUFFIXES)}.")
+    return dict(sorted(files.items()))
+
+
+def _names_below(folder: Path) -> Iterator[str]:
+    """Yield the paths of all files below a folder; a class may be a link to a folder elsewhere."""
+    yield from (entry.name for entry in os.scandir(folder) if entry.is_file())
+    for top in _class_folders(folder):
+        for parent, _, names in os.walk(top):
+            below = Path(parent).relative_to(folder).as_posix()
+            yield from (f"{below}/{name}" for name in names)
+
+
+def _readable_names(path: Path) -> dict[str, str]:
+    """Return class folder -> name of a file with a folder and a name per line; nothing without the file."""
+    if not path.is_file():
+        return {}
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not a text file in UTF-8 ({error}).") from error
+    names: dict[str, str] = {}
+    for number, line in enumerate(lines, 1):
+        folder, _, name = line.strip().partition(" ")
+        if not folder:
+            continue
+        if folder in names:
+            raise DataError(f"{path}:{number}: class folder {folder!r} occurs twice.")
+        names[folder] = name.strip() or folder
+    return names
+
+
+def _checked_names(
+    class_names: Sequence[str] | None, existing: Iterable[str], folder: Path, labels_csv: Path
+) -> tuple[str, ...]:
+    """Return the class folders in label order, which include all that the split has."""
+    if class_names is None:
+        class_names = sorted(existing)
+    if not class_names or len(set(class_names)) < len(class_names):
+        raise DataError(
+            f"{folder}: class names must be distinct and at least one, found {tuple(class_names)}. A split is "
+            f"a folder with a folder per class, or has its labels in {labels_csv}."
+        )
+    unknown = sorted(set(existing) - set(class_names))
+    if unknown:
+        raise DataError(
+            f"{folder}: {len(unknown)} classes are not among the {len(class_names)} of class_names or "
+            f"class_names.txt; the first is {unknown[0]!r}. Add them there, or move them elsewhere."
+        )
+    return tuple(class_names)
+
+
+def _distinct(class_folders: Sequence[str], readable: dict[str, str]) -> tuple[str, ...]:
+    """Return readable names; ILSVRC has two cranes, which become "crane (n02012849)" and so on."""
+    names = [readable.get(folder, folder) for folder in class_folders]
+    uses = Counter(names)
+    return tuple(
+        name if uses[name] == 1 else f"{name} ({folder})"
+        for name, folder in zip(names, class_folders, strict=True)
+    )

@@ -1,0 +1,428 @@
+"""Reader of the PASCAL VOC layout: VOCdevkit 2007/2012, or any folder in that layout with its own classes.
+
+    <root>/ImageSets/Main/<split>.txt   <root>/JPEGImages/<id>.jpg   <root>/Annotations/<id>.xml
+    <root>/SegmentationObject/<id>.png and <root>/SegmentationClass/<id>.png, of some images, for evaluation
+
+The XML, with its 1-based inclusive boxes, is read by `voc_xml.py`.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+from typing import Annotated, Any, Literal
+
+import numpy as np
+
+from wsod_jax.data.images import SUFFIXES, image_size
+from wsod_jax.data.readers.label_images import (
+    VOID,
+    check_size,
+    majority_classes,
+    read_indices,
+    to_labels,
+)
+from wsod_jax.data.readers.reader import LabelMapReader, LeftOut, OnBad, check_on_bad, log_counts
+from wsod_jax.data.readers.voc_xml import (
+    annotated_size,
+    class_index,
+    named_objects,
+    read_boxes,
+    read_xml,
+)
+from wsod_jax.data.records import GroundTruth, ImageInstances, ImageRecord, ImageSet
+from wsod_jax.errors import ConfigError, DataError
+from wsod_jax.options import Mark
+
+logger = logging.getLogger(__name__)
+
+CLASS_NAMES = (
+    "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
+    "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train",
+    "tvmonitor",
+)  # fmt: skip
+
+DifficultRule = Literal["drop", "ignore", "keep"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Voc(LabelMapReader):
+    """A data set in VOC layout.
+
+    A split is a file in ImageSets/Main, else in ImageSets/Segmentation: "Segmentation/val" where both have a "val".
+
+    Attributes:
+      root: a folder in VOC layout (VOCdevkit/VOC2007), or the VOCdevkit folder together with `year`.
+      year: "2007", 2012, or a union like "07+12" (each year's split of that name).
+      test_year: the year of `test_split`, if another one.
+      class_names: the classes, in label order. By default those of a classes.txt (one name per line) in
+        the folder or up to two levels above it, else the 20 VOC classes.
+      difficult: the label of a class whose objects in an image are all marked difficult: "drop" 0,
+        absent (as OICR, PCL and OIM have it); "ignore" -1, unknown (WSDDN); "keep" 1, present.
+      on_bad: what to do about an image whose file or XML is missing or broken: "skip" leaves it out, logged and
+        counted as `bad_image`, and refuses a split that loses more than a tenth that way; "skip_all" leaves out
+        any number; "error" raises. A missing split, an unknown class, an unsafe id and XML that declares entities
+        always raise.
+    """
+
+    root: Annotated[str | Path, Mark.LOCATION]
+    year: str | int | None = None
+    test_year: str | int | None = None
+    train_split: str = "trainval"
+    test_split: str = "test"
+    class_names: tuple[str, ...] | None = None
+    difficult: DifficultRule = "drop"
+    on_bad: OnBad = "skip"
+
+    def __post_init__(self):
+        difficult_label(self.difficult)
+        check_on_bad(self.on_bad)
+        if self.test_year is not None and self.test_split == self.train_split:
+            raise ConfigError(
+                f"test_year={self.test_year!r} is the year of test_split alone, but train_split has the same name, "
+                f"{self.train_split!r}. Set year alone, or name another split."
+            )
+
+    def images(self, split: str) -> ImageSet:
+        """Read a split's images and their image-level labels; boxes are not looked at.
+
+        A split of which no image at all has an XML is read without labels, as the test splits of the VOC
+        challenges come: every label is -1, unknown; such images are counted as `no_annotation`.
+
+        Args:
+          split: name of a file in ImageSets/Main, like "trainval".
+
+        Returns:
+          The images in the order of the split files, sizes from the image headers. `counts["no_object"]`
+          images have no object, which is legal: all their labels are 0.
+
+        Raises:
+          DataError: see `on_bad`; also if no image is left.
+        """
+        folders, class_names = self._layout(split)
+        counts, records = Counter(bad_image=0, no_object=0, no_annotation=0), []
+        left_out = LeftOut(self.on_bad)
+        for folder in folders:
+            records += self._records(folder, split, class_names, counts, left_out)
+        counts["bad_image"] = len(left_out.ids)
+        name = " ".join(["voc", *(folder.name.removeprefix("VOC") for folder in folders), split])
+        log_counts(name, counts)
+        left_out.check(name, len(records) + len(left_out.ids))
+        if not records:
+            raise DataError(f"{name}: no image is left of split {split!r} in {self.root}.")
+        missing = tuple(left_out.ids)
+        return ImageSet(name, class_names, tuple(records), dict(counts), missing=missing)
+
+    def ground_truth(self, split: str) -> GroundTruth:
+        """Read the boxes of a split, for evaluation.
+
+        Boxes that reach outside their image are clipped (`counts["clipped"]`); those without area or with
+        unreadable coordinates are dropped (`counts["dropped"]`). Images need not be there: where one is
+        missing, the size in its XML counts.
+
+        Args:
+          split: name of a file in ImageSets/Main.
+
+        Returns:
+          Boxes of every image of the split, difficult ones included and marked.
+
+        Raises:
+          DataError: see `on_bad`; also if no image is left.
+        """
+        folders, class_names = self._layout(split)
+        counts, boxes = Counter(bad_image=0, clipped=0, dropped=0, size_differs=0), {}
+        left_out = LeftOut(self.on_bad)
+        for folder in folders:
+            files = _image_files(folder)
+            for image_id in _split_ids(folder, split):
+                try:
+                    xml = read_xml(_xml_path(folder, image_id))
+                except DataError as error:
+                    left_out.add(image_id, error)
+                    continue
+                size = annotated_size(xml)
+                if image_id in files:
+                    size = _file_size(files[image_id], size, counts)
+                boxes[image_id] = read_boxes(
+                    xml, size, class_names, _xml_path(folder, image_id), counts
+                )
+        counts["bad_image"] = len(left_out.ids)
+        name = f"ground truth of {split} in {self.root}"
+        log_counts(name, counts)
+        if not boxes:
+            raise DataError(f"{name}: no annotation could be read.")
+        left_out.check(name, len(boxes) + len(left_out.ids))
+        return GroundTruth(class_names, boxes, dict(counts))
+
+    def instances(self, split: str) -> dict[str, Callable[[], ImageInstances]]:
+        """Return where the masks of a split are, for evaluation; nothing is decoded before it is asked for.
+
+        An object is what has one number in SegmentationObject; its class is that of most of its pixels in
+        SegmentationClass (of equal counts the lowest). Void pixels belong to no object. None is difficult.
+
+        Args:
+          split: as in `images`.
+
+        Returns:
+          Image id -> a function that reads the masks of that image, by ascending number; of the images of the
+          split that have a file in SegmentationObject. It raises `DataError` for files that are broken, of another
+          size, or lack their companion in SegmentationClass.
+
+        Raises:
+          DataError: if the split is missing or faulty.
+        """
+        return self._readers(split, "SegmentationObject", _instances)
+
+    def label_maps(self, split: str) -> dict[str, Callable[[], np.ndarray]]:
+        """Return where the label maps of a split are, for evaluation; nothing is decoded before it is asked for.
+
+        Numbers in SegmentationClass are those of the classes in classes.txt, or of VOC's 20 where there is none.
+
+        Args:
+          split: as in `images`.
+
+        Returns:
+          Image id -> a function that reads the label map of that image, as in `LabelMapReader`; of the images that
+          have a file in SegmentationClass. It raises `DataError` as in `instances`, and for a number of no class.
+
+        Raises:
+          DataError: if the split is missing or faulty.
+        """
+        return self._readers(split, "SegmentationClass", _label_map)
+
+    def _readers(
+        self, split: str, annotated_in: str, read: Callable[[Path, str, Path, np.ndarray], Any]
+    ) -> dict[str, Callable[[], Any]]:
+        """Return image id -> `read` of that image, where it has a file in the folder `annotated_in`."""
+        folders, class_names = self._layout(split)
+        table = _class_table(class_names, folders[0])
+        readers = {}
+        for folder in folders:
+            files = _image_files(folder)
+            for image_id in _split_ids(folder, split):
+                if not (folder / annotated_in / f"{image_id}.png").is_file():
+                    continue
+                image = files.get(image_id, folder / "JPEGImages" / f"{image_id}.jpg")
+                readers[image_id] = functools.partial(read, folder, image_id, image, table)
+        return readers
+
+    def _layout(self, split: str) -> tuple[list[Path], tuple[str, ...]]:
+        """Return the folders that hold a split, one per year, and the classes."""
+        of_test = self.test_year is not None and split == self.test_split
+        folders = _folders(Path(self.root), self.test_year if of_test else self.year)
+        return folders, _class_names(folders[0], self.class_names)
+
+    def _records(
+        self,
+        folder: Path,
+        split: str,
+        class_names: tuple[str, ...],
+        counts: Counter,
+        left_out: LeftOut,
+    ) -> Iterator[ImageRecord]:
+        """Yield the images of one year."""
+        files = _image_files(folder)
+        image_ids = list(_split_ids(folder, split))
+        annotated = any(_xml_path(folder, image_id).exists() for image_id in image_ids)
+        if image_ids and not annotated:
+            logger.warning(
+                "%s: no image of split %r has an annotation; it is read without labels",
+                folder,
+                split,
+            )
+        for image_id in image_ids:
+            xml, objects = _xml_path(folder, image_id), None
+            try:
+                path = _find_image(folder, files, image_id)
+                height, width = image_size(path)
+                if annotated:
+                    objects = named_objects(read_xml(xml))
+            except DataError as error:
+                left_out.add(image_id, error)
+                continue
+            if objects is None:
+                counts["no_annotation"] += 1
+                labels = (-1,) * len(class_names)
+            else:
+                counts["no_object"] += not objects
+                if_difficult = difficult_label(self.difficult)
+                labels = _image_labels(objects, class_names, if_difficult, xml)
+            yield ImageRecord(image_id, path, height, width, labels)
+
+
+def _class_table(class_names: tuple[str, ...], folder: Path) -> np.ndarray:
+    """Return what the numbers of SegmentationClass mean, [256] int: 0 background, class + 1, 255 void, -1 nothing."""
+    numbered = _class_names(folder, None)
+    if not set(class_names) <= set(numbered):
+        numbered = class_names
+    table = np.full(256, -1)
+    table[[0, VOID]] = 0, VOID
+    for number, name in enumerate(numbered, 1):
+        if name in class_names:
+            table[number] = class_names.index(name) + 1
+    return table
+
+
+def _label_map(folder: Path, image_id: str, image: Path, table: np.ndarray) -> np.ndarray:
+    path = folder / "SegmentationClass" / f"{image_id}.png"
+    indices = read_indices(path)
+    check_size(indices, path, image)
+    return to_labels(indices, table, path)
+
+
+def _instances(folder: Path, image_id: str, image: Path, table: np.ndarray) -> ImageInstances:
+    path = folder / "SegmentationObject" / f"{image_id}.png"
+    indices = read_indices(path)
+    check_size(indices, path, image)
+    labels = _label_map(folder, image_id, image, table)
+    return ImageInstances.from_indices(indices, majority_classes(indices, labels, path))
+
+
+def difficult_label(rule: DifficultRule) -> int:
+    """Return the label of a class whose objects in an image are all marked difficult; see `Voc.difficult`.
+
+    Raises:
+      ConfigError: for another rule.
+    """
+    labels = {"drop": 0, "ignore": -1, "keep": 1}
+    if rule not in labels:
+        raise ConfigError(
+            f"the rule for difficult objects or crowds is {rule!r}; allowed are {', '.join(labels)}."
+        )
+    return labels[rule]
+
+
+def _folders(root: Path, year: str | int | None) -> list[Path]:
+    """Return the folders that hold ImageSets, one per year."""
+    if not root.is_dir():
+        raise DataError(f"{root}: no such folder; give the VOCdevkit folder or one inside it.")
+    if (root / "ImageSets").is_dir():
+        if year is not None and root.name != f"VOC{_years(year)[0]}":
+            raise DataError(f"{root} is one year's folder; give its parent with year={year!r}.")
+        return [root]
+    if (root / "VOCdevkit").is_dir():
+        root = root / "VOCdevkit"
+    found = sorted(path.parent.name for path in root.glob("*/ImageSets"))
+    if year is None:
+        if len(found) != 1:
+            raise DataError(
+                f"{root} holds {found or 'no folder with ImageSets'}; choose with year=."
+            )
+        return [root / found[0]]
+    folders = [root / f"VOC{digits}" for digits in _years(year)]
+    for folder in folders:
+        if not (folder / "ImageSets").is_dir():
+            raise DataError(f"{folder} is no folder in VOC layout; {root} holds {found or 'none'}.")
+    return folders
+
+
+def _years(year: str | int) -> list[str]:
+    years = [part.strip() for part in str(year).split("+")]
+    years = [f"20{part}" if len(part) == 2 else part for part in years]
+    if not all(len(part) == 4 and part.isdigit() for part in years) or len(set(years)) < len(years):
+        raise DataError(f'year={year!r}; allowed are a year like "2007" and a union like "07+12".')
+    return years
+
+
+def _class_names(folder: Path, class_names: Sequence[str] | None) -> tuple[str, ...]:
+    origin = "class_names"
+    if class_names is None:
+        origin, class_names = "the VOC classes", CLASS_NAMES
+        for parent in [folder, *folder.absolute().parents[:2]]:
+            path = parent / "classes.txt"
+            if path.is_file():
+                lines = [line.strip() for line in _read_lines(path)]
+                origin, class_names = str(path), [line for line in lines if line]
+                break
+    if not class_names or len(set(class_names)) < len(class_names):
+        raise DataError(
+            f"{origin}: class names must be distinct and at least one, found {class_names}."
+        )
+    return tuple(class_names)
+
+
+def _split_ids(folder: Path, split: str) -> Iterator[str]:
+    sets = folder / "ImageSets"
+    paths = [sets / place / f"{split}.txt" for place in ("Main", "Segmentation", "")]
+    path = next((path for path in paths if path.is_file()), None)
+    if path is None:
+        found = sorted(p.relative_to(sets).with_suffix("").as_posix() for p in sets.glob("*/*.txt"))
+        found = [name.removeprefix("Main/") for name in found]
+        raise DataError(f"{paths[0]}: no such split; found {', '.join(found[:20]) or 'none'}.")
+    yield from read_split(path)
+
+
+def read_split(path: Path) -> Iterator[str]:
+    """Yield the image ids of a list, the first word of every line.
+
+    Raises:
+      DataError: with the line number, for an id that occurs twice or leads out of the data folder.
+    """
+    seen = set()
+    for number, line in enumerate(_read_lines(path), 1):
+        if not line.strip():
+            continue
+        image_id = line.split()[0]
+        if PurePath(image_id).is_absolute() or ".." in PurePath(image_id).parts:
+            raise DataError(f"{path}:{number}: image id {image_id!r} leads out of the data folder.")
+        if image_id in seen:
+            raise DataError(f"{path}:{number}: image {image_id!r} occurs twice.")
+        seen.add(image_id)
+        yield image_id
+
+
+def _read_lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not a text file in UTF-8 ({error}).") from error
+
+
+def _image_files(folder: Path) -> dict[str, Path]:
+    """Return image id -> file; of several files with one stem the suffix listed first in SUFFIXES."""
+    directory = folder / "JPEGImages"
+    files = [path for path in directory.rglob("*") if path.suffix.lower() in SUFFIXES]
+    files.sort(key=lambda path: SUFFIXES.index(path.suffix.lower()), reverse=True)
+    return {path.relative_to(directory).with_suffix("").as_posix(): path for path in files}
+
+
+def _find_image(folder: Path, files: dict[str, Path], image_id: str) -> Path:
+    if image_id not in files:
+        raise DataError(f"{folder / 'JPEGImages' / image_id}.jpg: no such image file.")
+    return files[image_id]
+
+
+def _xml_path(folder: Path, image_id: str) -> Path:
+    return folder / "Annotations" / f"{image_id}.xml"
+
+
+def _image_labels(
+    objects: list[tuple[str, bool]],
+    class_names: tuple[str, ...],
+    if_difficult: int,
+    path: Path,
+) -> tuple[int, ...]:
+    labels = [0] * len(class_names)
+    for name, is_difficult in objects:
+        index = class_index(name, class_names, path)
+        if not is_difficult:
+            labels[index] = 1
+        elif labels[index] != 1:
+            labels[index] = if_difficult
+    return tuple(labels)
+
+
+def _file_size(
+    path: Path, annotated: tuple[int, int] | None, counts: Counter
+) -> tuple[int, int] | None:
+    """Return the size in the image's header, which decides; the annotated one if it cannot be read."""
+    try:
+        size = image_size(path)
+    except DataError:
+        return annotated
+    counts["size_differs"] += annotated is not None and annotated != size
+    return size

@@ -1,0 +1,1 @@
+"""A rendered data set in VOC layout, deterministic from a seed."""
