@@ -23,7 +23,6 @@ def get_config():
         scales=(96,),
         aspect=1.0,
         flip=True,
-        loader="tf",
     )
     config.optim = dict(
         name="adamw", learning_rate=2e-3, shape="cosine", warmup_steps=50, weight_decay=1e-4

@@ -83,7 +83,7 @@ class TrainOptions:
       crop_margin: resize to scale + crop_margin pixels, and cut out a random window of the scale, drawn anew in
         every epoch; see `Canvases`. For methods without proposals; 0 shows whole images.
       flip: mirror an image with probability 1/2, drawn anew in every epoch.
-      loader: "tf" (tf.data) or "threads" (no TensorFlow needed).
+      loader: "threads", or "tf" (tf.data); the batches are the same.
       ema_decay: keep a running average of the parameters; `None` keeps none.
       cache_features: keep the feature maps of a wholly frozen backbone in memory.
     """
@@ -99,7 +99,7 @@ class TrainOptions:
     aspect: Annotated[float, COUNT] = 1.5
     crop_margin: Annotated[int, NOT_NEGATIVE] = 0
     flip: bool = True
-    loader: Annotated[Literal["tf", "threads"], Mark.RESUME] = "tf"
+    loader: Annotated[Literal["tf", "threads"], Mark.RESUME] = "threads"
     ema_decay: Annotated[float | None, BELOW_ONE] = None
     cache_features: bool = False
 
@@ -267,7 +267,7 @@ class EvalOptions:
       iou_thrs: a detection needs IoU > this; the first one is the headline. "sweep" stands for
         0.50, 0.55 ... 0.95. 0.75 is always measured.
       corloc_difficult: difficult objects count as hits and in the denominator.
-      loader: "threads" or "tf".
+      loader: as in training.
       maps: of methods that predict maps.
       masks: of methods that predict masks or label maps.
       passes: name -> what a further pass does otherwise; CorLoc has one of its own, since papers measure it on the

@@ -90,7 +90,7 @@ def vgg16_detector(method: str) -> ConfigDict:
     config.proposals = dict(max_proposals=4096, dedup_stride=8)
 
     scales = (480, 576, 688, 864, 1200)
-    config.train = dict(scales=scales, resize="short", max_long=2000, flip=True, loader="tf")
+    config.train = dict(scales=scales, resize="short", max_long=2000, flip=True)
     config.train.init_from = ("weights/vgg16_caffe.npz",)  # ImageNet, fc6 and fc7 included
     config.train.num_steps = 70_000
     config.train.micro_batch = 1  # images per forward pass, over all devices
@@ -204,7 +204,7 @@ def spn(
     config.backbone = _SPN_BACKBONES[backbone]
     config.data = ConfigDict()
 
-    config.train = dict(scales=(size,), resize="warp", crop_margin=30, flip=True, loader="tf")
+    config.train = dict(scales=(size,), resize="warp", crop_margin=30, flip=True)
     config.train.init_from = (_SPN_WEIGHTS[backbone],)
     config.train.num_steps = num_steps
     config.train.micro_batch = micro_batch
@@ -399,7 +399,7 @@ def _on_frozen_backbone(num_steps: int) -> ConfigDict:
     config = ConfigDict()
     config.seed = 0
     config.data = dict(reader="voc", train_split="trainval", test_split="test", difficult="drop")
-    config.train = dict(num_steps=num_steps, resize="short", loader="tf")
+    config.train = dict(num_steps=num_steps, resize="short")
     config.train.cache_features = True  # every view's map is computed once
     config.optim = dict(name="adamw", decay_factor=0.1, weight_decay=1e-4)
     config.optim.decay_steps = (num_steps * 7 // 10,)

@@ -196,7 +196,7 @@ class Assembler:
             self._row(index, flipped, crop, planned, counts)
             for index, flipped, crop in zip(planned.rows, planned.flipped, crops, strict=True)
         ]
-        batch = jax.tree.map(lambda *leaves: np.stack(leaves), *rows)
+        batch = jax.tree.map(_stacked, *rows)
         return batch, np.array([counts[name] for name in COUNTS], np.int64)
 
     def _row(
@@ -274,6 +274,10 @@ class Assembler:
 
     def _decode(self, index: int) -> np.ndarray:
         return self._images.records[index].load()
+
+
+def _stacked(*leaves: np.ndarray) -> np.ndarray:
+    return np.stack(leaves) if len(leaves) > 1 else leaves[0][None]
 
 
 class _KeepRecent:

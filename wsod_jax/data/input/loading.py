@@ -11,11 +11,10 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Literal, TypeVar, get_args
 
-import jax
 import numpy as np
 
 from wsod_jax.data.input.transforms import View
-from wsod_jax.errors import ConfigError, DataError
+from wsod_jax.errors import ConfigError
 
 Arrays = TypeVar("Arrays")  # a pytree of NumPy arrays
 Loader = Literal["tf", "threads"]
@@ -28,7 +27,7 @@ class Loading:
     """How a process makes its batches. Nothing here changes what the micro-batches of all processes hold together.
 
     Attributes:
-      loader: "tf" (tf.data) or "threads" (needs no TensorFlow); the batches are the same.
+      loader: "threads", or "tf" (tf.data), which is no faster and needs TensorFlow; the batches are the same.
       workers: threads; by default one per core that this process may use.
       prefetch: finished micro-batches held ready.
       on_bad_image: what to do about an image that cannot be read: "skip" masks its row, counts it, and logs
@@ -39,7 +38,7 @@ class Loading:
         the image is then not decoded and stays zero.
     """
 
-    loader: Loader = "tf"
+    loader: Loader = "threads"
     workers: int | None = None
     prefetch: int = 2
     on_bad_image: OnBadImage = "skip"
@@ -131,47 +130,33 @@ def _load_with_threads(
 
 
 def _load_with_tf(
-    assemble: Callable[[int], Arrays], numbers: Iterable[int], workers: int, prefetch: int
+    assemble: Callable[[int], Arrays],
+    numbers: range | itertools.count,
+    workers: int,
+    prefetch: int,
 ) -> Iterator[Arrays]:
+    """Let tf.data say when and in which of its threads; arrays stay in Python, for handing them over copies them."""
     tf = import_tensorflow()
-    first = next(iter(numbers), None)
-    if first is None:
-        return
-    # The first micro-batch is made here: it tells structure and dtypes, and fails with a plain error.
-    sample = assemble(first)
-    leaves, structure = jax.tree.flatten(sample)
-    dtypes = [leaf.dtype for leaf in leaves]
-    yield sample
-    failures = []
+    finished: dict[int, Arrays | Exception] = {}
 
-    def call(number: np.int64) -> list[np.ndarray]:
+    def finish(number: np.int64) -> np.int64:
         try:
-            return jax.tree.leaves(assemble(int(number)))
-        except DataError as error:  # TensorFlow would pass on its text only
-            failures.append(error)
-            raise
+            finished[int(number)] = assemble(int(number))
+        except Exception as error:  # raised below; TensorFlow would pass on its text only
+            finished[int(number)] = error
+        return number
 
-    rest = _rest(numbers)
-    dataset = tf.data.Dataset.range(rest.start, rest.stop).map(
-        lambda number: tf.numpy_function(call, [number], dtypes, stateful=True),
+    bounds = (numbers.start, numbers.stop) if isinstance(numbers, range) else (next(numbers), 2**62)
+    dataset = tf.data.Dataset.range(*bounds).map(
+        lambda number: tf.numpy_function(finish, [number], tf.int64, stateful=True),
         num_parallel_calls=workers,
         deterministic=True,
     )
-    dataset = dataset.prefetch(prefetch)
-    try:
-        for arrays in dataset.as_numpy_iterator():
-            yield jax.tree.unflatten(structure, arrays)
-    except tf.errors.OpError:
-        if failures:
-            raise failures[0] from None
-        raise
-
-
-def _rest(numbers: range | itertools.count) -> range:
-    """Return what follows the first number; `count` is called here after its first was taken."""
-    if isinstance(numbers, range):
-        return numbers[1:]
-    return range(next(numbers), 2**62)
+    for number in dataset.prefetch(prefetch).as_numpy_iterator():
+        result = finished.pop(int(number))
+        if isinstance(result, Exception):
+            raise result
+        yield result
 
 
 def import_tensorflow() -> ModuleType:

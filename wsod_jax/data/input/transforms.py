@@ -205,12 +205,17 @@ def place_image(image: np.ndarray, view: View) -> np.ndarray:
       [H, W, 3] uint8, zero outside `view.size`.
     """
     height, width = view.size
-    if image.shape[:2] != view.resized:
-        image = cv2.resize(image, view.resized[::-1], interpolation=cv2.INTER_LINEAR)
-    top, left = view.offset
-    image = image[top : top + height, left : left + width]
     canvas = np.zeros((*view.canvas, 3), np.uint8)
-    canvas[:height, :width] = image[:, ::-1] if view.flipped else image
+    shown = canvas[:height, :width]
+    if view.resized == view.size != image.shape[:2]:
+        cv2.resize(image, (width, height), shown, interpolation=cv2.INTER_LINEAR)
+    else:
+        if image.shape[:2] != view.resized:
+            image = cv2.resize(image, view.resized[::-1], interpolation=cv2.INTER_LINEAR)
+        top, left = view.offset
+        shown[:] = image[top : top + height, left : left + width]
+    if view.flipped:
+        cv2.flip(shown, 1, shown)
     return canvas
 
 
