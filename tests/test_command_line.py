@@ -2,11 +2,14 @@
 
 import argparse
 import sys
+from pathlib import Path
 
 import pytest
 
+from wsod_jax.__main__ import COMMANDS, main
 from wsod_jax.commands import train
 from wsod_jax.commands.command_line import (
+    CONFIGS,
     command_text,
     load_config,
     make_parser,
@@ -16,6 +19,7 @@ from wsod_jax.commands.command_line import (
 from wsod_jax.errors import ConfigError, DataError, NonFiniteError, PeerError
 
 OPTIONS = argparse.Namespace()
+SCRIPTS = sorted((Path(__file__).resolve().parents[1] / "scripts").glob("*.py"))
 
 
 @pytest.mark.parametrize("error", [ConfigError, DataError, NonFiniteError, PeerError, OSError])
@@ -43,6 +47,29 @@ def test_the_command_can_be_typed_again(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["scripts/train.py", "--workdir", "my runs"])
     assert command_text().endswith("scripts/train.py --workdir 'my runs'")
     assert command_text(["--config.a.b", "(1, 2)"]).endswith("train.py --config.a.b '(1, 2)'")
+
+
+def test_the_console_command_can_be_typed_again(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["/bin/wsod-jax", "train", "--workdir", "my runs"])
+    with pytest.raises(SystemExit, match="2"):  # --config is missing
+        main()
+    assert "usage: wsod-jax train " in capsys.readouterr().err
+    assert command_text() == "wsod-jax train --workdir 'my runs'"
+
+
+def test_the_console_command_lists_the_scripts(capsys):
+    assert sorted(COMMANDS) == sorted(path.stem for path in SCRIPTS)
+    assert main(["--help"]) == main([]) == 0
+    lines = [line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines()]
+    told = dict(line for line in lines if line and line[0] in COMMANDS)
+    assert set(told) == set(COMMANDS) and all(len(text) <= 100 for text in told.values())
+
+
+def test_an_unknown_command_is_told_of_a_close_one(capsys):
+    assert main(["make-proposal"]) == main(["xyz"]) == 2
+    close, far = capsys.readouterr().err.splitlines()
+    assert "'make-proposal'" in close and "'make_proposals'" in close
+    assert "'xyz'" in far and "wsod-jax --help" in far
 
 
 PLAIN = "def get_config(): return {'seed': 3}\n"
@@ -74,6 +101,21 @@ def test_configuration_files(tmp_path):
     assert values == {"seed": 2, "train": {"scales": (32, 64)}}
     assert type(values) is dict and type(values["train"]) is dict
     assert "c" not in sys.modules
+
+
+def test_shipped_configurations_have_names(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("debug_tiny", "oim_ir_vgg16_voc07", "synthetic:pcl"):
+        stem, _, variant = name.partition(":")
+        path = f"{CONFIGS / stem}.py" + f":{variant}" * bool(variant)
+        assert load_config(name) == load_config(path)
+    with pytest.raises(ConfigError, match="debug_tiny.py.* no variant 'x'"):
+        load_config("debug_tiny:x")
+    for wrong in ("debug_tinny", "configs/debug_tiny.py"):
+        with pytest.raises(DataError, match=rf"--config {wrong}: .*debug_tiny"):
+            load_config(wrong)
+    (tmp_path / "debug_tiny").write_text(PLAIN)
+    assert load_config("debug_tiny") == {"seed": 3}
 
 
 @pytest.mark.parametrize(
@@ -136,7 +178,7 @@ def test_an_error_inside_a_configuration_file_is_its_own(tmp_path):
     broken = "def get_config(name): return {}['elsewhere']"
     with pytest.raises(KeyError, match="elsewhere"):
         load_config(write(tmp_path, broken) + ":one")
-    with pytest.raises(DataError, match="nowhere.py: no such configuration file"):
+    with pytest.raises(DataError, match="nowhere.py: no such file"):
         load_config("nowhere.py:one")
 
 

@@ -29,7 +29,7 @@ from wsod_jax.train.step import TrainStep
 from wsod_jax.types import Batch, Views
 
 ROOT = Path(__file__).resolve().parents[1]
-FILES = {path.stem: path for path in sorted((ROOT / "configs").glob("*.py"))}
+FILES = {path.stem: path for path in sorted((ROOT / "configs").glob("[!_]*.py"))}
 MAX_PROGRAMS = 24
 PUBLISHED_MAPS = ("spn", "cam")
 VARIANTS = {  # of files whose variants are not the detectors of the small sets
@@ -114,7 +114,7 @@ root, folder = sys.argv[1:]
 sys.path[:] = [entry for entry in sys.path if entry and Path(entry).resolve() != Path(root).resolve()]
 assert importlib.util.find_spec("configs") is None, sys.path
 digests = {}
-for path in sorted(Path(folder).glob("*.py")):
+for path in sorted(Path(folder).glob("[!_]*.py")):
     spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

@@ -31,7 +31,7 @@ LEVELS = {
     "build": 6,
     **dict.fromkeys(["predictor", "training_data", "scoring", "runs"], 7),
     "analysis": 8,
-    "commands": 9,
+    **dict.fromkeys(["commands", "__main__"], 9),
 }
 # Single files that share a level, in the order in which the later ones may use the earlier ones.
 FILES = (

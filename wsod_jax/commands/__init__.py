@@ -1,1 +1,1 @@
-"""The commands: what `scripts/*.py` run. Each reads its command line, opens files, calls the rooms below and prints."""
+"""The commands of `wsod-jax`: each reads its command line, opens files, calls the rooms below and prints."""

@@ -1,4 +1,4 @@
-"""Measure the speed and memory of the parts on this machine, and print them with the machine's name.
+"""Measure the speed and memory of the parts on this machine.
 
     python scripts/benchmark.py                         every task but `gpu`, a few minutes on a laptop
     python scripts/benchmark.py --task roi mining       some of them

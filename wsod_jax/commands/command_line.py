@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import ast
 import contextlib
+import difflib
 import inspect
 import re
 import runpy
@@ -16,10 +17,18 @@ from typing import Any
 
 from wsod_jax.errors import ConfigError, CueError, DataError, NonFiniteError, PeerError
 
+PACKAGE = Path(__file__).resolve().parents[1]
+# The shipped ones: inside an installed package, beside the package of a checkout.
+CONFIGS = next(
+    (folder for folder in (PACKAGE / "configs", PACKAGE.parent / "configs") if folder.is_dir()),
+    PACKAGE / "configs",
+)
+
 
 def make_parser(description: str | None) -> argparse.ArgumentParser:
     """Return an empty parser whose help is a module's docstring, and which takes no abbreviated option."""
     return argparse.ArgumentParser(
+        prog=Path(sys.argv[0]).name,
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -55,42 +64,62 @@ def run_command(
 def command_text(arguments: Sequence[str] | None = None) -> str:
     """Return the command line of this process, to type it again; `arguments` as `main` got them."""
     given = sys.argv[1:] if arguments is None else arguments
-    return shlex.join([sys.executable, sys.argv[0], *given])
+    program = sys.argv[0]  # `wsod-jax COMMAND`, or a script
+    start = program.split() if program.startswith("wsod-jax ") else [sys.executable, program]
+    return shlex.join([*start, *given])
 
 
-# -- configuration files
+# -- configurations
+
+
+def find_config(name: str) -> Path:
+    """Return the file of this path, or of the shipped configuration of this name, such as "debug_tiny".
+
+    Raises:
+      DataError: there is neither.
+    """
+    if Path(name).is_file():
+        return Path(name)
+    shipped = CONFIGS / f"{name}.py"
+    if re.fullmatch(r"\w+", name) and shipped.is_file():
+        return shipped
+    stems = sorted(path.stem for path in CONFIGS.glob("[!_]*.py"))
+    close = difflib.get_close_matches(Path(name).stem, stems, n=4)
+    raise DataError(
+        f"--config {name}: no such file, and no shipped configuration of this name. Close names: "
+        f"{', '.join(close) or 'none'}; all of them: {CONFIGS}"
+    )
 
 
 def load_config(argument: str) -> dict[str, Any]:
-    """Return the values of a configuration file, FILE or FILE:VARIANT.
+    """Return the values of a configuration, FILE or FILE:VARIANT; FILE is a path or the name of a shipped one.
 
     The file is Python and has a function `get_config`, which returns a `ConfigDict` or a dict; the variant is its
     argument.
 
     Raises:
-      DataError: there is no such file.
+      DataError: there is no such file or shipped configuration.
       ConfigError: it is no Python, is of version 0.1, or has no `get_config`, or no such variant.
     """
-    path, colon, variant = argument.partition(":")
-    if not Path(path).is_file():
-        raise DataError(f"{path}: no such configuration file; --config takes FILE or FILE:VARIANT")
+    given, colon, variant = argument.partition(":")
+    path = str(find_config(given))
     if colon and not variant:
         raise ConfigError(f"--config {argument}: give a variant after the colon, or drop it")
     _check_source(path)
     with _told_by(path):
         get_config = runpy.run_path(path).get("get_config")
     if get_config is None:
-        raise ConfigError(f"{path} has no function get_config; configs/debug_tiny.py shows one")
-    given = (variant,) if colon else ()
+        raise ConfigError(f"{path} has no function get_config; the shipped ones in {CONFIGS} do")
+    arguments = (variant,) if colon else ()
     try:
-        inspect.signature(get_config).bind(*given)
+        inspect.signature(get_config).bind(*arguments)
     except TypeError:
         found = f"takes no variant, found {variant!r}" if colon else "needs a variant, found none"
         raise ConfigError(
             f"{path} {found}; give --config {path}{'' if colon else ':VARIANT'}. Its docstring says more"
         ) from None
     with _told_by(path, get_config, variant):
-        values = get_config(*given)
+        values = get_config(*arguments)
     values = values.to_dict() if hasattr(values, "to_dict") else values
     if not isinstance(values, dict):
         raise ConfigError(

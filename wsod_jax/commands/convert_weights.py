@@ -1,4 +1,4 @@
-"""Convert pretrained weights into the npz files that wsod_jax reads: from other frameworks, or from its own runs.
+"""Convert pretrained weights of other frameworks, or take them out of a run.
 
 Where to get what can be converted:
 

@@ -1,4 +1,4 @@
-"""The whole chain on a rendered data set, on a laptop: two detectors from image labels alone, scored side by side.
+"""Run the whole chain on a rendered data set: two detectors from image labels alone, side by side.
 
     python scripts/demo.py --out demo            # at most a quarter of an hour on two cores
     python scripts/demo.py --out demo --small    # a minute or two, to see that everything works; scores mean nothing
@@ -22,9 +22,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from wsod_jax.commands.command_line import load_config, make_parser, run_command
+from wsod_jax.commands.command_line import command_text, load_config, make_parser, run_command
 
-ROOT = Path(__file__).resolve().parents[2]
+RUN = ("-m", "wsod_jax")  # what follows is a command
 METHODS = {"wsddn": "WSDDN", "oim_ir": "OIM+IR"}
 PICTURES = {
     "objectness": "Where scores gather over training",
@@ -51,7 +51,7 @@ class Step:
 
     Attributes:
       title: what it does, for people.
-      command: a script of this package and its arguments.
+      command: arguments of Python.
       output: a file that the command writes last.
     """
 
@@ -102,9 +102,8 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def num_steps(small: bool) -> dict[str, int]:
     """Return the updates of each training run, as its configuration or `--small` says."""
-    files = {"pretrain": "pretrain_tiny.py"}
-    files |= {method: f"synthetic.py:{method}" for method in METHODS}
-    configs = {run: load_config(str(ROOT / "configs" / file)) for run, file in files.items()}
+    names = {"pretrain": "pretrain_tiny"} | {method: f"synthetic:{method}" for method in METHODS}
+    configs = {run: load_config(name) for run, name in names.items()}
     return {
         run: NUM_STEPS_SMALL if small else config["train"]["num_steps"]
         for run, config in configs.items()
@@ -121,17 +120,17 @@ def chain(out: Path, small: bool, seed: int, last: dict[str, int]) -> list[Step]
     steps = [
         Step(
             "Render the detection set",
-            (script("make_synthetic"), f"--out={data}", *extra["data"]),
+            (*RUN, "make_synthetic", f"--out={data}", *extra["data"]),
             data / "spec.json",
         ),
         Step(
             "Render one-object pictures to pretrain on",
-            (script("make_synthetic"), f"--out={objects}", "--pretraining", *extra["objects"]),
+            (*RUN, "make_synthetic", f"--out={objects}", "--pretraining", *extra["objects"]),
             objects / "spec.json",
         ),
         Step(
             "Find proposals by selective search",
-            (script("make_proposals"), f"--data={data}", "--split", "trainval", "test")
+            (*RUN, "make_proposals", f"--data={data}", "--split", "trainval", "test")
             + (f"--out={proposals}", "--report"),
             proposals,
         ),
@@ -139,14 +138,14 @@ def chain(out: Path, small: bool, seed: int, last: dict[str, int]) -> list[Step]
             "Pretrain the backbone",
             out / "pretrain",
             last["pretrain"],
-            config("pretrain_tiny.py"),
+            "pretrain_tiny",
             *((f"--config.data.root={objects}",) if elsewhere else ()),
             *seeded,
             *extra["train"],
         ),
         Step(
             "Take the backbone out of its checkpoint",
-            (script("convert_weights"), "--from", "checkpoint", str(out / "pretrain"))
+            (*RUN, "convert_weights", "--from", "checkpoint", str(out / "pretrain"))
             + ("--out", str(weights)),
             weights,
         ),
@@ -162,7 +161,7 @@ def chain(out: Path, small: bool, seed: int, last: dict[str, int]) -> list[Step]
                 f"Train {name}",
                 out / method,
                 last[method],
-                f"{config('synthetic.py')}:{method}",
+                f"synthetic:{method}",
                 *(paths if elsewhere else ()),
                 *seeded,
                 *extra["train"],
@@ -170,7 +169,7 @@ def chain(out: Path, small: bool, seed: int, last: dict[str, int]) -> list[Step]
             ),
             Step(
                 f"Evaluate {name}",
-                (script("evaluate"), f"--workdir={out / method}"),
+                (*RUN, "evaluate", f"--workdir={out / method}"),
                 out / method / "evaluation" / str(last[method]) / "report.json",
             ),
         ]
@@ -178,33 +177,23 @@ def chain(out: Path, small: bool, seed: int, last: dict[str, int]) -> list[Step]
     return steps + [
         Step(
             "Draw where scores gather during training",
-            (script("visualize"), "objectness", "--workdir", *runs, "--num", "4")
+            (*RUN, "visualize", "objectness", "--workdir", *runs, "--num", "4")
             + ("--out", str(out / "objectness")),
             out / "objectness" / "sheet.png",
         ),
         Step(
             "Draw how OIM finds further instances",
-            (script("visualize"), "graphs", "--checkpoint", runs[-1], "--num", "4")
+            (*RUN, "visualize", "graphs", "--checkpoint", runs[-1], "--num", "4")
             + ("--out", str(out / "graphs")),
             out / "graphs" / "sheet.png",
         ),
     ]
 
 
-def train(title: str, workdir: Path, last: int, config_file: str, *overrides: str) -> Step:
+def train(title: str, workdir: Path, last: int, config: str, *overrides: str) -> Step:
     """Return a training run; it is done when the last checkpoint is."""
-    command = (script("train"), f"--config={config_file}", f"--workdir={workdir}", *overrides)
+    command = (*RUN, "train", f"--config={config}", f"--workdir={workdir}", *overrides)
     return Step(title, command, workdir / "checkpoints" / str(last) / "manifest.json")
-
-
-def script(name: str) -> str:
-    """Return the path of a script, as short as it can be typed here."""
-    return os.path.relpath(ROOT / "scripts" / f"{name}.py")
-
-
-def config(name: str) -> str:
-    """Return the path of a configuration, as short as it can be typed here."""
-    return os.path.relpath(ROOT / "configs" / name)
 
 
 class StepLog:
@@ -239,13 +228,13 @@ class StepLog:
         status, interrupted = call(step.command)
         seconds = time.monotonic() - started
         if interrupted:
-            print(f"\nInterrupted. The same command goes on: {again()}", file=sys.stderr)
+            print(f"\nInterrupted. The same command goes on: {command_text()}", file=sys.stderr)
             return 130
         if status or not step.output.exists():
             print(
                 f"\n{step.title}: stopped with status {status} and "
                 f"{'an' if step.output.exists() else 'no'} output {step.output}. The messages above say why; once "
-                f"that is mended, the same command goes on: {again()}",
+                f"that is mended, the same command goes on: {command_text()}",
                 file=sys.stderr,
             )
             return status or 1
@@ -261,7 +250,7 @@ class StepLog:
 
 
 def call(command: tuple[str, ...]) -> tuple[int, bool]:
-    """Run a script; return its exit status and whether Ctrl-C was pressed, which the script gets too."""
+    """Run a command; return its exit status and whether Ctrl-C was pressed, which the command gets too."""
     environment = {"TF_CPP_MIN_LOG_LEVEL": "2", "MPLBACKEND": "Agg", **os.environ}
     interrupted = False
     with subprocess.Popen([sys.executable, *command], env=environment) as process:
@@ -276,11 +265,6 @@ def largest_child() -> float:
     """Return the memory of the largest process so far that was waited for, in GiB."""
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * unit / 2**30
-
-
-def again() -> str:
-    """Return the command line of this run."""
-    return shlex.join(["python", *sys.argv])
 
 
 def score_table(summaries: dict[str, dict[str, float]]) -> str:

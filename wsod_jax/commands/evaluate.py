@@ -1,5 +1,4 @@
-"""Measure a trained detector: average precision on the test split, CorLoc on the training split; and for methods
-that localise without proposals, pointing accuracy and Object Energy.
+"""Measure a trained detector, or a file of detections: mAP, CorLoc, pointing accuracy and more.
 
     python scripts/evaluate.py --workdir runs/oim_ir                 # its newest checkpoint
     python scripts/evaluate.py --workdir runs/oim_ir --all_steps     # every checkpoint, with curves

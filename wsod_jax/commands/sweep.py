@@ -1,4 +1,4 @@
-"""Train and evaluate every method of a small set with several seeds, and tabulate what is finished.
+"""Train and evaluate every method of a small set with several seeds, and tabulate the scores.
 
     python scripts/sweep.py cards6 --runs runs/cards6               # 8 methods x 3 seeds, about 4 minutes each
     python scripts/sweep.py synthetic --runs runs/synthetic --methods wsddn oim_ir --seeds 0
@@ -94,6 +94,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run(args: argparse.Namespace) -> None:
     """Train and evaluate what is asked for, and write the tables after every run."""
+    if not (ROOT / "docs/results.md").is_file():
+        raise DataError(
+            f"sweep writes into the results/ and docs/ of a checkout, and {ROOT} is none; clone the repository and "
+            "install it with pip install -e ."
+        )
     if not args.table:
         runs = Path(args.runs or f"runs/{args.set}")
         for seed in args.seeds:
@@ -107,7 +112,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     """Return what the command line asks for; exit with status 2 if options do not go together."""
     parser = make_parser(__doc__)
     parser.add_argument(
-        "set", nargs="?", choices=SETS, help="which set; its config is configs/<set>.py"
+        "set", nargs="?", choices=SETS, help="which set; its configuration has the same name"
     )
     parser.add_argument("--methods", nargs="+", help="variants of the config (default: all)")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
@@ -163,10 +168,10 @@ def run_one(
         return
     workdir = runs / f"{method}-seed{seed}"
     started = time.time()
-    python = [sys.executable, "-u"]
+    python = [sys.executable, "-u", "-m", "wsod_jax"]
     train = [
-        str(ROOT / "scripts/train.py"),
-        f"--config={ROOT / 'configs' / data_set}.py:{method}",
+        "train",
+        f"--config={data_set}:{method}",
         f"--workdir={workdir}",
         f"--config.seed={seed}",
         *settings,
@@ -180,7 +185,7 @@ def run_one(
     ):  # an interrupted run saves and ends without error
         sys.exit(f"{workdir} stopped before step {num_steps}; the same command goes on with it")
     trained = time.time()
-    evaluate = [str(ROOT / "scripts/evaluate.py"), "--workdir", str(workdir)]
+    evaluate = ["evaluate", "--workdir", str(workdir)]
     if method in SETS[data_set].compare:
         evaluate.append("--compare")
         evaluate += ["--energy_of", energy_of] if energy_of else []

@@ -1,8 +1,7 @@
-"""List the files that a run executes: how far a reader walks from a configuration to an update, or from an image to
-a report.
+"""List the files that training or evaluating a configuration goes through.
 
     python scripts/trace_files.py                                          # OIM on VGG16
-    python scripts/trace_files.py --config configs/spn_vgg16_voc07.py
+    python scripts/trace_files.py --config spn_vgg16_voc07
     python scripts/trace_files.py --walk evaluate                          # from the images to the report
 
 One update of a configuration for VOC runs on a few small rendered images, with narrow fully connected layers and
@@ -21,10 +20,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
 
-from wsod_jax.commands.command_line import load_config, make_parser, run_command
+from wsod_jax.commands.command_line import (
+    CONFIGS,
+    PACKAGE,
+    load_config,
+    make_parser,
+    run_command,
+)
 
-PACKAGE = Path(__file__).resolve().parents[1]
-FOLDERS = (PACKAGE, PACKAGE.parent / "configs")
+FOLDERS = (PACKAGE, CONFIGS)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -32,9 +36,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = make_parser(__doc__)
     parser.add_argument(
         "--config",
-        default="configs/oim_ir_vgg16_voc07.py",
+        default="oim_ir_vgg16_voc07",
         metavar="FILE[:VARIANT]",
-        help="a configuration that reads the VOC layout (configs/oim_ir_vgg16_voc07.py)",
+        help="a configuration that reads the VOC layout (oim_ir_vgg16_voc07)",
     )
     parser.add_argument(
         "--walk", choices=("train", "evaluate"), default="train", help="what to follow (train)"

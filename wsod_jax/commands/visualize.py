@@ -1,4 +1,4 @@
-"""Look at proposals, detections, training curves and data sets, at what a detector learnt from, and at proposal maps.
+"""Draw proposals, detections, training curves, pseudo boxes and proposal maps.
 
 Proposals over pictures, with the best one of every annotated object:
 
