@@ -10,7 +10,7 @@ from wsod_jax.train.weights import load_weights
 
 
 def test_checkpoint_gives_all_but_the_layers_of_its_classes(trained_run, tmp_path, capsys):
-    out = tmp_path / "weights" / "tiny.npz"
+    out = tmp_path / "weights" / "tiny.safetensors"
     workdir = str(trained_run.workdir)
     assert convert_weights.main(["--from", "checkpoint", workdir, "--out", str(out)]) == 0
     assert "source: wsod_jax checkpoint" in capsys.readouterr().out

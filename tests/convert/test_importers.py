@@ -293,5 +293,5 @@ def test_script_errors_say_what_to_do(tmp_path, script, capsys):
     assert (
         script.main(["--from", "caffe_vgg16", str(tmp_path / "vgg.caffemodel"), "--out", out]) == 1
     )
-    assert "allowed are .npz, .npy, .pkl and .pth" in capsys.readouterr().err
+    assert "allowed are .npz, .npy, .pkl, .pth" in capsys.readouterr().err
     assert not Path(out).exists()

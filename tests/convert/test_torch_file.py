@@ -8,6 +8,7 @@ import zipfile
 
 import numpy as np
 import pytest
+import safetensors.numpy
 
 from wsod_jax.convert import caffe, torch_file
 from wsod_jax.convert.torch_file import read_torch_file
@@ -180,4 +181,14 @@ def test_files_that_are_something_else(tmp_path):
         read_torch_file(path)
     as_torch_zip(path, pickle.dumps({"epoch": 3}, protocol=2))
     with pytest.raises(DataError, match="without tensors"):
+        read_torch_file(path)
+
+
+def test_safetensors(tmp_path):
+    path = tmp_path / "x.safetensors"
+    kernel = np.arange(6, dtype=np.float16).reshape(2, 3)
+    safetensors.numpy.save_file({"conv1.weight": kernel}, path)
+    np.testing.assert_array_equal(read_torch_file(path)["conv1.weight"], kernel)
+    path.write_bytes(path.read_bytes()[:20])
+    with pytest.raises(DataError, match="x.safetensors.*damaged"):
         read_torch_file(path)

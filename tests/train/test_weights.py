@@ -4,6 +4,8 @@ import json
 
 import numpy as np
 import pytest
+import safetensors.numpy
+from flax.traverse_util import unflatten_dict
 
 from wsod_jax.errors import DataError
 from wsod_jax.train.weights import load_weights, save_weights
@@ -23,15 +25,16 @@ def weights():
     }
 
 
-def test_round_trip(tmp_path, weights):
-    path = tmp_path / "deep" / "w.npz"
+@pytest.mark.parametrize("name", ["w.npz", "w.safetensors"])
+def test_round_trip(tmp_path, weights, name):
+    path = tmp_path / "deep" / name
     written = save_weights(path, weights, META)
     params, meta = load_weights(path)
     assert meta == written and META.items() <= meta.items()
     assert meta["checksum"].startswith("sha256:") and meta["created_by"].startswith("wsod_jax ")
     assert set(params) == set(weights)
     np.testing.assert_array_equal(params["conv1"]["kernel"], weights["conv1"]["kernel"])
-    assert [p.name for p in path.parent.iterdir()] == ["w.npz"]
+    assert [p.name for p in path.parent.iterdir()] == [name]
 
 
 def test_checksum_follows_values_names_and_shapes(tmp_path, weights):
@@ -63,6 +66,25 @@ def test_damage_is_noticed(tmp_path, weights):
         load_weights(path)
 
 
+def test_damaged_and_foreign_safetensors(tmp_path, weights):
+    path = tmp_path / "w.safetensors"
+    arrays = {"conv1/bias": weights["conv1"]["bias"], "fc6/kernel": weights["fc6"]["kernel"].T}
+    written = save_weights(path, unflatten_dict(arrays, sep="/"), META)
+    found = safetensors.numpy.load_file(path)
+    assert found.keys() == arrays.keys()
+    np.testing.assert_array_equal(found["fc6/kernel"], arrays["fc6/kernel"])  # as others read it
+    changed = {**found, "conv1/bias": found["conv1/bias"] + 1}
+    safetensors.numpy.save_file(changed, path, {"__meta__": json.dumps(written)})
+    with pytest.raises(DataError, match="damaged.*sha256"):
+        load_weights(path)
+    safetensors.numpy.save_file(arrays, path)
+    with pytest.raises(DataError, match="__meta__.*pixel convention"):
+        load_weights(path)
+    path.write_bytes(path.read_bytes()[:40])
+    with pytest.raises(DataError, match="cannot be read"):
+        load_weights(path)
+
+
 def test_missing_and_foreign_files_say_what_to_do(tmp_path, weights):
     with pytest.raises(DataError, match="No weights at .*Download.*scripts/convert_weights.py"):
         load_weights(tmp_path / "none.npz")
@@ -73,7 +95,7 @@ def test_missing_and_foreign_files_say_what_to_do(tmp_path, weights):
 
 @pytest.mark.parametrize("path, meta", [("w.txt", META), ("w.npz", {"architecture": "tiny"})])
 def test_bad_descriptions_are_not_written(tmp_path, weights, path, meta):
-    with pytest.raises(DataError, match="must end in .npz|lacks pixels, source"):
+    with pytest.raises(DataError, match="must end in .npz or .safetensors|lacks pixels, source"):
         save_weights(tmp_path / path, weights, meta)
     assert not list(tmp_path.iterdir())
 

@@ -26,7 +26,7 @@ file contains is run.
 
 Examples:
   python scripts/convert_weights.py --from torchvision_vgg16 vgg16-397923af.pth --out weights/vgg16.npz
-  python scripts/convert_weights.py --from checkpoint runs/pretrain --out weights/tiny.npz
+  python scripts/convert_weights.py --from checkpoint runs/pretrain --out weights/tiny.safetensors
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument(
         "--from", dest="importer", required=True, choices=IMPORTERS, help="what the file is"
     )
-    parser.add_argument("--out", required=True, help="the file to write, ending in .npz")
+    parser.add_argument("--out", required=True, help="the file to write: .npz or .safetensors")
     parser.add_argument(
         "--without_fc",
         action="store_true",

@@ -151,7 +151,7 @@ def convert_googlenet(path: str | Path) -> tuple[Params, dict[str, Any]]:
 
 def _read_blobs(path: Path) -> dict[str, np.ndarray]:
     """Read any of the formats into name -> array, nested names joined by "/"."""
-    if path.suffix == ".pth":
+    if path.suffix in (".pth", ".safetensors"):
         return read_torch_file(path)
     if path.suffix == ".npz":
         try:
@@ -161,7 +161,7 @@ def _read_blobs(path: Path) -> dict[str, np.ndarray]:
             raise DataError(f"{path} cannot be read as an npz of plain arrays ({error})") from error
     if path.suffix not in (".npy", ".pkl"):
         raise DataError(
-            f"{path} ends in {path.suffix!r}; allowed are .npz, .npy, .pkl and .pth (see "
+            f"{path} ends in {path.suffix!r}; allowed are .npz, .npy, .pkl, .pth and .safetensors (see "
             "scripts/convert_weights.py --help for how to export a .caffemodel)"
         )
     with path.open("rb") as file:

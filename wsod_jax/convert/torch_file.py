@@ -16,6 +16,7 @@ from typing import Any, BinaryIO
 
 import ml_dtypes
 import numpy as np
+import safetensors.numpy
 
 from wsod_jax.convert.restricted_pickle import load_pickle
 from wsod_jax.errors import DataError
@@ -77,7 +78,8 @@ def read_torch_file(path: str | Path) -> dict[str, np.ndarray]:
     """Read a state dict.
 
     Args:
-      path: a .pth file holding `model.state_dict()`, or a dict with it under "state_dict" or "model".
+      path: a .pth file holding `model.state_dict()`, or a dict with it under "state_dict" or "model"; or its
+        .safetensors file.
 
     Returns:
       Parameter name -> array, of the type stored.
@@ -86,6 +88,11 @@ def read_torch_file(path: str | Path) -> dict[str, np.ndarray]:
       DataError: no such format, damaged, not a state dict, or a pickle that names anything but tensors.
     """
     path = Path(path)
+    if path.suffix == ".safetensors":
+        try:
+            return safetensors.numpy.load_file(path)
+        except safetensors.SafetensorError as error:
+            raise DataError(f"{path} is damaged, or no safetensors file ({error})") from error
     with path.open("rb") as file:
         start = file.read(4)
         file.seek(0)

@@ -15,7 +15,7 @@ from etils import epath
 from wsod_jax.errors import ConfigError, DataError
 from wsod_jax.train.checkpoint import load_checkpoint
 from wsod_jax.train.optim import check_expressions, path_name
-from wsod_jax.train.weights import check_meta, load_weights
+from wsod_jax.train.weights import SUFFIXES, check_meta, load_weights
 from wsod_jax.types import Params
 
 # Where a name of a source may belong; converted files name the layers of backbone and box head without their module.
@@ -74,8 +74,9 @@ def read_sources(
     """Read weights into host memory and check that they were made for the backbone.
 
     Args:
-      paths: each a weights file (.npz), or a run: its workdir (the newest step) or the folder of one step. Of a run
-        the weights are read that are its detector, trained ones or their running average, and its extras.
+      paths: each a weights file (.npz, .safetensors), or a run: its workdir (the newest step) or the folder of one
+        step. Of a run the weights are read that are its detector, trained ones or their running average, and its
+        extras.
       backbone: the `description` of the run's backbone; `None` for methods without one.
 
     Raises:
@@ -137,7 +138,7 @@ def init_from(
 
 
 def _read_source(path: str, backbone: Mapping[str, Any] | None) -> InitSource:
-    if epath.Path(path).suffix == ".npz":
+    if epath.Path(path).suffix in SUFFIXES:
         params, meta = load_weights(path)
         if backbone is not None:
             check_meta(meta, backbone, path=path)
@@ -145,7 +146,8 @@ def _read_source(path: str, backbone: Mapping[str, Any] | None) -> InitSource:
     if not epath.Path(path).is_dir():
         raise DataError(
             f"there is no run at {path} to start from; config.train.init_from takes workdirs, folders of checkpoints "
-            "and weight files ending in .npz (scripts/convert_weights.py makes them of other frameworks' files)"
+            f"and weight files ending in {' or '.join(SUFFIXES)} (scripts/convert_weights.py makes them of other "
+            "frameworks' files)"
         )
     loaded = load_checkpoint(path, weights=None)
     made_for = loaded.metadata.get("backbone")

@@ -1,8 +1,8 @@
-"""The product's weight files: one npz with an array per parameter and a JSON description of where they come from.
+"""Weight files, .npz or .safetensors: an array per parameter and a JSON description of where they come from.
 
 Keys are parameter paths, of a backbone and its fully connected layers ("fire2/squeeze1x1/kernel", "fc6/bias"), or of a
 whole network ("backbone/fire2/squeeze1x1/kernel", "neck/fc6/bias"); kernels are [rows, columns, in, out] or
-[in, out], float32. The key "__meta__" holds JSON:
+[in, out], float32. The entry "__meta__" (of safetensors: of the file's metadata) holds JSON:
 
     architecture  which network ("vgg16", "squeezenet1_1", "googlenet", "cnn_s", "tiny")
     pixels        input convention, "caffe", "torchvision" or "inception"; with "caffe", `mean` is the blue, green,
@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import safetensors.numpy
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from wsod_jax import __version__
@@ -34,6 +35,15 @@ from wsod_jax.files import atomic_write
 from wsod_jax.types import Params
 
 META_KEY = "__meta__"
+SUFFIXES = (".npz", ".safetensors")
+_UNREADABLE = (
+    OSError,
+    ValueError,
+    EOFError,
+    zlib.error,
+    zipfile.BadZipFile,
+    safetensors.SafetensorError,
+)
 MEAN_TOLERANCE = 2.0  # grey levels of 255
 
 
@@ -51,7 +61,7 @@ def save_weights(path: str | Path, params: Params, meta: Mapping[str, Any]) -> d
     """Write parameters and their description; the file appears whole or not at all.
 
     Args:
-      path: file to write, ending in .npz; its folder is made if need be.
+      path: file to write, ending in .npz or .safetensors; its folder is made if need be.
       params: nested dict of arrays.
       meta: JSON-able description, with at least "architecture", "pixels" and "source". A backbone's `description`
         gives all but the last.
@@ -60,22 +70,27 @@ def save_weights(path: str | Path, params: Params, meta: Mapping[str, Any]) -> d
       The description as written, with `created_by` and `checksum` added.
 
     Raises:
-      DataError: `path` does not end in .npz, or `meta` lacks a key.
+      DataError: `path` ends in something else, or `meta` lacks a key.
     """
     path = Path(path)
-    if path.suffix != ".npz":
-        raise DataError(f"weights file {path} must end in .npz")
+    if path.suffix not in SUFFIXES:
+        raise DataError(f"weights file {path} must end in {' or '.join(SUFFIXES)}")
     lacking = [key for key in ("architecture", "pixels", "source") if key not in meta]
     if lacking:
         raise DataError(f"description of weights for {path} lacks {', '.join(lacking)}")
-    arrays = {name: np.asarray(leaf) for name, leaf in flatten_dict(params, sep="/").items()}
+    # order="C": safetensors writes the bytes of other arrays as they lie
+    arrays = {n: np.asarray(leaf, order="C") for n, leaf in flatten_dict(params, sep="/").items()}
     written = {
         "created_by": f"wsod_jax {__version__}",
         **meta,
         "checksum": array_checksum(arrays),
     }
+    description = json.dumps(written)
     with atomic_write(path, "wb") as file:
-        np.savez(file, **arrays, **{META_KEY: np.asarray(json.dumps(written))})
+        if path.suffix == ".npz":
+            np.savez(file, **arrays, **{META_KEY: np.asarray(description)})
+        else:
+            file.write(safetensors.numpy.save(arrays, {META_KEY: description}))
     return written
 
 
@@ -83,7 +98,7 @@ def load_weights(path: str | Path) -> tuple[Params, dict[str, Any]]:
     """Read a file written by `save_weights` and check its checksum.
 
     Args:
-      path: an npz file with a "__meta__" entry.
+      path: a file of either form with a "__meta__" entry.
 
     Returns:
       params: nested dict of NumPy arrays.
@@ -96,19 +111,18 @@ def load_weights(path: str | Path) -> tuple[Params, dict[str, Any]]:
     if not path.is_file():
         raise DataError(missing_weights(path))
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, EOFError, zlib.error, zipfile.BadZipFile) as error:
+        arrays, description = _read(path)
+    except _UNREADABLE as error:
         raise DataError(
-            f"weights file {path} cannot be read as npz ({error}); convert or copy it again"
+            f"weights file {path} cannot be read ({error}); convert or copy it again"
         ) from error
-    if META_KEY not in arrays:
+    if description is None:
         raise DataError(
             f"weights file {path} has no {META_KEY!r} entry, so its pixel convention is unknown; convert it with "
             "scripts/convert_weights.py (for a Keras-style npz: --from keras_squeezenet_npz)"
         )
     try:
-        meta = dict(json.loads(str(arrays.pop(META_KEY))))
+        meta = dict(json.loads(description))
     except ValueError as error:
         raise DataError(f"weights file {path}: {META_KEY!r} is no JSON object ({error})") from error
     found = array_checksum(arrays)
@@ -118,6 +132,19 @@ def load_weights(path: str | Path) -> tuple[Params, dict[str, Any]]:
             f"{meta.get('checksum')}; convert or copy it again"
         )
     return unflatten_dict(arrays, sep="/"), meta
+
+
+def _read(path: Path) -> tuple[dict[str, np.ndarray], str | None]:
+    """Return a file's arrays, and its description if it has one."""
+    if path.suffix == ".safetensors":
+        with safetensors.safe_open(path, "numpy") as file:
+            return {n: file.get_tensor(n) for n in file.keys()}, (file.metadata() or {}).get(
+                META_KEY
+            )
+    with np.load(path, allow_pickle=False) as archive:
+        arrays = {name: archive[name] for name in archive.files}
+    description = arrays.pop(META_KEY, None)
+    return arrays, None if description is None else str(description)
 
 
 def missing_weights(path: Path) -> str:
