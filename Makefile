@@ -38,7 +38,7 @@ $(STAMP): setup.cfg pyproject.toml constraints.txt
 	@echo "Making $(VENV) with $$($(PYTHON) --version) (a few minutes the first time)"
 	@$(PYTHON) -m venv $(VENV) >/dev/null 2>&1 \
 		|| { $(PYTHON) -m venv --clear --without-pip $(VENV) && $(PYTHON) -m pip --python $(PY) install -q pip; }
-	@$(PY) -m pip install -q --disable-pip-version-check -c constraints.txt -e .[test]
+	@$(PY) -m pip install -q --disable-pip-version-check -c constraints.txt -e .[test,lite0]
 	@touch $@
 
 demo: env

@@ -27,6 +27,7 @@ from wsod_jax.methods.pcl import Pcl
 from wsod_jax.methods.spn import Spn
 from wsod_jax.methods.wsddn import Wsddn
 from wsod_jax.nn.cnn_s import CnnS
+from wsod_jax.nn.efficientnet_lite import EfficientNetLite0
 from wsod_jax.nn.googlenet import GoogLeNet
 from wsod_jax.nn.squeezenet import SqueezeNet
 from wsod_jax.nn.tiny import TinyNet
@@ -46,6 +47,7 @@ METHODS = {
 BACKBONES = {
     "vgg16": Vgg16,
     "squeezenet": SqueezeNet,
+    "efficientnet_lite0": EfficientNetLite0,
     "tiny": TinyNet,
     "googlenet": GoogLeNet,
     "cnn_s": CnnS,

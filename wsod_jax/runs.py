@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from wsod_jax import build
 from wsod_jax.build import CUES, METHODS
 from wsod_jax.config import LogOptions, RunConfig
+from wsod_jax.convert import efficientnet_lite
 from wsod_jax.data.input.feature_cache import FeatureCache
 from wsod_jax.data.input.pipeline import TrainStream
 from wsod_jax.errors import ConfigError
@@ -36,6 +37,9 @@ from wsod_jax.training_data import TrainingData, check_streams, read_proposals
 from wsod_jax.types import Batch, Params
 from wsod_jax.viz.canvas import save_image
 from wsod_jax.viz.pictures import draw_pseudo_labels
+
+# What stands in train.init_from for weights that a package brings -> the function that reads them.
+INSTALLED_WEIGHTS = {efficientnet_lite.NAME: efficientnet_lite.installed_weights}
 
 __all__ = [
     "Predictor",
@@ -232,7 +236,7 @@ def warm_start(
     """
     if not config.train.init_from:
         return None
-    sources = read_sources(config.train.init_from, config.backbone.description)
+    sources = read_sources(config.train.init_from, config.backbone.description, INSTALLED_WEIGHTS)
 
     def merge(params: Params, extras: dict) -> tuple[Params, dict]:
         params, extras, report = init_from(params, extras, sources, config.train.reinit)

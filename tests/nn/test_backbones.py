@@ -10,6 +10,7 @@ import pytest
 from tests.nn.cases import apply, image_batch, init
 from wsod_jax.errors import ConfigError
 from wsod_jax.nn.cnn_s import CnnS
+from wsod_jax.nn.efficientnet_lite import EfficientNetLite0
 from wsod_jax.nn.googlenet import GoogLeNet
 from wsod_jax.nn.squeezenet import SqueezeNet
 from wsod_jax.nn.tiny import TinyNet
@@ -24,6 +25,8 @@ BACKBONES = {
     "vgg8": Vgg16(),
     "vgg16": Vgg16(dilated=False, pixels="torchvision"),
     "cnn_s": CnnS(),
+    "lite0": EfficientNetLite0(),
+    "lite0_32": EfficientNetLite0(ends_at=12, pixels="torchvision"),
     "googlenet16": GoogLeNet(),
     "googlenet_caffe": GoogLeNet(
         pixels="caffe", ends_at="inception5b", branch3_kernel=5, pool4_window=3, lrn=True
@@ -101,6 +104,11 @@ def test_shapes_names_and_facts(name):
             5,
         ),
         (SqueezeNet(frozen=("conv1", "fire2")), {"conv1", "fire2"}, 7),
+        (
+            EfficientNetLite0(ends_at=2, frozen=("stem", "block0", "standardize")),
+            {"stem", "block0", "standardize2"},
+            2,
+        ),
         (CnnS(frozen=("conv1", "conv2")), {"conv1", "conv2"}, 3),
         (
             GoogLeNet(frozen=("conv", "inception3", "inception4a")),
@@ -108,7 +116,7 @@ def test_shapes_names_and_facts(name):
             4,
         ),
     ],
-    ids=["tiny", "squeezenet", "cnn_s", "googlenet"],
+    ids=["tiny", "squeezenet", "lite0", "cnn_s", "googlenet"],
 )
 def test_frozen_layers_get_no_gradient_but_pass_it_on(backbone, frozen, free):
     """And a margin of NaN neither leaks into gradients nor gets one."""
@@ -134,12 +142,12 @@ def test_frozen_layers_get_no_gradient_but_pass_it_on(backbone, frozen, free):
 
 
 def test_image_smaller_than_one_cell():
-    for name in ("tiny8", "squeezenet16", "cnn_s", "googlenet16"):
+    for name in ("tiny8", "squeezenet16", "lite0", "cnn_s", "googlenet16"):
         backbone = BACKBONES[name]
         maps = jax.jit(functools.partial(apply, backbone))(
             random_params(backbone), jnp.full((1, 48, 48, 3), 9, jnp.uint8), jnp.array([[1, 1]])
         )
-        rows = {"tiny8": 1}.get(name, 0)
+        rows = {"tiny8": 1, "lite0": 1}.get(name, 0)
         np.testing.assert_array_equal(maps.size, [[rows, rows]])
         assert np.all(np.isfinite(maps.features)) and not np.any(maps.features[:, rows:])
 
@@ -158,6 +166,7 @@ def test_bfloat16_computes_in_bfloat16_with_float32_parameters():
     [
         (TinyNet(frozen=("fire",)), "fire.*conv1_1"),
         (TinyNet(pixels="keras"), "keras.*torchvision"),
+        (EfficientNetLite0(frozen=("block11",)), "block11.*standardize10"),
         (GoogLeNet(frozen=("inception5a",)), "inception5a.*inception4e"),
     ],
 )
@@ -174,6 +183,8 @@ def test_published_sizes_of_maps():
         (GoogLeNet(ends_at="inception5b", pool4_window=3), 224, 7),
         (Vgg16(dilated=False), 224, 14),
         (Vgg16(), 224, 28),
+        (EfficientNetLite0(), 224, 14),
+        (EfficientNetLite0(ends_at=15), 224, 7),
     ):
         found = backbone.output_size(np.array([[pixels, pixels]]))
         np.testing.assert_array_equal(found, [[cells, cells]])

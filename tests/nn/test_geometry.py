@@ -10,6 +10,7 @@ from tests.nn.cases import apply, init
 from tests.oracles.pooling import max_pool as oracle_pool
 from wsod_jax.nn.backbone import Backbone
 from wsod_jax.nn.cnn_s import CnnS
+from wsod_jax.nn.efficientnet_lite import EfficientNetLite0
 from wsod_jax.nn.googlenet import GoogLeNet
 from wsod_jax.nn.layers import ReceptiveField, Window, max_pool, receptive_field
 from wsod_jax.nn.squeezenet import SqueezeNet
@@ -49,6 +50,8 @@ BACKBONES = {
     "vgg8": Vgg16(**DARK),
     "vgg16": Vgg16(dilated=False, **DARK),
     "cnn_s": CnnS(**DARK),
+    "lite0_4": EfficientNetLite0(ends_at=4, **DARK),
+    "lite0_10": EfficientNetLite0(**DARK),
     "googlenet5": GoogLeNet(branch3_kernel=5, lrn=True, **DARK),
     "googlenet32": GoogLeNet(ends_at="inception5b", pool4_window=3, **DARK),
 }
@@ -77,7 +80,7 @@ def lit_cells(backbone, size, lit_rows):
     return np.array(noticed), int(maps.size[0, 0])
 
 
-@pytest.mark.parametrize("name", ["unpadded", "tiny8", "tiny4"])
+@pytest.mark.parametrize("name", ["unpadded", "tiny8", "tiny4", "lite0_4"])
 def test_every_cell_sees_just_its_receptive_field(name):
     backbone = BACKBONES[name]
     size = (101, 40)
@@ -112,8 +115,10 @@ def test_a_cell_in_the_middle_sees_just_its_receptive_field(name):
         (Vgg16(dilated=False), (196, 16, 8.0)),
         (Vgg16(), (188, 8, 4.0)),
         (CnnS(), (113, 12, 20.5)),
+        (SqueezeNet(), (207, 16, 15.5)),
+        (EfficientNetLite0(), (339, 16, 15.5)),
     ],
-    ids=["vgg16", "vgg8", "cnn_s"],
+    ids=["vgg16", "vgg8", "cnn_s", "squeezenet", "lite0"],
 )
 def test_known_receptive_fields(backbone, expected):
     """Of VGG16 at 16 pixels: 196, as published; the others by hand."""

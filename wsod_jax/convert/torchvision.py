@@ -21,10 +21,10 @@ from wsod_jax.convert.conversion import (
     conv_kernel,
     dense_kernel,
     dense_kernel_from_map,
+    fold_batch_norm,
     open_source,
 )
 from wsod_jax.convert.torch_file import read_torch_file
-from wsod_jax.errors import DataError
 from wsod_jax.types import Params
 
 # Positions of the convolutions in torchvision's `features`.
@@ -48,7 +48,6 @@ GOOGLENET_META = {
     "lrn": False,
     "pool4_window": 2,
 }
-GOOGLENET_EPSILON = 0.001  # added to the variance by torchvision's batch normalisation layers
 
 
 def convert_vgg16(path: str | Path, *, with_fc: bool = True) -> tuple[Params, dict[str, Any]]:
@@ -126,37 +125,10 @@ def convert_googlenet(path: str | Path) -> tuple[Params, dict[str, Any]]:
     arrays = {}
     for name, place in places.items():
         if f"{place}.conv.weight" in state:
-            kernel, bias = _fold_batch_norm(state, place, source.path)
+            kernel, bias = fold_batch_norm(state, f"{place}.conv", f"{place}.bn", source.path)
             arrays[f"{name}/kernel"], arrays[f"{name}/bias"] = conv_kernel(kernel), bias
     params = as_params(arrays, googlenet_shapes(branch3_kernel=3), source)
     return params, {**GOOGLENET_META, "source": str(source)}
-
-
-def _fold_batch_norm(
-    state: dict[str, np.ndarray], place: str, path: Path
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return the kernel [out, in, rows, columns] and bias [out] that equal convolution and batch normalisation.
-
-        γ·(w∗x − μ) / √(σ² + ε) + β = (γ/√(σ² + ε))·w ∗ x + (β − γμ/√(σ² + ε))
-
-    Raises:
-      DataError: a statistic is missing, of another length than the kernel, or impossible.
-    """
-    kernel = state[f"{place}.conv.weight"].astype(np.float64)
-    statistics = []
-    for part in ("weight", "bias", "running_mean", "running_var"):
-        found = state.get(f"{place}.bn.{part}")
-        if found is None or found.shape != kernel.shape[:1]:
-            what = "is missing" if found is None else f"has shape {found.shape}"
-            raise DataError(
-                f"{path}: {place}.bn.{part} {what}, expected {kernel.shape[:1]}; is it another network?"
-            )
-        statistics.append(found.astype(np.float64))
-    gamma, beta, mean, variance = statistics
-    if not np.all(variance >= 0):
-        raise DataError(f"{path}: {place}.bn.running_var has values below 0 or not finite")
-    scale = gamma / np.sqrt(variance + GOOGLENET_EPSILON)
-    return kernel * scale.reshape(-1, *[1] * (kernel.ndim - 1)), beta - mean * scale
 
 
 def vgg16_from_torch_names(state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -13,7 +13,8 @@ from wsod_jax.errors import ConfigError
 from wsod_jax.nn.layers import ConvRelu, ReceptiveField, clear_margin, receptive_field
 from wsod_jax.types import Batch, FeatureMap
 
-Pixels = Literal["caffe", "torchvision", "inception"]
+Pixels = Literal["caffe", "torchvision", "inception", "efficientnet_lite"]
+RoiMapping = Literal["stride", "receptive_field"]
 
 # Blue, green, red means on 0..255.
 CAFFE_MEAN_RCNN = (102.9801, 115.9465, 122.7717)  # Fast R-CNN, OICR, PCL, OIM
@@ -35,12 +36,15 @@ class Backbone(nn.Module):
       dtype: type of the computation (float32 or bfloat16); parameters stay float32.
       frozen: prefixes of layer names whose parameters get no gradient. The gradient still reaches the image. The
         optimiser must leave them alone too (weight decay): see `is_frozen`.
+      roi_mapping: how pooling finds a proposal's cells: "stride" divides its edges by the stride, as published VGG16
+        models do, wherever the cells' centers are; "receptive_field" counts from the center of the first cell.
     """
 
     pixels: Pixels = "caffe"
     mean: tuple[float, float, float] = CAFFE_MEAN_RCNN
     dtype: jnp.dtype = jnp.float32
     frozen: tuple[str, ...] = ()
+    roi_mapping: RoiMapping = "stride"
 
     architecture: ClassVar[str]
 
@@ -137,6 +141,7 @@ def normalise_pixels(
     "caffe": channels in the order B, G, R, minus `mean`, no scaling.
     "torchvision": (RGB / 255 − mean) / std with the ImageNet mean and standard deviation.
     "inception": RGB / 127.5 − 1, in −1..1.
+    "efficientnet_lite": (RGB − 127) / 128.
 
     Args:
       image: [b, H, W, 3] uint8 or float, RGB, 0..255.
@@ -152,6 +157,8 @@ def normalise_pixels(
         x = x[..., ::-1] - jnp.asarray(mean, jnp.float32).reshape(1, 1, 1, 3)
     elif pixels == "inception":
         x = x / 127.5 - 1.0
+    elif pixels == "efficientnet_lite":
+        x = (x - 127.0) / 128.0
     else:
         offset = jnp.asarray(TORCHVISION_MEAN, jnp.float32).reshape(1, 1, 1, 3)
         x = (x / 255.0 - offset) / jnp.asarray(TORCHVISION_STD, jnp.float32).reshape(1, 1, 1, 3)

@@ -31,10 +31,11 @@ class Window(NamedTuple):
     Attributes:
       kernel: cells per side.
       stride: step between windows.
-      pad: cells added on each side.
+      pad: cells added before the first cell and, without `pad_high`, after the last.
       dilation: spacing of the window's cells.
       ceil_mode: round the number of steps up, so that the last window may hang over the edge (Caffe's pooling), or
         down. Only without padding and with `stride` up to `kernel`: every window then starts in the map.
+      pad_high: cells added after the last cell, where they are not as many as before the first.
     """
 
     kernel: int
@@ -42,6 +43,7 @@ class Window(NamedTuple):
     pad: int = 0
     dilation: int = 1
     ceil_mode: bool = False
+    pad_high: int | None = None
 
     @property
     def extent(self) -> int:
@@ -49,12 +51,13 @@ class Window(NamedTuple):
         return self.dilation * (self.kernel - 1) + 1
 
     def output_length(self, length: Size) -> Size:
-        """Return round((length + 2·pad − extent) / stride) + 1, at least 0.
+        """Return round((length + pad + pad_high − extent) / stride) + 1, at least 0.
 
         Args:
           length: cells of the input along one axis, an int or an int array.
         """
-        room = length + 2 * self.pad - self.extent
+        pad_high = self.pad if self.pad_high is None else self.pad_high
+        room = length + self.pad + pad_high - self.extent
         steps = -(-room // self.stride) if self.ceil_mode else room // self.stride
         return max(steps + 1, 0) if isinstance(length, int) else jnp.maximum(steps + 1, 0)
 

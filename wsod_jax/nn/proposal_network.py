@@ -14,8 +14,9 @@ from wsod_jax.nn.heads import BoxRegression, MidnHead, RefinementHeads
 from wsod_jax.ops.roi import roi_align, roi_max_pool
 from wsod_jax.types import Batch, FeatureMap
 
-# Proposals were clipped to their image at reading.
-POOLING = {"max": functools.partial(roi_max_pool, inside=True), "align": roi_align}
+# How to pool, and where that takes the center of cell 0 to lie, in cells from the image's corner: quantized pooling
+# rounds an edge to the nearest center. Proposals were clipped to their image at reading.
+POOLING = {"max": (functools.partial(roi_max_pool, inside=True), 0.0), "align": (roi_align, 0.5)}
 
 
 @struct.dataclass
@@ -98,9 +99,14 @@ class ProposalNetwork(nn.Module):
 
     def pool(self, maps: FeatureMap, batch: Batch, mask: jax.Array) -> jax.Array:
         """Pool every proposal to [b, r, p, p, d]; masked rows are 0."""
-        pooled = POOLING[self.pooling](
+        pool, assumed_center = POOLING[self.pooling]
+        boxes = batch.proposals
+        if self.backbone.roi_mapping == "receptive_field":
+            center_px = self.backbone.receptive_field().centre_px
+            boxes = boxes - (center_px - assumed_center * maps.stride)
+        pooled = pool(
             maps.features,
-            batch.proposals,
+            boxes,
             mask,
             maps.size,
             output_size=self.roi_size,

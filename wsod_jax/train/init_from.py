@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -69,7 +70,9 @@ class Started(NamedTuple):
 
 
 def read_sources(
-    paths: Sequence[str], backbone: Mapping[str, Any] | None = None
+    paths: Sequence[str],
+    backbone: Mapping[str, Any] | None = None,
+    named: Mapping[str, Callable[[], tuple[Params, dict[str, Any]]]] = MappingProxyType({}),
 ) -> tuple[InitSource, ...]:
     """Read weights into host memory and check that they were made for the backbone.
 
@@ -78,11 +81,12 @@ def read_sources(
         step. Of a run the weights are read that are its detector, trained ones or their running average, and its
         extras.
       backbone: the `description` of the run's backbone; `None` for methods without one.
+      named: what may stand for a path -> a function that returns parameters and what they were made for.
 
     Raises:
       DataError: if one is missing or damaged, or was made for other pixels or another architecture.
     """
-    return tuple(_read_source(str(path), backbone) for path in paths)
+    return tuple(_read_source(str(path), backbone, named) for path in paths)
 
 
 def init_from(
@@ -137,17 +141,19 @@ def init_from(
     return Started(*merged, InitReport(taken, unused, tuple(sorted(drawn))))
 
 
-def _read_source(path: str, backbone: Mapping[str, Any] | None) -> InitSource:
-    if epath.Path(path).suffix in SUFFIXES:
-        params, meta = load_weights(path)
+def _read_source(
+    path: str, backbone: Mapping[str, Any] | None, named: Mapping[str, Callable]
+) -> InitSource:
+    if path in named or epath.Path(path).suffix in SUFFIXES:
+        params, meta = named[path]() if path in named else load_weights(path)
         if backbone is not None:
             check_meta(meta, backbone, path=path)
         return InitSource(path, _named(params))
     if not epath.Path(path).is_dir():
         raise DataError(
-            f"there is no run at {path} to start from; config.train.init_from takes workdirs, folders of checkpoints "
-            f"and weight files ending in {' or '.join(SUFFIXES)} (scripts/convert_weights.py makes them of other "
-            "frameworks' files)"
+            f"there is no run at {path} to start from; config.train.init_from takes workdirs, folders of checkpoints, "
+            f"weight files ending in {' or '.join(SUFFIXES)} (scripts/convert_weights.py makes them of other "
+            f"frameworks' files) and the names of installed weights ({', '.join(named) or 'none here'})"
         )
     loaded = load_checkpoint(path, weights=None)
     made_for = loaded.metadata.get("backbone")
