@@ -210,7 +210,9 @@ def test_messages(trained_run, pictures, tmp_path, capsys):
         "there is no checkpoint in .*nowhere",
         capsys,
     )
-    refused_call(trained_run, [pictures / "text.jpg"], out, message="can be read", capsys=capsys)
+    refused_call(
+        trained_run, [pictures / "text.jpg"], out, message="no image is left of 1", capsys=capsys
+    )
     refused_call(trained_run, [pictures / "cut.jpg"], out, message="can be read", capsys=capsys)
     refused_call(
         trained_run,

@@ -17,7 +17,7 @@ import numpy as np
 
 from wsod_jax.config import EvalOptions
 from wsod_jax.data.proposals.proposal_set import ProposalSet
-from wsod_jax.data.readers.reader import Reader
+from wsod_jax.data.readers.reader import LeftOut, OnBad, Reader
 from wsod_jax.data.records import BoxAnnotations, GroundTruth, ImageRecord, ImageSet
 from wsod_jax.errors import ConfigError, DataError
 from wsod_jax.evaluation.evaluators import (
@@ -55,6 +55,7 @@ class AnnotatedImages:
       objects: the objects of every one of them, then those of `known_missing`; `None` where the reader knows no boxes.
       known_missing: ids of the split's missing images whose objects are known.
       instances: image id -> reads its masks; `label_maps`: its label map. Empty where the reader has none.
+      counts: what was met in the annotations, by name (boxes dropped, clipped, ...).
     """
 
     images: ImageSet
@@ -62,6 +63,7 @@ class AnnotatedImages:
     known_missing: tuple[str, ...] = ()
     instances: Mapping[str, Callable[[], Any]] = dataclasses.field(default_factory=dict)
     label_maps: Mapping[str, Callable[[], np.ndarray]] = dataclasses.field(default_factory=dict)
+    counts: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def read(
@@ -69,13 +71,15 @@ class AnnotatedImages:
     ) -> AnnotatedImages:
         """Read a split; masks and label maps only if `reads` holds "masks" and "semantic".
 
-        Boxes that cannot be read are an error if `reads` holds what they measure: "boxes", "maps" or "masks". Else
-        they are logged and unknown, and labels count as training has them.
+        An image whose boxes alone cannot be read is missing, as if it were not there. If no boxes can be read, that is
+        an error where `reads` holds what they measure: "boxes", "maps" or "masks". Else it is logged, they are
+        unknown, and labels count as training has them.
         """
-        images, objects, missing = reader.images(split), None, ()
+        images, objects, missing, counts = reader.images(split), None, (), {}
         if reader.has_boxes and not images.counts.get("no_annotation"):
             try:
                 truth = reader.ground_truth(split)
+                images, counts = annotated_only(images, truth, reader.on_bad), truth.counts
                 missing = tuple(one for one in images.missing if one in truth.boxes)
                 objects = tuple(truth.select([*images.image_ids, *missing]).boxes.values())
             except DataError as error:
@@ -90,6 +94,7 @@ class AnnotatedImages:
             missing,
             reader.instances(split) if has_masks else {},
             reader.label_maps(split) if has_maps else {},
+            counts,
         )
 
     @property
@@ -159,6 +164,26 @@ class AnnotatedImages:
         found |= {"boxes"} if self.has_boxes else set()
         found |= {"masks"} if self.instances else set()
         return frozenset(found | ({"semantic"} if self.label_maps else set()))
+
+
+def annotated_only(images: ImageSet, truth: GroundTruth, on_bad: OnBad) -> ImageSet:
+    """Return the set without images that have no ground truth, which become missing.
+
+    Raises:
+      DataError: if they are too many, as `on_bad` has it.
+    """
+    left_out = LeftOut(on_bad)
+    for image_id in images.image_ids:
+        if image_id not in truth.boxes:
+            left_out.add(
+                image_id, DataError(f"image {image_id!r} has no ground truth that can be read")
+            )
+    if not left_out.ids:
+        return images
+    keep = [i for i, image_id in enumerate(images.image_ids) if image_id in truth.boxes]
+    left_out.finish(f"ground truth of {images.name}", len(keep), {})
+    missing = (*images.missing, *left_out.ids)
+    return dataclasses.replace(images.select(keep), missing=missing)
 
 
 def truth_table(images: ImageSet, truth: GroundTruth) -> TruthTable:
@@ -439,7 +464,7 @@ def evaluate_pass(
         method.outputs,
         results,
         left_out_sentences(data, unread),
-        [*notes, *_met(data.images, counts)],
+        [*notes, *_met(data, counts)],
         seconds,
         logs,
         want,
@@ -469,7 +494,7 @@ def score_file(
     known = all_evaluators(settings, len(data.images.class_names))
     chosen, notes = choose_evaluators(settings, known, outputs, data, extra=extra)
     evaluations = score(results, data, chosen)
-    left_out, notes = left_out_sentences(data, ()), [*notes, *_met(data.images, {})]
+    left_out, notes = left_out_sentences(data, ()), [*notes, *_met(data, {})]
     return PassOutcome(
         "test", settings, data, chosen, evaluations, outputs, results, left_out, notes
     )
@@ -538,25 +563,37 @@ def reads_of(settings: EvalOptions, outputs: frozenset[str]) -> frozenset[str]:
     return frozenset().union(*(known[name].reads for name in settings.evaluators))
 
 
-def _met(images: ImageSet, counts: Mapping[str, int]) -> list[str]:
-    """Say what the input met in a set: images shrunk or unreadable, proposals merged or dropped."""
-    met = ", ".join(f"{name} {n}" for name, n in {**images.counts, **counts}.items() if n)
+def _met(data: AnnotatedImages, counts: Mapping[str, int]) -> list[str]:
+    """Say what was met in a set: images shrunk or unreadable, proposals merged or dropped, boxes scaled or clipped."""
     per_view = ", each image counted once per view" if counts else ""
-    return [f"input of {images.name}{per_view}: {met}"] if met else []
+    found = []
+    for what, met in (
+        (f"input of {data.images.name}{per_view}", {**data.images.counts, **counts}),
+        (f"ground truth of {data.images.name}", data.counts),
+    ):
+        told = ", ".join(f"{name} {n}" for name, n in met.items() if n)
+        found += [f"{what}: {told}"] if told else []
+    return found
 
 
 def left_out_sentences(data: AnnotatedImages, unread: Sequence[int]) -> list[str]:
-    """Say which images of a split have no result, to stand before the numbers."""
-    found = []
-    for ids, fault in (
-        ([data.images.image_ids[i] for i in unread], "could not be read"),
-        (data.images.missing, "are missing or broken"),
+    """Say what of a split the numbers do not see, to stand before them."""
+    found, missing = [], data.images.missing
+    counted = "their objects count as missed, and image mAP leaves them out"
+    unknown = "what they show is not known, and no number sees them"
+    for ids, fault, effect in (
+        ([data.images.image_ids[i] for i in unread], "could not be read", counted),
+        (data.known_missing, "are missing or broken", counted),
+        ([i for i in missing if i not in data.known_missing], "are missing or broken", unknown),
     ):
         if ids:
             names = ", ".join(ids[:5]) + (" ..." if len(ids) > 5 else "")
-            total = len(data.images) + len(data.images.missing)
-            found.append(
-                f"{len(ids)} of {total} images of {data.images.name} {fault} ({names}): their objects count as "
-                "missed, and image mAP leaves them out"
-            )
+            total = len(data.images) + len(missing)
+            told = f"{len(ids)} of {total} images of {data.images.name} {fault} ({names})"
+            found.append(f"{told}: {effect}")
+    if data.counts.get("dropped"):
+        found.append(
+            f"{data.counts['dropped']} annotated boxes of {data.images.name} have no area inside their image, or no "
+            "readable corners: no number sees them"
+        )
     return found

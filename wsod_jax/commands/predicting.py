@@ -7,7 +7,6 @@ import dataclasses
 import json
 import os
 import sys
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -117,22 +116,18 @@ def unlabeled(images: ImageSet, num_classes: int) -> tuple[ImageRecord, ...]:
 
 def read_images(paths: Sequence[Path]) -> ImageSet:
     """Return the pictures of files and folders that can be read; the others are named and counted."""
-    folders = [path for path in paths if path.is_dir()]
-    files = [path for path in paths if not path.is_dir()]
-    sets = [list_images(folder) for folder in folders] + ([list_images(files)] if files else [])
-    records = [record for images in sets for record in images.records]
-    counts = sum((Counter(images.counts) for images in sets), Counter())
+    images = list_images(paths)
     with ThreadPoolExecutor(num_cores()) as pool:
-        problems = list(pool.map(problem_of, records))
+        problems = list(pool.map(problem_of, images.records))
     for problem in filter(None, problems):
         print(f"left out: {problem}", file=sys.stderr)
-    readable = [r for r, problem in zip(records, problems, strict=True) if problem is None]
-    num_bad = counts["bad_image"] + len(records) - len(readable)
+    readable = [i for i, problem in enumerate(problems) if problem is None]
+    num_bad = len(images.missing) + len(images) - len(readable)
     if num_bad:
         print(f"{num_bad} images could not be read and are left out", file=sys.stderr)
     if not readable:
         raise DataError(f"none of the {num_bad} images can be read; nothing to predict")
-    return ImageSet("images", (), tuple(readable), {"bad_image": num_bad})
+    return images.select(readable)
 
 
 def problem_of(record: ImageRecord) -> str | None:

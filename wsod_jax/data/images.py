@@ -14,7 +14,12 @@ from wsod_jax.errors import DataError
 
 ImageSource = Path | Callable[[], bytes]
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
+SUFFIXES = (
+    ".jpg", ".jpeg", ".jfif", ".jpe", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".pnm",
+    ".jp2", ".avif",
+)  # fmt: skip
+# Photographs in formats that Pillow does not read by itself.
+UNREAD_SUFFIXES = (".heic", ".heif", ".jxl", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raw")
 
 _EXIF_ORIENTATION = 0x0112
 _UPRIGHT = {
@@ -153,4 +158,6 @@ def _bomb_message(name: str, error: BaseException) -> str:
 def _broken_message(name: str, error: BaseException) -> str:
     if isinstance(error, FileNotFoundError):
         return f"{name}: no such image file."
+    if Path(name).suffix.lower() in UNREAD_SUFFIXES:
+        return f"{name}: this format is not read here; convert it to JPEG."
     return f"{name}: not a readable image ({error}). It may be truncated; copy or re-encode it."

@@ -110,7 +110,7 @@ def test_labels_do_not_look_at_boxes(tmp_path):
     bare = [{k: v for k, v in item.items() if k not in ("bbox", "area")} for item in ANNOTATIONS]
     found = Coco(root=write(tmp_path, content={"annotations": bare})).images("val2014")
     assert found == expected
-    assert Coco(root=tmp_path).ground_truth("val2014").counts == {"clipped": 0, "dropped": 9}
+    assert Coco(root=tmp_path).ground_truth("val2014").counts["dropped"] == 9
 
 
 def test_boxes(tmp_path):
@@ -133,7 +133,7 @@ def test_boxes(tmp_path):
     np.testing.assert_array_equal(b.classes, [1, 0])
     for empty in (truth.boxes["c"], truth.boxes["d"]):
         assert empty.boxes.shape == (0, 4) and len(empty.areas) == len(empty.crowd) == 0
-    assert truth.counts == {"clipped": 1, "dropped": 4}
+    assert truth.counts == {"bad_image": 0, "clipped": 1, "dropped": 4, "scaled": 0}
     table = TruthTable.from_annotations(truth.boxes.values(), num_classes=3)
     np.testing.assert_array_equal(table.image_index, [0, 0, 1, 1, 1])
     np.testing.assert_array_equal(table.areas, np.float32([100, 600, 40.5, 16, 500]))
@@ -218,6 +218,73 @@ def test_missing_image_is_skipped_or_named(tmp_path, caplog):
         Coco(root=root, on_bad="skip_all").images("val2014")
 
 
+def test_boxes_of_resized_images_are_scaled(tmp_path):
+    root = write(tmp_path)
+    Image.fromarray(pixels(0, 15, 10)).save(root / "val2014" / "sub" / "a.jpg")  # was 30 x 20
+    Image.fromarray(pixels(0, 16, 20)).save(root / "val2014" / "c.jpg")  # was 16 x 16
+    images = Coco(root=root).images("val2014")
+    assert [(r.height, r.width) for r in images.records] == [(20, 30), (15, 10), (16, 20), (16, 18)]
+    truth = Coco(root=root, on_bad="skip_all").ground_truth("val2014")
+    expected = np.float32([[1.25, 1.5, 6.25, 4.125], [0.5, 0.5, 2.5, 2.5], [0, 0, 10, 15]])
+    np.testing.assert_array_equal(truth.boxes["sub/a"].boxes, expected)
+    np.testing.assert_array_equal(truth.boxes["sub/a"].areas, np.float32([40.5 / 4, 4, 125]))
+    assert list(truth.boxes) == ["b", "sub/a", "d"]
+    assert truth.counts["scaled"] == 1 and truth.counts["bad_image"] == 1
+    with pytest.raises(DataError, match=r"image c\.jpg: .*\(16, 16\).*\(16, 20\)"):
+        Coco(root=root).ground_truth("val2014")
+
+
+def other_types(value):
+    """Return the same content as other tools write it."""
+    if isinstance(value, list):
+        return [other_types(item) for item in value]
+    item = dict(value)
+    for name in ("id", "image_id", "category_id"):
+        if name in item:
+            item[name] = str(item[name])
+    for name in ("height", "width"):
+        if name in item:
+            item[name] = float(item[name])
+    if "bbox" in item:
+        item["iscrowd"] = [None, True][item.get("iscrowd", 0)]
+    return item
+
+
+def test_json_as_other_tools_write_it(tmp_path):
+    root = write(tmp_path)
+    data = Coco(root=root)
+    images, truth = data.images("val2014"), data.ground_truth("val2014")
+    names = ["val2014/b.jpg", "val2014\\sub\\a.jpg", "c.jpg", "d.jpg"]
+    bare = [{"id": f"{i['id']}", "file_name": n} for i, n in zip(IMAGES, names, strict=True)]
+    content = {
+        "images": other_types(IMAGES),
+        "annotations": other_types(ANNOTATIONS),
+        "categories": other_types(CATEGORIES),
+    }
+    for written in (content, {**content, "images": bare}):
+        text = json.dumps(written)
+        for encoding in ("utf-8-sig", "utf-16"):
+            path = root / "annotations" / "instances_val2014.json"
+            path.write_bytes(text.encode(encoding))
+            assert data.images("val2014") == images
+            found = data.ground_truth("val2014")
+            assert found.counts == truth.counts and list(found.boxes) == list(truth.boxes)
+            for image_id, boxes in truth.boxes.items():
+                np.testing.assert_array_equal(found.boxes[image_id].boxes, boxes.boxes)
+                np.testing.assert_array_equal(found.boxes[image_id].crowd, boxes.crowd)
+
+
+def test_a_folder_named_as_the_one_of_the_images_is_itself(tmp_path):
+    """Names are shortened only where the file would be missing otherwise."""
+    items = [{"id": 1, "file_name": "val2014/b.jpg"}, {"id": 2, "file_name": "b.jpg"}]
+    root = write(tmp_path, content={"images": items, "annotations": []})
+    (root / "val2014" / "val2014").mkdir()
+    Image.fromarray(pixels(0, 4, 4)).save(root / "val2014" / "val2014" / "b.jpg")
+    images = Coco(root=root).images("val2014")
+    assert images.image_ids == ("val2014/b", "b")
+    assert [record.height for record in images.records] == [4, 20]
+
+
 def replaced(items, position, **changes):
     items = [dict(item) for item in items]
     items[position].update(changes)
@@ -237,12 +304,15 @@ def replaced(items, position, **changes):
         ({"annotations": [1]}, "'annotations' is not a list of objects"),
         ({"images": {}}, "'images' is not a list"),
         ({"images": replaced(IMAGES, 1, id=9)}, r"image 9 \('sub/a.jpg'\) has no id of its own"),
-        ({"images": replaced(IMAGES, 1, id="9")}, "image '9'"),
+        ({"images": replaced(IMAGES, 1, id="9")}, "image 9 .*no id of its own"),
+        ({"images": replaced(IMAGES, 1, id="x")}, "image 'x' .*no id of its own"),
         ({"images": replaced(IMAGES, 1, file_name=None)}, "image 4 has no file_name"),
         ({"images": replaced(IMAGES, 1, file_name="../a.jpg")}, "image 4: .*leads out"),
         ({"images": replaced(IMAGES, 1, file_name="/a.jpg")}, "image 4: .*leads out"),
         ({"images": replaced(IMAGES, 1, file_name="b.png")}, "'b.png' occurs twice"),
         ({"images": replaced(IMAGES, 1, height=0)}, r"image 4: \(height, width\) is \(0, 20\)"),
+        ({"images": replaced(IMAGES, 1, height=30.5)}, r"image 4: \(height, width\) is \(30.5, 20\)"),
+        ({"images": replaced(IMAGES, 1, file_name="C:\\a.jpg")}, "image 4: .*leads out"),
         ({"images": replaced(IMAGES, 1, width=None)}, "image 4: "),
         ({"categories": []}, "no categories"),
         ({"categories": replaced(CATEGORIES, 1, id=18)}, "category .*no id of its own"),

@@ -56,7 +56,7 @@ def test_a_class_is_a_folder(root):
         "n10/deep/er": (0, 0, 0, 1),
     }
     assert list(as_dict(images)) == sorted(as_dict(images))
-    assert images.counts == {"bad_image": 0, "unlabelled": 0}
+    assert images.counts == {"bad_image": 0, "unlabelled": 0, "other_file": 1}
     for record in images.records:
         width, height = TRAIN[record.path.relative_to(root / "train").as_posix()]
         assert (record.height, record.width) == (height, width) and record.load().any()
@@ -126,7 +126,7 @@ def test_nothing_there(root):
     with pytest.raises(DataError, match="no such folder"):
         ImageFolder(root=root).images("test")
     (root / "test" / "n01").mkdir(parents=True)
-    with pytest.raises(DataError, match="holds no image"):
+    with pytest.raises(DataError, match="no image"):
         ImageFolder(root=root).images("test")
     save(root / "flat" / "a.jpg", (4, 4))
     with pytest.raises(DataError, match=r"at least one.*flat\.csv"):
@@ -297,9 +297,10 @@ def test_boxes(root, flat):
         "n02/x_2": [("n02", (0, 2, 7, 90))],
         "n10/deep/er": [],
     }
+    annotated = {"n01/x_1": (8, 8), "n02/x_2": (5, 9), "n10/deep/er": (7, 3)}
     for image_id, objects in names.items():
         name = image_id.rpartition("/")[2] if flat else image_id
-        write_xml(folder / f"{name}.xml", (4, 4), objects)
+        write_xml(folder / f"{name}.xml", annotated[image_id], objects)
     if not flat:
         write_xml(folder / "n02/x_1.xml", (8, 6), [("n10", (2, 2, 3, 3)), ("n02", (5, 5, 5, 5))])
     truth = ImageFolder(root=root).ground_truth("train")
@@ -309,10 +310,10 @@ def test_boxes(root, flat):
     if flat:  # two images are named x_1, so the XML of that name is nobody's
         assert list(truth.boxes) == ["n02/x_2", "n10/deep/er"]
     else:
-        np.testing.assert_array_equal(truth.boxes["n01/x_1"].boxes, [[0, 0, 4, 4]])
+        np.testing.assert_array_equal(truth.boxes["n01/x_1"].boxes, [[0, 0, 2, 2]])  # halved
         np.testing.assert_array_equal(truth.boxes["n02/x_1"].boxes, [[1, 1, 3, 3], [4, 4, 5, 5]])
         np.testing.assert_array_equal(truth.boxes["n02/x_1"].classes, [3, 1])
-    assert truth.counts["clipped"] == 1 and truth.counts["size_differs"] == 2
+    assert truth.counts["clipped"] == 1 and truth.counts["scaled"] == (0 if flat else 1)
     assert truth.counts["no_annotation"] == (2 if flat else 0) and truth.counts["bad_image"] == 0
 
 
@@ -343,7 +344,7 @@ def test_faulty_annotations(root):
     with pytest.raises(DataError, match=r"v_1\.xml: unknown class 'Scottish_deerhound'"):
         ImageFolder(root=root).ground_truth("val")
     path.write_text("<annotation><object>")
-    with pytest.raises(DataError, match="no annotation could be read"):
+    with pytest.raises(DataError, match="v_1"):
         ImageFolder(root=root).ground_truth("val")
     path.write_text('<!DOCTYPE a [<!ENTITY b "c">]><a>&b;</a>')
     with pytest.raises(DataError, match="refused"):

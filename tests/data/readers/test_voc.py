@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.data.readers.voc_tree import write_voc, write_xml
+from wsod_jax.data.readers.reader import frame_scale
 from wsod_jax.data.readers.voc import Voc
 from wsod_jax.data.records import training_images
 from wsod_jax.errors import ConfigError, DataError
@@ -191,11 +192,45 @@ def test_ground_truth_without_images_uses_the_annotated_size(root):
     np.testing.assert_array_equal(truth.boxes["a"].boxes, [[4, 4, 30, 20]])
 
 
-def test_size_of_the_file_decides(root):
-    write_xml(root, "a", (99, 99), [("cat", (5, 5, 40, 30), False)])
-    truth = Voc(root=root).ground_truth("trainval")
-    np.testing.assert_array_equal(truth.boxes["a"].boxes, [[4, 4, 30, 20]])
-    assert truth.counts["size_differs"] == 1
+@pytest.mark.parametrize(
+    ("annotated", "box"), [((40, 60), (9, 5, 40, 30)), ((10, 15), (2.5, 1, 10, 7.5))]
+)
+def test_boxes_of_a_resized_image_are_scaled(root, annotated, box, caplog):
+    write_xml(root, "a", annotated, [("cat", box, False)])
+    with caplog.at_level(logging.WARNING):
+        truth = Voc(root=root).ground_truth("trainval")
+    expected = {40: [4, 2, 20, 15], 10: [3, 0, 20, 15]}[annotated[0]]
+    np.testing.assert_array_equal(truth.boxes["a"].boxes, [expected])
+    assert truth.counts["scaled"] == 1 and "1 scaled" in caplog.text
+
+
+@pytest.mark.parametrize("annotated", [(30, 20), (99, 99), (20, 33)])
+def test_an_annotation_of_another_aspect_is_left_out(root, annotated):
+    write_xml(root, "a", annotated, [("cat", (5, 5, 10, 10), False)])
+    truth = Voc(root=root, on_bad="skip_all").ground_truth("trainval")
+    assert set(truth.boxes) == {"b", "c"} and truth.counts["bad_image"] == 1
+    with pytest.raises(DataError) as refusal:
+        Voc(root=root).ground_truth("trainval")
+    assert all(text in str(refusal.value) for text in ("a.xml", str(annotated), "(20, 30)"))
+
+
+@pytest.mark.parametrize(
+    ("annotated", "size", "agree"),
+    [
+        ((333, 500), (2000, 3000), True),  # 333.3 rounded
+        ((500, 375), (67, 50), True),  # 66.7 rounded
+        ((480, 640), (480, 640), True),
+        ((480, 640), (480, 660), False),
+        ((480, 640), (640, 480), False),
+    ],
+)
+def test_aspects_agree_up_to_rounding(annotated, size, agree):
+    if agree:
+        x, y = frame_scale(annotated, size, "a.xml")
+        assert (annotated[0] * y, annotated[1] * x) == pytest.approx(size)
+    else:
+        with pytest.raises(DataError, match="aspect"):
+            frame_scale(annotated, size, "a.xml")
 
 
 def break_image(root):
@@ -275,7 +310,7 @@ def test_split_without_any_annotation_has_no_labels(root, caplog):
     assert caplog.text.count("without labels") == 1
     with pytest.raises(DataError, match="none of its 3 images has a positive label"):
         training_images(images)
-    with pytest.raises(DataError, match="no annotation"):
+    with pytest.raises(DataError, match="3 of 3 images .*xml"):
         Voc(root=root).ground_truth("trainval")
 
 
@@ -294,6 +329,22 @@ def test_ids_stay_in_the_folder(root, line):
         Voc(root=root).images("trainval")
 
 
+def test_lines_that_are_file_names(root):
+    """A line names an image as a whole, with or without suffix, before its first word does."""
+    for name in ("my cat", "my dog", "x 1"):
+        write_xml(root, name, (20, 30), [("cat", BOX, False)])
+        shutil.copy(root / "JPEGImages" / "a.jpg", root / "JPEGImages" / f"{name}.jpg")
+    split = root / "ImageSets" / "Main" / "trainval.txt"
+    split.write_text("my cat\nmy dog.jpg\nx 1\nb.jpg\nc 1\na.jpg -1\n")
+    data, ids = Voc(root=root), ("my cat", "my dog", "x 1", "b", "c", "a")
+    assert data.images("trainval").image_ids == ids
+    assert tuple(data.ground_truth("trainval").boxes) == ids
+    (root / "JPEGImages" / "my cat.jpg").unlink()  # what is missing bears its own name, too
+    images = Voc(root=root, on_bad="skip_all").images("trainval")
+    assert images.missing == ("my cat",) and images.image_ids == ids[1:]
+    assert "my cat" in data.ground_truth("trainval").boxes
+
+
 def test_split_lines(root):
     split = root / "ImageSets" / "Main" / "trainval.txt"
     split.write_text("a  1\n\nb -1\n")
@@ -301,6 +352,51 @@ def test_split_lines(root):
     split.write_text("a\nb\na\n")
     with pytest.raises(DataError, match=r"trainval\.txt:3: image 'a' occurs twice"):
         Voc(root=root).images("trainval")
+
+
+@pytest.mark.parametrize("encoding", ["gb2312", "big5", "shift_jis", "utf-16", "utf-8", "cp1252"])
+def test_annotations_in_the_encoding_that_they_declare(root, encoding):
+    name = {"gb2312": "猫", "big5": "貓", "shift_jis": "ねこ"}.get(encoding, "Bär")
+    path = root / "Annotations" / "a.xml"
+    text = path.read_text().replace("<name>cat<", f"<name>{name}<")
+    path.write_bytes(f'<?xml version="1.0" encoding="{encoding}"?>\n{text}'.encode(encoding))
+    images = Voc(root=root, class_names=(name, "cat", "dog")).images("trainval")
+    assert images.missing == () and images.records[0].labels == (1, 0, 0)
+
+
+@pytest.mark.parametrize("encoding", ["klingon", "hex"])
+def test_an_unknown_encoding_is_named(root, encoding):
+    text = f'<?xml version="1.0" encoding="{encoding}"?><annotation/>'
+    (root / "Annotations" / "a.xml").write_text(text)
+    with pytest.raises(DataError, match=rf"a\.xml.*{encoding}.*UTF-8"):
+        Voc(root=root, on_bad="error").images("trainval")
+
+
+@pytest.mark.parametrize(
+    ("text", "label"), [("true", 0), ("Yes", 0), ("1.0", 0), ("", 1), ("False", 1), ("no", 1)]
+)
+def test_spellings_of_difficult(root, text, label):
+    path = root / "Annotations" / "a.xml"
+    path.write_text(path.read_text().replace("<difficult>0<", f"<difficult>{text}<"))
+    assert Voc(root=root).images("trainval").records[0].labels[0] == label
+    assert bool(Voc(root=root).ground_truth("trainval").boxes["a"].difficult[0]) == (not label)
+
+
+def test_difficult_that_is_neither(root):
+    path = root / "Annotations" / "a.xml"
+    path.write_text(path.read_text().replace("<difficult>0<", "<difficult>maybe<"))
+    for read in (Voc(root=root, on_bad="error").images, Voc(root=root).ground_truth):
+        with pytest.raises(DataError, match=r"a\.xml: difficult is 'maybe'"):
+            read("trainval")
+
+
+def test_nearly_equal_class_names_are_named(root, caplog):
+    names = ("cat", "dog", "Dog", "traffic light", "traffic_light", "dot")
+    with caplog.at_level(logging.WARNING):
+        images = Voc(root=root, class_names=names).images("trainval")
+    assert images.class_names == names
+    assert "'dog' and 'Dog'; 'traffic light' and 'traffic_light'" in caplog.text
+    assert "'dot'" not in caplog.text
 
 
 def test_not_utf8(root):

@@ -14,19 +14,21 @@ without the suffix, in which bytes that are no UTF-8 become backslash escapes. F
 from __future__ import annotations
 
 import csv
-import logging
+import dataclasses
+import os
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from wsod_jax.data.images import SUFFIXES, image_size, text_of_name
-from wsod_jax.data.readers.reader import LeftOut, OnBad, Reader, check_on_bad
+from wsod_jax.data.images import text_of_name
+from wsod_jax.data.readers.image_files import find_images, id_by_name
+from wsod_jax.data.readers.reader import LeftOut, OnBad, Reader, check_on_bad, checked_names
+from wsod_jax.data.readers.size_index import image_sizes
 from wsod_jax.data.records import ImageRecord, ImageSet
 from wsod_jax.errors import DataError
 from wsod_jax.options import Mark
-
-logger = logging.getLogger(__name__)
 
 _SEPARATOR = ";"
 
@@ -39,9 +41,6 @@ class Folder(Reader):
       folder: searched with its subfolders.
       labels_csv: in one of the two forms above, UTF-8.
       class_names: the classes, in label order; by default all names in the CSV, sorted.
-      on_bad: what to do about an image whose header cannot be read: "skip" leaves it out, logged and counted as
-        `bad_image`, and refuses a folder that loses more than a tenth that way; "skip_all" leaves out any number;
-        "error" raises. A faulty CSV always raises.
     """
 
     folder: Annotated[str | Path, Mark.LOCATION]
@@ -49,10 +48,6 @@ class Folder(Reader):
     train_split: str = "all"
     test_split: str = "all"
     class_names: tuple[str, ...] | None = None
-    on_bad: OnBad = "skip"
-
-    def __post_init__(self):
-        check_on_bad(self.on_bad)
 
     def images(self, split: str) -> ImageSet:
         """Read the folder and the labels of its images.
@@ -67,35 +62,25 @@ class Folder(Reader):
           DataError: with the line number, for an unknown image, a duplicate row, an empty or unknown class;
             also for a missing column or file; see `on_bad`; and if no image is left.
         """
-        files = _image_files(Path(self.folder))
-        labels_csv = Path(self.labels_csv)
+        folder, labels_csv, counts = Path(self.folder), Path(self.labels_csv), {}
+        files = find_images(folder, counts)
         labels = read_labels(labels_csv, files, self.class_names)
         class_names = self.class_names
         if class_names is None:
             class_names = sorted({name for names in labels.values() for name in names})
-        if not class_names:
-            raise DataError(f"{labels_csv}: names no class at all.")
+        class_names = checked_names(class_names, str(labels_csv))
         left_out = LeftOut(self.on_bad)
-        sizes = _sizes({image_id: files[image_id] for image_id in labels}, left_out)
-        left_out.check(str(labels_csv), len(labels))
-        if not sizes:
-            raise DataError(f"{labels_csv}: none of its {len(labels)} images can be read.")
+        paths = {image_id: folder / files[image_id] for image_id in sorted(labels)}
         records = [
-            ImageRecord(
-                image_id,
-                files[image_id],
-                *sizes[image_id],
-                tuple(int(name in labels[image_id]) for name in class_names),
+            dataclasses.replace(
+                record, labels=tuple(int(name in labels[record.image_id]) for name in class_names)
             )
-            for image_id in sorted(sizes)
+            for record in _records(paths, left_out)
         ]
-        unlabelled = len(files) - len(labels)
-        if unlabelled:
-            logger.warning("%s: left out %d images without a row", labels_csv, unlabelled)
-        name = text_of_name(f"folder {self.folder}")
-        counts = {"bad_image": len(left_out.ids), "unlabelled": unlabelled}
-        missing = tuple(left_out.ids)
-        return ImageSet(name, tuple(class_names), tuple(records), counts, missing=missing)
+        counts["unlabelled"] = len(files) - len(labels)
+        left_out.finish(str(labels_csv), len(records), counts)
+        name, missing = text_of_name(f"folder {self.folder}"), tuple(left_out.ids)
+        return ImageSet(name, class_names, tuple(records), counts, missing=missing)
 
 
 def list_images(
@@ -104,75 +89,76 @@ def list_images(
     """Return images without labels, as prediction and proposals need them.
 
     Args:
-      images: a folder, searched with its subfolders; or one or several image files.
+      images: a folder, searched with its subfolders, or an image file; or several of both.
       on_bad: what to do about an image whose header cannot be read: "skip_all" leaves it out, logged and counted as
         `bad_image`; "skip" refuses if more than a tenth is lost that way; "error" raises.
 
     Returns:
-      The images sorted by id, with no classes. The id is the path below the folder without suffix; for
-      files given one by one, the name without suffix; with backslash escapes for bytes that are no UTF-8.
+      The images sorted by id, with no classes. The id is the path below the folder without suffix, for a file the
+      name without suffix; with backslash escapes for bytes that are no UTF-8. Where two would have the same id,
+      both carry the folders in which they differ.
 
     Raises:
-      DataError: if nothing is found or left, or two files would have one id.
+      DataError: if nothing is found or left, or two files differ only in the suffix.
     """
-    if isinstance(images, str | Path) and Path(images).is_dir():
-        files = _image_files(Path(images))
-    else:
-        paths = [images] if isinstance(images, str | Path) else images
-        files = _by_id({Path(path): Path(path).with_suffix("").name for path in paths})
     check_on_bad(on_bad)
+    counts, ids = Counter(), {}
+    given = [images] if isinstance(images, str | Path) else images
+    for path in map(Path, given):
+        found = {path: text_of_name(path.with_suffix("").name)}
+        if path.is_dir():
+            here: dict[str, int] = {}
+            found = {path / name: image_id for image_id, name in find_images(path, here).items()}
+            counts.update(here)
+        ids |= found
+    paths = _by_id(ids)
     left_out = LeftOut(on_bad)
-    sizes = _sizes(files, left_out)
-    name = text_of_name(f"images {images}")
-    left_out.check(name, len(files))
-    if not sizes:
-        raise DataError(f"{images}: none of the {len(files)} images can be read.")
-    records = [
-        ImageRecord(image_id, files[image_id], *sizes[image_id]) for image_id in sorted(sizes)
-    ]
-    counts = {"bad_image": len(left_out.ids)}
-    return ImageSet(name, (), tuple(records), counts, missing=tuple(left_out.ids))
-
-
-def _image_files(folder: Path) -> dict[str, Path]:
-    if not folder.is_dir():
-        raise DataError(f"{folder}: no such folder of images.")
-    paths = [p for p in sorted(folder.rglob("*")) if p.suffix.lower() in SUFFIXES and p.is_file()]
-    if not paths:
-        raise DataError(f"{folder}: holds no image; looked for {', '.join(SUFFIXES)}.")
-    return _by_id({path: path.relative_to(folder).with_suffix("").as_posix() for path in paths})
+    records = _records(dict(sorted(paths.items())), left_out)
+    more = ", …" if len(given) > 3 else ""
+    name = text_of_name(f"images {', '.join(map(str, given[:3]))}{more}")
+    left_out.finish(name, len(records), counts)
+    return ImageSet(name, (), tuple(records), dict(counts), missing=tuple(left_out.ids))
 
 
 def _by_id(ids: dict[Path, str]) -> dict[str, Path]:
-    files = {}
-    for path, name in ids.items():
-        image_id = text_of_name(name)
+    """Return id -> file; those of one id get the path below the folder that holds them all."""
+    uses = Counter(ids.values())
+    shared = [path.absolute() for path, image_id in ids.items() if uses[image_id] > 1]
+    top = os.path.commonpath([path.parent for path in shared]) if shared else ""
+    files: dict[str, Path] = {}
+    for path, image_id in ids.items():
+        if uses[image_id] > 1:
+            below = path.absolute().relative_to(top)
+            image_id = text_of_name(below.with_suffix("").as_posix())
         if image_id in files:
             raise DataError(
-                f"{path} and {files[image_id]} have one id, {image_id!r}, or differ only in the suffix; rename one."
+                f"{path} and {files[image_id]} have one id, {image_id!r}: they differ only in the suffix, or are one "
+                "file; rename or leave out one."
             )
         files[image_id] = path
     return files
 
 
-def _sizes(files: dict[str, Path], left_out: LeftOut) -> dict[str, tuple[int, int]]:
-    sizes = {}
-    for image_id, path in files.items():
-        try:
-            sizes[image_id] = image_size(path)
-        except DataError as error:
-            left_out.add(image_id, error)
-    return sizes
+def _records(paths: dict[str, Path], left_out: LeftOut) -> list[ImageRecord]:
+    """Return the images whose size can be read, without labels."""
+    names = {str(path): image_id for image_id, path in paths.items()}
+    records = []
+    for name, size in image_sizes(Path(), list(names)):
+        if isinstance(size, DataError):
+            left_out.add(names[name], size)
+        else:
+            records.append(ImageRecord(names[name], paths[names[name]], *size))
+    return records
 
 
 def read_labels(
-    path: Path, files: dict[str, Path], class_names: Sequence[str] | None
+    path: Path, files: dict[str, str], class_names: Sequence[str] | None
 ) -> dict[str, set[str]]:
     """Read a CSV of labels.
 
     Args:
       path: in one of the two forms above, UTF-8.
-      files: image id -> its file; rows name images by id, or by id with the file's suffix.
+      files: image id -> name of its file; rows name images by id, or by id with the file's suffix.
       class_names: those allowed; `None` allows any.
 
     Returns:
@@ -182,8 +168,7 @@ def read_labels(
       DataError: with the line number, for an unknown image, a duplicate row, an empty or unknown class; also
         for a missing column or file.
     """
-    known = {image_id: image_id for image_id in files}
-    known |= {f"{image_id}{file.suffix}": image_id for image_id, file in files.items()}
+    known = id_by_name(files)
     column, rows = _read_rows(path)
     labels: dict[str, set[str]] = {}
     seen = set()

@@ -13,16 +13,17 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from wsod_jax.data.images import SUFFIXES, text_of_name
+from wsod_jax.data.images import text_of_name
 from wsod_jax.data.readers.folder import read_labels
-from wsod_jax.data.readers.reader import BoxReader, LeftOut, OnBad, check_on_bad, log_counts
+from wsod_jax.data.readers.image_files import find_images
+from wsod_jax.data.readers.reader import BoxReader, LeftOut, checked_names
 from wsod_jax.data.readers.size_index import indexed_sizes
-from wsod_jax.data.readers.voc_xml import annotated_size, read_boxes, read_xml
+from wsod_jax.data.readers.voc_xml import read_boxes, read_xml
 from wsod_jax.data.records import GroundTruth, ImageRecord, ImageSet
 from wsod_jax.errors import DataError
 from wsod_jax.options import Mark
@@ -37,9 +38,6 @@ class ImageFolder(BoxReader):
       class_names: the class folders, in label order; by default as above.
       annotations: the folder of the boxes; <root>/annotations by default.
       index_path: the file of sizes; <root>/<split>.sizes.npz by default.
-      on_bad: what to do about an image whose header cannot be read, or whose XML is broken where boxes are read: "skip"
-        leaves it out, logged and counted as `bad_image`, and refuses a split that loses more than a tenth that way;
-        "skip_all" leaves out any number; "error" raises. A faulty CSV, and an unknown class, always raise.
     """
 
     root: Annotated[str | Path, Mark.LOCATION]
@@ -48,10 +46,6 @@ class ImageFolder(BoxReader):
     class_names: tuple[str, ...] | None = None
     annotations: Annotated[str | Path | None, Mark.LOCATION] = None
     index_path: Annotated[str | Path | None, Mark.LOCATION] = None
-    on_bad: OnBad = "skip"
-
-    def __post_init__(self):
-        check_on_bad(self.on_bad)
 
     def images(self, split: str) -> ImageSet:
         """Read a split's images and their labels: of a class folder's images one-hot, of a CSV's as it says.
@@ -86,12 +80,9 @@ class ImageFolder(BoxReader):
                 vectors[shown] = tuple(int(name in shown) for name in found.class_folders)
             path = found.folder / found.files[image_id]
             records.append(ImageRecord(image_id, path, *size, vectors[shown]))
+        counts = {**found.counts, "unlabelled": len(found.files) - len(found.shown)}
         name, missing = f"images {split}", tuple(left_out.ids)
-        counts = dict(bad_image=len(missing), unlabelled=len(found.files) - len(found.shown))
-        log_counts(name, counts)
-        left_out.check(name, len(found.shown))
-        if not records:
-            raise DataError(f"{name}: no image is left of {len(found.files)} in {found.folder}.")
+        left_out.finish(name, len(records), counts)
         return ImageSet(name, found.class_names, tuple(records), counts, missing=missing)
 
     def ground_truth(self, split: str) -> GroundTruth:
@@ -106,12 +97,11 @@ class ImageFolder(BoxReader):
           split: name of the folder.
 
         Returns:
-          Boxes of every image of the split that has an XML; `counts["no_annotation"]` have none. The image's size
-          counts, not the annotated one, but where the image cannot be read; `counts["size_differs"]` annotations have
-          another.
+          Boxes of every image of the split that has an XML; `counts["no_annotation"]` have none. Those annotated at
+          another size of the image are scaled (`counts["scaled"]` images).
 
         Raises:
-          DataError: see `on_bad`; also for an unknown class, and if no image is left.
+          DataError: see `on_bad`; also if no image is left.
         """
         found = _Split.read(Path(self.root), split, self.class_names)
         folder = Path(self.annotations or Path(self.root) / "annotations") / split
@@ -119,28 +109,21 @@ class ImageFolder(BoxReader):
             raise DataError(
                 f"{folder}: no such folder of annotations; without it there are no boxes."
             )
-        counts = Counter(bad_image=0, no_annotation=0, clipped=0, dropped=0, size_differs=0)
+        counts = Counter(bad_image=0, no_annotation=0, clipped=0, dropped=0, scaled=0)
         sizes = self._sizes(found, split, lambda name, error: None)  # `images` tells of them
         boxes, left_out = {}, LeftOut(self.on_bad)
         for image_id, path in _xml_paths(folder, found).items():
             if not path.is_file():
                 counts["no_annotation"] += 1
                 continue
+            size = sizes.get(found.files[image_id])
             try:
-                xml = read_xml(path)
+                boxes[image_id] = read_boxes(
+                    read_xml(path), size, found.class_folders, path, counts
+                )
             except DataError as error:
                 left_out.add(image_id, error)
-                continue
-            annotated = annotated_size(xml)
-            size = sizes.get(found.files[image_id], annotated)
-            counts["size_differs"] += annotated not in (None, size)
-            boxes[image_id] = read_boxes(xml, size, found.class_folders, path, counts)
-        counts["bad_image"] = len(left_out.ids)
-        name = f"ground truth of {split} in {self.root}"
-        log_counts(name, counts)
-        if not boxes:
-            raise DataError(f"{name}: no annotation could be read.")
-        left_out.check(name, len(boxes) + len(left_out.ids))
+        left_out.finish(f"ground truth of {split} in {self.root}", len(boxes), counts)
         return GroundTruth(found.class_names, boxes, dict(counts))
 
     def _sizes(
@@ -159,6 +142,7 @@ class _Split:
     Attributes:
       folder: of its images.
       files: image id -> path below the folder, sorted.
+      counts: files that are no images.
       shown: image id -> class folders whose classes it shows, sorted; without the unlabelled.
       class_folders: in label order.
       class_names: likewise, readable.
@@ -166,6 +150,7 @@ class _Split:
 
     folder: Path
     files: dict[str, str]
+    counts: dict[str, int]
     shown: dict[str, frozenset[str]]
     class_folders: tuple[str, ...]
     class_names: tuple[str, ...]
@@ -173,24 +158,23 @@ class _Split:
     @classmethod
     def read(cls, root: Path, split: str, class_names: Sequence[str] | None) -> _Split:
         """List the images of a split and the classes they show; raise `DataError` if there is no such folder."""
-        folder, labels_csv = root / split, root / f"{split}.csv"
-        if not folder.is_dir():
-            raise DataError(f"{folder}: no such folder of images.")
+        folder, labels_csv, counts = root / split, root / f"{split}.csv", {}
         readable = _readable_names(root / "class_names.txt")
         if class_names is None and readable:
             class_names = sorted(readable)
-        files = _image_files(folder)
+        files = find_images(folder, counts)
         if labels_csv.is_file():
-            paths = {image_id: Path(name) for image_id, name in files.items()}
-            labels = read_labels(labels_csv, paths, class_names)
+            labels = read_labels(labels_csv, files, class_names)
             shown = {i: frozenset(labels[i]) for i in files if i in labels}
             existing = {name for names in labels.values() for name in names}
         else:
-            existing = {text_of_name(path.name) for path in _class_folders(folder)}
+            entries = (path for path in folder.iterdir() if not path.name.startswith("."))
+            existing = {text_of_name(path.name) for path in entries if path.is_dir()}
             of_one = {name: frozenset([name]) for name in existing}
             shown = {i: of_one[i.partition("/")[0]] for i in files if "/" in i}
-        class_names = _checked_names(class_names, existing, folder, labels_csv)
-        return cls(folder, files, shown, class_names, _distinct(class_names, readable))
+        class_names = _class_folders(class_names, existing, folder, labels_csv)
+        readable_names = checked_names(_distinct(class_names, readable), str(folder))
+        return cls(folder, files, counts, shown, class_names, readable_names)
 
 
 def _xml_paths(folder: Path, split: _Split) -> dict[str, Path]:
@@ -206,36 +190,6 @@ def _xml_paths(folder: Path, split: _Split) -> dict[str, Path]:
 def _id_of(name: str) -> str:
     """Return the id of the image of this path."""
     return text_of_name(os.path.splitext(name)[0])
-
-
-def _class_folders(folder: Path) -> list[Path]:
-    return [path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")]
-
-
-def _image_files(folder: Path) -> dict[str, str]:
-    """Return image id -> path below the folder, sorted; no file is opened, or even asked for its size."""
-    files: dict[str, str] = {}
-    for name in _names_below(folder):
-        image_id = _id_of(name)
-        if os.path.splitext(name)[1].lower() not in SUFFIXES:
-            continue
-        if image_id in files:
-            raise DataError(
-                f"{folder}: {name} and {files[image_id]} differ only in the suffix; rename one of them."
-            )
-        files[image_id] = name
-    if not files:
-        raise DataError(f"{folder}: holds no image; looked for {', '.join(SUFFIXES)}.")
-    return dict(sorted(files.items()))
-
-
-def _names_below(folder: Path) -> Iterator[str]:
-    """Yield the paths of all files below a folder; a class may be a link to a folder elsewhere."""
-    yield from (entry.name for entry in os.scandir(folder) if entry.is_file())
-    for top in _class_folders(folder):
-        for parent, _, names in os.walk(top):
-            below = Path(parent).relative_to(folder).as_posix()
-            yield from (f"{below}/{name}" for name in names)
 
 
 def _readable_names(path: Path) -> dict[str, str]:
@@ -257,7 +211,7 @@ def _readable_names(path: Path) -> dict[str, str]:
     return names
 
 
-def _checked_names(
+def _class_folders(
     class_names: Sequence[str] | None, existing: Iterable[str], folder: Path, labels_csv: Path
 ) -> tuple[str, ...]:
     """Return the class folders in label order, which include all that the split has."""

@@ -1,21 +1,24 @@
 """What the readers of data sets have in common. A reader is a class of options; its methods read a split.
 
 `images` never looks at a box, and what it returns cannot hold one. Boxes are read on purpose: `ground_truth` (and
-masks: `instances`, `label_maps`) for evaluation, `boxes` for a method that trains on boxes. A faulty image or
-annotation is left out, logged and counted, or stops the reader; a split that loses more than a tenth of its images that
-way is refused unless told otherwise.
+masks: `instances`, `label_maps`) for evaluation, `boxes` for a method that trains on boxes.
 """
 
 from __future__ import annotations
 
 import logging
+import re
+import unicodedata
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 
+from wsod_jax.data.images import SUFFIXES
 from wsod_jax.data.records import BoxSet, GroundTruth, ImageInstances, ImageSet
 from wsod_jax.errors import ConfigError, DataError
 from wsod_jax.options import Mark
@@ -27,8 +30,8 @@ _NAMED = 10  # faults named one by one; the count tells of the others
 _MAX_SHARE = 10  # with "skip", at most one image in so many may be left out
 
 
-class HostileFile(DataError):
-    """A file made to harm its reader; never skipped."""
+class FatalFault(DataError):
+    """A fault that is never skipped: an unknown class, or a file made to harm its reader."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +42,10 @@ class Reader(ABC):
       train_split: name of the split to train on.
       test_split: name of the split to test on.
       val_split: name of the split that is measured while training; `None` measures nothing.
+      on_bad: what to do about an image whose file or annotation is missing or cannot be read: "skip" leaves it out,
+        logged and counted as `bad_image`, and refuses a split that loses more than a tenth that way; "skip_all"
+        leaves out any number; "error" raises. A missing split, a faulty list, CSV or JSON, an unknown class and an
+        unsafe id or file always raise.
       has_boxes: whether the reader knows boxes, and has the methods of `BoxReader`.
       has_instances: whether it knows the masks of objects, and has the method of `InstanceReader`.
       has_label_maps: whether it knows the class of every pixel, and has the method of `LabelMapReader`.
@@ -47,9 +54,13 @@ class Reader(ABC):
     train_split: str
     test_split: str
     val_split: Annotated[str | None, Mark.RESUME] = None
+    on_bad: OnBad = "skip"
     has_boxes: ClassVar[bool] = False
     has_instances: ClassVar[bool] = False
     has_label_maps: ClassVar[bool] = False
+
+    def __post_init__(self):
+        check_on_bad(self.on_bad)
 
     @abstractmethod
     def images(self, split: str) -> ImageSet:
@@ -169,35 +180,90 @@ class LeftOut:
 
     def add(self, image_id: str, error: DataError) -> None:
         """Leave an image out and log why, for the first ten; or raise why it cannot be read."""
-        if self._on_bad == "error" or isinstance(error, HostileFile):
+        if self._on_bad == "error" or isinstance(error, FatalFault):
             raise error
         self.ids.append(image_id)
         self._first = self._first or error
         if len(self.ids) <= _NAMED:
             logger.warning("left out: %s", error)
 
-    def check(self, name: str, total: int) -> None:
-        """Check that enough is left of a split.
+    def finish(self, name: str, num_kept: int, counts: MutableMapping[str, int]) -> None:
+        """Log what was met in a split, and check that enough is left of it.
 
         Args:
           name: of the split.
-          total: its number of images.
+          num_kept: images that are left.
+          counts: what was met; "bad_image" becomes the number of images left out.
 
         Raises:
-          DataError: with "skip", if more than a tenth of them is left out.
+          DataError: if no image is left; with "skip", if more than a tenth of them is left out.
         """
-        count = len(self.ids)
-        if self._on_bad == "skip_all" or count * _MAX_SHARE <= total:
-            return
-        first = ", ".join(self.ids[:3]) + (", …" if count > 3 else "")
+        count = counts["bad_image"] = len(self.ids)
+        found = ", ".join(f"{number} {what}" for what, number in sorted(counts.items()) if number)
+        if found:
+            logger.warning("%s: %s", name, found)
+        total = num_kept + count
+        fault = f" The first fault: {self._first}" if count else ""
+        if count * _MAX_SHARE > total and self._on_bad != "skip_all":
+            first = ", ".join(self.ids[:3]) + (", …" if count > 3 else "")
+            raise DataError(
+                f"{name}: {count} of {total} images cannot be read ({first}), more than the tenth that may be left "
+                f'out; restore them, or set data.on_bad="skip_all" to go on without them.{fault}'
+            )
+        if not num_kept:
+            what = (
+                f"no image is left of {total}"
+                if total
+                else f"no image; they end in {', '.join(SUFFIXES)}"
+            )
+            raise DataError(f"{name}: {what}.{fault}")
+
+
+def frame_scale(
+    annotated: tuple[int, int] | None, size: tuple[int, int] | None, path: Path | str
+) -> tuple[float, float]:
+    """Return the factors (x, y) from pixels of an annotation to those of its image, which may be a resized copy.
+
+    Args:
+      annotated: (height, width) that the annotation names; `None` if it names none.
+      size: (height, width) of the image; `None` if it cannot be read. Without both, the factors are 1.
+      path: of the annotation, for errors.
+
+    Raises:
+      DataError: if the aspects differ by more than rounding to whole pixels.
+    """
+    if annotated is None or size is None or annotated == size:
+        return 1.0, 1.0
+    y, x = (new / old for new, old in zip(size, annotated, strict=True))
+    off_by = min(abs(x / y - 1) * annotated[0], abs(y / x - 1) * annotated[1])
+    if min(1.0, x, y) * off_by > 1.0:  # in pixels of the smaller one
         raise DataError(
-            f"{name}: {count} of {total} images cannot be read ({first}), more than the tenth that may be left out; "
-            f'restore them, or set data.on_bad="skip_all" to go on without them. The first fault: {self._first}'
+            f"{path}: annotated at (height, width) {annotated}, but the image has {size}, of another aspect; boxes "
+            "cannot be scaled. Correct the size, or annotate this image again."
         )
+    return x, y
 
 
-def log_counts(name: str, counts: Mapping[str, int]) -> None:
-    """Log what was met while reading a set, where anything was."""
-    found = ", ".join(f"{count} {what}" for what, count in sorted(counts.items()) if count)
-    if found:
-        logger.warning("%s: %s", name, found)
+def checked_names(class_names: Sequence[str], where: str) -> tuple[str, ...]:
+    """Return class names; warn of those that differ only in case, blanks, "_" and "-".
+
+    Raises:
+      DataError: if there are none, or one occurs twice.
+    """
+    if not class_names or len(set(class_names)) < len(class_names):
+        raise DataError(
+            f"{where}: class names must be distinct and at least one, found {tuple(class_names)}."
+        )
+    spellings = defaultdict(list)
+    for name in class_names:
+        folded = unicodedata.normalize("NFKC", name).casefold()
+        spellings[re.sub(r"[\s_-]", "", folded)].append(name)
+    similar = [" and ".join(map(repr, names)) for names in spellings.values() if len(names) > 1]
+    if similar:
+        logger.warning(
+            "%s: nearly equal names are different classes, each absent from the images of the other: %s. If one "
+            "class is meant, spell it one way.",
+            where,
+            "; ".join(similar),
+        )
+    return tuple(class_names)

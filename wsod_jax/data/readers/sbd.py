@@ -22,7 +22,7 @@ import numpy as np
 from wsod_jax.data.images import image_size
 from wsod_jax.data.readers.label_images import VOID, check_size, to_labels
 from wsod_jax.data.readers.mat import read_mat
-from wsod_jax.data.readers.reader import LabelMapReader, LeftOut, OnBad, check_on_bad, log_counts
+from wsod_jax.data.readers.reader import LabelMapReader, LeftOut
 from wsod_jax.data.readers.voc import CLASS_NAMES, read_split
 from wsod_jax.data.records import (
     BoxAnnotations,
@@ -43,18 +43,11 @@ class Sbd(LabelMapReader):
 
     Attributes:
       root: the folder that holds `dataset`, or that folder itself.
-      on_bad: what to do about an image that cannot be read, or whose objects cannot: "skip" leaves it out, logged and
-        counted as `bad_image`, and refuses a split that loses more than a tenth that way; "skip_all" leaves out any
-        number; "error" raises. A missing split and an unsafe id always raise.
     """
 
     root: Annotated[str | Path, Mark.LOCATION]
     train_split: str = "train"
     test_split: str = "val"
-    on_bad: OnBad = "skip"
-
-    def __post_init__(self):
-        check_on_bad(self.on_bad)
 
     def images(self, split: str) -> ImageSet:
         """Read a split's images and their image-level labels, from the classes of its objects alone.
@@ -83,11 +76,7 @@ class Sbd(LabelMapReader):
             labels = tuple(int(index in classes) for index in range(len(CLASS_NAMES)))
             records.append(ImageRecord(image_id, image, *size, labels))
         name, missing = f"sbd {split}", tuple(left_out.ids)
-        counts["bad_image"] = len(missing)
-        log_counts(name, counts)
-        left_out.check(name, len(records) + len(missing))
-        if not records:
-            raise DataError(f"{name}: no image is left of split {split!r} in {self.root}.")
+        left_out.finish(name, len(records), counts)
         return ImageSet(name, CLASS_NAMES, tuple(records), dict(counts), missing=missing)
 
     def ground_truth(self, split: str) -> GroundTruth:
@@ -102,18 +91,13 @@ class Sbd(LabelMapReader):
         Raises:
           DataError: see `on_bad`; also if no annotation can be read.
         """
-        boxes, left_out = {}, LeftOut(self.on_bad)
+        boxes, counts, left_out = {}, {}, LeftOut(self.on_bad)
         for image_id, read in self.instances(split).items():
             try:
                 boxes[image_id] = _boxes_around(read())
             except DataError as error:
                 left_out.add(image_id, error)
-        name = f"ground truth of {split} in {self.root}"
-        counts = {"bad_image": len(left_out.ids)}
-        log_counts(name, counts)
-        if not boxes:
-            raise DataError(f"{name}: no annotation could be read.")
-        left_out.check(name, len(boxes) + len(left_out.ids))
+        left_out.finish(f"ground truth of {split} in {self.root}", len(boxes), counts)
         return GroundTruth(CLASS_NAMES, boxes, counts)
 
     def instances(self, split: str) -> dict[str, Callable[[], ImageInstances]]:
@@ -151,7 +135,7 @@ class Sbd(LabelMapReader):
         if not path.is_file():
             found = ", ".join(sorted(file.stem for file in folder.glob("*.txt")))
             raise DataError(f"{path}: no such split; found {found or 'none'}.")
-        return read_split(path)
+        return read_split(path, {})
 
     def _paths(self, image_id: str) -> tuple[Path, Path, Path]:
         """Return an image's files: itself, objects, classes."""

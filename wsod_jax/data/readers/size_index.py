@@ -11,7 +11,7 @@ import logging
 import os
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -61,7 +61,7 @@ def indexed_sizes(
             index,
         )
     try:
-        for name, found in _headers(folder, missing):
+        for name, found in image_sizes(folder, missing):
             if isinstance(found, DataError):
                 on_bad(name, found)
             else:
@@ -72,8 +72,8 @@ def indexed_sizes(
     return {name: sizes[name] for name in names if name in sizes}
 
 
-def _headers(folder: Path, names: list[str]) -> Iterable[tuple[str, Size | DataError]]:
-    """Yield each image's size, or why it has none, in order."""
+def image_sizes(folder: Path, names: Sequence[str]) -> Iterator[tuple[str, Size | DataError]]:
+    """Yield (name, size in the header, or why it cannot be read) of images below a folder, in order."""
 
     def read(chunk: list[str]) -> list[tuple[str, Size | DataError]]:
         found = []

@@ -17,7 +17,7 @@ import numpy as np
 
 from wsod_jax.data.images import image_size
 from wsod_jax.data.input.loading import import_tensorflow
-from wsod_jax.data.readers.reader import BoxReader
+from wsod_jax.data.readers.reader import BoxReader, LeftOut
 from wsod_jax.data.readers.voc import DifficultRule, difficult_label
 from wsod_jax.data.records import BoxAnnotations, GroundTruth, ImageRecord, ImageSet
 from wsod_jax.errors import ConfigError, DataError
@@ -47,6 +47,7 @@ class Tfds(BoxReader):
     difficult: DifficultRule = "drop"
 
     def __post_init__(self):
+        super().__post_init__()
         difficult_label(self.difficult)
 
     def images(self, split: str) -> ImageSet:
@@ -65,16 +66,22 @@ class Tfds(BoxReader):
         if_difficult = difficult_label(self.difficult)
         builder = _prepared(self.name, self.data_dir)
         class_names = _class_names(builder)
-        records = []
+        records, counts, left_out = [], {}, LeftOut(self.on_bad)
         for example in _examples(builder, split, ("labels", "labels_no_difficult")):
             image_id, encoded = _image(example)
             labels = np.zeros(len(class_names), int)
             labels[example["labels"]] = if_difficult
             labels[example["labels_no_difficult"]] = 1
-            size = image_size(encoded, name=image_id)
+            try:
+                size = image_size(encoded, name=image_id)
+            except DataError as error:
+                left_out.add(image_id, error)
+                continue
             source = functools.partial(bytes, encoded)
             records.append(ImageRecord(image_id, source, *size, tuple(labels.tolist())))
-        return ImageSet(f"{self.name} {split}", class_names, tuple(records))
+        name, missing = f"{self.name} {split}", tuple(left_out.ids)
+        left_out.finish(name, len(records), counts)
+        return ImageSet(name, class_names, tuple(records), counts, missing=missing)
 
     def ground_truth(self, split: str) -> GroundTruth:
         """Read the boxes of a split, for evaluation.
@@ -86,17 +93,23 @@ class Tfds(BoxReader):
           split: as in `images`.
 
         Returns:
-          Boxes of every image of the split, difficult ones included and marked.
+          Boxes of every image of the split whose size can be read, difficult ones included and marked.
 
         Raises:
           DataError: as in `images`.
           ConfigError: likewise.
         """
         builder = _prepared(self.name, self.data_dir)
-        boxes, counts = {}, Counter(clipped=0, dropped=0)
+        boxes, counts, left_out = {}, Counter(clipped=0, dropped=0), LeftOut(self.on_bad)
         for example in _examples(builder, split, ("objects",)):
             image_id, encoded = _image(example)
-            boxes[image_id] = _boxes(example["objects"], image_size(encoded, name=image_id), counts)
+            try:
+                size = image_size(encoded, name=image_id)
+            except DataError as error:
+                left_out.add(image_id, error)
+                continue
+            boxes[image_id] = _boxes(example["objects"], size, counts)
+        left_out.finish(f"ground truth of {self.name} {split}", len(boxes), counts)
         return GroundTruth(_class_names(builder), boxes, dict(counts))
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 
 from wsod_jax.data.images import SUFFIXES, image_size
+from wsod_jax.data.readers.image_files import find_images, id_by_name
 from wsod_jax.data.readers.label_images import (
     VOID,
     check_size,
@@ -26,9 +28,8 @@ from wsod_jax.data.readers.label_images import (
     read_indices,
     to_labels,
 )
-from wsod_jax.data.readers.reader import LabelMapReader, LeftOut, OnBad, check_on_bad, log_counts
+from wsod_jax.data.readers.reader import LabelMapReader, LeftOut, checked_names
 from wsod_jax.data.readers.voc_xml import (
-    annotated_size,
     class_index,
     named_objects,
     read_boxes,
@@ -47,6 +48,7 @@ CLASS_NAMES = (
 )  # fmt: skip
 
 DifficultRule = Literal["drop", "ignore", "keep"]
+_NUMBER = re.compile(r"[+-]?\d+")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,10 +65,6 @@ class Voc(LabelMapReader):
         the folder or up to two levels above it, else the 20 VOC classes.
       difficult: the label of a class whose objects in an image are all marked difficult: "drop" 0,
         absent (as OICR, PCL and OIM have it); "ignore" -1, unknown (WSDDN); "keep" 1, present.
-      on_bad: what to do about an image whose file or XML is missing or broken: "skip" leaves it out, logged and
-        counted as `bad_image`, and refuses a split that loses more than a tenth that way; "skip_all" leaves out
-        any number; "error" raises. A missing split, an unknown class, an unsafe id and XML that declares entities
-        always raise.
     """
 
     root: Annotated[str | Path, Mark.LOCATION]
@@ -76,11 +74,10 @@ class Voc(LabelMapReader):
     test_split: str = "test"
     class_names: tuple[str, ...] | None = None
     difficult: DifficultRule = "drop"
-    on_bad: OnBad = "skip"
 
     def __post_init__(self):
+        super().__post_init__()
         difficult_label(self.difficult)
-        check_on_bad(self.on_bad)
         if self.test_year is not None and self.test_split == self.train_split:
             raise ConfigError(
                 f"test_year={self.test_year!r} is the year of test_split alone, but train_split has the same name, "
@@ -91,7 +88,8 @@ class Voc(LabelMapReader):
         """Read a split's images and their image-level labels; boxes are not looked at.
 
         A split of which no image at all has an XML is read without labels, as the test splits of the VOC
-        challenges come: every label is -1, unknown; such images are counted as `no_annotation`.
+        challenges come: every label is -1, unknown; such images are counted as `no_annotation`. Where some have one,
+        an image without is left out: what it shows is unknown, not nothing.
 
         Args:
           split: name of a file in ImageSets/Main, like "trainval".
@@ -108,12 +106,8 @@ class Voc(LabelMapReader):
         left_out = LeftOut(self.on_bad)
         for folder in folders:
             records += self._records(folder, split, class_names, counts, left_out)
-        counts["bad_image"] = len(left_out.ids)
         name = " ".join(["voc", *(folder.name.removeprefix("VOC") for folder in folders), split])
-        log_counts(name, counts)
-        left_out.check(name, len(records) + len(left_out.ids))
-        if not records:
-            raise DataError(f"{name}: no image is left of split {split!r} in {self.root}.")
+        left_out.finish(name, len(records), counts)
         missing = tuple(left_out.ids)
         return ImageSet(name, class_names, tuple(records), dict(counts), missing=missing)
 
@@ -121,8 +115,9 @@ class Voc(LabelMapReader):
         """Read the boxes of a split, for evaluation.
 
         Boxes that reach outside their image are clipped (`counts["clipped"]`); those without area or with
-        unreadable coordinates are dropped (`counts["dropped"]`). Images need not be there: where one is
-        missing, the size in its XML counts.
+        unreadable coordinates are dropped (`counts["dropped"]`). Where the XML names another size than the image
+        has, boxes are scaled (`counts["scaled"]` images); an image of another aspect is left out as bad. Images need
+        not be there: where one is missing, the size in its XML counts.
 
         Args:
           split: name of a file in ImageSets/Main.
@@ -134,28 +129,17 @@ class Voc(LabelMapReader):
           DataError: see `on_bad`; also if no image is left.
         """
         folders, class_names = self._layout(split)
-        counts, boxes = Counter(bad_image=0, clipped=0, dropped=0, size_differs=0), {}
+        counts, boxes = Counter(bad_image=0, clipped=0, dropped=0, scaled=0), {}
         left_out = LeftOut(self.on_bad)
         for folder in folders:
-            files = _image_files(folder)
-            for image_id in _split_ids(folder, split):
+            for image_id, image in _split_images(folder, split, {}).items():
+                path = _xml_path(folder, image_id)
                 try:
-                    xml = read_xml(_xml_path(folder, image_id))
+                    xml, size = read_xml(path), _size_if_readable(image)
+                    boxes[image_id] = read_boxes(xml, size, class_names, path, counts)
                 except DataError as error:
                     left_out.add(image_id, error)
-                    continue
-                size = annotated_size(xml)
-                if image_id in files:
-                    size = _file_size(files[image_id], size, counts)
-                boxes[image_id] = read_boxes(
-                    xml, size, class_names, _xml_path(folder, image_id), counts
-                )
-        counts["bad_image"] = len(left_out.ids)
-        name = f"ground truth of {split} in {self.root}"
-        log_counts(name, counts)
-        if not boxes:
-            raise DataError(f"{name}: no annotation could be read.")
-        left_out.check(name, len(boxes) + len(left_out.ids))
+        left_out.finish(f"ground truth of {split} in {self.root}", len(boxes), counts)
         return GroundTruth(class_names, boxes, dict(counts))
 
     def instances(self, split: str) -> dict[str, Callable[[], ImageInstances]]:
@@ -202,12 +186,9 @@ class Voc(LabelMapReader):
         table = _class_table(class_names, folders[0])
         readers = {}
         for folder in folders:
-            files = _image_files(folder)
-            for image_id in _split_ids(folder, split):
-                if not (folder / annotated_in / f"{image_id}.png").is_file():
-                    continue
-                image = files.get(image_id, folder / "JPEGImages" / f"{image_id}.jpg")
-                readers[image_id] = functools.partial(read, folder, image_id, image, table)
+            for image_id, image in _split_images(folder, split, {}).items():
+                if (folder / annotated_in / f"{image_id}.png").is_file():
+                    readers[image_id] = functools.partial(read, folder, image_id, image, table)
         return readers
 
     def _layout(self, split: str) -> tuple[list[Path], tuple[str, ...]]:
@@ -225,22 +206,20 @@ class Voc(LabelMapReader):
         left_out: LeftOut,
     ) -> Iterator[ImageRecord]:
         """Yield the images of one year."""
-        files = _image_files(folder)
-        image_ids = list(_split_ids(folder, split))
-        annotated = any(_xml_path(folder, image_id).exists() for image_id in image_ids)
-        if image_ids and not annotated:
+        images = _split_images(folder, split, counts)
+        annotated = any(_xml_path(folder, image_id).exists() for image_id in images)
+        if images and not annotated:
             logger.warning(
                 "%s: no image of split %r has an annotation; it is read without labels",
                 folder,
                 split,
             )
-        for image_id in image_ids:
+        for image_id, path in images.items():
             xml, objects = _xml_path(folder, image_id), None
             try:
-                path = _find_image(folder, files, image_id)
                 height, width = image_size(path)
                 if annotated:
-                    objects = named_objects(read_xml(xml))
+                    objects = named_objects(read_xml(xml), xml)
             except DataError as error:
                 left_out.add(image_id, error)
                 continue
@@ -338,35 +317,44 @@ def _class_names(folder: Path, class_names: Sequence[str] | None) -> tuple[str, 
                 lines = [line.strip() for line in _read_lines(path)]
                 origin, class_names = str(path), [line for line in lines if line]
                 break
-    if not class_names or len(set(class_names)) < len(class_names):
-        raise DataError(
-            f"{origin}: class names must be distinct and at least one, found {class_names}."
-        )
-    return tuple(class_names)
+    return checked_names(class_names, origin)
 
 
-def _split_ids(folder: Path, split: str) -> Iterator[str]:
-    sets = folder / "ImageSets"
+def _split_images(folder: Path, split: str, counts: dict[str, int]) -> dict[str, Path]:
+    """Return image id -> file of a split's images, in its order; a file that is missing is named as it should be."""
+    sets, images = folder / "ImageSets", folder / "JPEGImages"
     paths = [sets / place / f"{split}.txt" for place in ("Main", "Segmentation", "")]
     path = next((path for path in paths if path.is_file()), None)
     if path is None:
         found = sorted(p.relative_to(sets).with_suffix("").as_posix() for p in sets.glob("*/*.txt"))
         found = [name.removeprefix("Main/") for name in found]
         raise DataError(f"{paths[0]}: no such split; found {', '.join(found[:20]) or 'none'}.")
-    yield from read_split(path)
+    files = find_images(images, counts) if images.is_dir() else {}
+    return {i: images / files.get(i, f"{i}.jpg") for i in read_split(path, files)}
 
 
-def read_split(path: Path) -> Iterator[str]:
-    """Yield the image ids of a list, the first word of every line.
+def read_split(path: Path, files: dict[str, str]) -> Iterator[str]:
+    """Yield the image ids of a list: a line is the name of an image, with or without suffix, else its first word is.
+
+    Args:
+      path: of the list.
+      files: image id -> name of its file. Of a line that names none, what follows the first word is left out if it
+        is numbers, as in VOC's lists of one class.
 
     Raises:
       DataError: with the line number, for an id that occurs twice or leads out of the data folder.
     """
-    seen = set()
+    seen, known = set(), id_by_name(files)
     for number, line in enumerate(_read_lines(path), 1):
-        if not line.strip():
+        line = line.strip()
+        if not line:
             continue
-        image_id = line.split()[0]
+        first, *rest = line.split()
+        image_id = known.get(line) or known.get(first)
+        if image_id is None:
+            image_id = first if all(_NUMBER.fullmatch(word) for word in rest) else line
+            stem, dot, suffix = image_id.rpartition(".")
+            image_id = stem if stem and f".{suffix.lower()}" in SUFFIXES else image_id
         if PurePath(image_id).is_absolute() or ".." in PurePath(image_id).parts:
             raise DataError(f"{path}:{number}: image id {image_id!r} leads out of the data folder.")
         if image_id in seen:
@@ -380,20 +368,6 @@ def _read_lines(path: Path) -> list[str]:
         return path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not a text file in UTF-8 ({error}).") from error
-
-
-def _image_files(folder: Path) -> dict[str, Path]:
-    """Return image id -> file; of several files with one stem the suffix listed first in SUFFIXES."""
-    directory = folder / "JPEGImages"
-    files = [path for path in directory.rglob("*") if path.suffix.lower() in SUFFIXES]
-    files.sort(key=lambda path: SUFFIXES.index(path.suffix.lower()), reverse=True)
-    return {path.relative_to(directory).with_suffix("").as_posix(): path for path in files}
-
-
-def _find_image(folder: Path, files: dict[str, Path], image_id: str) -> Path:
-    if image_id not in files:
-        raise DataError(f"{folder / 'JPEGImages' / image_id}.jpg: no such image file.")
-    return files[image_id]
 
 
 def _xml_path(folder: Path, image_id: str) -> Path:
@@ -416,13 +390,8 @@ def _image_labels(
     return tuple(labels)
 
 
-def _file_size(
-    path: Path, annotated: tuple[int, int] | None, counts: Counter
-) -> tuple[int, int] | None:
-    """Return the size in the image's header, which decides; the annotated one if it cannot be read."""
+def _size_if_readable(path: Path) -> tuple[int, int] | None:
     try:
-        size = image_size(path)
-    except DataError:
-        return annotated
-    counts["size_differs"] += annotated is not None and annotated != size
-    return size
+        return image_size(path)
+    except DataError:  # `images` tells of it
+        return None

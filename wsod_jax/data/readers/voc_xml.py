@@ -6,6 +6,7 @@ Boxes are 1-based with inclusive edges; (xmin, ymin, xmax, ymax) becomes (xmin -
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from xml.etree.ElementTree import Element, ParseError
@@ -13,37 +14,50 @@ from xml.etree.ElementTree import Element, ParseError
 import defusedxml.ElementTree
 from defusedxml.common import DefusedXmlException
 
-from wsod_jax.data.readers.reader import HostileFile
+from wsod_jax.data.readers.reader import FatalFault, frame_scale
 from wsod_jax.data.records import BoxAnnotations
 from wsod_jax.errors import DataError
 
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
+_ENCODING = re.compile(rb"""\s*<\?xml[^>]*?\sencoding\s*=\s*["']([\w.-]+)["']""", re.ASCII)
+_DIFFICULT = {**dict.fromkeys(["", "0", "0.0", "false", "no"], False)}
+_DIFFICULT |= dict.fromkeys(["1", "1.0", "true", "yes"], True)
 
 
 def read_xml(path: Path) -> Element:
     """Return the root of an annotation.
 
     Raises:
-      DataError: if it is missing or not XML; `HostileFile` if it declares entities.
+      DataError: if it is missing or not XML; `FatalFault` if it declares entities.
     """
     try:
-        return defusedxml.ElementTree.parse(path).getroot()
+        content = path.read_bytes()
+        declared = _ENCODING.match(content)  # expat itself knows few; none of UTF-16 matches
+        text = content.decode(declared[1].decode()) if declared else content
+        return defusedxml.ElementTree.fromstring(text)
     except DefusedXmlException as error:
-        raise HostileFile(f"{path}: refused, annotations have no need of {error}.") from error
+        raise FatalFault(f"{path}: refused, annotations have no need of {error}.") from error
     except (ParseError, ValueError, LookupError, OSError) as error:
-        raise DataError(f"{path}: not a readable annotation ({error}).") from error
+        raise DataError(
+            f"{path}: not a readable annotation ({error}); if it is XML, save it as UTF-8."
+        ) from error
 
 
-def named_objects(xml: Element) -> list[tuple[str, bool]]:
-    """Return (class name, is difficult) per object: all that training may know of an annotation."""
-    return [(_name(item), _is_difficult(item)) for item in xml.findall("object")]
+def named_objects(xml: Element, path: Path) -> list[tuple[str, bool]]:
+    """Return (class name, is difficult) per object: all that training may know of an annotation.
+
+    Raises:
+      DataError: if `difficult` is neither true nor false.
+    """
+    return [(_name(item), _is_difficult(item, path)) for item in xml.findall("object")]
 
 
-def annotated_size(xml: Element) -> tuple[int, int] | None:
+def _annotated_size(xml: Element) -> tuple[int, int] | None:
     """Return the image's (height, width) as annotated, `None` where that is missing or not positive."""
     try:
-        height, width = (int(xml.findtext(f"size/{side}") or 0) for side in ("height", "width"))
-    except ValueError:
+        sides = [float(xml.findtext(f"size/{side}") or 0) for side in ("height", "width")]
+        height, width = map(round, sides)
+    except (ValueError, OverflowError):
         return None
     return (height, width) if height > 0 and width > 0 else None
 
@@ -52,10 +66,10 @@ def class_index(name: str, names: Sequence[str], path: Path) -> int:
     """Return the position of a class name.
 
     Raises:
-      DataError: if it is none of `names`.
+      FatalFault: if it is none of `names`.
     """
     if name not in names:
-        raise DataError(
+        raise FatalFault(
             f"{path}: unknown class {name!r}; allowed are {', '.join(names)}. For other classes pass "
             "class_names, or in the VOC layout put a classes.txt beside ImageSets."
         )
@@ -69,28 +83,34 @@ def read_boxes(
     path: Path,
     counts: dict[str, int],
 ) -> BoxAnnotations:
-    """Return an annotation's objects, in pixels with continuous edges.
+    """Return an annotation's objects, in pixels of the image, with continuous edges.
+
+    Where the annotation names another size than the image has, its boxes are scaled.
 
     Args:
       xml: from `read_xml`.
-      size: (height, width) that boxes are clipped to; `None` if unknown.
+      size: (height, width) of the image, which boxes are clipped to; `None` if it cannot be read: then the
+        annotated one, if there is one.
       names: class names as the objects bear them, in label order.
       path: of the file, for errors.
-      counts: "clipped" grows by the boxes that reach outside the image, "dropped" by those left out for
-        no area inside it or unreadable coordinates.
+      counts: "scaled" grows by 1 if boxes are scaled, "clipped" by the boxes that reach outside the image, "dropped"
+        by those left out for no area inside it or unreadable coordinates.
 
     Raises:
-      DataError: for an unknown class.
+      DataError: for another aspect, or where `difficult` is neither true nor false; `FatalFault` for an unknown class.
     """
     boxes, classes, difficult = [], [], []
-    height, width = size or (math.inf, math.inf)
+    annotated = _annotated_size(xml)
+    scale_x, scale_y = frame_scale(annotated, size, path)
+    height, width = size or annotated or (math.inf, math.inf)
     for item in xml.findall("object"):
         index = class_index(_name(item), names, path)
         try:
             corners = [float(item.findtext(f"bndbox/{k}") or "nan") for k in _CORNERS]
         except ValueError:
             corners = [math.nan] * 4
-        x1, y1, x2, y2 = corners[0] - 1, corners[1] - 1, corners[2], corners[3]
+        x1, x2 = (corners[0] - 1) * scale_x, corners[2] * scale_x
+        y1, y2 = (corners[1] - 1) * scale_y, corners[3] * scale_y
         if not all(map(math.isfinite, corners)):
             counts["dropped"] += 1
             continue
@@ -101,7 +121,8 @@ def read_boxes(
         counts["clipped"] += inside != (x1, y1, x2, y2)
         boxes.append(inside)
         classes.append(index)
-        difficult.append(_is_difficult(item))
+        difficult.append(_is_difficult(item, path))
+    counts["scaled"] += (scale_x, scale_y) != (1.0, 1.0)
     return BoxAnnotations.from_lists(boxes, classes, difficult)
 
 
@@ -109,5 +130,8 @@ def _name(item: Element) -> str:
     return (item.findtext("name") or "").strip()
 
 
-def _is_difficult(item: Element) -> bool:
-    return (item.findtext("difficult") or "0").strip() == "1"
+def _is_difficult(item: Element, path: Path) -> bool:
+    text = (item.findtext("difficult") or "").strip()
+    if text.lower() not in _DIFFICULT:
+        raise DataError(f"{path}: difficult is {text!r}; allowed are {', '.join(_DIFFICULT)}.")
+    return _DIFFICULT[text.lower()]
