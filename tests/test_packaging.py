@@ -94,6 +94,7 @@ def test_no_circles():
     graph = {
         module: {name for _, name in imports(path) if name in MODULES and name != module}
         for module, path in MODULES.items()
+        if module != "wsod_jax"  # the front door, which imports when it is used
     }
     order = list(graphlib.TopologicalSorter(graph).static_order())  # raises CycleError on a circle
     assert len(order) == len(MODULES)

@@ -15,9 +15,9 @@ from tests.commands import refused, train
 from tests.data.readers.voc_tree import write_voc
 from wsod_jax.commands import evaluate, predict, predicting
 from wsod_jax.data.proposals.proposal_set import ProposalSet
-from wsod_jax.data.proposals.selective_search import SearchOptions
 from wsod_jax.evaluation.formats import index_path, read_index
 from wsod_jax.evaluation.result_log import ResultLog
+from wsod_jax.runs import load_run
 from wsod_jax.train.checkpoint import load_checkpoint
 
 FAST = ["--set", "flips=(False,)", "--set", "micro_batch=1"]
@@ -302,12 +302,6 @@ def test_predictions_are_a_coco_data_set_too(trained_run, pictures, tmp_path):
     assert told == [(r["image_id"], r["bbox"], r["score"]) for r in records] and told
 
 
-def test_default_search_where_training_proposals_are_gone():
-    options, reason = predicting.search_options("/nowhere/proposals.npz")
-    assert options == SearchOptions()
-    assert "/nowhere/proposals.npz is not here" in reason
-
-
 def test_a_classifier_writes_scores_only(pictures, tmp_path, capsys):
     from configs.pretrain_tiny import get_config
 
@@ -334,6 +328,11 @@ def test_a_classifier_writes_scores_only(pictures, tmp_path, capsys):
     assert len(rows) == 4
     for row in rows[1:]:
         assert len(row) == 3 and sum(map(float, row[1:])) == pytest.approx(1, abs=1e-4)
+    found = load_run(tmp_path / "classifier").detect(pictures / "000001.jpg")
+    assert found.boxes is found.names is None
+    assert [f"{score:.4f}" for score in found.image_scores] == [
+        f"{float(x):.4f}" for x in rows[1][1:]
+    ]
     run = ["--workdir", str(tmp_path / "classifier"), "--out", str(tmp_path / "evaluated")]
     for option in ("--coco_set", "--voc_server"):
         refused(evaluate.main, [*run, option], f"{option} writes boxes.*image_scores", capsys)

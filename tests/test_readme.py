@@ -21,23 +21,28 @@ def python_block(word: str) -> str:
     return found
 
 
-def test_library_snippet(trained_run, tmp_path):
-    block = python_block("load_run")
-    assert len([line for line in block.splitlines() if line.strip()]) <= 25
-    before = block.count("demo/oim_ir") + block.count("found.png")
-    assert before == 2
-    picture = tmp_path / "found.png"
-    names = {}
-    block = block.replace("demo/oim_ir", str(trained_run.workdir))
-    exec(block.replace("found.png", str(picture)), names)
-    assert read_image(picture).std() > 10  # not a blank sheet
+def test_library_snippets(trained_run, tmp_path):
+    image = next((trained_run.data / "JPEGImages").glob("*.jpg"))
+    paths = {
+        "demo/oim_ir": trained_run.workdir,
+        "demo/data/synthetic/JPEGImages/000301.jpg": image,
+        "found.png": tmp_path / "found.png",
+    }
+    block, names = python_block("load_run"), {}
+    for path, here in paths.items():
+        assert block.count(f'"{path}"') == 1
+        block = block.replace(path, str(here))
+    exec(block, names)
+    assert read_image(tmp_path / "found.png").std() > 10  # not a blank sheet
     scores = names["best"]["scores"]
     assert 0 < len(scores) <= 5 and scores.max() == names["found"].scores.max()
+    exec(python_block("train_step"), names)
     assert np.isfinite(names["loss"]) and names["loss"] > 0
-    old, new = names["predictor"].params, names["params"]
+    old, new = names["detector"].params, names["params"]
     moved = jax.tree.map(lambda a, b: float(abs(a - b).max()), old, new)
     assert moved["midn"] and max(jax.tree.leaves(moved["midn"])) > 0
-    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(new))
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((new, names["opt_state"])))
+    assert max(float(abs(leaf).max()) for leaf in jax.tree.leaves(names["opt_state"])) > 0
 
 
 def test_config_for_own_images_builds():

@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 import functools
 import sys
+import warnings
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -20,6 +22,8 @@ from wsod_jax.data.input.loading import Loading
 from wsod_jax.data.input.pipeline import ViewStream, view_batches
 from wsod_jax.data.input.transforms import ProposalRules
 from wsod_jax.data.proposals.proposal_set import ProposalSet
+from wsod_jax.data.proposals.selective_search import SearchOptions, search_images
+from wsod_jax.data.readers.folder import images_of, is_one_image
 from wsod_jax.data.records import ImageSet
 from wsod_jax.errors import DataError
 from wsod_jax.evaluation import inference
@@ -28,6 +32,24 @@ from wsod_jax.methods.base import Method
 from wsod_jax.train.distributed import refuse_several
 from wsod_jax.train.sharding import make_mesh, put, replicate
 from wsod_jax.types import Batch, Detections, ImageResult, Params, Predictions
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DetectedImage(ImageResult):
+    """What was detected in one image.
+
+    Attributes:
+      class_names: c names; `classes`, `image_scores` and `maps` count by them.
+      path: of the image file, `None` for an array.
+    """
+
+    class_names: tuple[str, ...]
+    path: Path | None = None
+
+    @property
+    def names(self) -> tuple[str, ...] | None:
+        """The class name of each of the n detections; `None` for methods without boxes."""
+        return None if self.classes is None else tuple(self.class_names[i] for i in self.classes)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,6 +150,43 @@ class Predictor:
     def one_view(self) -> Predictor:
         """Return the same detector seeing every image once, at the first scale, unmirrored."""
         return self.with_settings(scales=self.settings.scales[:1], flips=(False,), passes={})
+
+    def detect(self, images: Any) -> DetectedImage | list[DetectedImage]:
+        """Detect in images of any kind; proposals, where the method needs them, are computed as for training.
+
+        Args:
+          images: an image, an array [h, w, 3] uint8 RGB or the path of a file; or several, a sequence of images or a
+            folder, searched with its subfolders and sorted.
+
+        Returns:
+          What was found, in pixels of the original: of an image one object, of several a list in their order.
+
+        Raises:
+          DataError: names every image that cannot be used.
+        """
+        found = self.unlabeled(images_of(images))
+        proposals = None
+        if self.config.proposals is not None and len(found):
+            options, problem = SearchOptions.like(self.config.proposals.path)
+            if problem is not None:
+                message = f"proposals by {options.generator}, since {problem}"
+                warnings.warn(message, stacklevel=2)
+            proposals = search_images(found, options)
+        # Threads, whatever the run was tested with, do without TensorFlow.
+        results = (
+            self.with_settings(loader="threads").predict(found, proposals) if len(found) else []
+        )
+        detected = [
+            DetectedImage(**vars(one), class_names=self.class_names, path=record.path)
+            for record, one in zip(found.records, results, strict=True)
+        ]
+        return detected[0] if is_one_image(images) else detected
+
+    def unlabeled(self, images: ImageSet) -> ImageSet:
+        """Return a set with this detector's classes and unknown labels."""
+        labels = (-1,) * len(self.class_names)
+        records = tuple(dataclasses.replace(record, labels=labels) for record in images.records)
+        return dataclasses.replace(images, class_names=self.class_names, records=records)
 
     def views(self, images: ImageSet, proposals: ProposalSet | None = None) -> ViewStream:
         """Return the batches of all views of a set; a group of images has a row for every device at least."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import os
 import sys
@@ -54,7 +53,7 @@ def predict(args: argparse.Namespace) -> None:
     proposals = None
     if predictor.config.proposals is not None:
         images, proposals = with_proposals(images, predictor.config.proposals.path, args)
-    images = dataclasses.replace(images, class_names=names, records=unlabeled(images, len(names)))
+    images = predictor.unlabeled(images)
     log = open_log(predictor, images, proposals, args.out, "predicted")
     run_pass(predictor, AnnotatedImages(images), proposals, log, bar)
     results = predictor.selected(log, len(images))
@@ -108,12 +107,6 @@ def refuse_options_of_boxes(args: argparse.Namespace) -> None:
             )
 
 
-def unlabeled(images: ImageSet, num_classes: int) -> tuple[ImageRecord, ...]:
-    """Return the records with unknown labels."""
-    labels = (-1,) * num_classes
-    return tuple(dataclasses.replace(record, labels=labels) for record in images.records)
-
-
 def read_images(paths: Sequence[Path]) -> ImageSet:
     """Return the pictures of files and folders that can be read; the others are named and counted."""
     images = list_images(paths)
@@ -147,8 +140,8 @@ def with_proposals(
         proposals = ProposalSet.load(args.proposals)
         check_proposals(proposals, images)
         return images, proposals
-    options, reason = search_options(trained_on)
-    print(f"proposals: {options.generator}, {reason}")
+    options, problem = SearchOptions.like(trained_on)
+    print(f"proposals: {options.generator}, {problem or 'as for the training set'}")
     check_sources(args.out / "proposals.sources.json", images)
     with tqdm(total=len(images), unit="image", **bar_style()) as progress:
         result = run_selective_search(
@@ -163,21 +156,6 @@ def with_proposals(
     failed = {image_id for image_id, _ in result.failures}
     found = [i for i, record in enumerate(images.records) if record.image_id not in failed]
     return images.select(found), result.proposals
-
-
-def search_options(path: str) -> tuple[SearchOptions, str]:
-    """Return how the training set's proposals were made, or the fast default; and which of the two it is."""
-    generator = ProposalSet.read_generator(path)
-    if generator is None:
-        return SearchOptions(), f"the default, since {path} is not here to tell how it was made"
-    options = SearchOptions.of_generator(generator)
-    if options is None:
-        return (
-            SearchOptions(),
-            f"though the training set's are {generator!r}; such proposals given with --proposals "
-            "would fit the detector better",
-        )
-    return options, "as for the training set"
 
 
 def check_sources(path: Path, images: ImageSet) -> None:

@@ -101,6 +101,22 @@ def image_size(source: str | ImageSource | bytes, *, name: str | None = None) ->
         raise DataError(_broken_message(name, error)) from error
 
 
+def encode(image: np.ndarray) -> bytes:
+    """Return an image [h, w, 3] uint8 RGB as the bytes of a file that holds exactly these pixels.
+
+    Raises:
+      DataError: if it is another array.
+    """
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image.size:
+        raise DataError(
+            f"an array must be one image, [height, width, 3] uint8 RGB in 0..255; found {list(image.shape)} "
+            f"{image.dtype}."
+        )
+    file = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(image)).save(file, "BMP")
+    return file.getvalue()
+
+
 def text_of_name(name: str) -> str:
     """Return a file name as text that UTF-8 can write: each byte that is none becomes a backslash escape.
 

@@ -10,7 +10,7 @@ import os
 import re
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,7 @@ from typing import Literal
 import cv2
 import numpy as np
 
+from wsod_jax.data.proposals.proposal_set import ProposalSet
 from wsod_jax.data.proposals.writing import Outcome, ProposalResult, write_proposals
 from wsod_jax.data.records import ImageRecord, ImageSet
 from wsod_jax.errors import ConfigError, DataError
@@ -65,6 +66,17 @@ class SearchOptions:
             return None
         return cls(found[1], float(found[2]), int(float(found[3])))
 
+    @classmethod
+    def like(cls, path: str | Path) -> tuple[SearchOptions, str | None]:
+        """Return the options of a file of proposals; or the defaults, and why its own cannot be told."""
+        generator = ProposalSet.read_generator(path)
+        if generator is None:
+            return cls(), f"{path} is not here to tell how it was made"
+        options = cls.of_generator(generator)
+        if options is None:
+            return cls(), f"{path} has boxes of {generator!r}, which cannot be made here"
+        return options, None
+
 
 def propose(image: np.ndarray, options: SearchOptions) -> np.ndarray:
     """Run selective search on one image.
@@ -101,6 +113,22 @@ def propose(image: np.ndarray, options: SearchOptions) -> np.ndarray:
         boxes = np.array([[0, 0, width, height]], np.float32)
     boxes = np.unique(boxes, axis=0)
     return boxes[np.random.default_rng(0).permutation(len(boxes))]
+
+
+def search_images(image_set: ImageSet, options: SearchOptions) -> ProposalSet:
+    """Compute the proposals of a few images in memory, on threads; nothing is written.
+
+    Raises:
+      DataError: names every image in which the search failed.
+    """
+    with ThreadPoolExecutor() as pool:
+        outcomes = list(pool.map(lambda record: _search_file(record, options), image_set.records))
+    boxes = dict(zip(image_set.image_ids, (found for found, _ in outcomes), strict=True))
+    problems = [problem for _, problem in outcomes if problem is not None]
+    if problems:
+        raise DataError("; ".join(problems))
+    sizes = {record.image_id: (record.height, record.width) for record in image_set.records}
+    return ProposalSet.from_images(sizes, boxes, generator=options.generator)
 
 
 def run_selective_search(

@@ -18,11 +18,14 @@ import dataclasses
 import os
 from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
-from wsod_jax.data.images import text_of_name
+import numpy as np
+
+from wsod_jax.data.images import encode, read_image, text_of_name
 from wsod_jax.data.readers.image_files import find_images, id_by_name
 from wsod_jax.data.readers.reader import LeftOut, OnBad, Reader, check_on_bad, checked_names
 from wsod_jax.data.readers.size_index import image_sizes
@@ -118,6 +121,62 @@ def list_images(
     name = text_of_name(f"images {', '.join(map(str, given[:3]))}{more}")
     left_out.finish(name, len(records), counts)
     return ImageSet(name, (), tuple(records), dict(counts), missing=tuple(left_out.ids))
+
+
+def is_one_image(images: Any) -> bool:
+    """Return whether this is an array or the path of a file, neither a folder nor several images."""
+    return _is_array(images) or (isinstance(images, str | Path) and not Path(images).is_dir())
+
+
+def images_of(images: Any) -> ImageSet:
+    """Return images to detect in as a set without labels; each has been decoded once.
+
+    Args:
+      images: an array [h, w, 3] uint8 RGB, the path of a file, a sequence of these, or a folder, searched with its
+        subfolders and sorted.
+
+    Returns:
+      The images in their order.
+
+    Raises:
+      DataError: names every image that cannot be used.
+    """
+    if is_one_image(images):
+        images = [images]
+    elif isinstance(images, str | Path):
+        folder = Path(images)
+        images = [folder / name for name in find_images(folder, {}).values()]
+        if not images:
+            raise DataError(
+                f"{folder}: no image is in this folder; name a folder or files of images."
+            )
+    records, problems = [], []
+    with ThreadPoolExecutor() as pool:
+        for number, future in [(n, pool.submit(_record_of, n, x)) for n, x in enumerate(images)]:
+            try:
+                records.append(future.result())
+            except DataError as error:
+                problems.append(f"image {number}: {error}")
+    if problems:
+        total = len(records) + len(problems)
+        raise DataError(f"{len(problems)} of {total} images cannot be used. {' '.join(problems)}")
+    return ImageSet("images", (), tuple(records))
+
+
+def _record_of(number: int, image: Any) -> ImageRecord:
+    """Return the record of an image file or array that can be decoded."""
+    if _is_array(image):
+        array = np.asarray(image)
+        data = encode(array)
+        return ImageRecord(f"image {number}", lambda: data, *array.shape[:2])
+    if not isinstance(image, str | Path):
+        raise DataError(f"an image is a path or an array, found {type(image).__name__}.")
+    return ImageRecord(f"image {number}", Path(image), *read_image(image).shape[:2])
+
+
+def _is_array(image: Any) -> bool:
+    """Return whether NumPy can look into it: also arrays of JAX, and images of Pillow."""
+    return hasattr(image, "__array__") or hasattr(image, "__array_interface__")
 
 
 def _by_id(ids: dict[Path, str]) -> dict[str, Path]:
