@@ -1,6 +1,7 @@
 """Importers of published proposal files, and the unpickler that must not run them."""
 
 import collections
+import json
 import os
 import pickle
 import pickletools
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from scipy.io import savemat
 
 from wsod_jax.commands import make_proposals
@@ -85,7 +87,7 @@ def test_mcg_folder_with_scores(tmp_path):
     np.testing.assert_array_equal(result.proposals.get_scores(IDS[0]), np.float32([1, 0.5, 0]))
     assert import_proposals(tmp_path, images(IDS[:2])).unused == 1
     (tmp_path / f"{IDS[1]}.mat").unlink()
-    with pytest.raises(DataError, match=r"no .mat for 1 of the 3 images.*000007.mat"):
+    with pytest.raises(DataError, match="no boxes for 1 of the 3 images.*000007"):
         import_proposals(tmp_path, images())
 
 
@@ -159,6 +161,87 @@ def test_counts_and_ids_are_checked(tmp_path):
     mat = write_mat(tmp_path / "ss.mat", [MATLAB] * 2, ("x", "y"))
     with pytest.raises(DataError, match="no boxes for 3 of the 3 images.*its own first is 'x'"):
         import_proposals(mat, images())
+
+
+def numbered(ids, numbers):
+    records = images(ids).records
+    records = tuple(
+        ImageRecord(r.image_id, r.path, r.height, r.width, number=n)
+        for r, n in zip(records, numbers, strict=True)
+    )
+    return ImageSet("numbered", (), records)
+
+
+@pytest.mark.parametrize(
+    ("ids", "names"),
+    [
+        (("cat", "dog"), ["dog", "cat"]),
+        (("cam1_05", "cam10_5"), ["cam10_5", "cam1_05"]),  # equal as numbers
+        (("a/1", "b/1"), ["b/1.jpg", "a/1.PNG"]),
+        (("7", "07"), [b"07", "7"]),
+    ],
+)
+def test_ids_that_are_texts_are_compared_as_texts(tmp_path, ids, names):
+    boxes = [DETECTRON[:2], DETECTRON[:1]]
+    result = import_proposals(write_pickle(tmp_path / "p.pkl", boxes, names), images(ids))
+    assert [len(result.proposals.get(i)) for i in ids] == [1, 2]
+
+
+def test_digits_within_a_text_are_no_number(tmp_path):
+    path = write_pickle(tmp_path / "p.pkl", [DETECTRON] * 2, ["c1", "d2"])
+    with pytest.raises(DataError, match="no boxes for 2 of the 2 images.*'a1'"):
+        import_proposals(path, images(("a1", "b2")))
+
+
+def test_the_numbers_of_the_set_are_known(tmp_path):
+    """Files of COCO's proposals name images by COCO's numbers, which the names of files need not show."""
+    ids = ("COCO_val2014_000000000042", "x")
+    boxes = [DETECTRON[:2], DETECTRON[:1]]
+    path = write_pickle(tmp_path / "p.pkl", boxes, [7, 42])
+    result = import_proposals(path, numbered(ids, (42, 7)))
+    assert [len(result.proposals.get(i)) for i in ids] == [1, 2]
+    with pytest.raises(DataError, match="no boxes for 1 of the 2 images"):
+        import_proposals(path, numbered(ids, (42, 8)))
+
+
+def test_ids_that_fit_twice_are_refused(tmp_path):
+    ids, boxes = ("1", "2"), [DETECTRON[:1], DETECTRON[:2]]
+    path = write_pickle(tmp_path / "p.pkl", boxes, [1, 2])
+    assert import_proposals(path, numbered(ids, (1, 2))).proposals.ids == ids
+    with pytest.raises(DataError, match="fit the names.*as well as its own image ids"):
+        import_proposals(path, numbered(ids, (2, 1)))
+    path = write_pickle(tmp_path / "p.pkl", boxes, ["1.jpg", "2.jpg"])
+    result = import_proposals(path, numbered(ids, (2, 1)))
+    assert [len(result.proposals.get(i)) for i in ids] == [1, 2]
+
+
+@pytest.mark.parametrize("name", ["scores", "boxScores", "objectness"])
+@pytest.mark.parametrize("kind", ["pkl", "mat"])
+def test_scores_by_their_usual_names_and_what_is_not_read(tmp_path, name, kind):
+    scores, path = [np.float32([3, 2, 1])], tmp_path / f"p.{kind}"
+    if kind == "pkl":
+        write_pickle(path, [DETECTRON], [5], **{name: scores, "overlaps": [1]})
+    else:
+        content = {"boxes": cells([MATLAB], (1, 1)), "images": cells(IDS[:1], (1, 1))}
+        savemat(path, content | {name: cells(scores, (1, 1)), "overlaps": 1})
+    result = import_proposals(path, images(IDS[:1]))
+    np.testing.assert_array_equal(result.proposals.get_scores(IDS[0]), scores[0])
+    assert "with scores" in result.summary and "Not read: overlaps" in result.summary
+
+
+def test_names_of_a_mat_under_another_key(tmp_path):
+    path = tmp_path / "ss.mat"
+    boxes = cells([MATLAB[:2], MATLAB], (1, -1))
+    names = cells([IDS[1], IDS[0]], (-1, 1))
+    for key in ("ids", "anything"):
+        savemat(path, {"boxes": boxes, key: names})
+        result = import_proposals(path, images(IDS[:2]))
+        assert [len(result.proposals.get(i)) for i in IDS[:2]] == [3, 2] and not result.by_order
+    savemat(path, {"boxes": boxes, "anything": names, "other": names})
+    with pytest.raises(DataError, match="anything and other may name the images"):
+        import_proposals(path, images(IDS[:2]))
+    savemat(path, {"boxes": boxes})
+    assert "order of the split" in import_proposals(path, images(IDS[:2])).summary
 
 
 def test_boxes_of_other_images_are_refused_and_a_pixel_is_clipped(tmp_path):
@@ -279,6 +362,23 @@ def test_a_list_within_itself_is_refused(tmp_path):
 def test_missing_pickle(tmp_path):
     with pytest.raises(DataError, match="cannot be read"):
         load_arrays(tmp_path / "none.pkl")
+
+
+def test_script_imports_for_a_set_in_coco_layout(tmp_path, capsys):
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "val2014").mkdir()
+    Image.new("RGB", (WIDTH, HEIGHT)).save(tmp_path / "val2014" / "COCO_val2014_000000000042.jpg")
+    item = {"id": 42, "file_name": "COCO_val2014_000000000042.jpg"}
+    cat = {"id": 1, "image_id": 42, "category_id": 3, "bbox": [4, 6, 5, 2]}
+    content = {"images": [item], "annotations": [cat], "categories": [{"id": 3, "name": "cat"}]}
+    (tmp_path / "annotations" / "instances_val2014.json").write_text(json.dumps(content))
+    path = write_pickle(tmp_path / "p.pkl", [DETECTRON], [42])
+    arguments = ["--data", str(tmp_path), "--import", str(path), "--out", str(tmp_path / "p.npz")]
+    assert make_proposals.main(arguments) == 1
+    assert "choose --split out of val2014" in capsys.readouterr().err
+    assert make_proposals.main([*arguments, "--split", "val2014", "--report"]) == 0
+    assert ProposalSet.load(tmp_path / "p.npz").ids == ("COCO_val2014_000000000042",)
+    assert "cat" in capsys.readouterr().out
 
 
 def test_script_imports(tmp_path, capsys):

@@ -1,6 +1,6 @@
 """Make proposals, the candidate boxes that a weakly supervised detector chooses among.
 
-Selective search on a data set in VOC layout, on several processes:
+Selective search on a data set in VOC or COCO layout, on several processes:
 
   python scripts/make_proposals.py --data VOCdevkit/VOC2007 --split trainval test --out voc07_fast.npz --workers 8
 
@@ -38,6 +38,7 @@ from wsod_jax.commands.command_line import make_parser, run_command
 from wsod_jax.convert.proposal_import import import_proposals
 from wsod_jax.data.proposals.proposal_set import ProposalSet
 from wsod_jax.data.proposals.selective_search import SearchOptions, run_selective_search
+from wsod_jax.data.readers.coco import Coco
 from wsod_jax.data.readers.folder import list_images
 from wsod_jax.data.readers.voc import Voc
 from wsod_jax.data.records import ImageSet
@@ -50,12 +51,15 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     """Return what the command line asks for; exit with status 2 if options do not go together."""
     parser = make_parser(__doc__)
     parser.add_argument(
-        "--data", type=Path, required=True, help="a folder in VOC layout, or a folder of pictures"
+        "--data",
+        type=Path,
+        required=True,
+        help="a folder in VOC or COCO layout, or a folder of pictures",
     )
     parser.add_argument(
         "--split",
         nargs="+",
-        help='VOC layout only: names of split files, like "trainval test"; images in several count once',
+        help='of a data set: names of its splits, like "trainval test"; images in several count once',
     )
     parser.add_argument("--out", type=Path, required=True, help="the .npz file to write")
     search = parser.add_argument_group("selective search")
@@ -136,30 +140,37 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     return options
 
 
-def is_voc_layout(folder: Path) -> bool:
-    """Return whether a folder holds a data set in VOC layout."""
-    return (folder / "ImageSets").is_dir()
+def reader_of(folder: Path) -> tuple[Voc | Coco | None, list[str]]:
+    """Return what reads a data set in VOC or COCO layout, `None` for a plain folder; and its splits."""
+    if (folder / "ImageSets").is_dir():
+        return Voc(root=folder), sorted(
+            p.stem for p in (folder / "ImageSets" / "Main").glob("*.txt")
+        )
+    files = sorted(p.stem for p in (folder / "annotations").glob("instances_*.json"))
+    return Coco(root=folder) if files else None, [name.removeprefix("instances_") for name in files]
 
 
 def read_images(data: Path, splits: list[str] | None) -> ImageSet:
     """Return the images to work on, each once."""
     if not data.is_dir():
         raise DataError(
-            f"--data {data}: no such folder; give one in VOC layout or one of pictures."
+            f"--data {data}: no such folder; give one in VOC or COCO layout, or one of pictures."
         )
-    if is_voc_layout(data):
-        if not splits:
-            found = sorted(p.stem for p in (data / "ImageSets" / "Main").glob("*.txt"))
+    reader, found = reader_of(data)
+    if reader is None:
+        if splits:
             raise DataError(
-                f"{data} is in VOC layout: choose --split out of {', '.join(found[:20])}."
+                f"--split needs VOC or COCO layout, but {data} has no folder ImageSets and no "
+                "annotations/instances_*.json."
             )
-        sets = [Voc(root=data).images(split) for split in splits]
-        records = {r.image_id: r for s in sets for r in s.records}
-        name = f"{data} {' '.join(splits)}"
-        return ImageSet(name, sets[0].class_names, tuple(records.values()))
-    if splits:
-        raise DataError(f"--split needs VOC layout, but {data} has no ImageSets folder.")
-    return list_images(data)
+        return list_images(data)
+    if not splits:
+        raise DataError(f"{data} is a data set: choose --split out of {', '.join(found[:20])}.")
+    sets = [reader.images(split) for split in splits]
+    records = {r.image_id: r for s in sets for r in s.records}
+    missing = {image_id: None for s in sets for image_id in s.missing}
+    name = f"{data} {' '.join(splits)}"
+    return ImageSet(name, sets[0].class_names, tuple(records.values()), missing=tuple(missing))
 
 
 class Progress:
@@ -246,11 +257,12 @@ def print_recall(
         recall_by_count,
     )
 
-    if not is_voc_layout(options.data):
+    reader, _ = reader_of(options.data)
+    if reader is None:
         print("No recall report: the folder has no annotated boxes.")
         return
     for split in options.split:
-        truth = Voc(root=options.data).ground_truth(split)
+        truth = reader.ground_truth(split)
         print(f"\n{split}")
         print(measure_recall(proposals, truth).table())
         print()
@@ -282,5 +294,8 @@ def run(options: argparse.Namespace) -> None:
         f"Wrote {options.out}: {len(proposals)} images, {counts.mean():.0f} proposals per image "
         f"({counts.min()} to {counts.max()})."
     )
+    if images.missing:
+        total = len(images) + len(images.missing)
+        print(f"{len(images.missing)} of {total} images are not in it: they cannot be read.")
     if options.report:
         print_recall(proposals, others, options)

@@ -4,25 +4,40 @@
 |---------------------------------------|-------------------------------|----------------------------------------|
 | one `.mat` with cells `boxes`         | cell `images`, or the order   | (y1, x1, y2, x2), from 1, inclusive    |
 | folder of `.mat`, one per image (MCG) | file names                    | (y1, x1, y2, x2), from 1, inclusive    |
-| `.pkl`, dict `boxes`, `indexes`/`ids` | numbers: the digits of the id | (x1, y1, x2, y2), from 0, inclusive    |
+| `.pkl`, dict `boxes`, `indexes`/`ids` | in the dict                   | (x1, y1, x2, y2), from 0, inclusive    |
+
+Ids are image ids or names of files. Those that are numbers may also be the set's own numbers, as COCO's image ids are,
+or, in a set without such numbers, the digits of image ids: 2008000002 is "2008_000002".
 
 All become (x1, y1, x2, y2) with continuous edges, so that a one-pixel box has width 1.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from wsod_jax.convert.restricted_pickle import load_arrays
+from wsod_jax.data.images import SUFFIXES
 from wsod_jax.data.proposals.proposal_set import ProposalSet
 from wsod_jax.data.readers.mat import read_mat
 from wsod_jax.data.records import ImageRecord, ImageSet
 from wsod_jax.errors import DataError
 
+# Other names of `images` in a .mat, and of what scores boxes.
+_NAMES = ("images", "image_ids", "ids", "indexes", "names", "files")
+_SCORES = (
+    "scores",
+    "score",
+    "bboxes_scores",
+    "boxes_scores",
+    "boxScores",
+    "objectness",
+    "obj_scores",
+)
 # How far a box may leave its image and still be clipped; some tools count one pixel more.
 BEYOND_PX = 1.0
 
@@ -35,19 +50,29 @@ class ImportResult:
       proposals: of every image of the list, in its order.
       clipped: boxes that left their image by at most a pixel.
       unused: images of the file that are not in the list.
+      by_order: the file names no images, so its order is that of the list.
+      not_read: what the file holds besides ids, boxes and scores.
     """
 
     proposals: ProposalSet
     clipped: int
     unused: int
+    by_order: bool = False
+    not_read: tuple[str, ...] = ()
 
     @property
     def summary(self) -> str:
         """One line for people."""
-        return (
-            f"{len(self.proposals)} images, {len(self.proposals.boxes)} boxes ({self.clipped} clipped by up to "
-            f"a pixel), {self.unused} further images in the file not asked for."
+        scored = "without scores" if self.proposals.scores is None else "with scores"
+        text = (
+            f"{len(self.proposals)} images, {len(self.proposals.boxes)} boxes {scored} ({self.clipped} clipped by up "
+            f"to a pixel), {self.unused} further images in the file not asked for."
         )
+        if self.by_order:
+            text += " The file names no images: they are taken in the order of the split."
+        if self.not_read:
+            text += f" Not read: {', '.join(self.not_read)}."
+        return text
 
 
 @dataclass(frozen=True)
@@ -71,78 +96,143 @@ def import_proposals(path: str | Path, image_set: ImageSet) -> ImportResult:
     """
     path = Path(path)
     if path.is_dir():
-        entries = _read_mat_folder(path, image_set)
-        unused = sum(1 for _ in path.glob("*.mat")) - len(entries)
-        kind = "MCG"
+        content, kind = _read_mat_folder(path), "MCG"
     elif path.suffix.lower() == ".mat":
-        entries, unused = _match(path, _read_mat(path), image_set, _text_key)
-        kind = "selective search"
+        content, kind = _read_mat(path), "selective search"
     elif path.suffix.lower() in (".pkl", ".pickle"):
-        entries, unused = _match(path, _read_pickle(path), image_set, _number_key)
-        kind = "Detectron-style"
+        content, kind = _read_pickle(path), "Detectron-style"
     else:
         found = "is no file" if not path.exists() else f"ends in {path.suffix!r}"
         raise DataError(f"{path} {found}; allowed are .mat, .pkl and a folder of .mat files.")
-    return _assemble(
-        path, entries, image_set, unused, generator=f"imported {kind} file {path.name}"
+    positions = _match(path, content, image_set)
+    sizes = {r.image_id: (r.height, r.width) for r in image_set.records}
+    clipped, boxes, scores = 0, {}, {}
+    for record, position in zip(image_set.records, positions, strict=True):
+        entry = content.entry(position)
+        boxes[record.image_id], count = _clip(path, entry.boxes, record)
+        clipped += count
+        scores[record.image_id] = entry.scores
+    proposals = ProposalSet.from_images(
+        sizes,
+        boxes,
+        None if any(column is None for column in scores.values()) else scores,
+        generator=f"imported {kind} file {path.name}",
+        origin=str(path),
     )
+    by_order, unused = content.ids is None, content.count - len(image_set)
+    return ImportResult(proposals, clipped, unused, by_order, content.not_read)
 
 
-def _text_key(value: object) -> str:
-    return str(value).rsplit(".jpg", 1)[0]
+@dataclass(frozen=True)
+class _Content:
+    """A file: ids of its images, `None` if it has none; their number; what reads one; names of what is not read."""
+
+    ids: list | None
+    count: int
+    entry: Callable[[int], _Entry]
+    not_read: tuple[str, ...] = ()
 
 
-def _number_key(value: object) -> int:
-    """Return an image id as a number: "2008_000002" and 2008000002 are the same image."""
-    digits = "".join(c for c in str(value) if c.isdigit())
+def _match(path: Path, content: _Content, image_set: ImageSet) -> Sequence[int]:
+    """Return which image of the file each image of the list is."""
+    name = image_set.name
+    if content.ids is None:
+        if content.count != len(image_set):
+            raise DataError(
+                f"{path} names no images, and has boxes for {content.count} where {name} has {len(image_set)}; give "
+                "the split file that it was made for."
+            )
+        return range(content.count)
+    if len(content.ids) != content.count:
+        raise DataError(
+            f"{path}: {len(content.ids)} image ids but boxes for {content.count} images."
+        )
+    by_text = {_text(value): position for position, value in enumerate(content.ids)}
+    if len(by_text) < content.count:
+        raise DataError(f"{path}: an image occurs twice.")
+    found = [[by_text.get(image_id) for image_id in image_set.image_ids]]
+    own_numbers = any(record.number is not None for record in image_set.records)
+    are_numbers = all(text.isdecimal() for text in by_text)
+    are_files = are_numbers and any(str(value).endswith(SUFFIXES) for value in content.ids)
+    if are_numbers and not are_files and (own_numbers or None in found[0]):
+        by_number = {int(text): position for text, position in by_text.items()}
+        wanted = [r.number if own_numbers else _digits(r.image_id) for r in image_set.records]
+        if len(set(wanted)) < len(wanted) or len(by_number) < content.count:
+            raise DataError(
+                f"{path} has numbers for ids, but image ids of it or of {name} are not distinct as numbers."
+            )
+        found.append([by_number.get(number) for number in wanted])
+    complete = [positions for positions in found if None not in positions]
+    if not complete:
+        best = min(found, key=lambda positions: positions.count(None))
+        first = image_set.image_ids[best.index(None)]
+        raise DataError(
+            f"{path} has no boxes for {best.count(None)} of the {len(image_set)} images of {name}, the first is "
+            f"{first!r}; its own first is {content.ids[0]!r}. Is it of another split?"
+        )
+    if complete[0] != complete[-1]:
+        raise DataError(
+            f"{path}: its ids are numbers that fit the names of the files of {name} as well as its own image ids, and "
+            "mean other images each time; write the image ids into it as text with a suffix, such as '12.jpg'."
+        )
+    return complete[0]
+
+
+def _text(value: object) -> str:
+    """Return an image id of a file as text, without the suffix of an image."""
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    text = value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+    stem, _, suffix = text.rpartition(".")
+    return stem if stem and f".{suffix.lower()}" in SUFFIXES else text
+
+
+def _digits(image_id: str) -> int:
+    """Return an image id as a number: "2008_000002" is 2008000002."""
+    digits = "".join(c for c in image_id if c.isdecimal())
     return int(digits) if digits else -1
 
 
-def _match(
-    path: Path,
-    content: tuple[list | None, list[_Entry]],
-    image_set: ImageSet,
-    key: Callable[[object], object],
-) -> tuple[list[_Entry], int]:
-    """Return the entries of the image list, in its order, and how many others there are."""
-    names, entries = content
-    if names is None:
-        if len(entries) != len(image_set):
-            raise DataError(
-                f"{path} names no images, and has boxes for {len(entries)} where {image_set.name} has "
-                f"{len(image_set)}; give the split file that it was made for."
-            )
-        return entries, 0
-    if len(names) != len(entries):
-        raise DataError(f"{path}: {len(names)} image ids but boxes for {len(entries)} images.")
-    found = {key(name): entry for name, entry in zip(names, entries, strict=True)}
-    if len(found) < len(names):
-        raise DataError(f"{path}: an image occurs twice.")
-    wanted = [key(i) for i in image_set.image_ids]
-    if len(set(wanted)) < len(wanted):
-        raise DataError(
-            f"{image_set.name}: image ids are not distinct as numbers, as {path} needs."
-        )
-    missing = [i for i, k in zip(image_set.image_ids, wanted, strict=True) if k not in found]
-    if missing:
-        raise DataError(
-            f"{path} has no boxes for {len(missing)} of the {len(image_set)} images of {image_set.name}, the "
-            f"first is {missing[0]!r}; its own first is {names[0]!r}. Is it of another split?"
-        )
-    return [found[k] for k in wanted], len(found) - len(wanted)
+def _first_of(content: Mapping, names: Sequence[str]) -> str | None:
+    return next((name for name in names if name in content), None)
 
 
-def _read_mat(path: Path) -> tuple[list[str] | None, list[_Entry]]:
-    content = read_mat(path)
-    cells = content.get("boxes")
+def _read_mat(path: Path) -> _Content:
+    content = {key: value for key, value in read_mat(path).items() if not key.startswith("__")}
+    cells = content.pop("boxes", None)
     if cells is None or cells.dtype != object:
-        found = sorted(k for k in content if not k.startswith("__"))
-        raise DataError(f"{path}: needs a cell array `boxes` with a cell per image, found {found}.")
-    entries = [_Entry(_from_matlab(path, cell), None) for cell in cells.ravel()]
-    if "images" not in content:
-        return None, entries
-    names = [_cell_text(path, cell) for cell in content["images"].ravel()]
-    return names, entries
+        raise DataError(
+            f"{path}: needs a cell array `boxes` with a cell per image, found {sorted(content)}."
+        )
+    cells, ids = cells.ravel(), None
+    name = _first_of(content, _NAMES)
+    if name is None:  # any other cells of texts, if there are no more than those
+        others = [key for key, value in content.items() if _are_texts(value, len(cells))]
+        if len(others) > 1:
+            raise DataError(
+                f"{path}: {' and '.join(others)} may name the images; call the right one `images`."
+            )
+        name = others[0] if others else None
+    if name is not None:
+        ids = [_cell_text(path, cell) for cell in content.pop(name).ravel()]
+    scored = _first_of(content, _SCORES)
+    scores = None if scored is None else content.pop(scored).ravel()
+    if scores is not None and len(scores) != len(cells):
+        raise DataError(f"{path}: boxes for {len(cells)} images but {scored} for {len(scores)}.")
+
+    def entry(position: int) -> _Entry:
+        boxes = _from_matlab(path, cells[position])
+        found = None if scores is None else _scores(path, scores[position], len(boxes))
+        return _Entry(boxes, found)
+
+    return _Content(ids, len(cells), entry, tuple(sorted(content)))
+
+
+def _are_texts(values: object, count: int) -> bool:
+    """Return whether a variable holds a text for each of `count` images."""
+    if not isinstance(values, np.ndarray) or values.size != count or values.dtype != object:
+        return False
+    return all(getattr(cell, "dtype", np.dtype(float)).kind == "U" for cell in values.ravel())
 
 
 def _cell_text(path: Path, cell: object) -> str:
@@ -150,33 +240,27 @@ def _cell_text(path: Path, cell: object) -> str:
     while isinstance(cell, np.ndarray):
         if cell.size != 1:
             raise DataError(
-                f"{path}: a cell of `images` holds {cell.size} values instead of an id."
+                f"{path}: a cell of image ids holds {cell.size} values instead of an id."
             )
         cell = cell.ravel()[0]
     return str(cell)
 
 
-def _read_mat_folder(folder: Path, image_set: ImageSet) -> list[_Entry]:
-    entries, missing = [], []
-    for image_id in image_set.image_ids:
-        path = folder / f"{image_id}.mat"
-        if not path.is_file():
-            missing.append(image_id)
-            continue
+def _read_mat_folder(folder: Path) -> _Content:
+    paths = sorted(folder.rglob("*.mat"))
+    ids = [path.relative_to(folder).with_suffix("").as_posix() for path in paths]
+
+    def entry(position: int) -> _Entry:
+        path = paths[position]
         content = read_mat(path)
-        name = next((k for k in ("bboxes", "boxes") if k in content), None)
+        name = _first_of(content, ("bboxes", "boxes"))
         if name is None:
             found = sorted(k for k in content if not k.startswith("__"))
             raise DataError(f"{path}: needs `bboxes` or `boxes`, found {found}.")
-        scores = next((content[k] for k in ("scores", "bboxes_scores") if k in content), None)
-        boxes = _from_matlab(path, content[name])
-        entries.append(_Entry(boxes, None if scores is None else _scores(path, scores, len(boxes))))
-    if missing:
-        raise DataError(
-            f"{folder} has no .mat for {len(missing)} of the {len(image_set)} images of {image_set.name}, the "
-            f"first is {missing[0]}.mat."
-        )
-    return entries
+        boxes, scored = _from_matlab(path, content[name]), _first_of(content, _SCORES)
+        return _Entry(boxes, None if scored is None else _scores(path, content[scored], len(boxes)))
+
+    return _Content(ids, len(paths), entry)
 
 
 def _from_matlab(path: Path, cell: object) -> np.ndarray:
@@ -202,37 +286,24 @@ def _scores(path: Path, array: object, count: int) -> np.ndarray:
     return values.astype(np.float32).ravel()
 
 
-def _read_pickle(path: Path) -> tuple[list, list[_Entry]]:
-    content = load_arrays(path)
-    ids = next((content[k] for k in ("indexes", "ids") if k in content), None)
-    if "boxes" not in content or ids is None:
+def _read_pickle(path: Path) -> _Content:
+    content = dict(load_arrays(path))
+    name, scored = _first_of(content, ("indexes", "ids")), _first_of(content, _SCORES)
+    if "boxes" not in content or name is None:
         raise DataError(
             f"{path}: needs `boxes` and `indexes` (or `ids`), found {sorted(map(str, content))}."
         )
-    boxes, scores = list(content["boxes"]), content.get("scores")
+    boxes, ids = list(content.pop("boxes")), np.asarray(content.pop(name)).ravel().tolist()
+    scores = None if scored is None else content.pop(scored)
     if scores is not None and len(scores) != len(boxes):
-        raise DataError(f"{path}: boxes for {len(boxes)} images but scores for {len(scores)}.")
-    entries = []
-    for number, array in enumerate(boxes):
-        x1, y1, x2, y2 = _columns(path, array)
-        image_scores = None if scores is None else _scores(path, scores[number], len(x1))
-        entries.append(_Entry(np.stack([x1, y1, x2 + 1, y2 + 1], axis=1), image_scores))
-    return np.asarray(ids).ravel().tolist(), entries
+        raise DataError(f"{path}: boxes for {len(boxes)} images but {scored} for {len(scores)}.")
 
+    def entry(position: int) -> _Entry:
+        x1, y1, x2, y2 = _columns(path, boxes[position])
+        found = None if scores is None else _scores(path, scores[position], len(x1))
+        return _Entry(np.stack([x1, y1, x2 + 1, y2 + 1], axis=1), found)
 
-def _assemble(
-    path: Path, entries: list[_Entry], image_set: ImageSet, unused: int, *, generator: str
-) -> ImportResult:
-    clipped, boxes = 0, {}
-    for record, entry in zip(image_set.records, entries, strict=True):
-        boxes[record.image_id], count = _clip(path, entry.boxes, record)
-        clipped += count
-    sizes = {r.image_id: (r.height, r.width) for r in image_set.records}
-    scores = None
-    if all(entry.scores is not None for entry in entries):
-        scores = {r.image_id: e.scores for r, e in zip(image_set.records, entries, strict=True)}
-    proposals = ProposalSet.from_images(sizes, boxes, scores, generator=generator, origin=str(path))
-    return ImportResult(proposals, clipped, unused)
+    return _Content(ids, len(boxes), entry, tuple(sorted(map(str, content))))
 
 
 def _clip(path: Path, boxes: np.ndarray, record: ImageRecord) -> tuple[np.ndarray, int]:

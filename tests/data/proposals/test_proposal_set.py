@@ -194,6 +194,7 @@ def test_recall_counts_at_the_threshold_and_leaves_out_difficult_objects():
     assert report.recall(0.5) == pytest.approx(2 / 3)
     assert report.mean_count == 1.0 and report.num_images == 2
     assert "recall@0.7" in report.table()
+    assert "1 annotated images have no proposals" in report.table()
 
 
 def test_recall_of_the_best_or_first_proposals():

@@ -21,12 +21,14 @@ class RecallReport:
       best_iou: one [n] float32 array per class, each object's highest IoU with a proposal of its image.
       mean_count: proposals per image.
       num_images: images that have proposals and ground truth.
+      num_missing: images that have ground truth alone, whose objects do not count.
     """
 
     class_names: tuple[str, ...]
     best_iou: tuple[np.ndarray, ...]
     mean_count: float
     num_images: int
+    num_missing: int
 
     def recall(self, iou_thr: float, class_index: int | None = None) -> float:
         """Return the share of objects with a proposal of IoU >= `iou_thr`; NaN where there is no object."""
@@ -37,6 +39,13 @@ class RecallReport:
         """Return the mean over objects of their best IoU; NaN where there is no object."""
         values = self._values(class_index)
         return float(values.mean()) if len(values) else float("nan")
+
+    @property
+    def left_out(self) -> str:
+        """What to say of annotated images without proposals; empty if there are none."""
+        if not self.num_missing:
+            return ""
+        return f"; {self.num_missing} annotated images have no proposals and do not count"
 
     def _values(self, class_index: int | None) -> np.ndarray:
         return np.concatenate(self.best_iou) if class_index is None else self.best_iou[class_index]
@@ -55,7 +64,9 @@ class RecallReport:
             lines.append(
                 " ".join([f"{name:{width}s}", f"{count:8d}", *recalls, f"{overlap:5.1f}%"])
             )
-        lines.append(f"{self.mean_count:.0f} proposals per image on {self.num_images} images")
+        lines.append(
+            f"{self.mean_count:.0f} proposals per image on {self.num_images} images{self.left_out}"
+        )
         return "\n".join(lines)
 
 
@@ -90,6 +101,7 @@ def measure_recall(
         best_iou=tuple(np.array(values, np.float32) for values in best),
         mean_count=float(np.mean(counts)) if counts else 0.0,
         num_images=len(common),
+        num_missing=len(ground_truth) - len(common),
     )
 
 
@@ -122,6 +134,6 @@ def recall_by_count(
             limit = "all" if count is None else f"{count}"
             lines.append(
                 f"{name:{width}s}  {limit:>7s}  {report.mean_count:9.0f}  {100 * report.recall(0.5):9.1f}%  "
-                f"{100 * report.recall(0.7):9.1f}%  {100 * report.average_best_overlap():4.1f}%"
+                f"{100 * report.recall(0.7):9.1f}%  {100 * report.average_best_overlap():4.1f}%{report.left_out}"
             )
     return "\n".join(lines)
