@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-OBJECT = """<object><name>{name}</name><difficult>{difficult}</difficult>{part}
+OBJECT = """<object><name>{name}</name><pose>Left</pose><truncated>0</truncated><difficult>{difficult}</difficult>{part}
 <bndbox><xmin>{box[0]}</xmin><ymin>{box[1]}</ymin><xmax>{box[2]}</xmax><ymax>{box[3]}</ymax></bndbox>
 </object>"""
 PART = "<part><name>head</name><bndbox><xmin>1</xmin></bndbox></part>"

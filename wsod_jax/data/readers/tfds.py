@@ -1,14 +1,10 @@
-"""Reader of tensorflow-datasets' `voc/2007` and `voc/2012`, where they are prepared. Never downloads.
-
-Encoded images are kept in memory (0.4 GB for the trainval split of VOC 2007), since its record files have no
-random access.
-"""
+"""Reader of tensorflow-datasets' `voc/2007` and `voc/2012`, prepared with random access. Never downloads."""
 
 from __future__ import annotations
 
 import functools
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,7 +12,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 
 from wsod_jax.data.images import image_size
-from wsod_jax.data.input.loading import import_tensorflow
 from wsod_jax.data.readers.reader import BoxReader, LeftOut
 from wsod_jax.data.readers.voc import DifficultRule, difficult_label
 from wsod_jax.data.records import BoxAnnotations, GroundTruth, ImageRecord, ImageSet
@@ -27,6 +22,7 @@ from wsod_jax.options import Mark
 if TYPE_CHECKING:
     import tensorflow_datasets
 
+_RANDOM_ACCESS = ("array_record", "parquet")  # formats of files
 _SPLITS = {"trainval": "train+validation", "val": "validation"}  # VOC's names for them
 
 
@@ -51,7 +47,7 @@ class Tfds(BoxReader):
         difficult_label(self.difficult)
 
     def images(self, split: str) -> ImageSet:
-        """Read a split's images and their image-level labels; boxes are not decoded.
+        """Read a split's images and their image-level labels; encoded images are read again when they are asked for.
 
         Args:
           split: "train", "val", "trainval", "test", or any split expression of tensorflow-datasets.
@@ -60,24 +56,19 @@ class Tfds(BoxReader):
           The images; ids are the file names without suffix, as in the VOC layout.
 
         Raises:
-          DataError: if the data set is not there or is not like VOC, or the split is unknown.
+          DataError: if the data set is not there, has no random access or is not like VOC, or the split is unknown.
           ConfigError: if tensorflow-datasets is not installed.
         """
         if_difficult = difficult_label(self.difficult)
         builder = _prepared(self.name, self.data_dir)
         class_names = _class_names(builder)
-        records, counts, left_out = [], {}, LeftOut(self.on_bad)
-        for example in _examples(builder, split, ("labels", "labels_no_difficult")):
-            image_id, encoded = _image(example)
+        examples, records, counts = _examples(builder, split), [], {}
+        left_out = LeftOut(self.on_bad)
+        for index, image_id, size, example in _readable(examples, left_out):
             labels = np.zeros(len(class_names), int)
             labels[example["labels"]] = if_difficult
             labels[example["labels_no_difficult"]] = 1
-            try:
-                size = image_size(encoded, name=image_id)
-            except DataError as error:
-                left_out.add(image_id, error)
-                continue
-            source = functools.partial(bytes, encoded)
+            source = functools.partial(_encoded, examples, index)
             records.append(ImageRecord(image_id, source, *size, tuple(labels.tolist())))
         name, missing = f"{self.name} {split}", tuple(left_out.ids)
         left_out.finish(name, len(records), counts)
@@ -101,20 +92,13 @@ class Tfds(BoxReader):
         """
         builder = _prepared(self.name, self.data_dir)
         boxes, counts, left_out = {}, Counter(clipped=0, dropped=0), LeftOut(self.on_bad)
-        for example in _examples(builder, split, ("objects",)):
-            image_id, encoded = _image(example)
-            try:
-                size = image_size(encoded, name=image_id)
-            except DataError as error:
-                left_out.add(image_id, error)
-                continue
+        for _, image_id, size, example in _readable(_examples(builder, split), left_out):
             boxes[image_id] = _boxes(example["objects"], size, counts)
         left_out.finish(f"ground truth of {self.name} {split}", len(boxes), counts)
         return GroundTruth(_class_names(builder), boxes, dict(counts))
 
 
 def _prepared(name: str, data_dir: str | Path | None) -> tensorflow_datasets.core.DatasetBuilder:
-    import_tensorflow()
     try:
         import tensorflow_datasets
     except ImportError as error:
@@ -126,8 +110,7 @@ def _prepared(name: str, data_dir: str | Path | None) -> tensorflow_datasets.cor
     if not chosen:
         found = ", ".join(path.name for path in versions) or "nothing"
         raise DataError(
-            f"{name} is not prepared in {data_dir} (found {found}); prepare it with\n"
-            f"  tfds build {name} --data_dir {data_dir}"
+            f"{name} is not prepared in {data_dir} (found {found}). {_how_to_prepare(name, data_dir)}"
         )
     newest = max(chosen, key=lambda path: [int(part) for part in path.name.split(".")])
     builder = tensorflow_datasets.builder_from_directory(str(newest))
@@ -135,7 +118,21 @@ def _prepared(name: str, data_dir: str | Path | None) -> tensorflow_datasets.cor
     missing -= set(builder.info.features)
     if missing:
         raise DataError(f"{newest}: is not like VOC, it lacks {', '.join(sorted(missing))}.")
+    file_format = builder.info.file_format.value
+    if file_format not in _RANDOM_ACCESS:
+        raise DataError(
+            f"{newest} is prepared as {file_format}, whose images cannot be read one by one; allowed are "
+            f"{' and '.join(_RANDOM_ACCESS)}. {_how_to_prepare(name, Path('ANOTHER_FOLDER'))}"
+        )
     return builder
+
+
+def _how_to_prepare(name: str, data_dir: Path) -> str:
+    call = f"t.builder({name!r}, data_dir={str(data_dir)!r}, file_format={_RANDOM_ACCESS[0]!r})"
+    return (
+        "Prepare it, which downloads it, with\n"
+        f'  python -c "import tensorflow_datasets as t; {call}.download_and_prepare()"'
+    )
 
 
 def _class_names(builder: tensorflow_datasets.core.DatasetBuilder) -> tuple[str, ...]:
@@ -143,32 +140,43 @@ def _class_names(builder: tensorflow_datasets.core.DatasetBuilder) -> tuple[str,
 
 
 def _examples(
-    builder: tensorflow_datasets.core.DatasetBuilder, split: str, fields: tuple[str, ...]
-) -> Iterator[dict[str, Any]]:
-    """Yield examples with the encoded image, the file name, and these fields only."""
-    from tensorflow_datasets import as_numpy, decode
+    builder: tensorflow_datasets.core.DatasetBuilder, split: str
+) -> Sequence[dict[str, Any]]:
+    """Return the examples, each read when it is asked for, with the encoded image."""
+    from tensorflow_datasets import decode
 
     known = builder.info.splits
     if split not in known:
         split = _SPLITS.get(split, split)
-    wanted = {field: True for field in ("image", "image/filename", *fields)}
-    decoders = decode.PartialDecoding(wanted, decoders={"image": decode.SkipDecoding()})
     try:
-        examples = builder.as_dataset(split=split, decoders=decoders, shuffle_files=False)
+        return builder.as_data_source(split=split, decoders={"image": decode.SkipDecoding()})
     except (ValueError, KeyError) as error:
         raise DataError(
             f"{builder.info.full_name}: cannot read split {split!r}; it has {', '.join(known)}."
         ) from error
-    return iter(as_numpy(examples))
 
 
-def _image(example: dict[str, Any]) -> tuple[str, bytes]:
-    return Path(example["image/filename"].decode()).stem, example["image"]
+def _encoded(examples: Sequence[dict[str, Any]], index: int) -> bytes:
+    return examples[index]["image"]
+
+
+def _readable(
+    examples: Sequence[dict[str, Any]], left_out: LeftOut
+) -> Iterator[tuple[int, str, tuple[int, int], dict[str, Any]]]:
+    """Yield the position, id, (height, width) and example of each image whose size can be read."""
+    for index, example in enumerate(examples):
+        image_id = Path(example["image/filename"].decode()).stem
+        try:
+            size = image_size(example["image"], name=image_id)
+        except DataError as error:
+            left_out.add(image_id, error)
+        else:
+            yield index, image_id, size, example
 
 
 def _boxes(objects: dict[str, Any], size: tuple[int, int], counts: Counter) -> BoxAnnotations:
     height, width = size
-    y1, x1, y2, x2 = np.moveaxis(np.reshape(objects["bbox"], (-1, 4)).astype(np.float64), 1, 0)
+    y1, x1, y2, x2 = np.reshape(np.asarray(objects["bbox"], np.float64), (-1, 4)).T
     corners = np.stack([x1 * width - 1, y1 * height - 1, x2 * width, y2 * height], axis=1)
     # Edges were whole pixels before they were divided in float32.
     whole = np.round(corners)
@@ -178,5 +186,7 @@ def _boxes(objects: dict[str, Any], size: tuple[int, int], counts: Counter) -> B
     counts["dropped"] += int((~keep).sum())
     counts["clipped"] += int((inside != corners)[keep].any(axis=1).sum())
     return BoxAnnotations.from_lists(
-        inside[keep], objects["label"][keep], objects["is_difficult"][keep]
+        inside[keep],
+        np.asarray(objects["label"], int)[keep],
+        np.asarray(objects["is_difficult"], bool)[keep],
     )
