@@ -8,7 +8,10 @@ import numpy as np
 import pytest
 
 from wsod_jax.__main__ import COMMANDS
-from wsod_jax.commands import demo
+from wsod_jax.commands import demo, demo_report
+from wsod_jax.data.proposals.proposal_set import ProposalSet
+from wsod_jax.train.logging import JsonlWriter
+from wsod_jax.train.weights import save_weights
 from wsod_jax.viz import save_image
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -81,13 +84,47 @@ def test_report_joins_both_methods(tmp_path):
     for update in (10, 20):
         name = f"{update:06d}_000007.png"
         save_image(tmp_path / "oim_ir" / "pictures" / name, np.zeros((8, 8, 3), np.uint8))
-    table = demo.score_table(summaries)
+    table = demo_report.score_table(summaries)
     assert "| WSDDN    |   25.0 |   30.0 |" in table and "|   50.0 |      – |" in table
     assert "+25.0" in table
     log = {"Render": {"seconds": 3.2}}
-    report = demo.write_report(tmp_path, reports, evaluations, table, log, small=True)
+    checksums = {"proposals": "0123456789ab"}
+    report = demo_report.write_report(
+        tmp_path, reports, evaluations, table, checksums, log, small=True
+    )
     text = report.read_text()
     assert table in text and "mean nothing" in text and "| Render | 3 |" in text
+    assert "| proposals | 0123456789ab |" in text
     links = re.findall(r"\]\(([^)]+)\)", text)
     assert len(links) == 5 and "oim_ir/pseudo_boxes.png" in links
     assert all((tmp_path / link).is_file() for link in links)
+
+
+def test_checksums_name_the_stage_that_changed(tmp_path):
+    def demo_files(folder, pixel=0, shift=0.0, scale=1.0, loss=0.5):
+        data, weights = folder / "set", folder / "tiny.npz"
+        for name in ("JPEGImages", "Annotations"):
+            (data / name).mkdir(parents=True)
+        save_image(data / "JPEGImages" / "000001.png", np.full((8, 8, 3), pixel, np.uint8))
+        boxes = {"000001": np.array([[0, 0, 4, 4 + shift]], np.float32)}
+        ProposalSet.from_images({"000001": (8, 8)}, boxes, generator="hand").save(folder / "p.npz")
+        kernel = {"conv": {"kernel": np.full((1, 1, 3, 2), scale, np.float32)}}
+        save_weights(
+            weights, kernel, {"architecture": "tiny", "pixels": "torchvision", "source": "test"}
+        )
+        writer = JsonlWriter(folder / "run" / "metrics.jsonl")
+        writer.write(1, {"loss": loss})
+        writer.write(2, {"loss": 0.1})
+        writer.close()
+        stages = {"set": data}, folder / "p.npz", {}, {"weights": weights}, {"run": folder / "run"}
+        return demo_report.stage_checksums(*stages)
+
+    first = demo_files(tmp_path / "first")
+    assert list(first) == ["set", "proposals", "weights", "run, first loss"]
+    assert first == demo_files(tmp_path / "again") and first["run, first loss"] == "0.5"
+    changes = dict(
+        zip(first, ({"pixel": 1}, {"shift": 1.0}, {"scale": 2.0}, {"loss": 0.25}), strict=True)
+    )
+    for stage, change in changes.items():
+        other = demo_files(tmp_path / stage, **change)
+        assert [name for name in first if first[name] != other[name]] == [stage]

@@ -127,7 +127,7 @@ class LogOptions:
     """What a run writes, and how often, in updates.
 
     Attributes:
-      every: a line on the console and in metrics.jsonl.
+      every: a line on the console and in metrics.jsonl; the first update has one, too.
       checkpoint_every: a checkpoint; the latest two are kept.
       milestones_every: checkpoints kept for good (step 0 always is), for figures over training; a multiple
         of `checkpoint_every`, or 0 for none.

@@ -23,14 +23,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from wsod_jax.commands.command_line import command_text, load_config, make_parser, run_command
+from wsod_jax.commands.demo_report import METHODS, score_table, stage_checksums, write_report
 
 RUN = ("-m", "wsod_jax")  # what follows is a command
-METHODS = {"wsddn": "WSDDN", "oim_ir": "OIM+IR"}
-PICTURES = {
-    "objectness": "Where scores gather over training",
-    "graphs": "How OIM finds further instances",
-}
-MEASURES = ("mAP50", "CorLoc")
 NUM_STEPS_SMALL = 20
 SMALL = {
     "data": ("--num_trainval=24", "--num_test=8"),
@@ -80,8 +75,17 @@ def run(args: argparse.Namespace) -> int:
     }
     reports = {method: json.loads(path.read_text()) for method, path in evaluations.items()}
     table = score_table({method: report["summary"] for method, report in reports.items()})
-    report = write_report(out, reports, evaluations, table, log.entries, args.small)
+    checksums = stage_checksums(
+        {name: out / "data" / name for name in ("synthetic", "objects")},
+        out / "data" / "synthetic_proposals.npz",
+        {"pretraining": out / "pretrain"},
+        {"pretrained weights": out / "weights" / "tiny.npz"},
+        {name: out / method for method, name in METHODS.items()},
+    )
+    report = write_report(out, reports, evaluations, table, checksums, log.entries, args.small)
     print(f"\n{table}\n")
+    for stage, checksum in checksums.items():
+        print(f"{stage:24s}{checksum}")
     for method, path in evaluations.items():
         print(f"{METHODS[method]:8s}{path.with_suffix('.md')}, pictures in {path.parent}")
     print(f"Report with the pictures of both: {report}")
@@ -267,72 +271,6 @@ def largest_child() -> float:
     return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * unit / 2**30
 
 
-def score_table(summaries: dict[str, dict[str, float]]) -> str:
-    """Return the methods' scores in percent, and what the second gains, as a Markdown table."""
-    rows = [
-        [METHODS[method], *(percent(summary[measure]) for measure in MEASURES)]
-        for method, summary in summaries.items()
-    ]
-    first, second = summaries.values()
-    gains = [(second[m] or 0.0) - (first[m] or 0.0) for m in MEASURES]
-    rows.append(["gain", *(f"{100 * gain:+.1f}" for gain in gains)])
-    lines = [
-        f"| {name:8s} | {' | '.join(f'{cell:>6s}' for cell in cells)} |" for name, *cells in rows
-    ]
-    head = [f"| {'':8s} | {' | '.join(f'{m:>6s}' for m in MEASURES)} |", "|---|---:|---:|"]
-    return "\n".join(head + lines)
-
-
-def percent(value: float | None) -> str:
-    """Return a share as a percentage."""
-    return "–" if value is None else f"{100 * value:.1f}"
-
-
-def write_report(
-    out: Path, reports: dict, evaluations: dict[str, Path], table: str, log: dict, small: bool
-) -> Path:
-    """Write one page with the scores and pictures of both methods; return its path."""
-    lines = [
-        "# Boxes from image labels",
-        "A small run to see that everything works: these scores mean nothing." if small else "",
-        table,
-        "mAP50: average precision on test images, a hit overlaps its object by IoU > 0.5. CorLoc: share of training "
-        "images, per class, whose best box does. In percent. No box was seen in training.",
-    ]
-    for method, report in reports.items():
-        folder = evaluations[method].parent.relative_to(out).as_posix()
-        lines += [f"## {METHODS[method]}", f"[All numbers]({folder}/report.md)"]
-        for picture in report["pictures"]:
-            lines += [f"![{picture['caption']}]({folder}/{picture['path']})", picture["caption"]]
-        sheet = pseudo_sheet(out / method)
-        if sheet is not None:
-            lines += [
-                f"![Pseudo boxes]({sheet.relative_to(out).as_posix()})",
-                "The boxes it taught itself with, over training: the best of each class blue, further instances red.",
-            ]
-    for folder, caption in PICTURES.items():
-        if (out / folder / "sheet.png").is_file():
-            lines += [f"## {caption}", f"![{caption}]({folder}/sheet.png)"]
-    lines += ["## Steps", "| step | seconds |\n|---|---:|"]
-    lines[-1] += "".join(f"\n| {title} | {entry['seconds']:.0f} |" for title, entry in log.items())
-    path = out / "report.md"
-    path.write_text("\n\n".join(line for line in lines if line) + "\n", encoding="utf-8")
-    return path
-
-
-def pseudo_sheet(workdir: Path, num_images: int = 4) -> Path | None:
-    """Put a run's pictures of pseudo boxes on a sheet, a row per image; `None` if it drew none."""
-    from wsod_jax.data.images import read_image
-    from wsod_jax.viz import contact_sheet, save_image  # matplotlib takes long to import
-
-    rows: dict[str, list[Path]] = {}
-    for path in sorted((workdir / "pictures").glob("*.png")):
-        rows.setdefault(path.stem.partition("_")[2], []).append(path)
-    chosen = [path for row in list(rows.values())[:num_images] for path in row]
-    if not chosen:
-        return None
-    columns = max(len(row) for row in rows.values())
-    parts = [path.stem.partition("_") for path in chosen]
-    captions = [f"update {int(update)}, image {name}" for update, _, name in parts]
-    sheet = contact_sheet([read_image(path) for path in chosen], captions=captions, columns=columns)
-    return save_image(workdir / "pseudo_boxes.png", sheet)
+def again() -> str:
+    """Return the command line of this run."""
+    return shlex.join(["python", *sys.argv])

@@ -3,6 +3,9 @@
 import collections
 import dataclasses
 import hashlib
+import os
+import subprocess
+import sys
 import xml.etree.ElementTree as ElementTree
 
 import numpy as np
@@ -128,6 +131,34 @@ def test_objects_hidden_completely_are_left_out():
     scenes = [render_scene(spec, index) for index in range(15)]
     assert all(item.mask.any() for s in scenes for item in s.objects)
     assert any(len(s.objects) not in (5, 10) for s in scenes)
+
+
+# What one machine can do like another without vector instructions, by the names of each library.
+PLAIN_ARITHMETIC = {
+    "OPENCV_CPU_DISABLE": "AVX512-SKX,AVX2,AVX,FMA3,FP16,SSE4.2,SSE4.1,SSSE3,POPCNT",
+    "NPY_DISABLE_CPU_FEATURES": "X86_V4 X86_V3",
+    "OPENBLAS_CORETYPE": "Prescott",
+}
+PRINT_CHECKSUMS = """
+from wsod_jax.data.proposals.selective_search import SearchOptions, propose
+from wsod_jax.data.synthetic.scenes import SyntheticSpec, render_scene
+from wsod_jax.train.weights import array_checksum
+images = {str(i): render_scene(SyntheticSpec(), i).image for i in (0, 3, 5, 11, 42, 67)}
+print(array_checksum(images))
+print(array_checksum({name: propose(image, SearchOptions()) for name, image in images.items()}))
+"""
+
+
+def test_images_and_proposals_are_the_same_on_every_instruction_set():
+    """In float32, and with OpenCV's vector code, some of these images and proposals differ."""
+    command = [sys.executable, "-W", "ignore", "-c", PRINT_CHECKSUMS]
+    found = [
+        subprocess.run(
+            command, env=os.environ | changes, capture_output=True, text=True, check=True
+        ).stdout.split()
+        for changes in ({}, PLAIN_ARITHMETIC)
+    ]
+    assert len(found[0]) == 2 and found[0] == found[1]
 
 
 def test_sizes_follow_size_and_aspects():

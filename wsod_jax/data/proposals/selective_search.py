@@ -87,8 +87,30 @@ def propose(image: np.ndarray, options: SearchOptions) -> np.ndarray:
 
     Returns:
       [k, 4] float32 xyxy in pixels of `image`, continuous edges, distinct, k >= 1: where nothing is found,
-      the whole image. The order is a fixed shuffle, so that the first n are a fair sample of all.
+      the whole image. The order is a fixed shuffle, so that the first n are a fair sample of all. They are the
+      same on every x86 instruction set.
     """
+    height, width = image.shape[:2]
+    vectorized = cv2.useOptimized()
+    cv2.setUseOptimized(False)  # its vector code rounds otherwise on every instruction set
+    try:
+        found, small_size = _search_shrunk(image, options)
+    finally:
+        cv2.setUseOptimized(vectorized)
+    boxes = np.concatenate([found[:, :2], found[:, :2] + found[:, 2:]], axis=1)
+    boxes *= np.array([width, height, width, height]) / np.array([*small_size, *small_size])
+    boxes = np.clip(boxes, 0, [width, height, width, height]).astype(np.float32)
+    boxes = boxes[
+        (boxes[:, 2:] - boxes[:, :2]).min(axis=1, initial=np.inf) >= max(options.min_side, 1e-3)
+    ]
+    if not len(boxes):
+        boxes = np.array([[0, 0, width, height]], np.float32)
+    boxes = np.unique(boxes, axis=0)
+    return boxes[np.random.default_rng(0).permutation(len(boxes))]
+
+
+def _search_shrunk(image: np.ndarray, options: SearchOptions) -> tuple[np.ndarray, tuple[int, int]]:
+    """Return what is found, [k, 4] float64 (x, y, width, height), and the (width, height) searched at."""
     height, width = image.shape[:2]
     shrink = min(1.0, options.max_side / max(height, width)) if options.max_side else 1.0
     small_size = max(1, round(width * shrink)), max(1, round(height * shrink))
@@ -101,18 +123,7 @@ def propose(image: np.ndarray, options: SearchOptions) -> np.ndarray:
         search.switchToSelectiveSearchFast()
     else:
         search.switchToSelectiveSearchQuality()
-    found = np.asarray(search.process(), np.float64).reshape(-1, 4)  # x, y, width, height
-
-    boxes = np.concatenate([found[:, :2], found[:, :2] + found[:, 2:]], axis=1)
-    boxes *= np.array([width, height, width, height]) / np.array([*small_size, *small_size])
-    boxes = np.clip(boxes, 0, [width, height, width, height]).astype(np.float32)
-    boxes = boxes[
-        (boxes[:, 2:] - boxes[:, :2]).min(axis=1, initial=np.inf) >= max(options.min_side, 1e-3)
-    ]
-    if not len(boxes):
-        boxes = np.array([[0, 0, width, height]], np.float32)
-    boxes = np.unique(boxes, axis=0)
-    return boxes[np.random.default_rng(0).permutation(len(boxes))]
+    return np.asarray(search.process(), np.float64).reshape(-1, 4), small_size
 
 
 def search_images(image_set: ImageSet, options: SearchOptions) -> ProposalSet:

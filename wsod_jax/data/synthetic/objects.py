@@ -19,37 +19,37 @@ Pattern = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 def stripes(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Return vertical stripes, 0 or 1, of period 0.8 part radii."""
-    return (np.sin(2 * np.pi * x / 0.8) > 0).astype(np.float32)
+    return (np.sin(2 * np.pi * x / 0.8) > 0).astype(float)
 
 
 def chevrons(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Return nested arrow heads pointing up."""
-    return (np.sin(2 * np.pi * (y - 0.7 * np.abs(x)) / 0.8) > 0).astype(np.float32)
+    return (np.sin(2 * np.pi * (y - 0.7 * np.abs(x)) / 0.8) > 0).astype(float)
 
 
 def rings(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Return concentric rings."""
-    return (np.cos(2 * np.pi * np.hypot(x, y) / 0.75) > 0).astype(np.float32)
+    return (np.cos(2 * np.pi * np.hypot(x, y) / 0.75) > 0).astype(float)
 
 
 def checks(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Return a checkerboard."""
-    return (np.sin(np.pi * x / 0.45) * np.sin(np.pi * y / 0.45) > 0).astype(np.float32)
+    return (np.sin(np.pi * x / 0.45) * np.sin(np.pi * y / 0.45) > 0).astype(float)
 
 
 def dots(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Return a lattice of round dots."""
-    return (np.cos(2 * np.pi * x / 0.75) + np.cos(2 * np.pi * y / 0.75) > 0.5).astype(np.float32)
+    return (np.cos(2 * np.pi * x / 0.75) + np.cos(2 * np.pi * y / 0.75) > 0.5).astype(float)
 
 
 def quarters(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Return four quarters, opposite ones alike."""
-    return (x * y > 0).astype(np.float32)
+    return (x * y > 0).astype(float)
 
 
 def plain(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Return no pattern at all."""
-    return np.zeros_like(x, np.float32)
+    return np.zeros_like(x)
 
 
 @dataclass(frozen=True)
@@ -240,10 +240,10 @@ def paint_object(
     body_contrast: float,
     rng: np.random.Generator,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Paint one object onto a float32 RGB canvas, in place.
+    """Paint one object onto a float64 RGB canvas, in place.
 
     Args:
-      canvas: [H, W, 3] float32, 0..255.
+      canvas: [H, W, 3] float64, 0..255.
       looks: what to paint.
       pose: where to paint it.
       body_colour: [3] RGB.
@@ -270,7 +270,7 @@ def paint_object(
         part = outline_mask(outline, height, width)
         rows, columns = np.nonzero(part)
         pattern = looks.part_pattern(*_unit_grid(pose, outline, rows, columns))[:, None]
-        first, second = np.asarray(looks.part_colours, np.float32) + rng.uniform(-14, 14, (2, 3))
+        first, second = np.asarray(looks.part_colours) + rng.uniform(-14, 14, (2, 3))
         colours = first * (1 - pattern) + second * pattern
         canvas[rows, columns] = body_colour + part_contrast * (colours - body_colour)
     return body | part, part

@@ -1,0 +1,141 @@
+"""What the demo ends with: scores of its methods, checksums of its stages, and one page with both and the pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+METHODS = {"wsddn": "WSDDN", "oim_ir": "OIM+IR"}
+PICTURES = {
+    "objectness": "Where scores gather over training",
+    "graphs": "How OIM finds further instances",
+}
+MEASURES = ("mAP50", "CorLoc")
+
+
+def stage_checksums(
+    data: Mapping[str, Path],
+    proposals: Path,
+    pretraining: Mapping[str, Path],
+    weights: Mapping[str, Path],
+    training: Mapping[str, Path],
+) -> dict[str, str]:
+    """Return what tells at which stage two demos part, in the order of the stages.
+
+    Args:
+      data: name -> root of each rendered set.
+      proposals: the proposals' file.
+      pretraining: name -> workdir of each run that pretrains.
+      weights: name -> file of pretrained weights.
+      training: name -> workdir of each run that starts from such weights.
+
+    Returns:
+      Stage -> the first 12 digits of a SHA-256 checksum, of each set's image and annotation files, of the proposals
+      and of the weights; and the first loss of each run, with all its digits.
+    """
+    import numpy as np
+
+    from wsod_jax.data.proposals.proposal_set import ProposalSet
+    from wsod_jax.train.logging import read_jsonl
+    from wsod_jax.train.weights import array_checksum, load_weights
+
+    def short(checksum: str) -> str:
+        return checksum.removeprefix("sha256:")[:12]
+
+    def first_losses(runs: Mapping[str, Path]) -> dict[str, str]:
+        entries = {name: read_jsonl(path / "metrics.jsonl")[0] for name, path in runs.items()}
+        return {f"{name}, first loss": repr(entry["loss"]) for name, entry in entries.items()}
+
+    found = {}
+    for name, root in data.items():
+        files = [p for folder in ("JPEGImages", "Annotations") for p in (root / folder).iterdir()]
+        found[name] = short(array_checksum({p.name: np.fromfile(p, np.uint8) for p in files}))
+    boxes = ProposalSet.load(proposals)
+    found["proposals"] = short(array_checksum({name: boxes.get(name) for name in boxes.ids}))
+    found |= first_losses(pretraining)
+    found |= {name: short(load_weights(path)[1]["checksum"]) for name, path in weights.items()}
+    return found | first_losses(training)
+
+
+def score_table(summaries: dict[str, dict[str, float]]) -> str:
+    """Return the methods' scores in percent, and what the second gains, as a Markdown table."""
+    rows = [
+        [METHODS[method], *(percent(summary[measure]) for measure in MEASURES)]
+        for method, summary in summaries.items()
+    ]
+    first, second = summaries.values()
+    gains = [(second[m] or 0.0) - (first[m] or 0.0) for m in MEASURES]
+    rows.append(["gain", *(f"{100 * gain:+.1f}" for gain in gains)])
+    lines = [
+        f"| {name:8s} | {' | '.join(f'{cell:>6s}' for cell in cells)} |" for name, *cells in rows
+    ]
+    head = [f"| {'':8s} | {' | '.join(f'{m:>6s}' for m in MEASURES)} |", "|---|---:|---:|"]
+    return "\n".join(head + lines)
+
+
+def percent(value: float | None) -> str:
+    """Return a share as a percentage."""
+    return "–" if value is None else f"{100 * value:.1f}"
+
+
+def write_report(
+    out: Path,
+    reports: dict,
+    evaluations: dict[str, Path],
+    table: str,
+    checksums: dict[str, str],
+    log: dict,
+    small: bool,
+) -> Path:
+    """Write one page with the scores and pictures of both methods; return its path."""
+    lines = [
+        "# Boxes from image labels",
+        "A small run to see that everything works: these scores mean nothing." if small else "",
+        table,
+        "mAP50: average precision on test images, a hit overlaps its object by IoU > 0.5. CorLoc: share of training "
+        "images, per class, whose best box does. In percent. No box was seen in training.",
+    ]
+    for method, report in reports.items():
+        folder = evaluations[method].parent.relative_to(out).as_posix()
+        lines += [f"## {METHODS[method]}", f"[All numbers]({folder}/report.md)"]
+        for picture in report["pictures"]:
+            lines += [f"![{picture['caption']}]({folder}/{picture['path']})", picture["caption"]]
+        sheet = pseudo_sheet(out / method)
+        if sheet is not None:
+            lines += [
+                f"![Pseudo boxes]({sheet.relative_to(out).as_posix()})",
+                "The boxes it taught itself with, over training: the best of each class blue, further instances red.",
+            ]
+    for folder, caption in PICTURES.items():
+        if (out / folder / "sheet.png").is_file():
+            lines += [f"## {caption}", f"![{caption}]({folder}/sheet.png)"]
+    lines += [
+        "## Checksums",
+        "Two machines that differ in a row agree in all rows above it. Pixels and proposals are the same on every "
+        "instruction set; sums of the networks are not, and training makes the difference large.",
+        "| stage | checksum |\n|---|---|",
+    ]
+    lines[-1] += "".join(f"\n| {stage} | {checksum} |" for stage, checksum in checksums.items())
+    lines += ["## Steps", "| step | seconds |\n|---|---:|"]
+    lines[-1] += "".join(f"\n| {title} | {entry['seconds']:.0f} |" for title, entry in log.items())
+    path = out / "report.md"
+    path.write_text("\n\n".join(line for line in lines if line) + "\n", encoding="utf-8")
+    return path
+
+
+def pseudo_sheet(workdir: Path, num_images: int = 4) -> Path | None:
+    """Put a run's pictures of pseudo boxes on a sheet, a row per image; `None` if it drew none."""
+    from wsod_jax.data.images import read_image
+    from wsod_jax.viz import contact_sheet, save_image  # matplotlib takes long to import
+
+    rows: dict[str, list[Path]] = {}
+    for path in sorted((workdir / "pictures").glob("*.png")):
+        rows.setdefault(path.stem.partition("_")[2], []).append(path)
+    chosen = [path for row in list(rows.values())[:num_images] for path in row]
+    if not chosen:
+        return None
+    columns = max(len(row) for row in rows.values())
+    parts = [path.stem.partition("_") for path in chosen]
+    captions = [f"update {int(update)}, image {name}" for update, _, name in parts]
+    sheet = contact_sheet([read_image(path) for path in chosen], captions=captions, columns=columns)
+    return save_image(workdir / "pseudo_boxes.png", sheet)
