@@ -106,7 +106,8 @@ def test_every_micro_batch_is_asked_before_its_update(tmp_path):
     # Both micro-batches of an update are proposed with the parameters and the key of its loss.
     noises = [float(request["noise"][0, 0]) for request, *_ in source.asked]
     assert noises[::2] == noises[1::2] and len(set(noises)) == TOTAL
-    entries = read_jsonl(tmp_path / "metrics.jsonl")
+    first, *entries = read_jsonl(tmp_path / "metrics.jsonl")
+    np.testing.assert_allclose(first["noise"], noises[0], rtol=1e-5)
     mean = np.mean([noises[0], noises[2]])
     np.testing.assert_allclose(entries[0]["noise"], mean, rtol=1e-5)
     assert all(0 < entry["cues_s"] < float("inf") for entry in entries)

@@ -46,7 +46,7 @@ class Steps:
     Attributes:
       total: updates in all.
       log_interval: updates between log entries, which hold means over the updates between them; the first
-        update has an entry of its own.
+        update has another one of its own.
       checkpoint_interval: updates between checkpoints.
       profile: (first, last) updates to trace, or `None`.
 
