@@ -58,9 +58,11 @@ class Progress:
             self._sums[name] = self._sums.get(name, 0.0) + value
         self._count += 1
         self._images += images
-        if (
-            step % self._log_interval == 0 or step == 1
-        ):  # the first tells whether two runs start alike
+        if step == 1 < self._log_interval:
+            self.write(
+                step, values
+            )  # tells whether two runs start alike; too early for their speed
+        if step % self._log_interval == 0:
             elapsed = max(time.perf_counter() - self._started - self._excluded, 1e-9)
             means = {name: total / self._count for name, total in self._sums.items()}
             means["images_per_s"] = self._images / elapsed
