@@ -121,14 +121,14 @@ def test_shipped_configurations_have_names(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("text", "variant", "message"),
     [
-        ("x = 1", "", "c.py has no function get_config"),
-        (PLAIN, ":two", r"c.py takes no variant, found 'two'"),
-        (VARIANTS, "", r"c.py needs a variant, found none; give --config .*c.py:VARIANT"),
-        (VARIANTS, ":three", "(?s)c.py has no variant 'three'.*Return one of: one, two"),
-        ("def get_config(): return 3", "", "returned int; it must return"),
-        (VARIANTS, ":", r"c.py:: give a variant after the colon, or drop it"),
-        ("a = 1\nb = = 2\n", "", r"c.py, line 2: invalid syntax"),
-        (PRESETS, ":yolo", r"c.py: The configuration has no variant 'yolo'; its variants are wsd"),
+        ("x = 1", "", "c.py.*get_config"),
+        (PLAIN, ":two", r"c.py.*variant.*'two'"),
+        (VARIANTS, "", r"variant.*--config .*c.py:VARIANT"),
+        (VARIANTS, ":three", "(?s)c.py.*'three'.*Return one of: one, two"),
+        ("def get_config(): return 3", "", r"c.py.*\bint\b"),
+        (VARIANTS, ":", r"c.py:: .*variant"),
+        ("a = 1\nb = = 2\n", "", r"c.py, line 2"),
+        (PRESETS, ":yolo", r"c.py.*'yolo'.*wsd"),
     ],
 )
 def test_configuration_files_that_cannot_be_used(tmp_path, text, variant, message):
@@ -139,25 +139,25 @@ def test_configuration_files_that_cannot_be_used(tmp_path, text, variant, messag
 @pytest.mark.parametrize(
     ("text", "found"),
     [
-        ("from configs.voc_vgg16 import voc_vgg16", "it imports configs.voc_vgg16"),
-        ("import os, configs.spn as base", "it imports configs.spn"),
-        ("from configs import oim_vgg16_voc07", "it imports configs;"),
-        ("def get_config():\n  from configs.spn import spn", "it imports configs.spn"),
-        ("import importlib\nimportlib.import_module('configs.spn')", "it imports configs.spn"),
+        ("from configs.voc_vgg16 import voc_vgg16", "configs.voc_vgg16"),
+        ("import os, configs.spn as base", "configs.spn"),
+        ("from configs import oim_vgg16_voc07", "configs"),
+        ("def get_config():\n  from configs.spn import spn", "configs.spn"),
+        ("import importlib\nimportlib.import_module('configs.spn')", "configs.spn"),
         (
             "from ml_collections import ConfigDict\n"
             "def get_config(): ConfigDict({'method': {}}).neck.dims = (3,)",
-            "it asks for config.neck",
+            "config.neck",
         ),
-        ("def get_config(): return {}['network']", "it asks for config.network"),
+        ("def get_config(): return {}['network']", "config.network"),
     ],
 )
 def test_files_of_version_0_1(tmp_path, text, found):
     with pytest.raises(ConfigError) as error:
         load_config(write(tmp_path, text))
     message = str(error.value)
-    assert message.startswith(f"{tmp_path / 'c.py'} is of version 0.1: {found}")
-    assert message.endswith("CHANGELOG.md has the table")
+    assert message.startswith(f"{tmp_path / 'c.py'} ")
+    assert all(words in message for words in ("0.1", found, "CHANGELOG.md"))
     assert ("wsod_jax.presets" in message) == ("configs" in found)
 
 
@@ -171,14 +171,14 @@ def test_train_py_says_how_a_setting_is_written(capsys):
     line = "--config c.py --workdir w --set config.train.num_steps=3".split()
     with pytest.raises(SystemExit, match="2"):
         train.parse_arguments(line)
-    assert "in train.py write --config.train.num_steps=3" in capsys.readouterr().err
+    assert "--config.train.num_steps=3" in capsys.readouterr().err
 
 
 def test_an_error_inside_a_configuration_file_is_its_own(tmp_path):
     broken = "def get_config(name): return {}['elsewhere']"
     with pytest.raises(KeyError, match="elsewhere"):
         load_config(write(tmp_path, broken) + ":one")
-    with pytest.raises(DataError, match="nowhere.py: no such file"):
+    with pytest.raises(DataError, match="nowhere.py"):
         load_config("nowhere.py:one")
 
 
@@ -203,7 +203,7 @@ def test_settings_are_taken_out_of_the_command_line(parser):
 def test_a_setting_without_a_value_is_refused(parser, capsys, line):
     with pytest.raises(SystemExit, match="2"):
         parse_with_overrides(parser, line)
-    assert "--config.a.b has no value; settings look like --config.a.b=VALUE" in capsys.readouterr().err  # fmt: skip
+    assert "--config.a.b=VALUE" in capsys.readouterr().err
 
 
 def test_options_are_not_guessed(parser):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -67,6 +68,9 @@ def refusal(values, **tables) -> str:
     return str(error.value)
 
 
+WHOLE = described(int)
+
+
 # -- the parser, on classes of its own
 
 
@@ -120,7 +124,7 @@ BAD = [
     ("flag", 1, "True, False"),
     ("count", True, "whole numbers from 1 up"),
     ("count", 1.0, "whole numbers"),
-    ("count", 0, "from 1 up"),
+    ("count", 0, str(COUNT)),
     ("share", True, "numbers from 0 to 1, None"),
     ("share", 1.01, "numbers from 0 to 1"),
     ("share", float("nan"), "numbers from 0 to 1"),
@@ -149,20 +153,20 @@ def test_values_that_do_not_fit_are_refused_with_what_is_allowed(key, value, all
     with pytest.raises(ConfigError) as error:
         parse(Everything, plain({key: value}), {})
     message = str(error.value)
-    assert message.startswith(f"config.{key} is ") and "; allowed are " in message
+    assert message.startswith(f"config.{key} ")
     assert allowed in message
 
 
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"head": {"dims": (0,)}}, "config.head.dims is (0,); allowed are tuples of whole numbers"),
+        ({"head": {"dims": (0,)}}, "config.head.dims is (0,)"),
         ({"head": {"dtype": "float16"}}, "'float32', 'bfloat16'"),
-        ({"head": {"name": "x"}}, "config.head.name does not exist"),
-        ({"head": {"dim": (1,)}}, "Did you mean 'dims'"),
+        ({"head": {"name": "x"}}, "config.head.name"),
+        ({"head": {"dim": (1,)}}, "'dims'"),
         ({"maybe": {"dims": (0,)}}, "config.maybe.dims is (0,)"),
         ({"rules": ({"pattern": "a"}, {"factor": 1})}, "config.rules[1] lacks pattern"),
-        ({"rules": (("a", -1),)}, "config.rules[0].factor is -1; allowed are numbers from 0 up"),
+        ({"rules": (("a", -1),)}, "config.rules[0].factor is -1"),
     ],
 )
 def test_what_is_wrong_inside_a_section_is_named_there(values, message):
@@ -185,7 +189,7 @@ def test_options_with_annotations_that_no_configuration_can_hold_are_refused():
         values: dict = dataclasses.field(default_factory=dict)
 
     Odd.__annotations__["values"] = dict
-    with pytest.raises(TypeError, match="values is annotated with .*dict"):
+    with pytest.raises(TypeError, match="values .*dict"):
         parse(Odd, {"values": {"a": 1}}, {})
 
 
@@ -246,85 +250,85 @@ SECTIONS = {"oim_ir": get_config("oim_ir"), "spn": get_spn_config()}
 )
 def test_unknown_key_suggests_the_closest(key, meant):
     message = refusal(with_value(SECTIONS["oim_ir"], key, 1))
-    assert message.startswith(f"config.{key} does not exist")
-    assert f"Did you mean {meant!r}?" in message
+    assert message.startswith(f"config.{key} ")
+    assert repr(meant) in message
 
 
 def test_option_of_another_method_names_its_owners():
     message = refusal(with_value(SECTIONS["oim_ir"], "method.top_fraction", 0.2))
-    assert "config.method.top_fraction does not exist" in message and "option of mist" in message
+    assert "config.method.top_fraction" in message and "mist" in message
     message = refusal(with_value(get_config("wsddn"), "method.num_stages", 3))
-    assert "config.method.num_stages does not exist" in message and "oicr" in message
+    assert "config.method.num_stages" in message and "oicr" in message
 
 
 @pytest.mark.parametrize(
     ("key", "value", "allowed"),
     [
         ("method.iou_thrs", ("abc", 0.5), "numbers"),
-        ("method.iou_thrs", (0.5, 1.5), "from 0 to 1"),
-        ("method.iou_thrs", (0.6, 0.5), "background <= foreground"),
-        ("method.num_stages", 0, "from 1 up"),
-        ("method.max_nodes", -3, "from 0 up"),
-        ("method.beta", -0.1, "from 0 up"),
-        ("method.alpha", ((0, "5"),), "tuples of tuples (whole numbers"),
+        ("method.iou_thrs", (0.5, 1.5), str(SHARE)),
+        ("method.iou_thrs", (0.6, 0.5), "background"),
+        ("method.num_stages", 0, str(COUNT)),
+        ("method.max_nodes", -3, str(Range(0))),
+        ("method.beta", -0.1, str(Range(0))),
+        ("method.alpha", ((0, "5"),), "tuples"),
         ("method.davg_includes_core", 1, "True, False"),
         ("method.release_core_sign", True, "-1, 1"),
-        ("method.det_temperature", 0.0, "numbers above 0"),
-        ("method.box_head.dims", (64, 0), "from 1 up"),
-        ("method.box_head.dropout_rate", 1, "from 0 to 0.999"),
-        ("backbone.mean", (1.0, 2.0), "tuples (numbers; numbers; numbers)"),
+        ("method.det_temperature", 0.0, str(POSITIVE)),
+        ("method.box_head.dims", (64, 0), str(COUNT)),
+        ("method.box_head.dropout_rate", 1, "0.999"),
+        ("backbone.mean", (1.0, 2.0), "tuples"),
         ("data.root", 7, "text"),
-        ("proposals.max_proposals", "64", "whole numbers"),
-        ("proposals.max_proposals", 0, "from 1 up"),
-        ("train.num_steps", -5, "from 0 up"),
-        ("train.micro_batch", 2.5, "whole numbers"),
+        ("proposals.max_proposals", "64", WHOLE),
+        ("proposals.max_proposals", 0, str(COUNT)),
+        ("train.num_steps", -5, str(Range(0))),
+        ("train.micro_batch", 2.5, WHOLE),
         ("train.flip", "no", "True, False"),
-        ("train.crop_margin", -1, "from 0 up"),
+        ("train.crop_margin", -1, str(Range(0))),
         ("train.ema_decay", "abc", "None"),
-        ("train.ema_decay", 1.0, "numbers from 0 to below 1, None"),
-        ("optim.learning_rate", float("nan"), "from 0 up"),
-        ("optim.groups", (("bias", 2.0),), "tuples of"),
-        ("log.num_pictures", -1, "from 0 up"),
-        ("log.every", 0, "from 1 up"),
-        ("log.checkpoint_every", 0, "from 1 up"),
+        ("train.ema_decay", 1.0, str(BELOW_ONE)),
+        ("optim.learning_rate", float("nan"), str(Range(0))),
+        ("optim.groups", (("bias", 2.0),), "tuples"),
+        ("log.num_pictures", -1, str(Range(0))),
+        ("log.every", 0, str(COUNT)),
+        ("log.checkpoint_every", 0, str(COUNT)),
         ("log.best", "mAP", "'mAP50'"),
-        ("eval.top_k", 0, "from 1 up"),
-        ("eval.iou_thrs", (0.5, 75), "from 0 to 1"),
+        ("eval.top_k", 0, str(COUNT)),
+        ("eval.iou_thrs", (0.5, 75), str(SHARE)),
         ("eval.iou_thrs", "swep", "'sweep'"),
-        ("seed", -1, "from 0 up"),
+        ("seed", -1, str(Range(0))),
     ],
 )
 def test_value_of_another_kind_or_out_of_range(key, value, allowed):
     message = refusal(with_value(SECTIONS["oim_ir"], key, value))
-    assert message.startswith(f"config.{key} is ") and "; allowed are " in message
-    assert allowed in message.partition("; allowed are ")[2]
+    assert message.startswith(f"config.{key} ")
+    assert allowed in message.partition("allowed")[2]
 
 
 @pytest.mark.parametrize(
     ("key", "value", "allowed"),
     [
-        ("method.extra_channels", 0, "from 1 up"),
-        ("method.extra_groups", 0, "from 1 up"),
-        ("method.dropout_rate", 1.0, "from 0 to 0.999"),
-        ("method.soft_proposal.solver", "walks", "Did you mean 'walk'"),
+        ("method.extra_channels", 0, str(COUNT)),
+        ("method.extra_groups", 0, str(COUNT)),
+        ("method.dropout_rate", 1.0, "0.999"),
+        ("method.soft_proposal.solver", "walks", "'walk'"),
         ("method.soft_proposal.solver", "cam", "'walk', 'stationary', 'uniform'"),
-        ("method.soft_proposal.epsilon_factor", 0, "numbers above 0"),
-        ("method.soft_proposal.num_steps", -1, "from 0 up"),
-        ("method.soft_proposal.tolerance", -1e-4, "from 0 up"),
-        ("method.soft_proposal.block_nodes", 0, "from 1 up"),
-        ("eval.maps.threshold", -0.5, "from 0 up"),
+        ("method.soft_proposal.epsilon_factor", 0, str(POSITIVE)),
+        ("method.soft_proposal.num_steps", -1, str(Range(0))),
+        ("method.soft_proposal.tolerance", -1e-4, str(Range(0))),
+        ("method.soft_proposal.block_nodes", 0, str(COUNT)),
+        ("eval.maps.threshold", -0.5, str(Range(0))),
         ("eval.maps.connectivity", 6, "4, 8"),
-        ("eval.maps.boxes", "component", "Did you mean 'components'"),
-        ("eval.maps.nms_thr", 1.1, "from 0 to 1"),
-        ("eval.maps.min_side_px", -1.0, "from 0 up"),
-        ("eval.maps.predicted_thr", 50, "from 0 to 1"),
-        ("eval.maps.pointing_px", -15, "from 0 up"),
-        ("eval.maps.prediction_px", -18, "from 0 up"),
+        ("eval.maps.boxes", "component", "'components'"),
+        ("eval.maps.nms_thr", 1.1, str(SHARE)),
+        ("eval.maps.min_side_px", -1.0, str(Range(0))),
+        ("eval.maps.predicted_thr", 50, str(SHARE)),
+        ("eval.maps.pointing_px", -15, str(Range(0))),
+        ("eval.maps.prediction_px", -18, str(Range(0))),
     ],
 )
 def test_value_of_spn_out_of_range(key, value, allowed):
     message = refusal(with_value(SECTIONS["spn"], key, value))
-    assert message.startswith(f"config.{key} is ") and allowed in message
+    assert message.startswith(f"config.{key} ") and allowed in message
 
 
 @pytest.mark.parametrize(
@@ -350,13 +354,13 @@ def test_value_of_spn_out_of_range(key, value, allowed):
 )
 def test_value_outside_its_choices(key, value, meant):
     message = refusal(with_value(SECTIONS["oim_ir"], key, value))
-    assert message.startswith(f"config.{key} is {value!r}; allowed are ")
-    assert meant is None or f"Did you mean {meant!r}?" in message
+    assert message.startswith(f"config.{key} ") and repr(value) in message
+    assert meant is None or repr(meant) in message
 
 
 def test_error_of_a_constructor_passes_through():
     message = refusal(with_value(SECTIONS["oim_ir"], "method.alpha", ((3, 5.0),)))
-    assert "method.alpha" in message and "ascending steps from 0" in message
+    assert "method.alpha" in message and "ascending" in message
     message = refusal(with_value(SECTIONS["spn"], "method.insert_after", "conv4_1"))
     assert "insert_after" in message and "unit_mean" in message
 
@@ -364,7 +368,7 @@ def test_error_of_a_constructor_passes_through():
 @pytest.mark.parametrize("key", ["num_classes", "max_classes", "backbone", "network"])
 def test_what_the_code_itself_decides_cannot_be_configured(key):
     message = refusal(with_value(SECTIONS["oim_ir"], f"method.{key}", 3))
-    assert f"config.method.{key} does not exist" in message and "It is an option" not in message
+    assert f"config.method.{key}" in message and "classifier" not in message
 
 
 @pytest.mark.parametrize(
@@ -373,7 +377,7 @@ def test_what_the_code_itself_decides_cannot_be_configured(key):
 def test_missing_section(section):
     values = SECTIONS["oim_ir"].to_dict()
     del values[section]
-    assert refusal(values).startswith(f"config lacks {section}")
+    assert re.search(rf"config .*\b{section}\b", refusal(values))
 
 
 @pytest.mark.parametrize(
@@ -391,44 +395,40 @@ def test_missing_key(key):
     section, name = key.split(".")
     del values[section][name]
     message = refusal(values)
-    assert f"config.{section} lacks {name}" in message
+    assert re.search(rf"config\.{section} .*\b{name}\b", message)
     assert (key == "proposals.path") == ("scripts/make_proposals.py" in message)
 
 
-GONE = "was moved to config.{}, which {} lacks; drop it"
-
-
 @pytest.mark.parametrize(
-    ("name", "old", "message"),
+    ("name", "old", "new"),
     [
-        ("oim_ir", "network.roi_size", "is now config.method.roi_size"),
-        ("oim_ir", "neck.dims", "is now config.method.box_head.dims"),
-        ("spn", "soft_proposal.num_steps", "is now config.method.soft_proposal.num_steps"),
-        ("spn", "localization.threshold", "is now config.eval.maps.threshold"),
-        ("spn", "localization.solver", "is now config.method.soft_proposal.solver"),
-        ("spn", "backbone.weights", "is now config.train.init_from: a tuple, () for none"),
-        ("oim_ir", "method.fg_iou_thr", "is now config.method.iou_thrs: 0.5 is (0.5, 0.5)"),
-        ("oim_ir", "network.extra_groups", GONE.format("method.extra_groups", "oim")),
-        ("oim_ir", "soft_proposal.num_steps", GONE.format("method.soft_proposal.num_steps", "oim")),
-        ("oim_ir", "localization.threshold", GONE.format("eval.maps.threshold", "oim")),
-        ("oim_ir", "localization.solver", GONE.format("method.soft_proposal.solver", "oim")),
-        ("spn", "network.num_stages", GONE.format("method.num_stages", "spn")),
-        ("spn", "neck.dims", GONE.format("method.box_head.dims", "spn")),
-        ("wsddn", "network.num_stages", GONE.format("method.num_stages", "wsddn")),
-        ("wsddn", "method.fg_iou_thr", GONE.format("method.iou_thrs", "wsddn")),
+        ("oim_ir", "network.roi_size", "config.method.roi_size"),
+        ("oim_ir", "neck.dims", "config.method.box_head.dims"),
+        ("spn", "soft_proposal.num_steps", "config.method.soft_proposal.num_steps"),
+        ("spn", "localization.threshold", "config.eval.maps.threshold"),
+        ("spn", "localization.solver", "config.method.soft_proposal.solver"),
+        ("spn", "backbone.weights", "config.train.init_from"),
+        ("oim_ir", "method.fg_iou_thr", "config.method.iou_thrs"),
+        ("oim_ir", "network.extra_groups", "config.method.extra_groups"),
+        ("oim_ir", "soft_proposal.num_steps", "config.method.soft_proposal.num_steps"),
+        ("oim_ir", "localization.threshold", "config.eval.maps.threshold"),
+        ("oim_ir", "localization.solver", "config.method.soft_proposal.solver"),
+        ("spn", "network.num_stages", "config.method.num_stages"),
+        ("spn", "neck.dims", "config.method.box_head.dims"),
+        ("wsddn", "network.num_stages", "config.method.num_stages"),
+        ("wsddn", "method.fg_iou_thr", "config.method.iou_thrs"),
     ],
 )
-def test_key_of_version_0_1_is_refused_with_where_it_went(name, old, message):
+def test_key_of_version_0_1_is_refused_with_where_it_went(name, old, new):
     values = get_config("wsddn") if name == "wsddn" else SECTIONS[name]
     told = refusal(with_value(values, old, None))
-    assert f"\n  config.{old} {message}\n" in told and "0.1" in told
+    assert re.search(rf"\n  config\.{old} .*{new}", told) and "0.1" in told
     for refuse in (
         lambda: build.override(values, [f"{old}=1"]),
         lambda: build.change(read(values), [f"{old}=1"]),
     ):
-        with pytest.raises(ConfigError) as error:
+        with pytest.raises(ConfigError, match=rf"0\.1.*config\.{old} .*{new}"):
             refuse()
-        assert str(error.value) == f"an option of version 0.1: config.{old} {message}"
 
 
 @pytest.mark.parametrize("key", ["network.depth", "localization.treshold", "neck.dim"])
@@ -454,13 +454,13 @@ def test_all_old_keys_are_named_at_once():
     values["neck"] = {}
     message = refusal(values)
     for line in ("network.roi_size", "network.pooling", "neck"):
-        assert f"config.{line} is now" in message
+        assert f"config.{line} " in message
 
 
 def test_scales_are_checked_before_the_first_image():
     for section in ("train", "eval"):
         message = refusal(with_value(SECTIONS["oim_ir"], f"{section}.scales", (96, 96)))
-        assert message.startswith(f"config.{section}.scales=(96, 96)") and "distinct" in message
+        assert message.startswith(f"config.{section}.scales=(96, 96)")
         message = refusal(with_value(SECTIONS["oim_ir"], f"{section}.scales", ()))
         assert message.startswith(f"config.{section}.scales=()")
 
@@ -468,14 +468,14 @@ def test_scales_are_checked_before_the_first_image():
 def test_bad_regular_expressions_are_found_when_the_configuration_is_read():
     groups = (("bias", 2.0, 1.0), ("(", 1.0, 1.0))
     message = refusal(with_value(SECTIONS["oim_ir"], "optim.groups", groups))
-    assert message.startswith("config.optim.groups[1].pattern is '(', no regular expression")
+    assert message.startswith("config.optim.groups[1].pattern ") and "'('" in message
     message = refusal(with_value(SECTIONS["oim_ir"], "train.reinit", ("[",)))
-    assert message.startswith("config.train.reinit[0] is '[', no regular expression")
+    assert message.startswith("config.train.reinit[0] ") and "'['" in message
     message = refusal(with_value(SECTIONS["oim_ir"], "optim.decay_steps", (5, 5)))
-    assert message.startswith("config.optim.decay_steps must increase")
+    assert message.startswith("config.optim.decay_steps ")
     group = {"pattern": "bias", "decay_steps": (5, 5)}
     message = refusal(with_value(SECTIONS["oim_ir"], "optim.groups", (group,)))
-    assert message.startswith("config.optim.groups[0], 'bias': config.optim.decay_steps must")
+    assert message.startswith("config.optim.groups[0], 'bias': config.optim.decay_steps ")
 
 
 def test_windows_of_images_exclude_cached_features_and_proposals():
@@ -484,11 +484,11 @@ def test_windows_of_images_exclude_cached_features_and_proposals():
     assert read(values).train.canvases.crop_margin == 8
     values["train"]["cache_features"] = True
     message = refusal(values)
-    assert "crop_margin is 8" in message and "cache_features" in message
+    assert "crop_margin" in message and "cache_features" in message
     values = with_value(SECTIONS["oim_ir"], "train.crop_margin", 8)
     values["train"]["cache_features"] = False
     message = refusal(values)
-    assert "crop_margin is 8" in message and "proposals" in message
+    assert "crop_margin" in message and "proposals" in message
 
 
 def test_cached_features_need_a_frozen_backbone():
@@ -501,11 +501,11 @@ def test_cached_features_need_a_frozen_backbone():
 
 def test_sections_must_suit_the_method():
     message = refusal(with_value(SECTIONS["oim_ir"], "proposals", None))
-    assert "config lacks proposals" in message and "oim" in message
+    assert "proposals" in message and "oim" in message
     message = refusal(with_value(SECTIONS["spn"], "proposals", {"path": "p", "max_proposals": 3}))
-    assert "config.proposals" in message and "'spn' does not read" in message
+    assert "config.proposals" in message and "'spn'" in message
     message = refusal(with_value(SECTIONS["spn"], "log.pictures_every", 2))
-    assert "config.log.pictures_every is 2" in message and "spn mines no boxes" in message
+    assert "config.log.pictures_every is 2" in message and "spn" in message
     message = refusal(with_value(SECTIONS["spn"], "eval.merge", "sum"))
     assert 'config.eval.merge is "sum"' in message and "union" in message
     message = refusal(with_value(SECTIONS["oim_ir"], "eval.maps.threshold", 2.0))
@@ -515,14 +515,14 @@ def test_sections_must_suit_the_method():
     values = with_value(SECTIONS["spn"], "log.best", "mAP50")
     values["data"]["val_split"] = "val"
     message = refusal(values)
-    assert "config.log.best" in message and "spn has none" in message
+    assert "config.log.best" in message and "spn" in message
 
 
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"milestones_every": 4}, ("milestones_every is 4", "every 3 updates", "a multiple")),
-        ({"every": 0}, ("config.log.every is 0", "from 1 up")),
+        ({"milestones_every": 4}, ("milestones_every is 4", " 3 ")),
+        ({"every": 0}, ("config.log.every is 0", str(COUNT))),
     ],
 )
 def test_intervals_that_cannot_be_kept_are_refused(changes, named):
@@ -655,20 +655,20 @@ def test_override_of_a_missing_section_and_of_none_makes_it():
 @pytest.mark.parametrize(
     ("setting", "named"),
     [
-        ("train.num_step=3", ("config.train.num_step", "Did you mean 'num_steps'")),
-        ("evals.nms_thr=3", ("config.evals", "Did you mean 'eval'")),
-        ("method.top_fraction=0.1", ("config.method.top_fraction", "option of mist")),
+        ("train.num_step=3", ("config.train.num_step", "'num_steps'")),
+        ("evals.nms_thr=3", ("config.evals", "'eval'")),
+        ("method.top_fraction=0.1", ("config.method.top_fraction", "mist")),
         ("method.beta.x=0.1", ("config.method.beta", "'x'", "numbers")),
-        ("cues.seed=1", ("config.cues.name is None", "leave config.cues out")),
-        ("cues.name=cut", ("name is 'cut', but no cue source is known here; leave config.cues",)),
+        ("cues.seed=1", ("config.cues.name is None", "config.cues")),
+        ("cues.name=cut", ("name is 'cut'", "config.cues")),
         ("train.init_from=a.npz,b.npz", ("\"train.init_from=('a.npz', 'b.npz')\"", "is 'a.npz,b")),
         ("backbone.frozen=conv1, conv2", ("\"backbone.frozen=('conv1', 'conv2')\"",)),
-        ("method.name=oirc", ("config.method.name is 'oirc'", "Did you mean 'oicr'")),
-        ("train.num_steps=2.5", ("config.train.num_steps is 2.5", "whole numbers")),
-        ("train.num_steps=many", ("config.train.num_steps is 'many'", "whole numbers")),
-        ("train.num_steps", ("'train.num_steps' is no setting", "=")),
-        ("proposals=None", ("config lacks proposals",)),
-        ("seed=True", ("config.seed is True", "whole numbers")),
+        ("method.name=oirc", ("config.method.name is 'oirc'", "'oicr'")),
+        ("train.num_steps=2.5", ("config.train.num_steps is 2.5", WHOLE)),
+        ("train.num_steps=many", ("config.train.num_steps is 'many'", WHOLE)),
+        ("train.num_steps", ("'train.num_steps'", "=")),
+        ("proposals=None", ("config ", "proposals")),
+        ("seed=True", ("config.seed is True", WHOLE)),
     ],
 )
 def test_override_that_is_not_possible(setting, named):
@@ -715,9 +715,9 @@ def test_a_further_pass_changes_what_it_says_and_keeps_the_rest():
     expected = dict(scales=(320,), resize="long", evaluators=("corloc",), passes={})
     assert tests.of_pass("corloc") == dataclasses.replace(config.eval, **expected)
     assert tests.of_pass("coco") == dataclasses.replace(config.eval, merge="sum", passes={})
-    with pytest.raises(ConfigError, match="no pass 'corlok'.* are corloc"):
+    with pytest.raises(ConfigError, match="'corlok'.*corloc"):
         config.eval.of_pass("corlok")
-    with pytest.raises(ConfigError, match="are none"):
+    with pytest.raises(ConfigError, match="'corloc'.*none"):
         EvalOptions().of_pass("corloc")
 
 
@@ -727,7 +727,7 @@ def test_files_of_a_trained_run_may_have_moved():
     assert (changed.data.root, changed.proposals.path) == ("/new", "/p")
     assert build.change(config, ["data.on_bad=skip_all"]).data.on_bad == "skip_all"
     assert "data.on_bad" not in overrides.may_differ(config)  # another training set
-    with pytest.raises(ConfigError, match="train.init_from cannot be set for a trained run"):
+    with pytest.raises(ConfigError, match="train.init_from"):
         build.change(config, ["train.init_from=w"])  # it has started
     assert overrides.locations(config) == ("data.root", "proposals.path", "train.init_from")
 
@@ -742,35 +742,35 @@ def test_solver_and_maps_of_a_trained_run_may_change():
 @pytest.mark.parametrize(
     ("name", "change", "named"),
     [
-        ("oim_ir", "scales=large", ("eval.scales is 'large'", "tuples of whole numbers")),
-        ("oim_ir", "micro_batch=2.5", ("eval.micro_batch is 2.5", "whole numbers")),
-        ("oim_ir", "top_k=True", ("eval.top_k is True", "whole numbers")),
-        ("oim_ir", "iou_thrs=()", ("eval.iou_thrs is empty", "(0.5,)")),
-        ("oim_ir", "nms=0.4", ("eval.nms ", "Did you mean 'nms_thr'")),
-        ("oim_ir", "method.beta=1", ("method.beta cannot be set", "nms_thr", "data.root")),
-        ("oim_ir", "nms_thr", ("'nms_thr' is no setting", "look like nms_thr=0.4")),
-        ("oim_ir", "seed=1", ("seed cannot be set for a trained run",)),
-        ("oim_ir", "method=mist", ("method cannot be set for a trained run",)),
-        ("oim_ir", "num_steps=1", ("train.num_steps cannot be set for a trained run",)),
-        ("oim_ir", "root=/data", ("root is no option of eval", "did you mean data.root")),
-        ("spn", "solver=walk", ("did you mean method.soft_proposal.solver",)),
-        ("spn", "threshold=2", ("did you mean eval.maps.threshold",)),
-        ("oim_ir", "eval=1", ("config.eval.eval does not exist",)),
-        ("oim_ir", "train.num_steps=1", ("train.num_steps cannot be set",)),
-        ("oim_ir", "data.labels_csv=x", ("data.labels_csv does not exist", "folder")),
-        ("oim_ir", "maps.threshold=2", ("eval.maps.threshold is about maps", "oim")),
-        ("spn", "nms_thr=0.4", ("nms_thr is about boxes", "spn", "eval.maps.nms_thr")),
-        ("spn", "top_k=4", ("top_k is about boxes",)),
-        ("spn", "score_thr=0.1", ("score_thr is about boxes",)),
-        ("spn", "average_per_image=4", ("average_per_image is about boxes",)),
-        ("spn", "proposals.path=x", ("proposals.path cannot be set", "spn has no proposals")),
-        ("spn", "maps.treshold=2", ("eval.maps.treshold", "Did you mean 'threshold'")),
+        ("oim_ir", "scales=large", ("eval.scales is 'large'", WHOLE)),
+        ("oim_ir", "micro_batch=2.5", ("eval.micro_batch is 2.5", WHOLE)),
+        ("oim_ir", "top_k=True", ("eval.top_k is True", WHOLE)),
+        ("oim_ir", "iou_thrs=()", ("eval.iou_thrs", "(0.5,)")),
+        ("oim_ir", "nms=0.4", ("eval.nms ", "'nms_thr'")),
+        ("oim_ir", "method.beta=1", ("method.beta", "nms_thr", "data.root")),
+        ("oim_ir", "nms_thr", ("'nms_thr'", "nms_thr=0.4")),
+        ("oim_ir", "seed=1", ("seed", "trained run")),
+        ("oim_ir", "method=mist", ("method", "trained run")),
+        ("oim_ir", "num_steps=1", ("train.num_steps", "trained run")),
+        ("oim_ir", "root=/data", ("root ", "data.root")),
+        ("spn", "solver=walk", ("method.soft_proposal.solver",)),
+        ("spn", "threshold=2", ("eval.maps.threshold",)),
+        ("oim_ir", "eval=1", ("config.eval.eval",)),
+        ("oim_ir", "train.num_steps=1", ("train.num_steps", "trained run")),
+        ("oim_ir", "data.labels_csv=x", ("data.labels_csv", "folder")),
+        ("oim_ir", "maps.threshold=2", ("eval.maps.threshold", "oim")),
+        ("spn", "nms_thr=0.4", ("nms_thr", "spn", "eval.maps.nms_thr")),
+        ("spn", "top_k=4", ("top_k", "boxes", "spn")),
+        ("spn", "score_thr=0.1", ("score_thr", "boxes", "spn")),
+        ("spn", "average_per_image=4", ("average_per_image", "boxes", "spn")),
+        ("spn", "proposals.path=x", ("proposals.path", "spn")),
+        ("spn", "maps.treshold=2", ("eval.maps.treshold", "'threshold'")),
         ("spn", "merge=sum", ("config.eval.merge", "sum")),
-        ("oim_ir", "corloc_split=val", ("now config.eval.passes.corloc.split",)),
-        ("oim_ir", "passes=1", ("eval.passes is 1", "sections by name", "evaluators")),
+        ("oim_ir", "corloc_split=val", ("config.eval.passes.corloc.split",)),
+        ("oim_ir", "passes=1", ("eval.passes is 1", "evaluators")),
         ("oim_ir", "passes.corloc=1", ("eval.passes is {'corloc': 1}",)),
-        ("oim_ir", "passes.corloc.resiz=long", ("Did you mean 'resize'",)),
-        ("oim_ir", "passes.corloc.loader=tf", ("passes.corloc.loader does not exist",)),
+        ("oim_ir", "passes.corloc.resiz=long", ("resiz", "'resize'")),
+        ("oim_ir", "passes.corloc.loader=tf", ("passes.corloc.loader",)),
         ("oim_ir", "passes.corloc.scales=()", ("config.eval.passes.corloc", "scales")),
         ("oim_ir", "passes.corloc.evaluators=corlo", ("'corloc'",)),
     ],
@@ -852,17 +852,17 @@ def test_method_that_cannot_be_hashed_is_refused_by_name():
     class GreedyToy(Toy):
         teacher: Any
 
-    assert "ListToy cannot be hashed" in refusal(toy_values(), methods={"toy": ListToy})
+    assert "ListToy" in refusal(toy_values(), methods={"toy": ListToy})
     for cls in (MutableToy, BareToy):
         message = refusal(toy_values(), methods={"toy": cls})
-        assert f"{cls.__name__} is no frozen dataclass" in message
+        assert cls.__name__ in message and "frozen" in message
     message = refusal(toy_values(), methods={"toy": GreedyToy})
     assert "teacher" in message and "default" in message
 
 
 def test_cues_are_there_if_and_only_if_the_method_asks():
     tables = {"methods": {"toy": AskingToy}, "cues": {"cutter": Cutter}}
-    assert "asks for cues" in refusal(toy_values(), **tables)
+    assert "config.cues" in refusal(toy_values(), **tables)
     values = {**toy_values(), "cues": {"name": "cutter", "margin": 3}}
     config = build.read_config(values, **tables)
     assert build.cue_source(config, "images", None) == Cutter(
@@ -874,7 +874,7 @@ def test_cues_are_there_if_and_only_if_the_method_asks():
     )
     tables["methods"] = {"toy": Toy}
     message = refusal(values, **tables)
-    assert "config.cues is 'cutter'" in message and "asks for no cues" in message
+    assert "config.cues is 'cutter'" in message and "toy" in message
 
 
 def test_rows_that_are_other_regions_in_every_view_are_joined():
@@ -944,7 +944,7 @@ def classifier(**options):
 @pytest.mark.parametrize("options", [{}, {"activation": "softmax"}])
 def test_softmax_is_refused_where_an_image_shows_two_classes(options, caplog):
     check_labels(classifier(**options), labelled((1, 0), (0, 1)))
-    with pytest.raises(DataError, match="'i1', with cat, dog"):
+    with pytest.raises(DataError, match="'i1'.*cat, dog"):
         check_labels(classifier(**options), labelled((1, 0), (1, 1)))
     assert not caplog.records
 
@@ -967,7 +967,7 @@ def test_labels_of_methods_without_an_activation_are_free(caplog):
 def test_data_without_boxes_cannot_be_measured(tmp_path):
     data = {"reader": "folder", "folder": str(tmp_path), "labels_csv": "labels.csv"}
     config = read({**SECTIONS["oim_ir"].to_dict(), "data": data})
-    with pytest.raises(ConfigError, match=r"Folder has no boxes.*scripts/predict.py"):
+    with pytest.raises(ConfigError, match=r"boxes.*scripts/predict.py"):
         training_data.read_ground_truth(config, "trainval")
 
 
@@ -1024,7 +1024,7 @@ def test_what_differs_between_runs_is_told_once():
 def test_missing_weights_say_how_to_get_them(tmp_path):
     path = str(tmp_path / "vgg16.npz")
     config = read(with_value(SECTIONS["oim_ir"], "train.init_from", (path,)))
-    with pytest.raises(DataError, match=r"No weights at .*vgg16.npz.*scripts/convert_weights.py"):
+    with pytest.raises(DataError, match=r"vgg16.npz.*scripts/convert_weights.py"):
         runs.warm_start(config)
     assert runs.warm_start(read(with_value(SECTIONS["oim_ir"], "train.init_from", ()))) is None
 
@@ -1050,7 +1050,7 @@ def test_weights_reach_backbone_and_box_head_and_those_of_another_network_do_not
 
     values["backbone"] = {"name": "vgg16", "frozen": ("conv1",)}
     values["train"]["cache_features"] = False
-    with pytest.raises(DataError, match="architecture is 'tiny' in the file and 'vgg16'"):
+    with pytest.raises(DataError, match="architecture .*'tiny'.*'vgg16'"):
         runs.warm_start(read(values))
 
 

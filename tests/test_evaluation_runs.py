@@ -83,7 +83,7 @@ def test_what_is_interrupted_goes_on_and_ends_the_same(trained_run, tmp_path, mo
             kept += [stop(patch, number, error)]
             measure(trained_run, out, *one_by_one, status=status)
         if status == 130:
-            assert "the same command goes on" in capsys.readouterr().err
+            assert "same command" in capsys.readouterr().err
             assert not (out / "4" / "report.json").exists()
             (log,) = (out / "4").glob(".test*")
             log.write_bytes(log.read_bytes()[:-7])  # the third image, as a kill would leave it
@@ -165,7 +165,7 @@ def test_passes_are_chosen_by_name(evaluated, trained_run, tmp_path, capsys):
     assert one["COCO AR_100"] == one["COCO AR_1"] <= everything["COCO AR_1"]
     named = ["--passes", "corlok"]
     given = ["--workdir", trained_run.workdir, "--out", tmp_path / "c", *named]
-    refused(evaluate.main, given, "no pass 'corlok'.* are corloc", capsys)
+    refused(evaluate.main, given, "'corlok'.*corloc", capsys)
     assert not (tmp_path / "c").exists()
 
 

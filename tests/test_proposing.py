@@ -1,6 +1,7 @@
 """Proposals out of a run's maps: their file, resumption, what is refused, and a detector that reads them."""
 
 import dataclasses
+import re
 import shutil
 
 import jax
@@ -80,7 +81,7 @@ def test_the_generator_tells_method_step_weights_and_options(spn_run, images, ma
         assert words in ProposalSet.read_generator(out)
     other = ProposalSet.read_generator(tmp_path / "0.npz")
     assert other.split("weights ")[1][:8] != name.split("weights ")[1][:8]
-    with pytest.raises(DataError, match=r"step 4.*not.*step 2.*choose another output"):
+    with pytest.raises(DataError, match=r"step 4.*step 2"):
         propose_fields(spn_run.workdir, images, made, options=FEW, step=2)
 
 
@@ -119,9 +120,9 @@ def test_unreadable_images_are_named_and_left_out(spn_run, images, tmp_path):
 
 def test_runs_that_rank_no_receptive_fields_are_refused(spn_run, trained_run, images, tmp_path):
     out = tmp_path / "out.npz"
-    with pytest.raises(ConfigError, match=r"trained with oim, which makes no proposal maps.*SPN"):
+    with pytest.raises(ConfigError, match=r"oim.*SPN"):
         propose_fields(trained_run.workdir, images, out)
-    with pytest.raises(ConfigError, match=r"are uniform.*method.soft_proposal.solver=walk"):
+    with pytest.raises(ConfigError, match=r"uniform.*method.soft_proposal.solver=walk"):
         propose_fields(
             spn_run.workdir, images, out, changes=("method.soft_proposal.solver=uniform",)
         )
@@ -132,7 +133,7 @@ def test_runs_that_rank_no_receptive_fields_are_refused(spn_run, trained_run, im
     damaged = tmp_path / "4"
     shutil.copytree(spn_run.workdir / "checkpoints" / "4", damaged)
     (damaged / "metadata" / "metadata").write_text("{}")
-    with pytest.raises(DataError, match="cannot be used"):
+    with pytest.raises(DataError, match=str(damaged)):
         propose_fields(damaged, images, out)
     assert not list(tmp_path.glob("out*"))
 
@@ -147,7 +148,7 @@ def test_the_field_of_a_proposal_map_has_the_extra_convolution(backbone):
     extra = field()
     assert extra.size_px == own.size_px + 2 * own.stride_px
     assert (extra.stride_px, extra.centre_px) == (own.stride_px, own.centre_px)
-    with pytest.raises(ConfigError, match="insert_after is 'conv3_2'.*None"):
+    with pytest.raises(ConfigError, match="insert_after.*'conv3_2'"):
         field(insert_after="conv3_2", soft_proposal=SoftProposal(unit_mean=True))
 
 
@@ -180,7 +181,7 @@ def test_script_makes_them_and_compares_recall(spn_run, tmp_path, capsys):
     compared = ["--report", "--beside", str(spn_run.proposals)]
     assert make_proposals.main([*arguments, "--aspects", "0.5", "2", *compared]) == 0
     printed = capsys.readouterr().out
-    assert f"Wrote {out}: 4 images, 150 proposals per image" in printed
+    assert re.search(rf"{out}: 4 images, 150 proposals", printed)
     table = printed.split("at most")[1].splitlines()
     assert [line.split()[:2] for line in table[1:4]] == [
         [str(out), "100"],
@@ -193,7 +194,7 @@ def test_script_makes_them_and_compares_recall(spn_run, tmp_path, capsys):
     for options, message in (
         (["--step", "3"], "step 3"),
         (["--set", "scalse=(96,)"], "scales"),
-        (["--report", "--beside", "none.npz"], "none.npz: no such proposals file"),
+        (["--report", "--beside", "none.npz"], "none.npz"),
     ):
         refused(make_proposals.main, [*arguments, *options], message, capsys)
 
@@ -201,16 +202,16 @@ def test_script_makes_them_and_compares_recall(spn_run, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--num", "5"], "--num needs --from_run"),
-        (["--step", "0"], "--step needs --from_run"),
-        (["--from_run", "r", "--import", "a.mat"], "choose one"),
-        (["--beside", "a.npz"], "--beside needs --report"),
+        (["--num", "5"], "--num .*--from_run"),
+        (["--step", "0"], "--step .*--from_run"),
+        (["--from_run", "r", "--import", "a.mat"], "--from_run"),
+        (["--beside", "a.npz"], "--beside .*--report"),
     ],
 )
 def test_script_refuses_options_that_have_no_say(arguments, message, capsys):
     with pytest.raises(SystemExit):
         make_proposals.main(["--data", "d", "--out", "o.npz", *arguments])
-    assert message in capsys.readouterr().err
+    assert re.search(message, capsys.readouterr().err)
 
 
 def test_a_detector_trains_on_them(trained_run, made):

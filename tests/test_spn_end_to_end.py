@@ -79,7 +79,7 @@ def test_resumed_equals_straight_and_how_maps_are_read_may_change(spn_run, confi
 def test_labels_must_suit_the_activation(config, tmp_path, caplog):
     config.train.num_steps = 0
     config.method.activation = "softmax"
-    with pytest.raises(DataError, match="softmax learns one class.*activation='sigmoid'"):
+    with pytest.raises(DataError, match="softmax .*activation='sigmoid'"):
         train(config, tmp_path / "many")
     assert not (tmp_path / "many").exists()
     objects = {
@@ -91,7 +91,7 @@ def test_labels_must_suit_the_activation(config, tmp_path, caplog):
     assert "activation" not in caplog.text
     config.method.activation = "sigmoid"
     train(config, tmp_path / "several")
-    assert "config.method.activation='softmax' makes use of that" in caplog.text
+    assert "config.method.activation='softmax'" in caplog.text
 
 
 def test_weights_of_another_backbone_are_refused(config, tmp_path):
@@ -101,7 +101,7 @@ def test_weights_of_another_backbone_are_refused(config, tmp_path):
     save_weights(
         config.train.init_from[0], {"conv1_1": {"kernel": kernel}}, other | {"source": "a test"}
     )
-    with pytest.raises(DataError, match="pixels is 'caffe' in the file and 'torchvision'"):
+    with pytest.raises(DataError, match="pixels .*'caffe'.*'torchvision'"):
         train(config, tmp_path / "run")
     assert not checkpoint_steps(tmp_path / "run")
 
@@ -111,7 +111,7 @@ def test_layer_to_insert_after_must_exist(config, tmp_path):
     with pytest.raises(ConfigError, match="insert_after.*unit_mean"):
         train(config, tmp_path / "run")
     config.method.soft_proposal.unit_mean = True
-    with pytest.raises(ConfigError, match="'conv5_3', which is no layer of TinyNet.*conv4_2"):
+    with pytest.raises(ConfigError, match="'conv5_3'.*TinyNet.*conv4_2"):
         train(config, tmp_path / "run")
 
 
@@ -224,13 +224,13 @@ def test_another_proposal_map_at_test(evaluated, spn_run, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--set", "maps.treshold=2"], "maps.treshold does not exist.*'threshold'"),
+        (["--set", "maps.treshold=2"], "maps.treshold .*'threshold'"),
         (
             ["--set", "method.soft_proposal.solver=cam"],
-            "soft_proposal.solver is 'cam'; allowed are 'walk'",
+            "soft_proposal.solver is 'cam'.*'walk'",
         ),
-        (["--set", "eval.maps.nms_thr=7"], "maps.nms_thr is 7; allowed are numbers"),
-        (["--set", "method.soft_proposal.num_steps=3"], "num_steps cannot be set"),
+        (["--set", "eval.maps.nms_thr=7"], "maps.nms_thr is 7"),
+        (["--set", "method.soft_proposal.num_steps=3"], "num_steps .*trained run"),
         (["--set", "localization.threshold=2"], "localization.threshold .*eval.maps.threshold"),
         (["--together_with", "nowhere"], "nowhere"),
         (["--energy_of", "nowhere.npz"], "nowhere.npz"),
@@ -287,12 +287,12 @@ def test_runs_that_cannot_be_joined(spn_run, trained_run, tmp_path, capsys):
     name = load_checkpoint(spn_run.workdir).metadata["class_names"][0]
     edit_metadata(tmp_path / "run", json.dumps(name), '"unicorn"')
     joined = ["--workdir", spn_run.workdir, "--out", tmp_path / "o", "--together_with"]
-    refused(evaluate.main, [*joined, tmp_path / "run"], "trained for unicorn", capsys)
-    message = "--together_with .*'oim' makes no maps"
+    refused(evaluate.main, [*joined, tmp_path / "run"], "unicorn", capsys)
+    message = "--together_with .*'oim'"
     refused(evaluate.main, [*joined, trained_run.workdir], message, capsys)
     boxes = ["--workdir", trained_run.workdir, "--out", tmp_path / "o"]
     for option in (["--compare"], ["--energy_of", "x.npz"], ["--together_with", spn_run.workdir]):
-        message = f"{option[0]} is for methods with maps.*'oim'"
+        message = f"{option[0]} .*maps.*'oim'"
         refused(evaluate.main, [*boxes, *option], message, capsys)
 
 
@@ -309,7 +309,6 @@ def test_image_that_cannot_be_read_is_missed(evaluated, spn_run, tmp_path, truth
     for record, total in zip(broken, (4, 8), strict=True):
         told = [text for text in report["left_out"] if f"({record.image_id})" in text]
         assert len(told) == 1 and f"1 of {total} images of" in told[0]
-        assert "could not be read" in told[0] and "count as missed" in told[0]
     points = points_of(evaluated / "4", truth[2])  # of the same weights and the whole files
     points[0] = [(-1e9, -1e9)] * len(points[0])
     assert points_of(tmp_path / "o" / "4", truth[2]) == points

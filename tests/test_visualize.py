@@ -166,9 +166,7 @@ def test_mining_can_be_told_where_files_lie_and_nothing_else(
     run = ["pseudo", "--checkpoint", str(trained_run.workdir), "--out", str(tmp_path)]
     assert visualize([*run, "--set", "proposals.path=moved.npz"]) == 1
     assert "moved.npz" in capsys.readouterr().err
-    refused(
-        visualize, [*run, "--set", "nms_thr=0.4"], "'nms_thr=0.4'.*allowed are data.root", capsys
-    )
+    refused(visualize, [*run, "--set", "nms_thr=0.4"], "'nms_thr=0.4'.*data.root", capsys)
 
 
 def has_colour(path, colour):
@@ -271,19 +269,19 @@ def test_objectness(visualize, trained_run, tmp_path, capsys):
     assert visualize([*one_run, "--steps", "3"]) == 1
     assert visualize(["objectness", "--workdir", str(tmp_path), *out]) == 1
     messages = capsys.readouterr().err
-    for part in ("no class 'fishes'", "no checkpoint of step 3", "there are no checkpoints in"):
+    for part in ("'fishes'", "step 3", "no checkpoints"):
         assert part in messages
 
 
 @pytest.mark.parametrize(
     ("command", "change", "message"),
     [
-        ("pseudo", lambda m: m["class_names"].reverse(), "but the checkpoint was trained for"),
-        ("graphs", lambda m: m["config"].update(method={"name": "oicr"}), "the graphs are OIM's"),
+        ("pseudo", lambda m: m["class_names"].reverse(), "trained for"),
+        ("graphs", lambda m: m["config"].update(method={"name": "oicr"}), "OIM"),
         (
             "pseudo",
             lambda m: (m.update(method="wsddn"), m["config"].update(method={"name": "wsddn"})),
-            "'wsddn', which mines no pseudo boxes",
+            "'wsddn'",
         ),
     ],
 )

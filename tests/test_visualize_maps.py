@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import shutil
 
 import jax
@@ -77,7 +78,7 @@ def test_proposal_maps(spn_run, tmp_path, capsys):
     assert main([*command, "--class", "fishes"]) == 1
     assert main([*command, "--steps", "3"]) == 1
     messages = capsys.readouterr().err
-    for part in ("has no image '000009'", "no class 'fishes'", "no checkpoint of step 3"):
+    for part in ("'000009'", "'fishes'", "step 3"):
         assert part in messages
 
 
@@ -176,7 +177,7 @@ def test_walk(spn_run, tmp_path, capsys):
     assert main(command) == 0  # an image and eight maps: two rows of five
     assert shape(out / "000009.png")[1] > few[1]
     assert main([*command, "--step", "3"]) == 1
-    assert "no checkpoint of step 3" in capsys.readouterr().err
+    assert "step 3" in capsys.readouterr().err
     with pytest.raises(SystemExit, match="2"):
         main([*command, "--walk_steps", "-1"])
 
@@ -247,18 +248,18 @@ def test_energy_needs_runs_or_data_with_proposals(spn_run, tmp_path, capsys):
         with pytest.raises(SystemExit, match="2"):
             main(command)
     messages = capsys.readouterr().err
-    assert "one of the arguments --data --workdir is required" in messages
-    assert "--workdir: not allowed with argument --data" in messages
+    assert "--data --workdir" in messages
+    assert "--workdir: " in messages
     pictures = ["energy", "--data", str(spn_run.data / "JPEGImages"), *out, *files]
     for command, message in (
-        ([*data, "--split", "test"], "--data without --proposals"),
-        ([*data, *files], "choose --split"),
-        ([*data, *files, "--split", "test", "--steps", "4"], "--steps and --set are of runs"),
+        ([*data, "--split", "test"], "--proposals"),
+        ([*data, *files], "--split"),
+        ([*data, *files, "--split", "test", "--steps", "4"], "--steps"),
         (
             [*data, *files, "--split", "test", "--set", "scales=(48,)"],
-            "--steps and --set are of runs",
+            "--steps",
         ),
-        (pictures, "no boxes of objects"),
+        (pictures, "no boxes"),
     ):
         assert main(command) == 1
         assert message in capsys.readouterr().err
@@ -275,15 +276,15 @@ def test_energy_of_data_that_do_not_fit(spn_run, tmp_path, capsys):
     )
     other.save(tmp_path / "other.npz")
     assert main([*command, "--proposals", str(tmp_path / "other.npz")]) == 1
-    assert "no proposals for 4 of the 4 images" in capsys.readouterr().err
+    assert "4 of the 4 images" in capsys.readouterr().err
     bare = tmp_path / "bare"
     shutil.copytree(spn_run.data, bare)
     for image_id in (bare / "ImageSets" / "Main" / "test.txt").read_text().split():
         (bare / "Annotations" / f"{image_id}.xml").unlink()
     assert main([*command, "--set", f"data.root={bare}"]) == 1
-    assert "no boxes of objects" in capsys.readouterr().err
+    assert "no boxes" in capsys.readouterr().err
     assert main([*command, "--steps", "1"]) == 1
-    assert "no checkpoint of step 1" in capsys.readouterr().err
+    assert "step 1" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
@@ -292,6 +293,6 @@ def test_runs_without_maps_or_checkpoints(trained_run, tmp_path, capsys, command
     flag = "--checkpoint" if command == "walk" else "--workdir"
     out = ["--out", str(tmp_path / "out")]
     assert main([command, flag, str(trained_run.workdir), *out]) == 1
-    assert "is a run of oim, which makes no proposal map; give a run of spn" in capsys.readouterr().err  # fmt: skip
+    assert re.search("oim.*spn", capsys.readouterr().err)
     assert main([command, flag, str(tmp_path), *out]) == 1
-    assert f"there is no checkpoint in {tmp_path}" in capsys.readouterr().err
+    assert str(tmp_path) in capsys.readouterr().err

@@ -101,16 +101,16 @@ def test_area_ratios_agree_with_the_loops(seed, num_objects):
 def test_what_has_no_energy_is_refused():
     box = np.array([[0, 0, 2, 2]])
     for scores in ([-0.1], [np.inf], [1.0, 2.0]):
-        with pytest.raises(DataError, match="one per box"):
+        with pytest.raises(DataError, match="scores"):
             boxes_energy_map(box, np.array(scores), 4, 4)
     truth, sizes = squares([2, 4])
-    with pytest.raises(DataError, match="boxes of 1 images"):
+    with pytest.raises(DataError, match="boxes of 1 "):
         proposal_energies([box], None, truth, sizes)
-    with pytest.raises(DataError, match="scores of 1 images"):
+    with pytest.raises(DataError, match="scores of 1 "):
         proposal_energies([box, box], [np.ones(1)], truth, sizes)
     with pytest.raises(DataError, match="height, width"):
         proposal_energies([box, box], None, truth, sizes[:1])
-    with pytest.raises(DataError, match="one per image"):
+    with pytest.raises(DataError, match="per image"):
         energy_by_size(np.ones(3), truth, sizes)
 
 

@@ -174,10 +174,10 @@ def test_a_map_without_cells_gives_the_whole_image(shape):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"nms_thr": 1.5}, "nms_thr is 1.5.*0 to 1"),
+        ({"nms_thr": 1.5}, "nms_thr.* 1.5.* 0 .* 1"),
         ({"nms_thr": -0.1}, "nms_thr"),
-        ({"num": 0}, "num is 0.*at least 1"),
-        ({"sizes": ()}, r"sizes are \(\).*at least one"),
+        ({"num": 0}, "num .* 0"),
+        ({"sizes": ()}, r"sizes .* \(\)"),
         ({"sizes": (1.0, 0.0)}, "sizes are.*> 0"),
         ({"sizes": (float("inf"),)}, "sizes are"),
         ({"aspects": (float("nan"),)}, "aspects are"),

@@ -68,13 +68,13 @@ def test_selective_search_mat(tmp_path, dtype):
     assert_imported(result)
     assert result.unused == 0 and result.clipped == 0
     assert result.proposals.scores is None
-    assert result.proposals.generator == "imported selective search file ss.mat"
+    assert result.proposals.generator.endswith("ss.mat")
 
 
 def test_mat_without_ids_goes_by_order_and_must_have_as_many_images(tmp_path):
     path = write_mat(tmp_path / "ss.mat", [MATLAB, MATLAB[:1], MATLAB[:2]], None)
     assert_imported(import_proposals(path, images()))
-    with pytest.raises(DataError, match="names no images, and has boxes for 3 where .* has 2"):
+    with pytest.raises(DataError, match="3 .*2"):
         import_proposals(path, images(IDS[:2]))
 
 
@@ -87,7 +87,7 @@ def test_mcg_folder_with_scores(tmp_path):
     np.testing.assert_array_equal(result.proposals.get_scores(IDS[0]), np.float32([1, 0.5, 0]))
     assert import_proposals(tmp_path, images(IDS[:2])).unused == 1
     (tmp_path / f"{IDS[1]}.mat").unlink()
-    with pytest.raises(DataError, match="no boxes for 1 of the 3 images.*000007"):
+    with pytest.raises(DataError, match="1 of the 3 .*000007"):
         import_proposals(tmp_path, images())
 
 
@@ -140,26 +140,26 @@ def test_images_of_the_file_that_were_not_asked_for_are_counted(tmp_path):
     path = write_pickle(tmp_path / "p.pkl", [DETECTRON] * 3, [5, 6, 7])
     result = import_proposals(path, images(IDS[:2]))
     assert result.unused == 1 and result.proposals.ids == IDS[:2]
-    assert "1 further images" in result.summary
+    assert "1 further" in result.summary
 
 
 def test_counts_and_ids_are_checked(tmp_path):
     path = tmp_path / "p.pkl"
-    with pytest.raises(DataError, match="has no boxes for 2 of the 3 images.*'000007'"):
+    with pytest.raises(DataError, match="2 of the 3 .*'000007'"):
         import_proposals(write_pickle(path, [DETECTRON], [5]), images())
-    with pytest.raises(DataError, match="2 image ids but boxes for 1 images"):
+    with pytest.raises(DataError, match="2 .* 1 "):
         import_proposals(write_pickle(path, [DETECTRON], [5, 7]), images())
-    with pytest.raises(DataError, match="an image occurs twice"):
+    with pytest.raises(DataError, match="twice"):
         import_proposals(write_pickle(path, [DETECTRON] * 2, [5, 5]), images(IDS[:1]))
-    with pytest.raises(DataError, match="not distinct as numbers"):
+    with pytest.raises(DataError, match="distinct"):
         import_proposals(write_pickle(path, [DETECTRON], [5]), images(("a5", "b5")))
-    with pytest.raises(DataError, match=r"needs `boxes` and `indexes` \(or `ids`\), found"):
+    with pytest.raises(DataError, match=r"`boxes`.*`indexes`.*`ids`.*'names'"):
         import_proposals(write_pickle(path, [DETECTRON], [5], key="names"), images())
-    with pytest.raises(DataError, match="an image has 3 boxes but 1 scores"):
+    with pytest.raises(DataError, match="3 boxes.* 1 scores"):
         scores = [np.ones(1)]
         import_proposals(write_pickle(path, [DETECTRON], [5], scores=scores), images(IDS[:1]))
     mat = write_mat(tmp_path / "ss.mat", [MATLAB] * 2, ("x", "y"))
-    with pytest.raises(DataError, match="no boxes for 3 of the 3 images.*its own first is 'x'"):
+    with pytest.raises(DataError, match="3 of the 3 .*'x'"):
         import_proposals(mat, images())
 
 
@@ -250,13 +250,13 @@ def test_boxes_of_other_images_are_refused_and_a_pixel_is_clipped(tmp_path):
     result = import_proposals(write_pickle(path, [np.array([[0, 0, WIDTH, HEIGHT]])], [5]), one)
     assert result.clipped == 1
     assert result.proposals.get(IDS[0]).tolist() == [[0, 0, WIDTH, HEIGHT]]
-    with pytest.raises(DataError, match=r"leaves image '000005', which has 30×20 pixels"):
+    with pytest.raises(DataError, match=r"'000005'.*30×20"):
         import_proposals(write_pickle(path, [np.array([[0, 0, HEIGHT, WIDTH]])], [5]), one)
-    with pytest.raises(DataError, match="leaves image"):
+    with pytest.raises(DataError, match="'000005'.*30×20"):
         import_proposals(write_pickle(path, [np.array([[0, 0, np.nan, 4]])], [5]), one)
-    with pytest.raises(DataError, match="has no area"):
+    with pytest.raises(DataError, match="area"):
         import_proposals(write_pickle(path, [np.array([[5, 5, 2, 9]])], [5]), one)
-    with pytest.raises(DataError, match=r"must be \[k, 4\], found \[2, 5\]"):
+    with pytest.raises(DataError, match=r"\[k, 4\].*\[2, 5\]"):
         import_proposals(write_pickle(path, [np.ones((2, 5))], [5]), one)
 
 
@@ -264,19 +264,19 @@ def test_boxes_of_other_images_are_refused_and_a_pixel_is_clipped(tmp_path):
 def test_broken_mat_files(tmp_path, content):
     path = tmp_path / "ss.mat"
     path.write_bytes(content)
-    with pytest.raises(DataError, match="not a readable .mat file|needs a cell array"):
+    with pytest.raises(DataError, match=r"ss\.mat"):
         import_proposals(path, images())
 
 
 def test_truncated_and_foreign_mat_files(tmp_path):
     path = write_mat(tmp_path / "ss.mat", [MATLAB] * 3)
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(DataError, match="not a readable .mat file"):
+    with pytest.raises(DataError, match=r"ss\.mat.*readable"):
         import_proposals(path, images())
     savemat(path, {"other": 1})
-    with pytest.raises(DataError, match=r"needs a cell array `boxes`.*found \['other'\]"):
+    with pytest.raises(DataError, match=r"`boxes`.*\['other'\]"):
         import_proposals(path, images())
-    with pytest.raises(DataError, match="ends in '.txt'|is no file"):
+    with pytest.raises(DataError, match=r"p\.txt"):
         import_proposals(tmp_path / "p.txt", images())
 
 
@@ -302,7 +302,7 @@ def test_a_malicious_pickle_does_not_run(tmp_path, protocol, where):
     }[where]
     path = tmp_path / "p.pkl"
     path.write_bytes(pickle.dumps(content, protocol=protocol))
-    with pytest.raises(DataError, match=r"it names (posix|nt|os)\.system"):
+    with pytest.raises(DataError, match=r"(posix|nt|os)\.system"):
         import_proposals(path, images(IDS[:1]))
     assert not victim.exists()
     pickle.loads(path.read_bytes())  # the payload is live: without the restriction it runs
@@ -323,7 +323,7 @@ def test_a_malicious_pickle_does_not_run(tmp_path, protocol, where):
 def test_other_functions_are_refused_by_name(tmp_path, payload):
     path = tmp_path / "p.pkl"
     path.write_bytes(pickle.dumps({"boxes": payload}))
-    with pytest.raises(DataError, match="it names .*, which arrays do not need"):
+    with pytest.raises(DataError, match=rf"p\.pkl.*{payload.reduced[0].__name__}"):
         load_arrays(path)
 
 
@@ -360,7 +360,7 @@ def test_a_list_within_itself_is_refused(tmp_path):
 
 
 def test_missing_pickle(tmp_path):
-    with pytest.raises(DataError, match="cannot be read"):
+    with pytest.raises(DataError, match=r"none\.pkl"):
         load_arrays(tmp_path / "none.pkl")
 
 
@@ -388,4 +388,4 @@ def test_script_imports(tmp_path, capsys):
     assert make_proposals.main([*arguments, "--out", str(tmp_path / "p.npz"), "--report"]) == 0
     assert ProposalSet.load(tmp_path / "p.npz").counts.tolist() == [3, 3]
     printed = capsys.readouterr().out
-    assert "Converted" in printed and "3 proposals per image on 2 images" in printed
+    assert "Converted" in printed and "3 proposals per image" in printed

@@ -71,7 +71,7 @@ def test_malicious_pickles_do_not_run(tmp_path, name, write):
         read(path)
     assert not proof.exists()
     if name != "bare.pth":  # that one is refused before its pickle is looked into
-        assert "system" in str(caught.value) and "nothing of it was run" in str(caught.value)
+        assert "system" in str(caught.value)
     pickle.loads(pickled)
     assert proof.exists()  # the payload works where nothing holds it back
 
@@ -173,14 +173,14 @@ def test_tensors_stay_within_their_storage(tmp_path, view):
 def test_files_that_are_something_else(tmp_path):
     path = tmp_path / "x.pth"
     path.write_bytes(b"not a pickle at all")
-    with pytest.raises(DataError, match="Re-save it"):
+    with pytest.raises(DataError, match="x.pth"):
         read_torch_file(path)
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("readme.txt", "hello")
-    with pytest.raises(DataError, match="not one that torch.save wrote"):
+    with pytest.raises(DataError, match="torch.save"):
         read_torch_file(path)
     as_torch_zip(path, pickle.dumps({"epoch": 3}, protocol=2))
-    with pytest.raises(DataError, match="without tensors"):
+    with pytest.raises(DataError, match="tensors"):
         read_torch_file(path)
 
 

@@ -73,7 +73,7 @@ def test_wrong_labels_are_refused(labels):
 
 
 def test_an_id_occurs_once():
-    with pytest.raises(DataError, match="'a' occurs twice"):
+    with pytest.raises(DataError, match="'a'.*twice"):
         ImageSet("set", ("cat",), (record("a", (1,)), record("a", (0,))))
 
 
@@ -94,8 +94,8 @@ def test_training_drops_images_without_positive_and_warns(caplog):
     assert kept.image_ids == ("i0", "i2")
     assert kept.counts["no_positive_label"] == 2
     text = caplog.text
-    assert "2 images without a positive label" in text
-    assert "every image contains class 'cat': no MIL signal" in text
+    assert "2 images" in text
+    assert "every image contains class 'cat'" in text
     assert "no image contains class 'cow'" in text
     assert "'dog'" not in text
 
@@ -107,7 +107,7 @@ def test_training_is_silent_about_a_sound_set(caplog):
 
 
 def test_training_without_any_positive_is_an_error():
-    with pytest.raises(DataError, match="none of its 2 images"):
+    with pytest.raises(DataError, match=" 2 images"):
         training_images(image_set((0, 0), (-1, 0)))
 
 
@@ -119,12 +119,12 @@ def test_images_of_one_class_each_suit_softmax():
 
 @pytest.mark.parametrize(
     ("labels", "message"),
-    [((1, 1), "1 of 4 images .* 'i2', with cat, dog"), ((0, -1), "'i2', with none")],
+    [((1, 1), "1 of 4 .*'i2'.*cat, dog"), ((0, -1), "'i2'.*none")],
 )
 def test_other_images_do_not_suit_softmax(labels, message):
     images = image_set((1, 0), (0, 1), labels, (1, 0))
     assert not is_single_label(images)
-    with pytest.raises(DataError, match=f"softmax learns one class.*{message}.*'sigmoid'"):
+    with pytest.raises(DataError, match=f"softmax.*{message}.*'sigmoid'"):
         check_single_label(images)
 
 
@@ -177,25 +177,25 @@ def test_box_set_selection_and_largest_number_of_boxes():
     ("boxes", "message"),
     [
         (boxes_of((0, 0, 1, np.nan)), "not finite"),
-        (boxes_of((3, 0, 1, 1)), "x2 < x1"),
-        (boxes_of((0, 0, 1, 1), classes=(2,)), "outside 0 to 1"),
-        (boxes_of((0, 0, 1, 1), classes=(-1,)), "outside 0 to 1"),
-        (boxes_of((0, 0, 1, 1), classes=(0, 1)), r"classes has shape \(2,\) for 1 boxes"),
-        (boxes_of((0, 0, 1, 1), ignore=()), r"ignore has shape \(0,\)"),
-        (boxes_of((0, 0, 1, 1), weights=(-0.1,)), "a weight is negative"),
-        (boxes_of((0, 0, 1, 1), weights=(np.inf,)), "a weight is negative or not finite"),
+        (boxes_of((3, 0, 1, 1)), "x2.* x1"),
+        (boxes_of((0, 0, 1, 1), classes=(2,)), " 0 to 1"),
+        (boxes_of((0, 0, 1, 1), classes=(-1,)), " 0 to 1"),
+        (boxes_of((0, 0, 1, 1), classes=(0, 1)), r"classes.*\(2,\).* 1 boxes"),
+        (boxes_of((0, 0, 1, 1), ignore=()), r"ignore.*\(0,\)"),
+        (boxes_of((0, 0, 1, 1), weights=(-0.1,)), "weight.*negative"),
+        (boxes_of((0, 0, 1, 1), weights=(np.inf,)), "weight.*finite"),
         (ImageBoxes(np.zeros((1, 5)), np.zeros(1, int), np.zeros(1, bool)), r"shape \(1, 5\)"),
     ],
 )
 def test_faulty_boxes_name_their_image(boxes, message):
-    with pytest.raises(DataError, match=f"set: image 'i1': .*{message}"):
+    with pytest.raises(DataError, match=f"'i1'.*{message}"):
         BoxSet(image_set((1, 0), (0, 1)), (boxes_of(), boxes), "annotations")
 
 
 def test_every_image_has_its_boxes_and_every_set_a_source():
-    with pytest.raises(DataError, match="boxes of 1 images for 2 images"):
+    with pytest.raises(DataError, match="1 images.* 2 images"):
         BoxSet(image_set((1, 0), (0, 1)), (boxes_of(),), "annotations")
-    with pytest.raises(DataError, match="where its boxes come from"):
+    with pytest.raises(DataError, match="boxes"):
         BoxSet(image_set((1, 0)), (boxes_of(),), "")
 
 
@@ -209,12 +209,12 @@ def test_annotations_become_boxes_to_train_on(caplog):
     with caplog.at_level(logging.WARNING):
         made = BoxSet.from_ground_truth(images, truth)
     assert made.images.image_ids == ("i0", "i2") and made.source == "annotations"
-    assert made.images.counts["without_boxes"] == 1 and "left out 1 images" in caplog.text
+    assert made.images.counts["without_boxes"] == 1 and "1 images" in caplog.text
     np.testing.assert_array_equal(made.boxes[1].boxes, two)
     assert made.boxes[1].classes.tolist() == [1, 0, 1] and made.boxes[1].weights is None
     assert made.boxes[1].ignore.tolist() == [True, False, True]
     assert len(made.boxes[0]) == 0
-    with pytest.raises(DataError, match="none of its 3 images has annotated boxes"):
+    with pytest.raises(DataError, match="3 images.*boxes"):
         BoxSet.from_ground_truth(images, GroundTruth(("cat", "dog"), {}))
-    with pytest.raises(DataError, match="same class_names"):
+    with pytest.raises(DataError, match="class_names"):
         BoxSet.from_ground_truth(images, GroundTruth(("dog", "cat"), truth.boxes))

@@ -121,10 +121,10 @@ def test_an_index_joins_by_name_whatever_the_order_and_the_numbers(tmp_path):
         np.testing.assert_array_equal(found.classes, 1 - made.classes)
     unlabelled = image_set(("c", "a", "b"), class_names=())
     np.testing.assert_array_equal(read_results(path, unlabelled)[1].classes, expected[0].classes)
-    with pytest.raises(DataError, match="'bird'.*not among"):
+    with pytest.raises(DataError, match="'bird'"):
         read_results(path, image_set(("a", "b", "c"), class_names=("cat", "bird")))
     path.write_text(json.dumps([{**GOOD, "image_id": 9}]))
-    with pytest.raises(DataError, match="entry 0.* 9 .*index"):
+    with pytest.raises(DataError, match="entry 0.* 9 "):
         read_results(path, images)
     index_path(path).write_text("[]")
     with pytest.raises(DataError, match="categories"):
@@ -215,16 +215,16 @@ def test_ids_of_other_tools(tmp_path):
 @pytest.mark.parametrize(
     ("images", "value", "words"),
     [
-        (image_set(("1", "2"), (0, 1)), 2, "entry 0.* 2 is not among the 2.*0, 1"),
-        (image_set(("1", "2"), (0, 1)), "1", "entry 0.*'1' may be '1' or '2'"),
-        (image_set(("1", "2")), 3, "not among"),
-        (image_set(("n01/x", "n02/x")), "x", "'n01/x' or 'n02/x'"),
-        (image_set(("n01/7", "n02/007")), 7, "'n01/7' or 'n02/007'"),
-        (image_set(("a", "b")), "zz", "'zz' is not among the 2.*'a'"),
-        (image_set(("a", "b")), True, "image_id is True"),
-        (image_set(("a", "b")), None, "image_id is None"),
-        (image_set(("a", "b")), 1.5, "image_id is 1.5"),
-        (image_set(("a", "b")), ["a"], "image_id is"),
+        (image_set(("1", "2"), (0, 1)), 2, "entry 0.* 2 .*0, 1"),
+        (image_set(("1", "2"), (0, 1)), "1", "entry 0.*'1'.*'1'.*'2'"),
+        (image_set(("1", "2")), 3, "entry 0.* 3 "),
+        (image_set(("n01/x", "n02/x")), "x", "'n01/x'.*'n02/x'"),
+        (image_set(("n01/7", "n02/007")), 7, "'n01/7'.*'n02/007'"),
+        (image_set(("a", "b")), "zz", "'zz'.*'a'"),
+        (image_set(("a", "b")), True, "image_id.*True"),
+        (image_set(("a", "b")), None, "image_id.*None"),
+        (image_set(("a", "b")), 1.5, r"image_id.*1\.5"),
+        (image_set(("a", "b")), ["a"], r"image_id.*\['a'\]"),
     ],
 )
 def test_images_that_are_none_or_several_are_named(tmp_path, images, value, words):
@@ -257,25 +257,25 @@ def test_equal_scores_keep_their_order_and_foreign_keys_are_left(tmp_path):
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ("[", "not valid JSON"),
-        ("{}", "holds a dict"),
-        ([3], "entry 0.*needed an object"),
+        ("[", "JSON"),
+        ("{}", "dict"),
+        ([3], "entry 0.*object"),
         ([GOOD, {**GOOD, "image_id": "zz"}], "entry 1 .*'zz'"),
-        ([{**GOOD, "category_id": 9}], r"category_id is 9.*\[1, 2\]"),
-        ([{**GOOD, "category_id": 0}], r"category_id is 0.*\[1, 2\]"),
+        ([{**GOOD, "category_id": 9}], r"category_id.* 9.*\[1, 2\]"),
+        ([{**GOOD, "category_id": 0}], r"category_id.* 0.*\[1, 2\]"),
         ([{**GOOD, "category_id": [1]}], "entry 0.*category_id"),
         ([{**GOOD, "category_id": 1.5}], "entry 0.*category_id"),
         ([{**GOOD, "bbox": [0, 0, 1]}], "bbox"),
         ([{**GOOD, "bbox": [0, 0, -1, 1]}], "width >= 0"),
         ([{**GOOD, "bbox": [0, 0, 1e39, 1]}], "bbox"),
         ([{**GOOD, "bbox": ["a", 0, 1, 1]}], "bbox"),
-        ([{**GOOD, "bbox": None}], "bbox is None"),
-        ([{**GOOD, "score": "high"}], "score is 'high'"),
-        ([{**GOOD, "score": True}], "score is True"),
-        (json.dumps([GOOD]).replace("0.5", "NaN"), "entry 0.*score is nan.*finite"),
+        ([{**GOOD, "bbox": None}], "bbox.*None"),
+        ([{**GOOD, "score": "high"}], "score.*'high'"),
+        ([{**GOOD, "score": True}], "score.*True"),
+        (json.dumps([GOOD]).replace("0.5", "NaN"), "entry 0.*score.*nan"),
         (json.dumps([GOOD]).replace("0.5", "-Infinity"), "finite"),
         ([{"image_id": "a"}], "entry 0"),
-        ([GOOD, {**GOOD, "segmentation": RLE}], "1 of 2 entries have a segmentation"),
+        ([GOOD, {**GOOD, "segmentation": RLE}], "1 of 2 .*segmentation"),
         ([{**GOOD, "segmentation": {**RLE, "size": [40, 30]}}], r"entry 0.*\(40, 30\).*\(30, 40\)"),
         ([{**GOOD, "segmentation": [[0, 0, 3, 0, 3, 3]]}], "entry 0.*RLE"),
         ([{**GOOD, "segmentation": []}], "entry 0.*RLE"),
@@ -289,12 +289,12 @@ def test_malformed_files_name_the_entry(tmp_path, content, words):
 def test_images_whose_file_is_missing_are_told_apart_from_unknown_ones(tmp_path):
     images = dataclasses.replace(image_set(("000012",)), missing=("000007", "sub/x"))
     for value in ("000007", 7, "sub/x.jpg", "x"):
-        with pytest.raises(DataError, match="its file is missing or broken"):
+        with pytest.raises(DataError, match="missing"):
             positions(tmp_path, [value], images)
-    with pytest.raises(DataError, match="8 is not among the 1"):
+    with pytest.raises(DataError, match="entry 0.* 8 "):
         positions(tmp_path, [8], images)
     numbered = dataclasses.replace(image_set(("000012",), (12,)), missing=("000007",))
-    with pytest.raises(DataError, match="its file is missing or broken"):
+    with pytest.raises(DataError, match="missing"):
         positions(tmp_path, [7], numbered)
 
 
@@ -339,13 +339,13 @@ def test_polygons_of_a_data_set(tmp_path):
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (data_set(annotations=None), "holds a dict.*data set"),
-        (data_set(images=[{"id": 5}]), "needs lists.*file_name"),
-        (data_set(categories=[{"id": 4, "name": "cat"}]), "'dog'.* not among"),
-        (data_set({**IN_SET, "image_id": 7}), "entry 0.* 7 is not among the 2"),
-        (data_set({**IN_SET, "category_id": 5}), "category_id is 5"),
-        (data_set({**IN_SET, "score": None}), "score is None"),
-        (data_set({**IN_SET, "segmentation": [["a"] * 6]}), "entry 0.*no polygon"),
+        (data_set(annotations=None), "dict"),
+        (data_set(images=[{"id": 5}]), "file_name"),
+        (data_set(categories=[{"id": 4, "name": "cat"}]), "'dog'"),
+        (data_set({**IN_SET, "image_id": 7}), "entry 0.* 7 "),
+        (data_set({**IN_SET, "category_id": 5}), "category_id.* 5"),
+        (data_set({**IN_SET, "score": None}), "score.*None"),
+        (data_set({**IN_SET, "segmentation": [["a"] * 6]}), "entry 0.*polygon"),
         (data_set(images=[{"id": 5, "file_name": "zz.jpg"}], annotations=[IN_SET]), "'zz.jpg'"),
     ],
 )
@@ -364,9 +364,9 @@ def test_masks_are_decoded_when_asked_for(tmp_path):
 
 
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(DataError, match="does not exist"):
+    with pytest.raises(DataError, match=r"p\.json"):
         read_results(tmp_path / "p.json", image_set(("a",)))
-    with pytest.raises(DataError, match="not valid JSON"):
+    with pytest.raises(DataError, match="JSON"):
         read_results(tmp_path, image_set(("a",)))  # a folder
 
 

@@ -82,7 +82,7 @@ def test_blacklist_leaves_images_out():
     )
     assert np.isnan(errors.classification + errors.localization).all() and errors.num_images == 0
     for wrong in (-1, 3):
-        with pytest.raises(DataError, match="allowed 0 to 2"):
+        with pytest.raises(DataError, match="0 to 2"):
             known_class_error(boxes, labels, truth, blacklist=[wrong])
 
 
@@ -98,19 +98,19 @@ def test_equal_scores_rank_by_class():
 def test_wrong_arrays_are_refused():
     truth = truth_of([(0, 0, BOX, False)])
     one, box = np.zeros((1, 1), int), np.array([[BOX]], float)
-    with pytest.raises(DataError, match="a box each"):
+    with pytest.raises(DataError, match="box"):
         localization_errors(one, box[0], one[0], truth, top=[1])
     with pytest.raises(DataError, match="labels"):
         localization_errors(one, box, one, truth, top=[1])
     for top in ((1, 5), (0,), ()):
         with pytest.raises(DataError, match="1 to 1"):
             localization_errors(one, box, one[0], truth, top=top)
-    with pytest.raises(DataError, match="allowed 0 to 0"):
+    with pytest.raises(DataError, match="0 to 0"):
         localization_errors(one + 1, box, one[0], truth, top=[1])
     with pytest.raises(DataError, match="finite"):
         known_class_error(np.full((1, 4), np.nan), one[0], truth)
-    with pytest.raises(DataError, match="every image"):
+    with pytest.raises(DataError, match="image"):
         localization_errors(one.repeat(2, 0), box.repeat(2, 0), one[0], truth, top=[1])
     for labels in ([1], [-1], [0, 0]):
-        with pytest.raises(DataError, match="labels have shape"):
+        with pytest.raises(DataError, match="labels"):
             known_class_error(box[0], np.array(labels), truth)

@@ -73,7 +73,7 @@ def test_blacklisted_images_do_not_count(folder_run, tmp_path):
     blacklist = tmp_path / "blacklist.txt"
     blacklist.write_text("2\n4\n")
     notes = report_of(folder_run, tmp_path, "--blacklist", str(blacklist))["notes"]
-    assert "the blacklist leaves 2 images out of the errors" in notes
+    assert any("blacklist" in note and " 2 images" in note for note in notes)
 
 
 def test_blacklist_names_images_by_id_or_number(tmp_path):
@@ -82,9 +82,9 @@ def test_blacklist_names_images_by_id_or_number(tmp_path):
     ids = ["n01/val_00000007", "n02/val_00000036", "n02/no_number"]
     assert read_blacklist(path, ids) == [1, 0]
     path.write_text("8\n")
-    with pytest.raises(DataError, match="entry 1, '8', is no image"):
+    with pytest.raises(DataError, match="entry 1.*'8'"):
         read_blacklist(path, ids)
-    with pytest.raises(DataError, match="no such blacklist"):
+    with pytest.raises(DataError, match=r"none\.txt"):
         read_blacklist(tmp_path / "none.txt", ids)
 
 

@@ -23,7 +23,7 @@ def test_alpha_follows_its_schedule(step, alpha):
     "alpha", [(), ((1, 5.0),), ((0, 5.0), (0, 2.0)), ((0, 5.0), (9, 2.0), (3, 1.0))]
 )
 def test_wrong_schedules_are_refused(alpha):
-    with pytest.raises(ConfigError, match="ascending steps from 0"):
+    with pytest.raises(ConfigError, match="ascending"):
         build("oim", options={"alpha": alpha})
 
 

@@ -142,10 +142,10 @@ def test_he_initializer_is_normal_with_zero_bias():
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"groups": 3}, "8 to 64 channels in 3 groups"),
-        ({"groups": 5, "depth": 5}, "5 to 64 channels in 5 groups"),
-        ({"groups": 0}, "in 0 groups"),
-        ({"initializer": "xavier"}, "xavier.*allowed: he, uniform"),
+        ({"groups": 3}, "8 .*64 .*3 "),
+        ({"groups": 5, "depth": 5}, "5 .*64 .*5 "),
+        ({"groups": 0}, "0 groups"),
+        ({"initializer": "xavier"}, "xavier.*he, uniform"),
     ],
 )
 def test_impossible_convolutions_are_config_errors(options, message):

@@ -150,9 +150,7 @@ def test_after_the_last_layer_is_at_the_end():
 )
 def test_layers_that_do_not_exist_are_named_with_those_that_do(backbone, layer):
     network = spn_network(backbone=backbone, insert_after=layer, unit_mean=True)
-    with pytest.raises(
-        ConfigError, match=f"'{layer}', which is no layer of .*conv1.*{backbone.layers[-1]}"
-    ):
+    with pytest.raises(ConfigError, match=f"'{layer}'.*conv1.*{backbone.layers[-1]}"):
         jax.eval_shape(network.init, jax.random.key(0), spn_batch(6))
 
 
@@ -162,7 +160,5 @@ def test_no_layer_is_inside_cached_features():
     batch = batch.replace(
         image=None, features={"c5": FeatureMap(jnp.zeros((2, 6, 8, 8)), batch.image_size // 8, 8.0)}
     )
-    with pytest.raises(
-        ConfigError, match="insert_after is 'conv2_1'.*train.cache_features to False"
-    ):
+    with pytest.raises(ConfigError, match="insert_after.*'conv2_1'.*train.cache_features"):
         jax.eval_shape(inside.apply, {"params": spn_params(inside)}, batch)

@@ -207,11 +207,11 @@ def test_nothing_carries_a_gradient():
 
 def test_misuse_is_refused():
     boxes, scores, mask = map(jnp.asarray, random_image(7))
-    with pytest.raises(ValueError, match=r"boxes have shape \(9, 4\).*\(10, 4\).*\(10, 3, 4\)"):
+    with pytest.raises(ValueError, match=r"boxes.*\(9, 4\).*\(10, 4\).*\(10, 3, 4\)"):
         detect(boxes[:9], scores, mask, **OPTIONS)
-    with pytest.raises(ValueError, match="top_k is 0"):
+    with pytest.raises(ValueError, match=r"\btop_k.* 0"):
         detect(boxes, scores, mask, **OPTIONS | {"top_k": 0})
-    with pytest.raises(ValueError, match="class_top_k 0"):
+    with pytest.raises(ValueError, match="class_top_k.* 0"):
         detect(boxes, scores, mask, **OPTIONS, class_top_k=0)
 
 

@@ -138,7 +138,7 @@ def test_memory_is_far_below_that_of_all_pairs():
 
 
 def test_no_cluster_is_refused():
-    with pytest.raises(ValueError, match="num_clusters is 0"):
+    with pytest.raises(ValueError, match="num_clusters.* 0"):
         top_cluster(jnp.ones(3), jnp.ones(3, bool), num_clusters=0)
 
 

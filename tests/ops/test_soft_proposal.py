@@ -253,9 +253,9 @@ def test_random_walk_stays_where_no_mass_would_be_left():
     [
         ({"solver": "degree"}, "solver(.|\n)*degree"),
         ({"epsilon_rule": "sides"}, "epsilon_rule(.|\n)*sides"),
-        ({"epsilon_factor": 0.0}, r"epsilon_factor is 0.0.*> 0"),
-        ({"epsilon_factor": -1.0}, r"epsilon_factor is -1.0"),
-        ({"block_nodes": 0}, r"block_nodes is 0.*at least 1"),
+        ({"epsilon_factor": 0.0}, r"epsilon_factor.* 0.0"),
+        ({"epsilon_factor": -1.0}, r"epsilon_factor.* -1.0"),
+        ({"block_nodes": 0}, r"block_nodes.* 0"),
     ],
 )
 def test_unknown_options_are_refused(options, message):

@@ -92,12 +92,12 @@ def test_empty_folder_restores_nothing(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"method": "oicr"}, "method: 'toy' there, 'oicr' now"),
+        ({"method": "oicr"}, "method: 'toy'.*'oicr'"),
         ({"class_names": ["cat", "dog", "fox"]}, "class_names: .*fox"),
-        ({"seed": 4}, "seed: 3 there, 4 now"),
+        ({"seed": 4}, "seed: 3.* 4"),
         (
             {"config": {**CONFIG, "optim": {"lr": 0.1}}},
-            r"(?s)drops: \[40, 70\] there.*lr: 0.01 there, 0.1",
+            r"(?s)drops: \[40, 70\].*lr: 0.01.* 0.1",
         ),
     ],
 )
@@ -162,7 +162,7 @@ def test_damaged_newest_falls_back_loudly(tmp_path, damage):
     state, _ = run(state, step, [[toy_batches(1)[0]]])
     checkpoints.save(1, state)
     damage(tmp_path / "1")
-    with pytest.warns(UserWarning, match="damaged-1.*goes back to step 0"):
+    with pytest.warns(UserWarning, match="damaged-1.*step 0"):
         checkpoints = Checkpoints(tmp_path, metadata())
     assert checkpoints.latest == 0
     assert_bitwise(checkpoints.restore(state).params, kept.params)
@@ -175,7 +175,7 @@ def test_all_damaged_never_starts_over_silently(tmp_path):
     Checkpoints(tmp_path, metadata()).save(0, state)
     flip(largest_file(tmp_path / "0" / "weights"))
     for _ in range(2):
-        with pytest.raises(DataError, match="every checkpoint .*step 0: its file .*changed"):
+        with pytest.raises(DataError, match="every checkpoint.*step 0"):
             Checkpoints(tmp_path, metadata())
 
 
@@ -196,7 +196,7 @@ def test_writer_that_fails_midway_keeps_the_earlier_ones(tmp_path):
         resource.RLIMIT_FSIZE, (200_000, limits[1])
     )  # the system refuses longer files
     try:
-        with pytest.raises(OSError, match="step 1 .* last good checkpoint: step 0, is intact"):
+        with pytest.raises(OSError, match="step 1.*step 0"):
             checkpoints.save(1, state)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -215,7 +215,7 @@ def test_full_disk_says_so(tmp_path, monkeypatch):
     checkpoints = Checkpoints(tmp_path, metadata())
     checkpoints.save(0, state)
     monkeypatch.setattr("wsod_jax.train.checkpoint.write_manifest", full)
-    with pytest.raises(OSError, match="the disk is full.*step 0.*Free space") as caught:
+    with pytest.raises(OSError, match="disk.*step 0") as caught:
         checkpoints.save(1, state)
     assert caught.value.errno == errno.ENOSPC
     assert checkpoints.steps == [0]
@@ -240,7 +240,7 @@ def test_load_for_evaluation_needs_no_optimiser(tmp_path):
     with pytest.raises(DataError, match="no checkpoint"):
         load_checkpoint(tmp_path / "elsewhere")
     flip(largest_file(tmp_path / "checkpoints" / "1" / "weights"))
-    with pytest.raises(DataError, match="changed or cut short"):
+    with pytest.raises(DataError, match=r"weights/"):
         load_checkpoint(tmp_path)
 
 
@@ -261,7 +261,7 @@ def test_checkpoints_of_another_generation_are_refused(tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("wsod_jax.train.checkpoint.check_format", lambda metadata, folder: None)
         Checkpoints(tmp_path, old).save(0, state)
-    message = "written by wsod_jax 0.1.0, whose checkpoints this version cannot read"
+    message = r"wsod_jax 0\.1\.0"
     with pytest.raises(DataError, match=message):
         load_checkpoint(tmp_path)
     with pytest.raises(DataError, match=message):
@@ -271,7 +271,7 @@ def test_checkpoints_of_another_generation_are_refused(tmp_path):
 def test_load_without_an_average_says_so(tmp_path):
     state, _ = build()
     Checkpoints(tmp_path, metadata()).save(0, state)
-    with pytest.raises(DataError, match="no running average"):
+    with pytest.raises(DataError, match="average"):
         load_checkpoint(tmp_path, weights="ema")
 
 

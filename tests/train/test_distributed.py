@@ -114,7 +114,7 @@ def test_two_processes_equal_one(straight, tmp_path):
     assert [entry["step"] for entry in logged] == list(range(1, TOTAL + 1))
     losses = [[e["loss"] for e in read_jsonl(w / "metrics.jsonl")] for w in (workdir, tmp_path)]
     np.testing.assert_allclose(*losses, rtol=1e-5)
-    assert "compiled the training step" in ended[0].stdout  # the first process speaks for all
+    assert "compiled" in ended[0].stdout  # the first process speaks for all
     assert not ended[1].stdout.replace("[Gloo]", "").count("compiled")
     # One process reads what two have written.
     loaded = load_checkpoint(workdir)
@@ -128,7 +128,7 @@ def test_signal_to_one_stops_all_at_one_update_and_they_go_on(straight, tmp_path
     ended = toys(tmp_path, killed=1)
     both_end_well(ended)
     for process in ended:
-        assert "stopped by SIGTERM after update 4 of 7" in process.stdout
+        assert re.search("SIGTERM.* 4 of 7", process.stdout)
     assert checkpoint_steps(tmp_path) == [0, 3, 4]
     both_end_well(toys(tmp_path))
     for number in range(2):
@@ -153,8 +153,8 @@ def test_different_configurations_are_refused_before_the_first_update(tiny_set, 
     )
     for process in ended:
         assert process.returncode == 1
-        assert "error: the processes of this run have different configurations" in process.stderr
-        assert "process 1: optim.learning_rate is 0.5 instead of 0.25\n" in process.stderr
+        assert "error: " in process.stderr
+        assert re.search("process 1: optim.learning_rate .*0.5 .*0.25\n", process.stderr)
     assert not (tmp_path / "run").exists()
 
 
@@ -163,8 +163,8 @@ def test_different_configurations_are_refused_before_the_first_update(tiny_set, 
 def test_failure_of_one_ends_all_soon(tmp_path, failing):
     ended = toys(tmp_path, failing=failing)
     assert all(process.returncode for process in ended)
-    assert "the batches ended after 3 updates" in ended[failing].stderr
-    assert f"process {failing} failed before update 4" in ended[1 - failing].stderr
+    assert "3 updates" in ended[failing].stderr
+    assert re.search(f"process {failing} .*update 4", ended[1 - failing].stderr)
     assert checkpoint_steps(tmp_path) == [0, 3]
 
 
@@ -259,10 +259,10 @@ def test_flags_and_variables_count_before_launchers(joined, monkeypatch):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (("host:1", 2, None), "all three or none; found host:1, 2, None"),
-        (("host:1", 2, 2), "found host:1, 2, 2, but ids count from 0"),
-        (("host", 2, 0), "found host, 2, 0, .*ends with a port"),
-        (("host:1", "two", 0), "found host:1, two, 0"),
+        (("host:1", 2, None), "host:1, 2, None"),
+        (("host:1", 2, 2), "host:1, 2, 2"),
+        (("host", 2, 0), "host, 2, 0.*port"),
+        (("host:1", "two", 0), "host:1, two, 0"),
     ],
 )
 def test_impossible_processes_are_refused(joined, given, message):
@@ -278,7 +278,7 @@ def test_a_launcher_that_fails_is_named(joined, monkeypatch):
     monkeypatch.setattr(jax.distributed, "initialize", refuse)
     for name, value in SLURM.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(ConfigError, match="as Slurm says: no such host.*5 minutes"):
+    with pytest.raises(ConfigError, match="Slurm.*no such host"):
         distributed.initialize()
 
 
@@ -287,20 +287,20 @@ def test_what_one_process_does_is_refused_to_several(monkeypatch):
     with monkeypatch.context() as started:
         for name, value in SLURM.items():
             started.setenv(name, value)
-        with pytest.raises(ConfigError, match="^evaluation runs in one process, but Slurm says"):
+        with pytest.raises(ConfigError, match="^evaluation .*Slurm"):
             distributed.refuse_several("evaluation")
     monkeypatch.setattr(jax, "process_count", lambda: 2)
-    with pytest.raises(ConfigError, match="^evaluation runs in one process, .* 0 of 2; start"):
+    with pytest.raises(ConfigError, match="^evaluation .* 0 of 2"):
         distributed.refuse_several("evaluation")
 
 
 @pytest.mark.parametrize(
     ("first", "other", "difference"),
     [
-        ({"a": {"b": 1}, "c": 2}, {"a": {"b": 3}, "d": 2}, "a.b is 3 .* 1; c is None .* 2; d is 2"),
-        ({str(i): 0 for i in range(9)}, {}, "5 is None instead of 0 and 3 more"),
+        ({"a": {"b": 1}, "c": 2}, {"a": {"b": 3}, "d": 2}, "a.b .*3.* 1; c .*None.* 2; d .*2"),
+        ({str(i): 0 for i in range(9)}, {}, "5 .*None.* 0.* 3 more"),
     ],
 )
 def test_differences_name_keys(first, other, difference):
     assert re.search(difference, distributed._difference(json.dumps(first), json.dumps(other)))
-    assert distributed._difference("one\ntwo\n", "one\nto\n") == "'to' instead of 'two'"
+    assert re.search("'to'.*'two'", distributed._difference("one\ntwo\n", "one\nto\n"))

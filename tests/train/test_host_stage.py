@@ -173,16 +173,16 @@ class FailsLater(Weights):
 @pytest.mark.parametrize(
     ("answer", "cause", "message"),
     [
-        (raising, RuntimeError, "FailsLater raised RuntimeError: no such mask"),
-        (leaving, SystemExit, r"FailsLater ended itself \(SystemExit: 3\)"),
-        (killed, BrokenExecutor, "worker of the cue source FailsLater was killed.*fewer workers"),
+        (raising, RuntimeError, "FailsLater.*RuntimeError: no such mask"),
+        (leaving, SystemExit, r"FailsLater.*SystemExit: 3"),
+        (killed, BrokenExecutor, "FailsLater.*killed"),
     ],
 )
 def test_failing_sources_are_named_and_the_checkpoint_is_intact(tmp_path, answer, cause, message):
     source = FailsLater(answer)
     with pytest.raises(CueError, match=f"update 5: .*{message}") as caught:
         go(tmp_path, source, resume_command="python go.py")
-    assert "last good checkpoint is step 3" in str(caught.value)
+    assert "step 3" in str(caught.value)
     assert str(caught.value).endswith("python go.py")
     assert isinstance(caught.value.__cause__, cause)
     assert source.open == 0
@@ -196,12 +196,12 @@ def test_failing_sources_are_named_and_the_checkpoint_is_intact(tmp_path, answer
 @pytest.mark.parametrize(
     ("answer", "message"),
     [
-        (lambda r: r["error"][:-1], r"cues of shape \[7, 5\], but was asked about 8 rows"),
-        (lambda r: {"mask": np.float32(1)}, r"cues\['mask'\] of <class 'numpy.float32'>"),
-        (lambda r: {"mask": np.ones(())}, r"cues\['mask'\] of shape \[\], but was asked about 8"),
-        (lambda r: jnp.asarray(r["error"]), "cues of .*ArrayImpl.*NumPy arrays"),
-        (lambda r: {"names": np.array(["a"] * 8)}, r"cues\['names'\] of dtype <U1"),
-        (lambda r: None, "returned None, which holds no array; .* 8 rows"),
+        (lambda r: r["error"][:-1], r"\[7, 5\].* 8 rows"),
+        (lambda r: {"mask": np.float32(1)}, r"cues\['mask'\].*numpy.float32"),
+        (lambda r: {"mask": np.ones(())}, r"cues\['mask'\].*\[\].* 8"),
+        (lambda r: jnp.asarray(r["error"]), "ArrayImpl.*NumPy"),
+        (lambda r: {"names": np.array(["a"] * 8)}, r"cues\['names'\].*<U1"),
+        (lambda r: None, "None.* 8 rows"),
     ],
 )
 def test_answers_of_another_kind_are_refused(tmp_path, answer, message):
@@ -215,14 +215,14 @@ def test_requests_that_do_not_lead_with_rows_are_refused(tmp_path):
         def propose(self, params, extras, batch, key, step):
             return {"error": jnp.sum(batch.y, axis=0)}, batch
 
-    with pytest.raises(TypeError, match=r"Summing.*request\['error'\] of shape \[5\].*\[8\]"):
+    with pytest.raises(TypeError, match=r"Summing.*request\['error'\].*\[5\].*\[8\]"):
         go(tmp_path, Weights(), method=Summing())
 
 
 def test_source_and_method_belong_together(tmp_path):
-    with pytest.raises(ConfigError, match="none was given; set config.cues"):
+    with pytest.raises(ConfigError, match="config.cues"):
         go(tmp_path, None)
-    with pytest.raises(ConfigError, match="Weights was given, but the method asks for no cues"):
+    with pytest.raises(ConfigError, match="Weights.*cues"):
         go(tmp_path, Weights(), method=Toy())
 
 

@@ -65,7 +65,7 @@ def test_writing_events_does_not_import_tensorflow(tmp_path):
 
 def test_missing_tensorboard_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorboard.summary.writer.record_writer", None)
-    with pytest.raises(ConfigError, match="pip install tensorboard"):
+    with pytest.raises(ConfigError, match="install tensorboard"):
         TensorBoardWriter(tmp_path)
 
 

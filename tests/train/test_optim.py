@@ -236,7 +236,7 @@ def test_clipping_counts_trained_parameters_only():
         ((Group("haed", 10.0),), (), "(?s)'haed'.*head/kernel"),
         ((Group("bias", 2.0, 0.0), Group("head/bias", 20.0)), (), "'head/bias'.*earlier"),
         ((), ("conv1",), "frozen 'conv1'"),
-        ((), (".",), "nothing would be trained"),
+        ((), (".",), "nothing"),
     ],
 )
 def test_rules_that_decide_nothing_are_refused(groups, frozen, message):
@@ -248,14 +248,14 @@ def test_rules_that_decide_nothing_are_refused(groups, frozen, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"name": "adagrad"}, "'adagrad'.*'sgd', 'adam' and 'adamw'"),
-        ({"update_rule": "torch"}, "'torch'.*'caffe' and 'pytorch'"),
+        ({"name": "adagrad"}, "'adagrad'.*'sgd'.*'adam'.*'adamw'"),
+        ({"update_rule": "torch"}, "'torch'.*'caffe'.*'pytorch'"),
         ({"name": "adamw", "momentum_reset_steps": (3,)}, "momentum_reset_steps"),
-        ({"name": "adamw", "momentum": 0.5}, "momentum belongs to 'sgd'.*drop it"),
-        ({"name": "adam", "momentum": 0.5}, "momentum belongs to 'sgd'.*drop it"),
-        ({"name": "adamw", "update_rule": "pytorch"}, "update_rule belongs to 'sgd'"),
-        ({"betas": (0.9, 0.99)}, "betas belongs to 'adam' and 'adamw'"),
-        ({"eps": 1e-6}, "eps belongs to 'adam' and 'adamw'"),
+        ({"name": "adamw", "momentum": 0.5}, "momentum .*'sgd'"),
+        ({"name": "adam", "momentum": 0.5}, "momentum .*'sgd'"),
+        ({"name": "adamw", "update_rule": "pytorch"}, "update_rule .*'sgd'"),
+        ({"betas": (0.9, 0.99)}, "betas .*'adam'.*'adamw'"),
+        ({"eps": 1e-6}, "eps .*'adam'.*'adamw'"),
     ],
 )
 def test_unknown_options_are_refused(options, message):
@@ -266,7 +266,7 @@ def test_unknown_options_are_refused(options, message):
 def test_what_is_no_regular_expression_is_refused():
     with pytest.raises(ConfigError, match="regular expression"):
         Optimizer(learning_rate=0.1).transformation(1, ["("])
-    with pytest.raises(ConfigError, match=r"config\.optim\.groups\[1\]\.pattern is '\('"):
+    with pytest.raises(ConfigError, match=r"config\.optim\.groups\[1\]\.pattern .*'\('"):
         Optimizer(learning_rate=0.1, groups=(Group("a"), Group("(")))
 
 
@@ -353,5 +353,5 @@ def test_impossible_schedules_are_refused(options):
 
 
 def test_a_cosine_over_no_update_is_refused():
-    with pytest.raises(ConfigError, match=r"train\.num_steps >= 1, found 0"):
+    with pytest.raises(ConfigError, match=r"train\.num_steps.* 0"):
         Optimizer(learning_rate=1.0, shape="cosine").transformation(0)

@@ -55,14 +55,14 @@ def test_damage_is_noticed(tmp_path, weights):
     arrays = dict(np.load(path))
     arrays["conv1/bias"] = arrays["conv1/bias"] + 1
     np.savez(path, **arrays)
-    with pytest.raises(DataError, match="damaged.*sha256"):
+    with pytest.raises(DataError, match="w.npz.*sha256"):
         load_weights(path)
     arrays["__meta__"] = np.asarray("no json")
     np.savez(path, **arrays)
-    with pytest.raises(DataError, match="no JSON object"):
+    with pytest.raises(DataError, match="JSON"):
         load_weights(path)
     path.write_bytes(path.read_bytes()[:200])
-    with pytest.raises(DataError, match="cannot be read"):
+    with pytest.raises(DataError, match="w.npz"):
         load_weights(path)
 
 
@@ -86,7 +86,7 @@ def test_damaged_and_foreign_safetensors(tmp_path, weights):
 
 
 def test_missing_and_foreign_files_say_what_to_do(tmp_path, weights):
-    with pytest.raises(DataError, match="No weights at .*Download.*scripts/convert_weights.py"):
+    with pytest.raises(DataError, match="none.npz.*scripts/convert_weights.py"):
         load_weights(tmp_path / "none.npz")
     np.savez(tmp_path / "keras.npz", **{"conv1/kernel": weights["conv1"]["kernel"]})
     with pytest.raises(DataError, match="--from keras_squeezenet_npz"):
@@ -95,7 +95,7 @@ def test_missing_and_foreign_files_say_what_to_do(tmp_path, weights):
 
 @pytest.mark.parametrize("path, meta", [("w.txt", META), ("w.npz", {"architecture": "tiny"})])
 def test_bad_descriptions_are_not_written(tmp_path, weights, path, meta):
-    with pytest.raises(DataError, match="must end in .npz or .safetensors|lacks pixels, source"):
+    with pytest.raises(DataError, match="w.txt.*npz|pixels, source"):
         save_weights(tmp_path / path, weights, meta)
     assert not list(tmp_path.iterdir())
 

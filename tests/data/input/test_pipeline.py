@@ -494,7 +494,7 @@ def test_skip_pixels(images):
 def test_no_images():
     empty = ImageSet("none", ("cat",), ())
     assert list(view_batches(empty, None, canvases=CANVASES, loading=THREADS)) == []
-    with pytest.raises(DataError, match="no images to train on"):
+    with pytest.raises(DataError, match="no images"):
         train(empty, None)
 
 
@@ -591,9 +591,9 @@ def test_a_process_decodes_its_own_rows_alone(images):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"process_index": 2, "process_count": 2}, "process_index=2 of process_count=2"),
+        ({"process_index": 2, "process_count": 2}, "process_index=2.*process_count=2"),
         ({"process_index": -1}, "process_index=-1"),
-        ({"process_count": 2}, r"batch_size=3 cannot be shared evenly by 2 processes"),
+        ({"process_count": 2}, r"batch_size=3.* 2 "),
         ({"workers": 0}, "workers=0"),
         ({"prefetch": -1}, "prefetch=-1"),
     ],

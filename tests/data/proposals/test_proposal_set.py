@@ -52,9 +52,7 @@ def test_save_and_load_keep_everything(tmp_path, scores):
 
 
 def test_unknown_image_names_image_file_and_remedy():
-    with pytest.raises(
-        DataError, match=r"proposals has no proposals for image 'c'.*make_proposals"
-    ):
+    with pytest.raises(DataError, match=r"'c'.*make_proposals"):
         make().get("c")
 
 
@@ -70,9 +68,9 @@ def test_select_and_merge_are_inverse():
 
 
 def test_merge_refuses_a_repeated_image_and_mixed_scores():
-    with pytest.raises(DataError, match="'a' occurs twice"):
+    with pytest.raises(DataError, match="'a'.*twice"):
         ProposalSet.merge([make(), make().select(["a"])])
-    with pytest.raises(DataError, match="with and without scores"):
+    with pytest.raises(DataError, match="scores"):
         ProposalSet.merge([make().select(["a"]), make(scores=False).select(["b"])])
     with pytest.raises(DataError, match="no proposal sets"):
         ProposalSet.merge([])
@@ -81,17 +79,17 @@ def test_merge_refuses_a_repeated_image_and_mixed_scores():
 @pytest.mark.parametrize(
     ("box", "message"),
     [
-        ([0, 0, np.nan, 5], "is not finite"),
-        ([0, 0, np.inf, 5], "is not finite"),
-        ([3, 0, 3, 5], "has no area"),
-        ([3, 4, 2, 5], "has no area"),
-        ([-0.5, 0, 3, 5], "leaves its image"),
-        ([0, 0, 3, 20.1], "leaves its image"),
-        ([0, 0, 30.1, 5], "leaves its image"),
+        ([0, 0, np.nan, 5], "finite"),
+        ([0, 0, np.inf, 5], "finite"),
+        ([3, 0, 3, 5], "area"),
+        ([3, 4, 2, 5], "area"),
+        ([-0.5, 0, 3, 5], "image"),
+        ([0, 0, 3, 20.1], "image"),
+        ([0, 0, 30.1, 5], "image"),
     ],
 )
 def test_bad_boxes_are_refused_by_image(box, message):
-    with pytest.raises(DataError, match=rf"image 'a' \(30×20 pixels\) {message}"):
+    with pytest.raises(DataError, match=rf"'a' \(30×20 .*{message}"):
         ProposalSet.from_images({"a": (20, 30)}, {"a": [A[0], box]}, generator="g")
 
 
@@ -101,28 +99,28 @@ def test_a_box_may_end_at_the_edge():
 
 
 def test_lost_boxes_and_scores_are_refused():
-    with pytest.raises(DataError, match="1 images have no boxes, first 'b'"):
+    with pytest.raises(DataError, match="no boxes.*'b'"):
         ProposalSet.from_images({"a": (20, 30), "b": (5, 6)}, {"a": A}, generator="g")
-    with pytest.raises(DataError, match="'a' has 2 boxes but 1 scores"):
+    with pytest.raises(DataError, match="'a' .*2 boxes.* 1 scores"):
         ProposalSet.from_images({"a": (20, 30)}, {"a": A}, {"a": [1]}, generator="g")
-    with pytest.raises(DataError, match="score that is not finite"):
+    with pytest.raises(DataError, match="score.*finite"):
         ProposalSet.from_images({"a": (20, 30)}, {"a": A}, {"a": [1, np.nan]}, generator="g")
 
 
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("version", np.int32(2), "schema version 2; this program reads 1"),
-        ("version", np.array("1"), "schema version '1'"),
+        ("version", np.int32(2), "version 2.* 1"),
+        ("version", np.array("1"), "version '1'"),
         ("boxes", np.zeros((3, 5), np.float32), r"boxes is float32\[3, 5\]"),
-        ("boxes", np.zeros((3, 4), np.int32), "must be a float array"),
+        ("boxes", np.zeros((3, 4), np.int32), "boxes.*int32.*float"),
         ("scores", np.zeros(2, np.float32), r"scores is float32\[2\]"),
         ("sizes", np.zeros((2, 2), np.int32), r"sizes is int32\[2, 2\]"),
-        ("offsets", np.array([0, 2, 1, 3]), "offsets must rise from 0 to 3"),
-        ("offsets", np.array([0, 2, 2, 4]), "offsets must rise from 0 to 3"),
+        ("offsets", np.array([0, 2, 1, 3]), "offsets.* 0 to 3"),
+        ("offsets", np.array([0, 2, 2, 4]), "offsets.* 0 to 3"),
         ("offsets", np.array([0, 3]), "offsets is int64"),
-        ("ids", np.array(["a", "a", "b"]), "'a' occurs twice"),
-        ("ids", np.arange(3), "ids must be strings"),
+        ("ids", np.array(["a", "a", "b"]), "'a'.*twice"),
+        ("ids", np.arange(3), "ids .*strings"),
         ("generator", None, r"lacks \['generator'\]"),
     ],
 )
@@ -139,17 +137,17 @@ def test_malformed_files_are_refused(tmp_path, key, value, message):
 
 
 def test_files_that_are_no_npz_are_refused(tmp_path):
-    with pytest.raises(DataError, match="no such proposals file; make one with"):
+    with pytest.raises(DataError, match="none.npz.*make_proposals"):
         ProposalSet.load(tmp_path / "none.npz")
     path = tmp_path / "p.npz"
     make().save(path)
     whole = path.read_bytes()
     for content in (b"", b"hello", whole[: len(whole) // 2]):
         path.write_bytes(content)
-        with pytest.raises(DataError, match="not a readable proposals file"):
+        with pytest.raises(DataError, match=r"p\.npz.*readable"):
             ProposalSet.load(path)
     np.savez(path, version=1, ids=np.array(["a", None], object))  # needs unpickling
-    with pytest.raises(DataError, match="not a readable proposals file"):
+    with pytest.raises(DataError, match=r"p\.npz.*readable"):
         ProposalSet.load(path)
 
 
@@ -172,9 +170,9 @@ def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
 def test_check_proposals_finds_missing_and_foreign_images():
     proposals = make()
     assert check_proposals(proposals, image_set(("b", 5, 6), ("empty", 8, 8))) == 1
-    with pytest.raises(DataError, match="no proposals for 1 of the 2 images.*first is 'c'"):
+    with pytest.raises(DataError, match="1 of the 2 .*'c'"):
         check_proposals(proposals, image_set(("a", 20, 30), ("c", 1, 1)))
-    with pytest.raises(DataError, match=r"\(20, 30\).*has \(30, 20\)"):
+    with pytest.raises(DataError, match=r"\(20, 30\).*\(30, 20\)"):
         check_proposals(proposals, image_set(("a", 30, 20)))
 
 

@@ -84,9 +84,9 @@ def test_tiny_long_and_plain_images_give_the_whole_image(shape):
 
 
 def test_options_are_checked():
-    with pytest.raises(ConfigError, match='"fast" or "quality", found \'slow\''):
+    with pytest.raises(ConfigError, match='"fast".*"quality".*\'slow\''):
         SearchOptions(method="slow")
-    with pytest.raises(ConfigError, match="must not be negative"):
+    with pytest.raises(ConfigError, match="min_side|negative"):
         SearchOptions(min_side=-1)
 
 
@@ -145,7 +145,7 @@ def test_a_file_grows_by_further_images_and_replaces_resized_ones(tmp_path):
 def test_proposals_made_otherwise_are_not_mixed(tmp_path):
     images = write_images(tmp_path, 1)
     run_selective_search(images, tmp_path / "out.npz")
-    with pytest.raises(DataError, match="choose another output file or delete it"):
+    with pytest.raises(DataError, match=r"out\.npz"):
         run_selective_search(images, tmp_path / "out.npz", options=SearchOptions("quality"))
 
 
@@ -178,7 +178,7 @@ def test_images_without_a_file_are_searched_too(tmp_path):
 def test_no_readable_image_is_an_error(tmp_path):
     images = write_images(tmp_path, 1)
     (tmp_path / "000.png").write_bytes(b"no image")
-    with pytest.raises(DataError, match="none of its 1 images could be read; first problem"):
+    with pytest.raises(DataError, match=r"1 images.*000\.png"):
         run_selective_search(images, tmp_path / "out.npz")
 
 
@@ -191,7 +191,7 @@ def test_script_searches_voc_splits_and_reports_recall(tmp_path, capsys):
     assert len(ProposalSet.load(out)) == 5
     assert f"Wrote {out}: 5 images" in printed and "recall@0.5" in printed
     assert make_proposals.main(arguments) == 1
-    assert "choose --split out of" in capsys.readouterr().err
+    assert "--split" in capsys.readouterr().err
 
 
 def test_script_searches_a_folder_of_pictures(tmp_path, capsys, caplog):
@@ -206,9 +206,9 @@ def test_script_searches_a_folder_of_pictures(tmp_path, capsys, caplog):
     assert make_proposals.main([*arguments, str(tmp_path / "p.npy")]) == 1
     (tmp_path / "in" / "000.bmp").write_bytes(b"")
     assert make_proposals.main([*arguments, str(tmp_path / "q.npz")]) == 1
-    assert "differ only in the suffix; rename one" in capsys.readouterr().err
+    assert "000.bmp" in capsys.readouterr().err
     assert make_proposals.main(["--data", "nowhere", "--out", "p.npz"]) == 1
-    assert "nowhere: no such folder; give one" in capsys.readouterr().err
+    assert "nowhere" in capsys.readouterr().err
 
 
 def living_processes(group: int) -> list[str]:

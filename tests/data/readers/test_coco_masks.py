@@ -37,7 +37,7 @@ def test_instances(tmp_path, caplog):
     assert data.has_instances and not data.has_label_maps
     with caplog.at_level(logging.WARNING):
         instances = data.instances("val2014")
-    assert "3 annotations without a segmentation; ids 3, 4, 5" in caplog.text
+    assert "ids 3, 4, 5" in caplog.text
     assert tuple(instances) == data.images("val2014").image_ids
     found = instances["b"]()
     square = np.zeros((8, 10), bool)
@@ -76,9 +76,9 @@ def test_an_exported_set_from_anywhere(tmp_path):
     }
     np.testing.assert_array_equal(data.boxes("train").boxes[0].boxes, [[2, 1, 6, 4]])
     assert data.instances("train")["b"]().masks[0].pixels.all()
-    with pytest.raises(DataError, match=r"pseudo_val\.json: no such file; splits found: train"):
+    with pytest.raises(DataError, match=r"pseudo_val\.json.*found.*train"):
         data.images("val")
-    with pytest.raises(DataError, match="no folder of images; looked for .*elsewhere/train"):
+    with pytest.raises(DataError, match="images.*elsewhere/train"):
         Coco(root=tmp_path, **{**options, "image_folder": "elsewhere/{split}"}).images("train")
     absolute = Coco(root="nowhere", **{key: str(tmp_path / value) for key, value in options.items()})  # fmt: skip
     assert absolute.images("train") == data.images("train")

@@ -65,21 +65,21 @@ def test_byte_order_mark_and_crlf(folder):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("image,labels\na.jpg,cat\nnone.jpg,cat\n", r"labels\.csv:3: unknown image 'none\.jpg'"),
-        ("image,labels\n../labels.csv,cat\n", r":2: unknown image"),
-        ("image,labels\na.jpg,cat\nb.png,dog\na.jpg,dog\n", r":4: image 'a\.jpg' has this row"),
-        ("image,labels\na.jpg,cat\na,dog\n", r":3: image 'a' has this row"),
-        ("image,labels\na.jpg,cat;cat\n", r":2: image 'a\.jpg' has this row"),
-        ("image,label\na.jpg,cat\na.jpg,cat\n", r":3: image 'a\.jpg' has this row"),
-        ("image,labels\na.jpg,cat;;dog\n", r":2: an empty class"),
-        ("image,labels\na.jpg,cat;\n", r":2: an empty class"),
-        ("image,label\na.jpg,\n", r":2: an empty class"),
-        ("image,label\na.jpg\n", r":2: an empty class"),
-        ("file,labels\na.jpg,cat\n", r"header is \['file', 'labels'\]"),
-        ("image,label,labels\na.jpg,cat,cat\n", "one of"),
-        ("", "header is"),
-        ("image,labels\na.jpg,\n", "at least one"),
-        ('image,labels\n"a.jpg,cat\n', "unknown image"),
+        ("image,labels\na.jpg,cat\nnone.jpg,cat\n", r"labels\.csv:3: .*'none\.jpg'"),
+        ("image,labels\n../labels.csv,cat\n", r":2: .*labels\.csv"),
+        ("image,labels\na.jpg,cat\nb.png,dog\na.jpg,dog\n", r":4: .*'a\.jpg'"),
+        ("image,labels\na.jpg,cat\na,dog\n", r":3: .*'a'"),
+        ("image,labels\na.jpg,cat;cat\n", r":2: .*'a\.jpg'"),
+        ("image,label\na.jpg,cat\na.jpg,cat\n", r":3: .*'a\.jpg'"),
+        ("image,labels\na.jpg,cat;;dog\n", r":2: .*empty"),
+        ("image,labels\na.jpg,cat;\n", r":2: .*empty"),
+        ("image,label\na.jpg,\n", r":2: .*empty"),
+        ("image,label\na.jpg\n", r":2: .*empty"),
+        ("file,labels\na.jpg,cat\n", r"header.*\['file', 'labels'\]"),
+        ("image,label,labels\na.jpg,cat,cat\n", r"header.*\['image', 'label', 'labels'\]"),
+        ("", "header"),
+        ("image,labels\na.jpg,\n", "class"),
+        ('image,labels\n"a.jpg,cat\n', r"labels\.csv:\d.*a\.jpg,cat"),
     ],
 )
 def test_faults_name_their_line(folder, text, message):
@@ -88,7 +88,7 @@ def test_faults_name_their_line(folder, text, message):
 
 
 def test_unknown_class(folder):
-    with pytest.raises(DataError, match=r":2: unknown class 'cow'; allowed are cat, dog"):
+    with pytest.raises(DataError, match=r":2: .*'cow'.*cat, dog"):
         read(folder, "image,labels\na.jpg,cow\n", class_names=("cat", "dog"))
 
 
@@ -98,9 +98,9 @@ def test_not_utf8(folder):
 
 
 def test_missing_files(folder, tmp_path):
-    with pytest.raises(DataError, match="no such labels file"):
+    with pytest.raises(DataError, match=r"none\.csv"):
         Folder(folder=folder, labels_csv=tmp_path / "none.csv").images("all")
-    with pytest.raises(DataError, match="no such folder"):
+    with pytest.raises(DataError, match="none"):
         Folder(folder=tmp_path / "none", labels_csv="none.csv").images("all")
 
 
@@ -116,10 +116,10 @@ def test_bad_image_is_skipped_and_counted_or_named(folder, caplog):
     assert "b.png" in caplog.text
     with pytest.raises(DataError, match=r"b\.png"):
         read(folder, text, on_bad="error")
-    with pytest.raises(DataError, match="no image is left of 1"):
+    with pytest.raises(DataError, match=r"no image.* 1\b"):
         read(folder, "image,labels\nb.png,cat\n", on_bad="skip_all")
     assert list_images(folder).missing == ("b",)
-    with pytest.raises(DataError, match="1 of 3 images"):
+    with pytest.raises(DataError, match=r"1 of 3 .*\(b\)"):
         list_images(folder, on_bad="skip")
     with pytest.raises(DataError, match=r"b\.png"):
         list_images(folder, on_bad="error")
@@ -138,13 +138,13 @@ def test_names_that_are_no_utf8(folder):
     labeled = read(folder, "image,labels\ncaf\\udce9.png,cat\ncafé,\n")
     assert as_dict(labeled) == {"caf\\udce9": (1,), "café": (0,)}
     Image.new("RGB", (3, 2)).save(folder / "caf\\udce9.jpg")
-    with pytest.raises(DataError, match="one id"):
+    with pytest.raises(DataError, match="udce9"):
         list_images(folder)
 
 
 def test_same_stem_twice(folder):
     Image.new("RGB", (2, 2)).save(folder / "a.png")
-    with pytest.raises(DataError, match="differ only in the suffix"):
+    with pytest.raises(DataError, match=r"a\.(png|jpg).*a\.(png|jpg)"):
         list_images(folder)
 
 
@@ -157,5 +157,5 @@ def test_list_images(folder, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="no image"):
         list_images(tmp_path / "empty")
-    with pytest.raises(DataError, match="no image is left of 1"):
+    with pytest.raises(DataError, match=r"no image.* 1\b"):
         list_images(tmp_path / "none.jpg")

@@ -72,7 +72,7 @@ def test_flat_with_a_csv(root):
     (root / "val.csv").write_text("image,labels\nv_1,n10;n01\nv_0,\n")
     images = ImageFolder(root=root).images("val")
     assert as_dict(images) == {"v_0": (0, 0), "v_1": (1, 1)} and images.counts["unlabelled"] == 1
-    with pytest.raises(DataError, match=r"val\.csv:2: unknown class 'n10'; allowed are n01"):
+    with pytest.raises(DataError, match=r"val\.csv:2: .*'n10'.*n01"):
         ImageFolder(root=root, class_names=("n01",)).images("val")
 
 
@@ -87,15 +87,15 @@ def test_readable_names_are_shared_by_all_splits(root):
     images = ImageFolder(root=root, class_names=("n10", "n03", "n02", "n01")).images("train")
     assert images.class_names == ("crane (n10)", "n03", "crane (n02)", "tench, Tinca tinca")
     (root / "class_names.txt").write_text("n10 a\nn10 b\n")
-    with pytest.raises(DataError, match=r"class_names\.txt:2: class folder 'n10' occurs twice"):
+    with pytest.raises(DataError, match=r"class_names\.txt:2: .*'n10'.*twice"):
         ImageFolder(root=root).images("train")
 
 
 def test_unknown_class_folder(root):
     (root / "class_names.txt").write_text("n01 a\nn02 b\n")
-    with pytest.raises(DataError, match=r"2 classes are not among the 2.*the first is 'n03'"):
+    with pytest.raises(DataError, match=r"2 classes.*'n03'"):
         ImageFolder(root=root).images("train")
-    with pytest.raises(DataError, match="the first is 'n01'"):
+    with pytest.raises(DataError, match="'n01'"):
         ImageFolder(root=root, class_names=("n02", "n03", "n10")).images("train")
     with pytest.raises(DataError, match="distinct"):
         ImageFolder(root=root, class_names=("n01", "n01")).images("train")
@@ -118,18 +118,18 @@ def test_a_class_may_be_a_link(root, tmp_path_factory):
 
 def test_same_name_but_for_the_suffix(root):
     save(root / "train" / "n02" / "x_1.png", (5, 5))
-    with pytest.raises(DataError, match="differ only in the suffix"):
+    with pytest.raises(DataError, match=r"x_1\.(png|jpg|JPEG).*x_1\.(png|jpg|JPEG)"):
         ImageFolder(root=root).images("train")
 
 
 def test_nothing_there(root):
-    with pytest.raises(DataError, match="no such folder"):
+    with pytest.raises(DataError, match="test"):
         ImageFolder(root=root).images("test")
     (root / "test" / "n01").mkdir(parents=True)
     with pytest.raises(DataError, match="no image"):
         ImageFolder(root=root).images("test")
     save(root / "flat" / "a.jpg", (4, 4))
-    with pytest.raises(DataError, match=r"at least one.*flat\.csv"):
+    with pytest.raises(DataError, match=r"flat\.csv"):
         ImageFolder(root=root).images("flat")
 
 
@@ -334,14 +334,14 @@ def test_boxes_of_a_flat_split_elsewhere(root, tmp_path):
     (root / "val" / "v_1.JPEG").write_bytes(b"no image")  # its boxes count as missed
     truth = ImageFolder(root=root, annotations=tmp_path / "xml").ground_truth("val")
     assert list(truth.boxes) == ["v_1"] and truth.counts["bad_image"] == 0
-    with pytest.raises(DataError, match="no such folder of annotations"):
+    with pytest.raises(DataError, match="annotations"):
         ImageFolder(root=root).ground_truth("val")
 
 
 def test_faulty_annotations(root):
     path = root / "annotations" / "val" / "v_1.xml"
     write_xml(path, (3, 5), [("Scottish_deerhound", (1, 1, 2, 2))])
-    with pytest.raises(DataError, match=r"v_1\.xml: unknown class 'Scottish_deerhound'"):
+    with pytest.raises(DataError, match=r"v_1\.xml: .*'Scottish_deerhound'"):
         ImageFolder(root=root).ground_truth("val")
     path.write_text("<annotation><object>")
     with pytest.raises(DataError, match="v_1"):

@@ -85,9 +85,7 @@ def test_numbers_follow_the_names(voc):
     assert data.instances("val")["a"]().classes.tolist() == [1, 0]
     expected = np.where(CLASSES == 12, 2, np.where(CLASSES == 8, 1, CLASSES))
     np.testing.assert_array_equal(data.label_maps("val")["a"](), expected)
-    with pytest.raises(
-        DataError, match=r"a\.png: has pixels of class number 8; allowed are 0, 12, 255"
-    ):
+    with pytest.raises(DataError, match=r"a\.png: .* 8\b.* 0, 12, 255"):
         Voc(root=voc, class_names=("dog",)).label_maps("val")["a"]()
     (voc / "classes.txt").write_text("\n".join(["dog", "cat"]))
     save_palette(voc / "SegmentationClass" / "a.png", expected.astype(np.uint8))
@@ -107,7 +105,7 @@ def test_splits_of_the_segmentation(voc):
     assert data.images("val").image_ids == ("a", "b")  # Main goes first
     assert data.images("train").image_ids == ("a",) == tuple(data.instances("train"))
     assert tuple(data.label_maps("Segmentation/val")) == ("b",)
-    with pytest.raises(DataError, match=r"test\.txt: no such split; found .*Segmentation/train"):
+    with pytest.raises(DataError, match=r"test\.txt: .*found.*Segmentation/train"):
         data.instances("test")
 
 
@@ -122,25 +120,25 @@ def test_faults_of_label_images(voc):
     data, objects = Voc(root=voc), voc / "SegmentationObject" / "a.png"
     classes = voc / "SegmentationClass" / "a.png"
     save_palette(objects, OBJECTS[:3])
-    with pytest.raises(DataError, match=r"a\.png: .*\(3, 6\), its image .*a\.jpg of \(4, 6\)"):
+    with pytest.raises(DataError, match=r"a\.png: .*\(3, 6\).*a\.jpg.*\(4, 6\)"):
         data.instances("val")["a"]()
     save_palette(objects, np.where(OBJECTS == 0, 7, OBJECTS).astype(np.uint8))
-    with pytest.raises(DataError, match=r"a\.png: no pixel of object 7 has a class"):
+    with pytest.raises(DataError, match=r"a\.png: .*object 7\b"):
         data.instances("val")["a"]()
     Image.new("RGB", (6, 4)).save(classes)
-    with pytest.raises(DataError, match=r"a\.png: is of mode RGB"):
+    with pytest.raises(DataError, match=r"a\.png: .*RGB"):
         data.label_maps("val")["a"]()
     classes.write_bytes(b"no image")
-    with pytest.raises(DataError, match=r"a\.png: not a readable label image"):
+    with pytest.raises(DataError, match=r"a\.png: .*readable"):
         data.label_maps("val")["a"]()
     classes.unlink()
     save_palette(objects, OBJECTS)
-    with pytest.raises(DataError, match=r"SegmentationClass/a\.png: no such file"):
+    with pytest.raises(DataError, match=r"SegmentationClass/a\.png"):
         data.instances("val")["a"]()
     assert "a" not in data.label_maps("val")  # its pixels are not annotated
     (voc / "JPEGImages" / "a.jpg").unlink()  # then the two are compared with each other
     save_palette(classes, CLASSES[:, :5])
-    with pytest.raises(DataError, match=r"\(4, 6\), the label map of its image of \(4, 5\)"):
+    with pytest.raises(DataError, match=r"\(4, 6\).*\(4, 5\)"):
         data.instances("val")["a"]()
 
 
@@ -229,23 +227,23 @@ def test_faults_of_sbd(sbd, caplog):
 
     path = folder / "2008_000002.mat"
     savemat(path, {"GTinst": {"Segmentation": OBJECTS, "Categories": [[12]]}})
-    refused(r"object 2 has no class from 1 to 20 in GTinst.Categories, which is \[12\]")
+    refused(r"object 2.* 1 to 20.*GTinst.Categories.*\[12\]")
     savemat(path, {"GTinst": {"Segmentation": OBJECTS, "Categories": [[12, 21]]}})
-    refused("object 2 has no class")
+    refused("object 2")
     savemat(path, {"GTinst": {"Categories": [[12, 8]]}})
-    refused("needs GTinst.Segmentation")
+    refused("GTinst.Segmentation")
     savemat(path, {"GTcls": {"Segmentation": OBJECTS}})
-    refused(r"needs GTinst.Segmentation, found \['GTcls'\]")
+    refused(r"GTinst.Segmentation.*\['GTcls'\]")
     savemat(path, {"GTinst": {"Segmentation": OBJECTS * -1.0, "Categories": [[1]]}})
-    refused("numbers from 0 to 255")
+    refused("0 to 255")
     path.write_bytes(b"no file of MATLAB")
-    refused("not a readable .mat file")
+    refused(r"2008_000002\.mat")
     path.unlink()
-    refused("not a readable .mat file")
+    refused(r"2008_000002\.mat")
 
 
 def test_a_mask_of_sbd_of_another_size(sbd):
     save_sbd(sbd, "2008_000003", OBJECTS, [12, 8], OBJECTS, size=(8, 12))
     for read in (Sbd(root=sbd).instances, Sbd(root=sbd).label_maps):
-        with pytest.raises(DataError, match=r"\(4, 6\), its image .* of \(8, 12\)"):
+        with pytest.raises(DataError, match=r"\(4, 6\).*\(8, 12\)"):
             read("val")["2008_000003"]()

@@ -77,7 +77,7 @@ def test_splits(data):
     _, data_dir = data
     for split, expected in (("train", 1), ("val", 2), ("validation[:1]", 1), ("trainval", 3)):
         assert len(Tfds(name="voc/2007", data_dir=data_dir).images(split)) == expected
-    with pytest.raises(DataError, match="'tests'; it has test, train, validation"):
+    with pytest.raises(DataError, match="'tests'.*test, train, validation"):
         Tfds(name="voc/2007", data_dir=data_dir).images("tests")
 
 
