@@ -15,7 +15,6 @@ from wsod_jax.evaluation.metrics.average_precision import (
     average_precision,
     evaluate_detections,
     match_detections,
-    paired_iou,
 )
 from wsod_jax.evaluation.metrics.tables import DetectionTable, TruthTable
 from wsod_jax.types import ImageResult
@@ -94,18 +93,13 @@ def random_tables(rng, *, num_images=4, num_classes=3, num_detections=60, num_ob
     seed=st.integers(0, 10**6),
     mode=st.sampled_from(["11point", "11point_devkit", "area", "ranking"]),
     iou_thr=st.sampled_from([0.25, 0.5, 0.75]),
-    plus_one=st.booleans(),
     num_detections=st.integers(0, 60),
     num_objects=st.integers(0, 14),
 )
-def test_random_sets_agree_with_the_loops(
-    seed, mode, iou_thr, plus_one, num_detections, num_objects
-):
+def test_random_sets_agree_with_the_loops(seed, mode, iou_thr, num_detections, num_objects):
     rng = np.random.default_rng(seed)
     found, truth = random_tables(rng, num_detections=num_detections, num_objects=num_objects)
-    metrics = evaluate_detections(
-        found, truth, iou_thrs=(iou_thr,), ap_mode=mode, plus_one=plus_one
-    )
+    metrics = evaluate_detections(found, truth, iou_thrs=(iou_thr,), ap_mode=mode)
     for c in range(3):
         mine = np.flatnonzero(found.classes == c)
         theirs = np.flatnonzero(truth.classes == c)
@@ -114,7 +108,6 @@ def test_random_sets_agree_with_the_loops(
             [(truth.image_index[i], truth.boxes[i].tolist(), truth.difficult[i]) for i in theirs],
             iou_thr,
             mode,
-            plus_one,
         )
         np.testing.assert_allclose(metrics.ap[c, 0], expected, atol=1e-12)
         np.testing.assert_array_equal(metrics.matched[mine], verdicts)
@@ -158,7 +151,8 @@ def test_independent_project_gives_the_same_numbers():
         values = np.array([[float(value) for value in row[2:]] for row in rows])
         assert values.shape[1] == numbers
         corner = values[:, -4:-2]
-        boxes = np.concatenate([corner, corner + values[:, -2:]], axis=1)
+        # the expected numbers count the last pixel
+        boxes = np.concatenate([corner, corner + values[:, -2:] + 1], axis=1)
         return np.array([int(row[0]) - 1 for row in rows]), values[:, 0], boxes
 
     images, scores, boxes = read("detections.txt", 5)
@@ -167,7 +161,7 @@ def test_independent_project_gives_the_same_numbers():
     none = np.zeros(len(truth_images))
     truth = TruthTable(truth_images, none, truth_boxes, none, 7, 1)
     for mode, percent in (("area", 24.57), ("11point", 26.84)):
-        metrics = evaluate_detections(found, truth, iou_thrs=(0.3,), ap_mode=mode, plus_one=True)
+        metrics = evaluate_detections(found, truth, iou_thrs=(0.3,), ap_mode=mode)
         assert round(100 * metrics.mean_ap[0], 2) == percent
     assert metrics.num_objects.tolist() == [15] and metrics.hits[0, 0] == 7
 
@@ -228,13 +222,6 @@ def test_sweep_equals_single_thresholds():
     swept = evaluate_detections(found, truth, iou_thrs=(0.5, 0.75))
     alone = evaluate_detections(found, truth, iou_thrs=(0.75,))
     np.testing.assert_array_equal(swept.ap[:, 1], alone.ap[:, 0])
-
-
-def test_paired_iou_counts_the_last_pixel_on_request():
-    a, b = np.array([[1, 1, 10, 10]]), np.array([[1, 1, 10, 5]])
-    assert paired_iou(a, b, plus_one=True)[0] == 0.5
-    assert paired_iou(a, b)[0] == pytest.approx(4 / 9)
-    assert paired_iou(a, a + 20, plus_one=True)[0] == 0.0
 
 
 def test_tables_of_different_sets_are_refused():

@@ -3,14 +3,13 @@
 import math
 
 
-def iou(a, b, plus_one=False):
+def iou(a, b):
     """Return the IoU of two `xyxy` boxes."""
-    edge = 1.0 if plus_one else 0.0
-    width = min(a[2], b[2]) - max(a[0], b[0]) + edge
-    height = min(a[3], b[3]) - max(a[1], b[1]) + edge
+    width = min(a[2], b[2]) - max(a[0], b[0])
+    height = min(a[3], b[3]) - max(a[1], b[1])
     overlap = max(width, 0.0) * max(height, 0.0)
-    area_a = (a[2] - a[0] + edge) * (a[3] - a[1] + edge)
-    area_b = (b[2] - b[0] + edge) * (b[3] - b[1] + edge)
+    area_a = (a[2] - a[0]) * (a[3] - a[1])
+    area_b = (b[2] - b[0]) * (b[3] - b[1])
     union = area_a + area_b - overlap
     return overlap / union if union > 0 else 0.0
 
@@ -33,7 +32,7 @@ def average_precision(recall, precision, mode):
     return total / 11
 
 
-def class_ap(detections, objects, iou_thr, mode, plus_one=False):
+def class_ap(detections, objects, iou_thr, mode):
     """Return the AP of one class and the verdict on each detection.
 
     `detections`: list of (image, score, box); `objects`: list of (image, box, difficult).
@@ -46,7 +45,7 @@ def class_ap(detections, objects, iou_thr, mode, plus_one=False):
         image, _, box = detections[i]
         best, best_object = -1.0, None
         for j, (other, truth, _) in enumerate(objects):
-            overlap = iou(box, truth, plus_one)
+            overlap = iou(box, truth)
             if other == image and overlap > best:
                 best, best_object = overlap, j
         if best > iou_thr and objects[best_object][2]:

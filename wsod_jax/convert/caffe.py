@@ -19,26 +19,20 @@ from typing import Any
 
 import numpy as np
 
-from wsod_jax.convert.architectures import (
-    CNN_S_CONVS,
-    GOOGLENET_INCEPTIONS,
-    VGG16_CONVS,
-    VGG16_DENSE,
-    cnn_s_shapes,
-    googlenet_shapes,
-    vgg16_shapes,
-)
 from wsod_jax.convert.conversion import (
-    as_params,
     conv_kernel,
     dense_kernel,
     dense_kernel_from_map,
+    for_backbone,
     open_source,
 )
 from wsod_jax.convert.restricted_pickle import load_pickle
 from wsod_jax.convert.torch_file import read_torch_file
 from wsod_jax.convert.torchvision import vgg16_from_torch_names
 from wsod_jax.errors import DataError
+from wsod_jax.nn.cnn_s import CnnS
+from wsod_jax.nn.googlenet import INCEPTIONS, GoogLeNet
+from wsod_jax.nn.vgg import Vgg16
 from wsod_jax.types import Params
 
 # Blue, green, red.
@@ -77,16 +71,9 @@ def convert_vgg16(path: str | Path, *, with_fc: bool = True) -> tuple[Params, di
     if "features.0.weight" in blobs:
         arrays = vgg16_from_torch_names(blobs)
     else:
-        names = {layer: layer for layer in (*VGG16_CONVS, *VGG16_DENSE)}
+        names = {layer: layer for layer in (*Vgg16.layers, "fc6", "fc7")}
         arrays = _from_caffe_names(blobs, names, first_kernel=(3, 3, 3, 64))
-    params = as_params(arrays, vgg16_shapes(with_fc=with_fc), source)
-    meta = {
-        "architecture": "vgg16",
-        "pixels": "caffe",
-        "mean": list(VGG16_MEAN),
-        "source": str(source),
-    }
-    return params, meta
+    return for_backbone(arrays, Vgg16(mean=VGG16_MEAN), source, with_fc=with_fc)
 
 
 def convert_cnn_s(path: str | Path) -> tuple[Params, dict[str, Any]]:
@@ -105,16 +92,9 @@ def convert_cnn_s(path: str | Path) -> tuple[Params, dict[str, Any]]:
       DataError: the file is missing, damaged, or of another network.
     """
     source = open_source(path, importer="caffe_cnn_s")
-    names = {layer: layer for layer in CNN_S_CONVS}
+    names = {layer: layer for layer in CnnS.layers}
     arrays = _from_caffe_names(_read_blobs(source.path), names, first_kernel=(7, 7, 3, 96))
-    params = as_params(arrays, cnn_s_shapes(), source)
-    meta = {
-        "architecture": "cnn_s",
-        "pixels": "caffe",
-        "mean": list(CNN_S_MEAN),
-        "source": str(source),
-    }
-    return params, meta
+    return for_backbone(arrays, CnnS(mean=CNN_S_MEAN), source)
 
 
 def convert_googlenet(path: str | Path) -> tuple[Params, dict[str, Any]]:
@@ -132,21 +112,19 @@ def convert_googlenet(path: str | Path) -> tuple[Params, dict[str, Any]]:
     """
     source = open_source(path, importer="caffe_googlenet")
     names = dict(GOOGLENET_STEM)
-    for module in GOOGLENET_INCEPTIONS:
+    for module in INCEPTIONS:
         for layer, name in GOOGLENET_BRANCHES.items():
             names[f"{module}/{layer}"] = f"{module.replace('inception', 'inception_')}/{name}"
     arrays = _from_caffe_names(_read_blobs(source.path), names, first_kernel=(7, 7, 3, 64))
-    params = as_params(arrays, googlenet_shapes(branch3_kernel=5), source)
-    meta = {
-        "architecture": "googlenet",
-        "pixels": "caffe",
-        "mean": list(GOOGLENET_MEAN),
-        "branch3_kernel": 5,
-        "lrn": True,
-        "pool4_window": 3,
-        "source": str(source),
-    }
-    return params, meta
+    backbone = GoogLeNet(
+        pixels="caffe",
+        mean=GOOGLENET_MEAN,
+        ends_at="inception5b",
+        branch3_kernel=5,
+        pool4_window=3,
+        lrn=True,
+    )
+    return for_backbone(arrays, backbone, source)
 
 
 def _read_blobs(path: Path) -> dict[str, np.ndarray]:
@@ -230,7 +208,7 @@ def _from_caffe_names(
 
 def _to_last(layer: str, kernel: np.ndarray) -> np.ndarray:
     """Turn a kernel in Caffe's order of axes into the product's."""
-    if layer not in VGG16_DENSE:
+    if layer not in ("fc6", "fc7"):
         return conv_kernel(kernel)
     kernel = kernel.reshape(kernel.shape[-2:])  # old Caffe: [1, 1, out, in]
     return dense_kernel_from_map(kernel, 512, 7) if layer == "fc6" else dense_kernel(kernel)

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import re
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
-from flax.traverse_util import unflatten_dict
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from wsod_jax.errors import DataError
+from wsod_jax.nn.backbone import Backbone
 from wsod_jax.types import Params
 
 # First eight hex digits of the SHA-256 of files in circulation -> (what it is, how to import it).
@@ -24,6 +28,14 @@ KNOWN_FILES = {
     "57934424": ("EfficientNet-Lite0 (RGB, -1 to 1)", "efficientnet_lite0"),
     "00b39a1b": ("Caffe's VGG16 in PyTorch's names (BGR, mean only)", "caffe_vgg16"),
     "88682ab5": ("VGG16 features trained on RGB 0..255 minus the mean, a third convention", None),
+}
+
+
+VGG16_DENSE = {
+    "fc6/kernel": (7 * 7 * 512, 4096),
+    "fc6/bias": (4096,),
+    "fc7/kernel": (4096, 4096),
+    "fc7/bias": (4096,),
 }
 
 
@@ -71,6 +83,34 @@ def open_source(path: str | Path, *, importer: str) -> SourceFile:
             stacklevel=3,
         )
     return SourceFile(path, sha256)
+
+
+def for_backbone(
+    arrays: Mapping[str, np.ndarray],
+    backbone: Backbone,
+    source: SourceFile,
+    *,
+    with_fc: bool = False,
+) -> tuple[Params, dict[str, Any]]:
+    """Return a backbone's parameters, checked as by `as_params`, and their description for `save_weights`.
+
+    Args:
+      arrays: parameter path -> array; those of no parameter are left out.
+      backbone: tells which there are, and what they are made for.
+      source: the file they come from.
+      with_fc: VGG16's fc6 and fc7 too.
+    """
+
+    def last_map(module: Backbone, image: jax.Array) -> jax.Array:
+        size = jnp.full((1, 2), image.shape[1])
+        return module.last_map(module.network_input(image, size))
+
+    image = jnp.zeros((1, 224, 224, 3))
+    init = functools.partial(backbone.init, method=last_map)
+    layout = jax.eval_shape(init, jax.random.key(0), image)["params"]
+    shapes = {name: leaf.shape for name, leaf in flatten_dict(layout, sep="/").items()}
+    params = as_params(arrays, shapes | VGG16_DENSE if with_fc else shapes, source)
+    return params, {**backbone.description, "source": str(source)}
 
 
 def as_params(

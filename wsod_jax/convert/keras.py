@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from wsod_jax.convert.architectures import squeezenet_shapes
-from wsod_jax.convert.conversion import as_params, open_source
+from wsod_jax.convert.conversion import for_backbone, open_source
 from wsod_jax.errors import DataError
+from wsod_jax.nn.squeezenet import SqueezeNet
 from wsod_jax.train.weights import META_KEY
 from wsod_jax.types import Params
 
@@ -38,12 +38,4 @@ def convert_squeezenet(path: str | Path) -> tuple[Params, dict[str, Any]]:
         raise DataError(f"{path} cannot be read as an npz of plain arrays ({error})") from error
     if META_KEY in arrays:
         raise DataError(f"{path} is a converted file already; use it as it is")
-    params = as_params(arrays, squeezenet_shapes(), source)
-    meta = {
-        "architecture": "squeezenet1_1",
-        "pixels": "caffe",
-        "mean": list(MEAN),
-        "ceil_mode": False,
-        "source": str(source),
-    }
-    return params, meta
+    return for_backbone(arrays, SqueezeNet(mean=MEAN), source)

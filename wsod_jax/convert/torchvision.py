@@ -7,32 +7,25 @@ from typing import Any
 
 import numpy as np
 
-from wsod_jax.convert.architectures import (
-    GOOGLENET_CONVS,
-    GOOGLENET_INCEPTIONS,
-    SQUEEZENET_FIRES,
-    VGG16_CONVS,
-    googlenet_shapes,
-    squeezenet_shapes,
-    vgg16_shapes,
-)
 from wsod_jax.convert.conversion import (
-    as_params,
     conv_kernel,
     dense_kernel,
     dense_kernel_from_map,
     fold_batch_norm,
+    for_backbone,
     open_source,
 )
 from wsod_jax.convert.torch_file import read_torch_file
+from wsod_jax.nn.googlenet import INCEPTIONS, GoogLeNet
+from wsod_jax.nn.squeezenet import FIRES, SqueezeNet
+from wsod_jax.nn.vgg import Vgg16
 from wsod_jax.types import Params
 
 # Positions of the convolutions in torchvision's `features`.
 VGG16_FEATURES = dict(
-    zip(VGG16_CONVS, (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28), strict=True)
+    zip(Vgg16.layers, (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28), strict=True)
 )
-SQUEEZENET_FEATURES = dict(zip(SQUEEZENET_FIRES, (3, 4, 6, 7, 9, 10, 11, 12), strict=True))
-SQUEEZENET_META = {"architecture": "squeezenet1_1", "pixels": "torchvision", "ceil_mode": True}
+SQUEEZENET_FEATURES = dict(zip(FIRES, (3, 4, 6, 7, 9, 10, 11, 12), strict=True))
 GOOGLENET_BRANCHES = {  # layer of an inception module: torchvision's place within the module
     "branch1": "branch1",
     "branch2_reduce": "branch2.0",
@@ -40,13 +33,6 @@ GOOGLENET_BRANCHES = {  # layer of an inception module: torchvision's place with
     "branch3_reduce": "branch3.0",
     "branch3": "branch3.1",
     "branch4": "branch4.1",
-}
-GOOGLENET_META = {
-    "architecture": "googlenet",
-    "pixels": "inception",
-    "branch3_kernel": 3,
-    "lrn": False,
-    "pool4_window": 2,
 }
 
 
@@ -66,8 +52,7 @@ def convert_vgg16(path: str | Path, *, with_fc: bool = True) -> tuple[Params, di
     """
     source = open_source(path, importer="torchvision_vgg16")
     arrays = vgg16_from_torch_names(read_torch_file(source.path))
-    params = as_params(arrays, vgg16_shapes(with_fc=with_fc), source)
-    return params, {"architecture": "vgg16", "pixels": "torchvision", "source": str(source)}
+    return for_backbone(arrays, Vgg16(pixels="torchvision"), source, with_fc=with_fc)
 
 
 def convert_squeezenet(path: str | Path) -> tuple[Params, dict[str, Any]]:
@@ -96,8 +81,7 @@ def convert_squeezenet(path: str | Path) -> tuple[Params, dict[str, Any]]:
             arrays[f"{name}/kernel"] = conv_kernel(state[f"{place}.weight"])
         if f"{place}.bias" in state:
             arrays[f"{name}/bias"] = state[f"{place}.bias"]
-    params = as_params(arrays, squeezenet_shapes(), source)
-    return params, {**SQUEEZENET_META, "source": str(source)}
+    return for_backbone(arrays, SqueezeNet(pixels="torchvision", ceil_mode=True), source)
 
 
 def convert_googlenet(path: str | Path) -> tuple[Params, dict[str, Any]]:
@@ -118,8 +102,8 @@ def convert_googlenet(path: str | Path) -> tuple[Params, dict[str, Any]]:
     """
     source = open_source(path, importer="torchvision_googlenet")
     state = read_torch_file(source.path)
-    places = {name: name for name in GOOGLENET_CONVS}
-    for module in GOOGLENET_INCEPTIONS:
+    places = {name: name for name in ("conv1", "conv2", "conv3")}
+    for module in INCEPTIONS:
         for layer, place in GOOGLENET_BRANCHES.items():
             places[f"{module}/{layer}"] = f"{module}.{place}"
     arrays = {}
@@ -127,8 +111,7 @@ def convert_googlenet(path: str | Path) -> tuple[Params, dict[str, Any]]:
         if f"{place}.conv.weight" in state:
             kernel, bias = fold_batch_norm(state, f"{place}.conv", f"{place}.bn", source.path)
             arrays[f"{name}/kernel"], arrays[f"{name}/bias"] = conv_kernel(kernel), bias
-    params = as_params(arrays, googlenet_shapes(branch3_kernel=3), source)
-    return params, {**GOOGLENET_META, "source": str(source)}
+    return for_backbone(arrays, GoogLeNet(ends_at="inception5b"), source)
 
 
 def vgg16_from_torch_names(state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -45,11 +45,8 @@ def test_every_image_once_per_epoch_and_one_orientation_per_batch(batch_size):
     assert orders[0] != orders[1] != orders[2]
 
 
-def test_number_of_batches_and_steps():
+def test_number_of_batches():
     assert plan().batches_per_epoch == 2 + 4
-    assert plan().steps_per_epoch == 3
-    assert plan(accumulate=4).steps_per_epoch == 1.5
-    assert plan(accumulate=4).num_steps(1) == 2 and plan(accumulate=4).num_steps(2) == 3
     assert plan(portrait=(False,) * 5, batch_size=8).batches_per_epoch == 1
 
 

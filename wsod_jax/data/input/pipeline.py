@@ -25,10 +25,9 @@ from wsod_jax.types import Batch
 class _Stream:
     """What training and evaluation streams share: counting, and stopping."""
 
-    def __init__(self, loaded: Iterator[tuple[Batch, np.ndarray]], canvases: Canvases):
+    def __init__(self, loaded: Iterator[tuple[Batch, np.ndarray]]):
         self._loaded = loaded
         self._totals = np.zeros(len(COUNTS), np.int64)
-        self.num_canvases = len(canvases.shapes())
 
     @property
     def counts(self) -> dict[str, int]:
@@ -49,15 +48,12 @@ class TrainStream(_Stream):
     """Endless iterator over updates: each a list of `accumulate` micro-batches.
 
     Attributes:
-      plan: the order; `plan.steps_per_epoch` and `plan.num_steps(epochs)` count updates.
-      num_canvases: distinct image shapes that may occur.
+      plan: the order.
       counts: what was met so far.
     """
 
-    def __init__(
-        self, loaded: Iterator[tuple[Batch, np.ndarray]], canvases: Canvases, plan: TrainPlan
-    ):
-        super().__init__(loaded, canvases)
+    def __init__(self, loaded: Iterator[tuple[Batch, np.ndarray]], plan: TrainPlan):
+        super().__init__(loaded)
         self.plan = plan
 
     def __iter__(self) -> TrainStream:
@@ -72,14 +68,11 @@ class ViewStream(_Stream):
 
     Attributes:
       views_per_image: as many micro-batches follow each other with the same images.
-      num_canvases: distinct image shapes that may occur.
       counts: what was met so far; images count once per view.
     """
 
-    def __init__(
-        self, loaded: Iterator[tuple[Batch, np.ndarray]], canvases: Canvases, plan: ViewPlan
-    ):
-        super().__init__(loaded, canvases)
+    def __init__(self, loaded: Iterator[tuple[Batch, np.ndarray]], plan: ViewPlan):
+        super().__init__(loaded)
         self.views_per_image = plan.views_per_image
         self._length = len(plan)
 
@@ -150,7 +143,7 @@ def train_batches(
         itertools.count(start_step * order.accumulate),
         loading,
     )
-    return TrainStream(loaded, canvases, plan)
+    return TrainStream(loaded, plan)
 
 
 def view_batches(
@@ -201,7 +194,7 @@ def view_batches(
         range(len(plan)),
         loading,
     )
-    return ViewStream(loaded, canvases, plan)
+    return ViewStream(loaded, plan)
 
 
 def _portrait(images: ImageSet, canvases: Canvases) -> tuple[bool, ...]:

@@ -139,15 +139,6 @@ class TrainPlan:
         counts = (high, len(self.portrait) - high)
         return sum(math.ceil(count / self.order.batch_size) for count in counts)
 
-    @property
-    def steps_per_epoch(self) -> float:
-        """Updates in which every image occurs once; not always whole."""
-        return self.batches_per_epoch / self.order.accumulate
-
-    def num_steps(self, epochs: float) -> int:
-        """Return the number of updates after which `epochs` epochs are complete."""
-        return math.ceil(epochs * self.batches_per_epoch / self.order.accumulate)
-
     def __getitem__(self, number: int) -> PlannedBatch:
         """Return micro-batch `number` (>= 0)."""
         epoch, position = divmod(number, self.batches_per_epoch)

@@ -112,18 +112,17 @@ def average_precision(recall: np.ndarray, precision: np.ndarray, mode: ApMode = 
     return float(np.sum(np.append(envelope, 0.0)[reached]) / 11)
 
 
-def paired_iou(a: np.ndarray, b: np.ndarray, *, plus_one: bool = False) -> np.ndarray:
+def paired_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Return the IoU of box a_i with box b_i, [n] float64; 0 where the union is empty.
 
     Args:
-      a, b: [n, 4] `xyxy`.
-      plus_one: boxes name their last pixel, so width = x2 - x1 + 1, as in VOC's files.
+      a, b: [n, 4] `xyxy`, continuous edges.
     """
-    a, b, edge = np.asarray(a, np.float64), np.asarray(b, np.float64), float(plus_one)
-    size = np.minimum(a[:, 2:], b[:, 2:]) - np.maximum(a[:, :2], b[:, :2]) + edge
+    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    size = np.minimum(a[:, 2:], b[:, 2:]) - np.maximum(a[:, :2], b[:, :2])
     overlap = np.prod(np.maximum(size, 0.0), axis=1)
-    area_a = np.prod(np.maximum(a[:, 2:] - a[:, :2] + edge, 0.0), axis=1)
-    area_b = np.prod(np.maximum(b[:, 2:] - b[:, :2] + edge, 0.0), axis=1)
+    area_a = np.prod(np.maximum(a[:, 2:] - a[:, :2], 0.0), axis=1)
+    area_b = np.prod(np.maximum(b[:, 2:] - b[:, :2], 0.0), axis=1)
     union = area_a + area_b - overlap
     return np.where(union > 0, overlap / np.where(union > 0, union, 1.0), 0.0)
 
@@ -143,13 +142,11 @@ def best_overlaps(
     detections: DetectionTable,
     truth: TruthTable,
     *,
-    plus_one: bool = False,
     region: Region = "boxes",
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return per detection the highest IoU with an object of its class and image, and that object's row.
 
     Args:
-      plus_one: see `paired_iou`; masks have no such convention.
       region: what overlaps, boxes or masks.
     Returns:
       [m] float64 IoU (0 where the image has no such object) and [m] int64 row of `truth` (-1 there).
@@ -173,9 +170,7 @@ def best_overlaps(
     offset = np.arange(pair_detection.size) - np.repeat(start, count[rows])
     pair_truth = order[np.repeat(first[rows], count[rows]) + offset]
     if region == "boxes":
-        iou = paired_iou(
-            detections.boxes[pair_detection], truth.boxes[pair_truth], plus_one=plus_one
-        )
+        iou = paired_iou(detections.boxes[pair_detection], truth.boxes[pair_truth])
     else:
         pairs = zip(rows, np.split(pair_truth, start[1:]), strict=True)
         iou = np.concatenate(
@@ -195,7 +190,6 @@ def match_detections(
     truth: TruthTable,
     *,
     iou_thr: float = 0.5,
-    plus_one: bool = False,
 ) -> np.ndarray:
     """Tell hits from false detections, as VOC does.
 
@@ -207,7 +201,7 @@ def match_detections(
       [m] int8 in table order: 1 hit, 0 false, -1 not counted.
     Ties: equal scores keep table order; equal IoU goes to the first object in table order.
     """
-    best_iou, best_row = best_overlaps(detections, truth, plus_one=plus_one)
+    best_iou, best_row = best_overlaps(detections, truth)
     order = np.argsort(-detections.scores, kind="stable")
     return _match(best_iou, best_row, order, truth.difficult, iou_thr)
 
@@ -239,7 +233,6 @@ def evaluate_detections(
     *,
     iou_thrs: tuple[float, ...] = (0.5,),
     ap_mode: ApMode = "11point",
-    plus_one: bool = False,
     region: Region = "boxes",
 ) -> DetectionMetrics:
     """Return the average precision of every class at every IoU threshold.
@@ -252,7 +245,6 @@ def evaluate_detections(
       truth: objects of the same image set.
       iou_thrs: thresholds; a hit needs IoU > threshold. `IOU_SWEEP` is 0.50 to 0.95.
       ap_mode: see `average_precision`.
-      plus_one: boxes of both tables name their last pixel, see `paired_iou`.
       region: what overlaps. "masks" with `ap_mode="area"` is the AP^r of instance segmentation, which papers report at
         `MASK_IOU_THRS`.
     Returns:
@@ -264,7 +256,7 @@ def evaluate_detections(
       Hariharan et al. 2014, section 5, for AP^r.
     """
     classes = truth.num_classes
-    best_iou, best_row = best_overlaps(detections, truth, plus_one=plus_one, region=region)
+    best_iou, best_row = best_overlaps(detections, truth, region=region)
     order = np.argsort(-detections.scores, kind="stable")
     by_class = order[np.argsort(detections.classes[order], kind="stable")]
     bounds = np.searchsorted(detections.classes[by_class], np.arange(classes + 1))

@@ -42,7 +42,6 @@ def corloc(
     *,
     iou_thr: float = 0.5,
     include_difficult: bool = True,
-    plus_one: bool = False,
 ) -> CorLocMetrics:
     """Return the share of images whose top box of a class hits any of its objects.
 
@@ -58,7 +57,6 @@ def corloc(
       iou_thr: a hit needs IoU > this.
       include_difficult: difficult objects count as hits and put their image into the denominator. False ignores
         them in both.
-      plus_one: boxes name their last pixel, see `average_precision.paired_iou`.
     Returns:
       `CorLocMetrics`; a class without images has NaN and is left out of the mean.
     Raises:
@@ -77,7 +75,6 @@ def corloc(
         iou_thr=iou_thr,
         inclusive=False,
         include_difficult=include_difficult,
-        plus_one=plus_one,
     )
 
 
@@ -88,7 +85,6 @@ def corloc_any(
     iou_thr: float = 0.5,
     inclusive: bool = True,
     include_difficult: bool = True,
-    plus_one: bool = False,
 ) -> CorLocMetrics:
     """Return the share of images in which any box of a class hits any of its objects.
 
@@ -102,7 +98,6 @@ def corloc_any(
       inclusive: a hit needs IoU >= `iou_thr`, as in the released notebook; False: IoU > `iou_thr`, as `corloc`.
       include_difficult: difficult objects count as hits and put their image into the denominator. False ignores
         them in both.
-      plus_one: boxes name their last pixel, see `average_precision.paired_iou`.
     Returns:
       `CorLocMetrics`; a class without images has NaN and is left out of the mean.
     Raises:
@@ -112,7 +107,7 @@ def corloc_any(
     """
     if not include_difficult:
         truth = truth.take(~truth.difficult)
-    best_iou, _ = best_overlaps(boxes, truth, plus_one=plus_one)
+    best_iou, _ = best_overlaps(boxes, truth)
     hits_object = best_iou >= iou_thr if inclusive else best_iou > iou_thr
     present = truth.present()
     hit = np.zeros(present.shape, bool)
