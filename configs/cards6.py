@@ -1,6 +1,6 @@
 """Playing cards: six classes, 363 photographs, SqueezeNet 1.1; one method per variant.
 
-    python scripts/train.py --config configs/cards6.py:oim_ir --workdir runs/cards6/oim_ir
+    wsod-jax train --config cards6:oim_ir --workdir runs/cards6/oim_ir
 
 Data: the photographs of EdjeElectronics/TensorFlow-Object-Detection-API-Tutorial-Train-Multiple-Objects-Windows-10
 in VOC layout under data/cards6. Scales, schedule and proposal sizes were chosen on its train/val split alone;

@@ -1,6 +1,6 @@
 """Playing cards on EfficientNet-Lite0, whose weights pip brings; data and variants as in cards6.py.
 
-python scripts/train.py --config configs/cards6_lite0.py:pcl --workdir runs/cards6_lite0/pcl
+wsod-jax train --config cards6_lite0:pcl --workdir runs/cards6_lite0/pcl
 """
 
 from wsod_jax import presets

@@ -1,8 +1,8 @@
 """A run of seconds on a few synthetic images, to see that everything works; no number means anything.
 
-python scripts/make_synthetic.py --out demo/data/debug --num_trainval 12 --num_test 6 --size 96
-python scripts/make_proposals.py --data demo/data/debug --split trainval test --out demo/data/debug_proposals.npz
-python scripts/train.py --config configs/debug_tiny.py --workdir demo/debug
+wsod-jax make_synthetic --out demo/data/debug --num_trainval 12 --num_test 6 --size 96
+wsod-jax make_proposals --data demo/data/debug --split trainval test --out demo/data/debug_proposals.npz
+wsod-jax train --config debug_tiny --workdir demo/debug
 """
 
 from wsod_jax import presets

@@ -1,8 +1,8 @@
 """PCL with VGG16 on COCO 2014, train to val: AP 8.5, mAP 19.4 at IoU 0.5 (Tang et al. 2018, as cited in Table 2 of
 Sui et al. 2022, which does not name the split).
 
-    python scripts/train.py --config configs/pcl_vgg16_coco14.py --workdir runs/pcl_coco14
-    python scripts/evaluate.py --workdir runs/pcl_coco14 --coco
+    wsod-jax train --config pcl_vgg16_coco14 --workdir runs/pcl_coco14
+    wsod-jax evaluate --workdir runs/pcl_coco14 --coco
 
 The code was released for VOC alone. The image loss counts four times, as its author advises for 80 classes: averaged
 over the classes it would weigh a quarter of what it does with VOC's 20. Batch 4 with a drop at 85k of 105k updates and

@@ -1,8 +1,8 @@
 """Teach the tiny backbone its classes from rendered one-object images: image labels only, and no image of the
 detection set.
 
-    python scripts/train.py --config configs/pretrain_tiny.py --workdir demo/pretrain
-    python scripts/convert_weights.py --from checkpoint demo/pretrain --out demo/weights/tiny.npz
+    wsod-jax train --config pretrain_tiny --workdir demo/pretrain
+    wsod-jax convert_weights --from checkpoint demo/pretrain --out demo/weights/tiny.npz
 """
 
 from ml_collections import ConfigDict

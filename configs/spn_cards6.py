@@ -1,7 +1,7 @@
 """SPN and CAM on playing cards: six classes, 363 photographs, SqueezeNet 1.1 with one new convolution.
 
-    python scripts/train.py --config configs/spn_cards6.py:spn --workdir runs/spn_cards6/spn
-    python scripts/evaluate.py --workdir runs/spn_cards6/spn --compare
+    wsod-jax train --config spn_cards6:spn --workdir runs/spn_cards6/spn
+    wsod-jax evaluate --workdir runs/spn_cards6/spn --compare
 
 Data as in configs/cards6.py, which also says where they come from; no proposals are needed.
 """

@@ -1,7 +1,7 @@
 """SP-GoogLeNet-GAP on ILSVRC 2014: localization error 36.3, top-1 error 33.5, top-5 12.7 (Zhu et al. 2017, Tables 5, 6).
 
-    python scripts/train.py --config configs/spn_googlenet_ilsvrc.py:spn --workdir runs/spn_ilsvrc
-    python scripts/evaluate.py --workdir runs/spn_ilsvrc
+    wsod-jax train --config spn_googlenet_ilsvrc:spn --workdir runs/spn_ilsvrc
+    wsod-jax evaluate --workdir runs/spn_ilsvrc
 
 `cam` is GoogLeNet-GAP: top-1 error 35.0, top-5 13.2; localization error 48.1 as cited there.
 90 epochs are the paper's; the batch of 256, the drops after 30 and 60 epochs and the start from torchvision's weights

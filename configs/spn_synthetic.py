@@ -1,7 +1,7 @@
 """SPN and CAM on the synthetic set with the tiny backbone, frozen; the data and weights are those of `make demo`.
 
-python scripts/train.py --config configs/spn_synthetic.py:spn --workdir runs/spn_synthetic/spn
-python scripts/evaluate.py --workdir runs/spn_synthetic/spn --compare
+wsod-jax train --config spn_synthetic:spn --workdir runs/spn_synthetic/spn
+wsod-jax evaluate --workdir runs/spn_synthetic/spn --compare
 """
 
 from wsod_jax import presets

@@ -1,11 +1,11 @@
 """SPN with VGG16 on VOC 2007: pointing 87.5 (difficult 78.1), CorLoc 60.6, Object Energy 62.2 (Zhu et al. 2017,
 Tables 1, 2 and 4).
 
-    python scripts/train.py --config configs/spn_vgg16_voc07.py --workdir runs/spn_224
-    python scripts/train.py --config configs/spn_vgg16_voc07.py:560 --workdir runs/spn_560
-    python scripts/train.py --config configs/spn_vgg16_voc07.py:112 --workdir runs/spn_112
-    python scripts/evaluate.py --workdir runs/spn_224 --compare
-    python scripts/evaluate.py --workdir runs/spn_224 --together_with runs/spn_112 runs/spn_560
+    wsod-jax train --config spn_vgg16_voc07 --workdir runs/spn_224
+    wsod-jax train --config spn_vgg16_voc07:560 --workdir runs/spn_560
+    wsod-jax train --config spn_vgg16_voc07:112 --workdir runs/spn_112
+    wsod-jax evaluate --workdir runs/spn_224 --compare
+    wsod-jax evaluate --workdir runs/spn_224 --together_with runs/spn_112 runs/spn_560
 
 Pointing is the 224-pixel model's. CorLoc 60.6 was counted with the boxes of all three, any of which may hit: that is
 "CorLoc any" of the last command. Which network has the published energy is not said.

@@ -1,7 +1,7 @@
 """The synthetic set at its default difficulty, with a tiny backbone; one method per variant. Minutes on two cores.
 
     make demo                                      # renders, finds proposals, pretrains, trains, evaluates
-    python scripts/train.py --config configs/synthetic.py:oicr --workdir runs/synthetic/oicr
+    wsod-jax train --config synthetic:oicr --workdir runs/synthetic/oicr
 
 The backbone's weights come from configs/pretrain_tiny.py, trained on separately rendered one-object images.
 """

@@ -1,6 +1,6 @@
 """The rendered set of `make demo` on EfficientNet-Lite0, whose weights pip brings; variants as in synthetic.py.
 
-python scripts/train.py --config configs/synthetic_lite0.py:pcl --workdir runs/synthetic_lite0/pcl
+wsod-jax train --config synthetic_lite0:pcl --workdir runs/synthetic_lite0/pcl
 """
 
 from wsod_jax import presets

@@ -396,7 +396,7 @@ def test_missing_key(key):
     del values[section][name]
     message = refusal(values)
     assert re.search(rf"config\.{section} .*\b{name}\b", message)
-    assert (key == "proposals.path") == ("scripts/make_proposals.py" in message)
+    assert (key == "proposals.path") == ("wsod-jax make_proposals" in message)
 
 
 @pytest.mark.parametrize(
@@ -967,7 +967,7 @@ def test_labels_of_methods_without_an_activation_are_free(caplog):
 def test_data_without_boxes_cannot_be_measured(tmp_path):
     data = {"reader": "folder", "folder": str(tmp_path), "labels_csv": "labels.csv"}
     config = read({**SECTIONS["oim_ir"].to_dict(), "data": data})
-    with pytest.raises(ConfigError, match=r"boxes.*scripts/predict.py"):
+    with pytest.raises(ConfigError, match=r"boxes.*wsod-jax predict"):
         training_data.read_ground_truth(config, "trainval")
 
 
@@ -1024,7 +1024,7 @@ def test_what_differs_between_runs_is_told_once():
 def test_missing_weights_say_how_to_get_them(tmp_path):
     path = str(tmp_path / "vgg16.npz")
     config = read(with_value(SECTIONS["oim_ir"], "train.init_from", (path,)))
-    with pytest.raises(DataError, match=r"vgg16.npz.*scripts/convert_weights.py"):
+    with pytest.raises(DataError, match=r"vgg16.npz.*wsod-jax convert_weights"):
         runs.warm_start(config)
     assert runs.warm_start(read(with_value(SECTIONS["oim_ir"], "train.init_from", ()))) is None
 

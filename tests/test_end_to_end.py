@@ -485,7 +485,7 @@ def test_evaluation_names_what_is_wrong(trained_run, tmp_path, capsys, arguments
 
 
 def test_evaluation_of_nothing(tmp_path, capsys):
-    refused(evaluate.main, ["--workdir", tmp_path], "no checkpoints.*scripts/train.py", capsys)
+    refused(evaluate.main, ["--workdir", tmp_path], "no checkpoints.*wsod-jax train", capsys)
 
 
 # -- what does not belong
@@ -589,7 +589,7 @@ def test_image_without_proposals_stops_before_training(trained_run, config, tmp_
     proposals = ProposalSet.load(trained_run.proposals)
     proposals.select(proposals.ids[1:]).save(tmp_path / "fewer.npz")
     config.proposals.path = str(tmp_path / "fewer.npz")
-    with pytest.raises(DataError, match=f"fewer.npz.*{proposals.ids[0]!r}.*make_proposals.py"):
+    with pytest.raises(DataError, match=f"fewer.npz.*{proposals.ids[0]!r}.*make_proposals"):
         train(config, tmp_path / "run")
 
 

@@ -1,4 +1,4 @@
-"""scripts/evaluate.py from end to end: interrupted, on several devices, further passes, files in and out."""
+"""`wsod-jax evaluate` from end to end: interrupted, on several devices, further passes, files in and out."""
 
 import dataclasses
 import errno

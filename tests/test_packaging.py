@@ -258,10 +258,10 @@ def test_commands_in_texts_use_flags_that_exist():
     checked = 0
     for path in [*texts, *COMMANDS]:
         text = re.sub(r"\\+\n\s*", " ", path.read_text(encoding="utf-8"))
-        for script, rest in re.findall(r"python scripts/(\w+)\.py([^\n#`]*)", text):
-            source = command_source(script)
+        for name, rest in re.findall(r"(?:^|[ `])wsod-jax (\w+)([^\n#`]*)", text, re.MULTILINE):
+            source = command_source(name)
             for flag in re.findall(r"(?<![\w-])--(\w[\w-]*)", rest.split("&&")[0]):
-                assert f'"--{flag}"' in source, f"{path.name}: scripts/{script}.py has no --{flag}"
+                assert f'"--{flag}"' in source + '"--help"', f"{path.name}: {name} has no --{flag}"
                 checked += 1
     assert checked > 40
 

@@ -1,4 +1,4 @@
-"""scripts/predict.py on a tiny trained run: files written, bad pictures, messages."""
+"""`wsod-jax predict` on a tiny trained run: files written, bad pictures, messages."""
 
 import csv
 import json

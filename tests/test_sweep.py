@@ -1,4 +1,4 @@
-"""scripts/sweep.py: rows tell no places, tables follow from rows, and the texts show today's tables."""
+"""`wsod-jax sweep`: rows tell no places, tables follow from rows, and the texts show today's tables."""
 
 import json
 import math

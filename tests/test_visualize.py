@@ -1,4 +1,4 @@
-"""scripts/visualize.py on a small VOC tree, a plain folder and a tiny trained run, and its messages."""
+"""`wsod-jax visualize` on a small VOC tree, a plain folder and a tiny trained run, and its messages."""
 
 import importlib.util
 import json

@@ -1,4 +1,4 @@
-"""The commands of scripts/visualize.py that look at proposal maps, on a tiny trained run, and their messages."""
+"""The commands of `wsod-jax visualize` that look at proposal maps, on a tiny trained run, and their messages."""
 
 import dataclasses
 import json

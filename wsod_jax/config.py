@@ -54,7 +54,7 @@ class Proposals(ProposalRules):
     """
 
     path: Annotated[str, Mark.LOCATION] = dataclasses.field(
-        metadata={"advice": "scripts/make_proposals.py makes the file"}
+        metadata={"advice": "wsod-jax make_proposals makes the file"}
     )
 
     @property
@@ -450,7 +450,7 @@ def check_run(config: RunConfig, method: Any) -> None:
     if method.uses_proposals and config.proposals is None:
         raise ConfigError(
             f"config lacks proposals, which {name} scores; set config.proposals.path to a file that "
-            "scripts/make_proposals.py makes, and config.proposals.max_proposals"
+            "wsod-jax make_proposals makes, and config.proposals.max_proposals"
         )
     if config.proposals is not None and not method.uses_proposals:
         raise ConfigError(
@@ -478,7 +478,7 @@ def check_run(config: RunConfig, method: Any) -> None:
     if log.pictures_every and not (method.uses_proposals and from_labels):
         raise ConfigError(
             f"config.log.pictures_every is {log.pictures_every}, but {name} mines no boxes in images with labels "
-            "alone, which is what is drawn; set it to 0. scripts/visualize.py proposal_maps draws what SPN's maps "
+            "alone, which is what is drawn; set it to 0. wsod-jax visualize proposal_maps draws what SPN's maps "
             "became during training"
         )
     if method.result == "ema" and train.ema_decay is None:

@@ -208,7 +208,7 @@ def train(
         for writer in writers:
             writer.close()
     say(f"compilations of the training step: {step.num_compilations()}")
-    say(f"done: {workdir}; next: python scripts/evaluate.py --workdir {workdir}")
+    say(f"done: {workdir}; next: wsod-jax evaluate --workdir {workdir}")
     return state
 
 

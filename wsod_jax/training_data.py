@@ -178,7 +178,7 @@ def read_ground_truth(config: RunConfig, split: str) -> GroundTruth:
     if not config.data.has_boxes:
         raise ConfigError(
             f"config.data.reader: data read by {type(config.data).__name__} has no boxes, so nothing can be measured; "
-            "scripts/predict.py draws detections without"
+            "wsod-jax predict draws detections without"
         )
     return config.data.ground_truth(split)
 

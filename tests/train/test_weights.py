@@ -86,7 +86,7 @@ def test_damaged_and_foreign_safetensors(tmp_path, weights):
 
 
 def test_missing_and_foreign_files_say_what_to_do(tmp_path, weights):
-    with pytest.raises(DataError, match="none.npz.*scripts/convert_weights.py"):
+    with pytest.raises(DataError, match="none.npz.*wsod-jax convert_weights"):
         load_weights(tmp_path / "none.npz")
     np.savez(tmp_path / "keras.npz", **{"conv1/kernel": weights["conv1"]["kernel"]})
     with pytest.raises(DataError, match="--from keras_squeezenet_npz"):

@@ -46,7 +46,7 @@ class ScoredRun:
         """
         if not checkpoint_steps(workdir):
             raise DataError(
-                f"there are no checkpoints in {workdir}; give the --workdir of a scripts/train.py run"
+                f"there are no checkpoints in {workdir}; give the --workdir of a wsod-jax train run"
             )
         predictor = load_run(workdir, changes=changes)
         if "boxes" not in predictor.method.outputs:

@@ -1,8 +1,8 @@
 """Measure the speed and memory of the parts on this machine.
 
-    python scripts/benchmark.py                         every task but `gpu`, a few minutes on a laptop
-    python scripts/benchmark.py --task roi mining       some of them
-    python scripts/benchmark.py --task gpu              the methods on an accelerator, into runs/benchmark_gpu.json
+    wsod-jax benchmark                         every task but `gpu`, a few minutes on a laptop
+    wsod-jax benchmark --task roi mining       some of them
+    wsod-jax benchmark --task gpu              the methods on an accelerator, into runs/benchmark_gpu.json
 
 Times are medians over --repeats runs, compilation excluded. TensorFlow is needed by `input` alone.
 `gpu` runs one program after another, in order of interest, and writes a JSON file and a Markdown table beside it

@@ -21,15 +21,15 @@ Where to get what can be converted:
   caffe_googlenet           BVLC's GoogLeNet, exported likewise. BGR, mean only; set the backbone's pixels to "caffe",
                             branch3_kernel to 5, pool4_window to 3 and lrn to True.
   keras_squeezenet_npz      SqueezeNet 1.1 with keys <layer>/kernel and <layer>/bias. BGR, mean only.
-  checkpoint                a run of scripts/train.py: its workdir (the newest step) or the folder of one step. All but
+  checkpoint                a run of wsod-jax train: its workdir (the newest step) or the folder of one step. All but
                             the layers that score classes is written: backbone, box head, SPN's extra convolution.
 
 The convention of the pixels is stored in the file and checked whenever it is loaded. Nothing that a .pth or .pkl
 file contains is run.
 
 Examples:
-  python scripts/convert_weights.py --from torchvision_vgg16 vgg16-397923af.pth --out weights/vgg16.npz
-  python scripts/convert_weights.py --from checkpoint runs/pretrain --out weights/tiny.safetensors
+  wsod-jax convert_weights --from torchvision_vgg16 vgg16-397923af.pth --out weights/vgg16.npz
+  wsod-jax convert_weights --from checkpoint runs/pretrain --out weights/tiny.safetensors
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Run the whole chain on a rendered data set: two detectors from image labels alone, side by side.
 
-    python scripts/demo.py --out demo            # at most a quarter of an hour on two cores
-    python scripts/demo.py --out demo --small    # a minute or two, to see that everything works; scores mean nothing
+    wsod-jax demo --out demo            # at most a quarter of an hour on two cores
+    wsod-jax demo --out demo --small    # a minute or two, to see that everything works; scores mean nothing
 
 It renders pictures, finds proposals, pretrains a tiny backbone on one-object pictures, trains WSDDN and OIM with the
 instance-reweighted loss, evaluates both and writes <out>/report.md. Every step is a command of this package, printed

@@ -1,13 +1,13 @@
 """Measure a trained detector, or a file of detections: mAP, CorLoc, pointing accuracy and more.
 
-    python scripts/evaluate.py --workdir runs/oim_ir                 # its newest checkpoint
-    python scripts/evaluate.py --workdir runs/oim_ir --all_steps     # every checkpoint, with curves
-    python scripts/evaluate.py --workdir runs/oim_ir --watch         # each new one as training writes it
-    python scripts/evaluate.py --checkpoint runs/oim_ir/checkpoints/90000
-    python scripts/evaluate.py --config configs/oim_ir_vgg16_voc07.py --predictions results.json   # runs no model
-    python scripts/evaluate.py --config configs/oim_ir_vgg16_voc07.py --pseudo boxes.json   # on the training split
-    python scripts/evaluate.py --workdir runs/spn --compare --energy_of voc07.npz     # SPN beside its baselines
-    python scripts/evaluate.py --workdir runs/spn_560 --together_with runs/spn_224 runs/spn_112
+    wsod-jax evaluate --workdir runs/oim_ir                 # its newest checkpoint
+    wsod-jax evaluate --workdir runs/oim_ir --all_steps     # every checkpoint, with curves
+    wsod-jax evaluate --workdir runs/oim_ir --watch         # each new one as training writes it
+    wsod-jax evaluate --checkpoint runs/oim_ir/checkpoints/90000
+    wsod-jax evaluate --config oim_ir_vgg16_voc07 --predictions results.json   # runs no model
+    wsod-jax evaluate --config oim_ir_vgg16_voc07 --pseudo boxes.json   # on the training split
+    wsod-jax evaluate --workdir runs/spn --compare --energy_of voc07.npz     # SPN beside its baselines
+    wsod-jax evaluate --workdir runs/spn_560 --together_with runs/spn_224 runs/spn_112
 
 Written into <workdir>/evaluation/<step>/ (--out in place of <workdir>/evaluation), or for a file of results into --out
 or <file>_scored/ beside it: predictions.json (boxes, and masks as RLE where the method predicts them, in COCO's results

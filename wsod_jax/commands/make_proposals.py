@@ -2,22 +2,22 @@
 
 Selective search on a data set in VOC or COCO layout, on several processes:
 
-  python scripts/make_proposals.py --data VOCdevkit/VOC2007 --split trainval test --out voc07_fast.npz --workers 8
+  wsod-jax make_proposals --data VOCdevkit/VOC2007 --split trainval test --out voc07_fast.npz --workers 8
 
 on a plain folder of pictures:
 
-  python scripts/make_proposals.py --data my_pictures --out my_pictures.npz
+  wsod-jax make_proposals --data my_pictures --out my_pictures.npz
 
 An interrupted run goes on where it stopped when started again. Pictures that cannot be read are named and left out.
 
 Proposals that others have published (Selective Search or MCG .mat, Detectron-style .pkl) are converted instead:
 
-  python scripts/make_proposals.py --data VOCdevkit/VOC2007 --split trainval --import ss_voc07.mat --out voc07.npz
+  wsod-jax make_proposals --data VOCdevkit/VOC2007 --split trainval --import ss_voc07.mat --out voc07.npz
 
 A trained soft proposal network makes proposals too, without looking for segments: the receptive fields that its
 proposal map scores highest, each in several sizes:
 
-  python scripts/make_proposals.py --data VOCdevkit/VOC2007 --split trainval test --from_run runs/spn --out spn.npz
+  wsod-jax make_proposals --data VOCdevkit/VOC2007 --split trainval test --from_run runs/spn --out spn.npz
 
 With --report, the share of annotated objects that the proposals cover is printed, where the data has boxes;
 --beside names other files to compare with.

@@ -3,8 +3,8 @@
 The set is small, pretty and hard where weakly supervised detection is hard: several objects of a class per
 image, objects whose small patterned head alone tells the class, clutter, things of no class, telling backgrounds.
 
-  python scripts/make_synthetic.py --out data/synthetic                # 300 images to train on, 150 to test on
-  python scripts/make_synthetic.py --out data/objects --pretraining    # one object per image, to pretrain a backbone
+  wsod-jax make_synthetic --out data/synthetic                # 300 images to train on, 150 to test on
+  wsod-jax make_synthetic --out data/objects --pretraining    # one object per image, to pretrain a backbone
 
 The same options always give the same set; running again on a finished set does nothing.
 """

@@ -166,7 +166,7 @@ def steps_of(source: Path, args: argparse.Namespace) -> Iterator[int]:
         expected = set()
         if not seen and not args.watch:
             raise DataError(
-                f"no checkpoints in {source}; train with scripts/train.py --workdir {source}"
+                f"no checkpoints in {source}; train with wsod-jax train --workdir {source}"
             )
         if not args.watch or (seen and max(seen) >= last_step(source)):
             return

@@ -1,11 +1,11 @@
 """Detect objects in pictures with a trained detector.
 
-    python scripts/predict.py --checkpoint runs/oim_ir --images my_pictures --out found
-    python scripts/predict.py --checkpoint runs/oim_ir/checkpoints/90000 --images a.jpg b.jpg --out found
-    python scripts/predict.py --checkpoint runs/oim_ir --images my_pictures --out found --set "scales=(480,688)"
+    wsod-jax predict --checkpoint runs/oim_ir --images my_pictures --out found
+    wsod-jax predict --checkpoint runs/oim_ir/checkpoints/90000 --images a.jpg b.jpg --out found
+    wsod-jax predict --checkpoint runs/oim_ir --images my_pictures --out found --set "scales=(480,688)"
 
 No labels and no boxes are needed. The proposals that the detector chooses among are computed here, as those it was
-trained with were, and kept in the output folder; --proposals takes a file of scripts/make_proposals.py instead.
+trained with were, and kept in the output folder; --proposals takes a file of wsod-jax make_proposals instead.
 
 Written into --out: predictions.json (all boxes, and masks where the method predicts them, in COCO's results format)
 with predictions.index.json (which numbers mean which image and class), detections.coco.json (the same as a COCO data
@@ -52,7 +52,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument(
         "--checkpoint",
         required=True,
-        help="folder given to train.py as --workdir (its newest checkpoint), or of one checkpoint",
+        help="folder given to train as --workdir (its newest checkpoint), or of one checkpoint",
     )
     parser.add_argument(
         "--images", nargs="+", type=Path, required=True, help="picture files, or folders of them"

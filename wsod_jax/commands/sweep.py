@@ -1,9 +1,9 @@
 """Train and evaluate every method of a small set with several seeds, and tabulate the scores.
 
-    python scripts/sweep.py cards6 --runs runs/cards6               # 8 methods x 3 seeds, about 4 minutes each
-    python scripts/sweep.py synthetic --runs runs/synthetic --methods wsddn oim_ir --seeds 0
-    python scripts/sweep.py spn_cards6 --energy_of data/proposals/cards6_selective_search.npz
-    python scripts/sweep.py --table                                 # only rewrite the tables
+    wsod-jax sweep cards6 --runs runs/cards6               # 8 methods x 3 seeds, about 4 minutes each
+    wsod-jax sweep synthetic --runs runs/synthetic --methods wsddn oim_ir --seeds 0
+    wsod-jax sweep spn_cards6 --energy_of data/proposals/cards6_selective_search.npz
+    wsod-jax sweep --table                                 # only rewrite the tables
 
 Each finished run leaves one row, results/<set>/<method>-seed<n>.json; runs that have one are skipped, an interrupted
 run resumes. The tables of docs/results.md and README.md are written from the rows, and say which are missing.

@@ -1,8 +1,8 @@
 """List the files that training or evaluating a configuration goes through.
 
-    python scripts/trace_files.py                                          # OIM on VGG16
-    python scripts/trace_files.py --config spn_vgg16_voc07
-    python scripts/trace_files.py --walk evaluate                          # from the images to the report
+    wsod-jax trace_files                                          # OIM on VGG16
+    wsod-jax trace_files --config spn_vgg16_voc07
+    wsod-jax trace_files --walk evaluate                          # from the images to the report
 
 One update of a configuration for VOC runs on a few small rendered images, with narrow fully connected layers and
 drawn weights; `--walk evaluate` then evaluates it, and counts from opened run and read split on, without figures. A

@@ -1,7 +1,7 @@
 """Train a detector from image-level labels.
 
-    python scripts/train.py --config configs/oim_ir_vgg16_voc07.py --workdir runs/oim_ir
-    python scripts/train.py --config configs/synthetic.py:oicr --workdir runs/oicr --config.optim.learning_rate=2e-4
+    wsod-jax train --config oim_ir_vgg16_voc07 --workdir runs/oim_ir
+    wsod-jax train --config synthetic:oicr --workdir runs/oicr --config.optim.learning_rate=2e-4
 
 The same command resumes an interrupted run where it stopped. The workdir gets config.json, metrics.jsonl,
 tensorboard/, checkpoints/ and pictures/ of fixed training images with their pseudo boxes. A config may take a
@@ -56,7 +56,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     options = parse_with_overrides(parser, arguments)
     if options.set is not None:
         parser.error(
-            f"--set changes trained runs; in train.py write --config.{options.set.removeprefix('config.')}"
+            f"--set changes trained runs; to train, write --config.{options.set.removeprefix('config.')}"
         )
     return options
 

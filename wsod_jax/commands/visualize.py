@@ -2,53 +2,53 @@
 
 Proposals over pictures, with the best one of every annotated object:
 
-  python scripts/visualize.py proposals --data VOCdevkit/VOC2007 --split test --proposals voc07.npz --out pictures
+  wsod-jax visualize proposals --data VOCdevkit/VOC2007 --split test --proposals voc07.npz --out pictures
 
 Detections from a predictions file; hits red, false ones yellow and dashed, annotated objects green:
 
-  python scripts/visualize.py detections --data VOCdevkit/VOC2007 --split test --predictions predictions.json \\
+  wsod-jax visualize detections --data VOCdevkit/VOC2007 --split test --predictions predictions.json \\
       --out pictures
 
 Detections in a plain folder of pictures (boxes in their classes' colours):
 
-  python scripts/visualize.py detections --data my_pictures --predictions predictions.json --out pictures
+  wsod-jax visualize detections --data my_pictures --predictions predictions.json --out pictures
 
 Training curves of one or more runs in one chart:
 
-  python scripts/visualize.py curves runs/oicr runs/oim --out curves.png
+  wsod-jax visualize curves runs/oicr runs/oim --out curves.png
 
 How many objects of a class an image holds, for one or more data sets:
 
-  python scripts/visualize.py instances --data VOCdevkit/VOC2007 VOCdevkit/VOC2012 --split trainval --out instances.png
+  wsod-jax visualize instances --data VOCdevkit/VOC2007 VOCdevkit/VOC2012 --split trainval --out instances.png
 
 What a run mines in its training images: cores blue, further instances red, the proposals that learn from them thin:
 
-  python scripts/visualize.py pseudo --checkpoint runs/oim --truth --out pictures
+  wsod-jax visualize pseudo --checkpoint runs/oim --truth --out pictures
 
 How good those boxes were over training, as a table (needs annotated objects):
 
-  python scripts/visualize.py quality --workdir runs/oicr runs/oim --steps 200 400 600 --num 60
+  wsod-jax visualize quality --workdir runs/oicr runs/oim --steps 200 400 600 --num 60
 
 How OIM found those instances, along its spatial and appearance graphs:
 
-  python scripts/visualize.py graphs --checkpoint runs/oim --step 4000 --images 000012 --out pictures
+  wsod-jax visualize graphs --checkpoint runs/oim --step 4000 --images 000012 --out pictures
 
 Where the scores of a class pile up over the course of training, of one or more runs:
 
-  python scripts/visualize.py objectness --workdir runs/oicr runs/oim --num 8 --out pictures
+  wsod-jax visualize objectness --workdir runs/oicr runs/oim --num 8 --out pictures
 
 How the proposal maps of SPN and a class's response maps evolved over the course of training, of one or more runs:
 
-  python scripts/visualize.py proposal_maps --workdir runs/spn runs/cam --class cow --num 8 --out pictures
+  wsod-jax visualize proposal_maps --workdir runs/spn runs/cam --class cow --num 8 --out pictures
 
 The random walk that makes a proposal map, step by step, whether it settles, and the map it would settle to:
 
-  python scripts/visualize.py walk --checkpoint runs/spn --walk_steps 0 1 2 5 20 --out pictures
+  wsod-jax visualize walk --checkpoint runs/spn --walk_steps 0 1 2 5 20 --out pictures
 
 Which share of proposal maps, and of proposals, lies on objects: against the objects' size, and over training:
 
-  python scripts/visualize.py energy --workdir runs/spn runs/cam --proposals voc07.npz --out charts
-  python scripts/visualize.py energy --data VOCdevkit/VOC2007 --split test --proposals voc07.npz --out charts
+  wsod-jax visualize energy --workdir runs/spn runs/cam --proposals voc07.npz --out charts
+  wsod-jax visualize energy --data VOCdevkit/VOC2007 --split test --proposals voc07.npz --out charts
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ def add_data_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
         add_choice_arguments(pictures)
 
     curves = command("curves", "files", "training curves of one or more runs")
-    curves.add_argument("workdirs", nargs="+", type=Path, help="folders given to train.py")
+    curves.add_argument("workdirs", nargs="+", type=Path, help="folders given to train")
     curves.add_argument(
         "--names", nargs="+", help='scalars to show; "loss/" means all that start so (all)'
     )

@@ -140,7 +140,7 @@ def _read_blobs(path: Path) -> dict[str, np.ndarray]:
     if path.suffix not in (".npy", ".pkl"):
         raise DataError(
             f"{path} ends in {path.suffix!r}; allowed are .npz, .npy, .pkl, .pth and .safetensors (see "
-            "scripts/convert_weights.py --help for how to export a .caffemodel)"
+            "wsod-jax convert_weights --help for how to export a .caffemodel)"
         )
     with path.open("rb") as file:
         if path.suffix == ".npy":

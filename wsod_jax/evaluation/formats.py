@@ -298,7 +298,7 @@ def load_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise DataError(
-            f"{path} does not exist; scripts/predict.py and scripts/evaluate.py write it"
+            f"{path} does not exist; wsod-jax predict and wsod-jax evaluate write it"
         ) from None
     except (OSError, ValueError, RecursionError) as error:  # ValueError: not JSON, or not UTF-8
         raise DataError(f"{path} is not valid JSON ({error}); was it written to the end?") from None

@@ -152,7 +152,7 @@ def _read_source(
     if not epath.Path(path).is_dir():
         raise DataError(
             f"there is no run at {path} to start from; config.train.init_from takes workdirs, folders of checkpoints, "
-            f"weight files ending in {' or '.join(SUFFIXES)} (scripts/convert_weights.py makes them of other "
+            f"weight files ending in {' or '.join(SUFFIXES)} (wsod-jax convert_weights makes them of other "
             f"frameworks' files) and the names of installed weights ({', '.join(named) or 'none here'})"
         )
     loaded = load_checkpoint(path, weights=None)

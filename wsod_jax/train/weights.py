@@ -119,7 +119,7 @@ def load_weights(path: str | Path) -> tuple[Params, dict[str, Any]]:
     if description is None:
         raise DataError(
             f"weights file {path} has no {META_KEY!r} entry, so its pixel convention is unknown; convert it with "
-            "scripts/convert_weights.py (for a Keras-style npz: --from keras_squeezenet_npz)"
+            "wsod-jax convert_weights (for a Keras-style npz: --from keras_squeezenet_npz)"
         )
     try:
         meta = dict(json.loads(description))
@@ -153,7 +153,7 @@ def missing_weights(path: Path) -> str:
         f"No weights at {path}. Download them where there is a network, e.g. with torchvision: "
         "python -c \"import torchvision.models as m; m.vgg16(weights='IMAGENET1K_V1')\" "
         "(or m.squeezenet1_1, m.googlenet; the .pth file lands in ~/.cache/torch/hub/checkpoints), and run "
-        f"scripts/convert_weights.py --from torchvision_vgg16 FILE.pth --out {path} "
+        f"wsod-jax convert_weights --from torchvision_vgg16 FILE.pth --out {path} "
         "(or torchvision_squeezenet1_1, torchvision_googlenet, caffe_vgg16, caffe_cnn_s, ...; see its --help)"
     )
 
@@ -181,7 +181,7 @@ def check_meta(
     if wrong:
         raise DataError(
             f"the weights of {path} do not fit the backbone: {'; '.join(wrong)}. Set the backbone's fields to the "
-            "file's values, or convert other weights with scripts/convert_weights.py"
+            "file's values, or convert other weights with wsod-jax convert_weights"
         )
 
 

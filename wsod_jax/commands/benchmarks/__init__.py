@@ -1,1 +1,1 @@
-"""What `scripts/benchmark.py` measures, a file per subject."""
+"""What `wsod-jax benchmark` measures, a file per subject."""

@@ -1,1 +1,1 @@
-"""What `scripts/visualize.py` draws of trained runs, a file per kind of run."""
+"""What `wsod-jax visualize` draws of trained runs, a file per kind of run."""

@@ -74,7 +74,7 @@ def show_curves(options: argparse.Namespace) -> None:
     for workdir in options.workdirs:
         path = workdir / "metrics.jsonl" if workdir.is_dir() else workdir
         if not path.is_file():
-            raise DataError(f"{path} does not exist; give the --workdir of a scripts/train.py run.")
+            raise DataError(f"{path} does not exist; give the --workdir of a wsod-jax train run.")
         runs[str(workdir)] = viz.metric_series(read_jsonl(path))
     chart = viz.plot_training(runs, names=options.names, smoothing=options.smoothing)
     print(f"Wrote {viz.save_image(options.out, chart)}")

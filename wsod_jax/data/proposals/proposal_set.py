@@ -109,7 +109,7 @@ class ProposalSet:
         path = Path(path)
         if not path.is_file():
             raise DataError(
-                f"{path}: no such proposals file; make one with scripts/make_proposals.py."
+                f"{path}: no such proposals file; make one with wsod-jax make_proposals."
             )
         try:
             with np.load(path, allow_pickle=False) as file:
@@ -124,7 +124,7 @@ class ProposalSet:
         ) as error:
             raise DataError(
                 f"{path}: not a readable proposals file ({error}). It should be an .npz as "
-                "scripts/make_proposals.py writes; other formats are imported by its --import."
+                "wsod-jax make_proposals writes; other formats are imported by its --import."
             ) from error
         missing = {"version", "ids", "sizes", "offsets", "boxes", "generator"} - arrays.keys()
         if missing:
@@ -180,7 +180,7 @@ class ProposalSet:
         if image_id not in self._rows:
             raise DataError(
                 f"{self.origin} has no proposals for image {image_id!r} ({len(self)} images in the file); "
-                "make them with scripts/make_proposals.py."
+                "make them with wsod-jax make_proposals."
             )
         return self._rows[image_id]
 
@@ -270,7 +270,7 @@ def check_proposals(proposals: ProposalSet, image_set: ImageSet) -> int:
     if missing:
         raise DataError(
             f"{proposals.origin} has no proposals for {len(missing)} of the {len(image_set)} images of "
-            f"{image_set.name}, the first is {missing[0]!r}; make them with scripts/make_proposals.py."
+            f"{image_set.name}, the first is {missing[0]!r}; make them with wsod-jax make_proposals."
         )
     for record in image_set.records:
         found, expected = proposals.size(record.image_id), (record.height, record.width)
@@ -336,5 +336,5 @@ def _check_values(proposals: ProposalSet) -> None:
             raise DataError(
                 f"{proposals.origin}: box {boxes[row].tolist()} of image {image_id!r} ({width}×{height} pixels) "
                 f"{problem}; {int(wrong.sum())} of {len(boxes)} boxes do. Boxes are (x1, y1, x2, y2) in pixels "
-                "of the image, x1 < x2 and y1 < y2. Make them anew with scripts/make_proposals.py."
+                "of the image, x1 < x2 and y1 < y2. Make them anew with wsod-jax make_proposals."
             )
