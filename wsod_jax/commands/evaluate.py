@@ -63,7 +63,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     source.add_argument("--checkpoint", help="folder of one checkpoint")
     source.add_argument(
         "--config",
-        metavar="FILE[:VARIANT]",
+        metavar="CONFIG[:VARIANT]",
         help="with --predictions or --pseudo: whose data and settings",
     )
     steps = parser.add_mutually_exclusive_group()

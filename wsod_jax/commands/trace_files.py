@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--config",
         default="oim_ir_vgg16_voc07",
-        metavar="FILE[:VARIANT]",
+        metavar="CONFIG[:VARIANT]",
         help="a configuration that reads the VOC layout (oim_ir_vgg16_voc07)",
     )
     parser.add_argument(

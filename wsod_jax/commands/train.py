@@ -42,8 +42,9 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument(
         "--config",
         required=True,
-        metavar="FILE[:VARIANT]",
-        help="configuration file, and its variant if it has any; --config.a.b=c changes a value of it",
+        metavar="CONFIG[:VARIANT]",
+        help="path of a configuration file or name of a shipped one, and its variant if it has any; --config.a.b=c "
+        "changes a value of it",
     )
     parser.add_argument(
         "--workdir", required=True, help="folder of this run; an existing one is resumed"
