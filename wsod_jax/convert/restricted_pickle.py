@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import collections
 import pickle
-import struct
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import BinaryIO
@@ -74,56 +73,43 @@ class _Array:
         self.value = _rebuild(data, kind, shape, order)
 
 
-class _Reconstruct:
-    """Stands for NumPy's `_reconstruct`: starts an array."""
+class _Functions:
+    """Stand-ins for functions. A pickle can set no attribute of a bound method, as it could of a function."""
 
     __slots__ = ()
 
-    def __call__(self, kind: object, shape: object, typecode: object) -> _Array:
+    def reconstruct(self, kind: object, shape: object, typecode: object) -> _Array:
+        """Stand for NumPy's `_reconstruct`: start an array."""
         return _Array()
 
-
-class _FromBuffer:
-    """Stands for NumPy's `_frombuffer`, which protocol 5 uses."""
-
-    __slots__ = ()
-
-    def __call__(self, data: bytes, kind: object, shape: tuple, order: str) -> np.ndarray:
+    def from_buffer(self, data: bytes, kind: object, shape: tuple, order: str) -> np.ndarray:
+        """Stand for NumPy's `_frombuffer`, which protocol 5 uses."""
         return _rebuild(data, kind, shape, order)
 
-
-class _Scalar:
-    """Stands for NumPy's `scalar`: one number from its bytes."""
-
-    __slots__ = ()
-
-    def __call__(self, kind: object, data: bytes | str) -> int | float | bool:
+    def scalar(self, kind: object, data: bytes | str) -> int | float | bool:
+        """Stand for NumPy's `scalar`: one number from its bytes."""
         return _rebuild(data, kind, (), "C").item()
 
-
-class _Encode:
-    """Stands for `_codecs.encode`, which old protocols use to store bytes as text."""
-
-    __slots__ = ()
-
-    def __call__(self, text: str, encoding: str) -> bytes:
+    def encode(self, text: str, encoding: str) -> bytes:
+        """Stand for `_codecs.encode`, which old protocols use to store bytes as text."""
         if not isinstance(text, str) or encoding != "latin1":
             raise pickle.UnpicklingError(f"an encoding {encoding!r}; only latin1 is allowed")
         return text.encode("latin1")
 
 
+_FUNCTIONS = _Functions()
 NUMPY_NAMES: Names = {
     ("numpy", "ndarray"): _ArrayType(),
     ("numpy", "dtype"): _Dtype,
-    ("numpy.core.multiarray", "_reconstruct"): _Reconstruct(),
-    ("numpy._core.multiarray", "_reconstruct"): _Reconstruct(),
-    ("numpy.core.numeric", "_frombuffer"): _FromBuffer(),
-    ("numpy._core.numeric", "_frombuffer"): _FromBuffer(),
-    ("numpy.core.multiarray", "scalar"): _Scalar(),
-    ("numpy._core.multiarray", "scalar"): _Scalar(),
-    ("_codecs", "encode"): _Encode(),
+    ("_codecs", "encode"): _FUNCTIONS.encode,
     ("collections", "OrderedDict"): collections.OrderedDict,
 }
+for _core in ("numpy.core", "numpy._core"):
+    NUMPY_NAMES |= {
+        (f"{_core}.multiarray", "_reconstruct"): _FUNCTIONS.reconstruct,
+        (f"{_core}.numeric", "_frombuffer"): _FUNCTIONS.from_buffer,
+        (f"{_core}.multiarray", "scalar"): _FUNCTIONS.scalar,
+    }
 
 
 class _RestrictedUnpickler(pickle.Unpickler):
@@ -181,19 +167,7 @@ def load_pickle(
         return _plain(_RestrictedUnpickler(file, names, persistent_load).load())
     except DataError:
         raise
-    except (
-        pickle.UnpicklingError,
-        ArithmeticError,
-        AttributeError,
-        EOFError,
-        ImportError,
-        LookupError,
-        MemoryError,
-        RecursionError,
-        TypeError,
-        ValueError,
-        struct.error,
-    ) as error:
+    except Exception as error:  # a broken pickle can raise anything
         raise DataError(f"{path}: refused to unpickle, {error or type(error).__name__}.") from error
 
 
