@@ -1,11 +1,13 @@
-"""A file that is written atomically is the old one or the whole new one."""
+"""A file that is written atomically is the old one or the whole new one; .npz files are read or refused."""
 
 import os
 import stat
 
+import numpy as np
 import pytest
 
-from wsod_jax.files import atomic_write
+from wsod_jax.errors import DataError
+from wsod_jax.files import atomic_write, read_npz
 
 
 @pytest.mark.parametrize(("mode", "content"), [("w", "é\r\nb\n"), ("wb", b"\x00\xff")])
@@ -64,3 +66,25 @@ def test_permissions_are_those_of_an_ordinary_file(tmp_path):
     (tmp_path / "b").write_text("x")
     modes = {stat.S_IMODE((tmp_path / name).stat().st_mode) for name in "ab"}
     assert len(modes) == 1
+
+
+def test_npz_files_are_read_or_refused_with_the_way_out(tmp_path):
+    path, array = tmp_path / "x.npz", np.arange(5)
+    np.savez_compressed(path, a=array)
+    np.testing.assert_array_equal(read_npz(path, advice="")["a"], array)
+    whole = path.read_bytes()
+    middle = len(whole) // 3  # within the compressed array
+    broken = [b"", b"text", whole[:40], whole[:-40]]
+    broken.append(
+        whole[:middle] + bytes(255 - x for x in whole[middle : middle + 40]) + whole[middle + 40 :]
+    )
+    for save, value in ((np.save, array), (np.savez, np.array([{}], object))):
+        with path.open("wb") as file:
+            save(file, value)
+        broken.append(path.read_bytes())
+    for content in broken:
+        path.write_bytes(content)
+        with pytest.raises(DataError, match=r"x\.npz .*Make it anew"):
+            read_npz(path, advice="Make it anew.")
+    with pytest.raises(DataError, match="none.npz"):
+        read_npz(tmp_path / "none.npz", advice="")

@@ -1,13 +1,31 @@
-"""Files that are there whole or not at all."""
+"""Files that are written whole or not at all, and .npz files, whatever has become of them."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import secrets
+import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, Literal
+
+import numpy as np
+
+from wsod_jax.errors import DataError
+
+# What reading arrays of an .npz file raises that is damaged, or no such file.
+BAD_NPZ = (
+    OSError,
+    ValueError,
+    KeyError,
+    EOFError,
+    AttributeError,
+    TypeError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 
 
 @contextlib.contextmanager
@@ -38,3 +56,22 @@ def atomic_write(path: str | Path, mode: Literal["w", "wb"] = "w") -> Iterator[I
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def read_npz(path: str | Path, *, advice: str) -> dict[str, np.ndarray]:
+    """Read all arrays of an .npz file.
+
+    Args:
+      path: the file.
+      advice: what to do where that fails, a sentence for the error.
+
+    Raises:
+      DataError: it is missing, damaged, or holds anything but plain arrays.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except BAD_NPZ as error:
+        raise DataError(
+            f"{path} cannot be read as an .npz file of plain arrays ({error}). {advice}"
+        ) from error

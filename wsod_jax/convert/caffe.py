@@ -30,6 +30,7 @@ from wsod_jax.convert.restricted_pickle import load_pickle
 from wsod_jax.convert.torch_file import read_torch_file
 from wsod_jax.convert.torchvision import vgg16_from_torch_names
 from wsod_jax.errors import DataError
+from wsod_jax.files import read_npz
 from wsod_jax.nn.cnn_s import CnnS
 from wsod_jax.nn.googlenet import INCEPTIONS, GoogLeNet
 from wsod_jax.nn.vgg import Vgg16
@@ -132,11 +133,7 @@ def _read_blobs(path: Path) -> dict[str, np.ndarray]:
     if path.suffix in (".pth", ".safetensors"):
         return read_torch_file(path)
     if path.suffix == ".npz":
-        try:
-            with np.load(path, allow_pickle=False) as archive:
-                return {name: archive[name] for name in archive.files}
-        except (OSError, ValueError, EOFError) as error:
-            raise DataError(f"{path} cannot be read as an npz of plain arrays ({error})") from error
+        return read_npz(path, advice="Export it anew.")
     if path.suffix not in (".npy", ".pkl"):
         raise DataError(
             f"{path} ends in {path.suffix!r}; allowed are .npz, .npy, .pkl, .pth and .safetensors (see "

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import zipfile
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from wsod_jax.convert.conversion import for_backbone, open_source
 from wsod_jax.errors import DataError
+from wsod_jax.files import read_npz
 from wsod_jax.nn.squeezenet import SqueezeNet
 from wsod_jax.train.weights import META_KEY
 from wsod_jax.types import Params
@@ -31,11 +29,7 @@ def convert_squeezenet(path: str | Path) -> tuple[Params, dict[str, Any]]:
       DataError: the file is missing, damaged, already converted, or of another network.
     """
     source = open_source(path, importer="keras_squeezenet_npz")
-    try:
-        with np.load(source.path, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise DataError(f"{path} cannot be read as an npz of plain arrays ({error})") from error
+    arrays = read_npz(source.path, advice="Make it anew from the HDF5 file.")
     if META_KEY in arrays:
         raise DataError(f"{path} is a converted file already; use it as it is")
     return for_backbone(arrays, SqueezeNet(mean=MEAN), source)

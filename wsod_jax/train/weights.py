@@ -19,8 +19,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import zipfile
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -31,19 +29,11 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from wsod_jax import __version__
 from wsod_jax.errors import DataError
-from wsod_jax.files import atomic_write
+from wsod_jax.files import atomic_write, read_npz
 from wsod_jax.types import Params
 
 META_KEY = "__meta__"
 SUFFIXES = (".npz", ".safetensors")
-_UNREADABLE = (
-    OSError,
-    ValueError,
-    EOFError,
-    zlib.error,
-    zipfile.BadZipFile,
-    safetensors.SafetensorError,
-)
 MEAN_TOLERANCE = 2.0  # grey levels of 255
 
 
@@ -110,12 +100,7 @@ def load_weights(path: str | Path) -> tuple[Params, dict[str, Any]]:
     path = Path(path)
     if not path.is_file():
         raise DataError(missing_weights(path))
-    try:
-        arrays, description = _read(path)
-    except _UNREADABLE as error:
-        raise DataError(
-            f"weights file {path} cannot be read ({error}); convert or copy it again"
-        ) from error
+    arrays, description = _read(path)
     if description is None:
         raise DataError(
             f"weights file {path} has no {META_KEY!r} entry, so its pixel convention is unknown; convert it with "
@@ -136,13 +121,15 @@ def load_weights(path: str | Path) -> tuple[Params, dict[str, Any]]:
 
 def _read(path: Path) -> tuple[dict[str, np.ndarray], str | None]:
     """Return a file's arrays, and its description if it has one."""
+    again = "Convert or copy it again."
     if path.suffix == ".safetensors":
-        with safetensors.safe_open(path, "numpy") as file:
-            return {n: file.get_tensor(n) for n in file.keys()}, (file.metadata() or {}).get(
-                META_KEY
-            )
-    with np.load(path, allow_pickle=False) as archive:
-        arrays = {name: archive[name] for name in archive.files}
+        try:
+            with safetensors.safe_open(path, "numpy") as file:
+                arrays = {name: file.get_tensor(name) for name in file.keys()}
+                return arrays, (file.metadata() or {}).get(META_KEY)
+        except (OSError, safetensors.SafetensorError) as error:
+            raise DataError(f"{path} cannot be read as safetensors ({error}). {again}") from error
+    arrays = read_npz(path, advice=again)
     description = arrays.pop(META_KEY, None)
     return arrays, None if description is None else str(description)
 

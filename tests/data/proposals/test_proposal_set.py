@@ -144,10 +144,10 @@ def test_files_that_are_no_npz_are_refused(tmp_path):
     whole = path.read_bytes()
     for content in (b"", b"hello", whole[: len(whole) // 2]):
         path.write_bytes(content)
-        with pytest.raises(DataError, match=r"p\.npz.*readable"):
+        with pytest.raises(DataError, match=r"p\.npz.*cannot be read"):
             ProposalSet.load(path)
     np.savez(path, version=1, ids=np.array(["a", None], object))  # needs unpickling
-    with pytest.raises(DataError, match=r"p\.npz.*readable"):
+    with pytest.raises(DataError, match=r"p\.npz.*cannot be read"):
         ProposalSet.load(path)
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import zipfile
-import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from wsod_jax.errors import DataError
-from wsod_jax.files import atomic_write
+from wsod_jax.files import BAD_NPZ, atomic_write
 from wsod_jax.types import Batch, FeatureMap, Targets, Views
 
 _REQUIRED = {"image_size", "image_mask", "image_index", "views/scale"}
@@ -64,7 +63,7 @@ def play_batches(path: str | Path) -> Iterator[Batch]:
                 yield _batch(values, path)
     except DataError:
         raise
-    except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
+    except BAD_NPZ as error:
         raise DataError(f"{path}: not a readable file of batches ({error}).") from error
 
 

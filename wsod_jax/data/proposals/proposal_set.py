@@ -15,8 +15,6 @@ Any program that can write NumPy arrays can write such a file; nothing in it is 
 
 from __future__ import annotations
 
-import zipfile
-import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -26,7 +24,7 @@ import numpy as np
 
 from wsod_jax.data.records import ImageSet
 from wsod_jax.errors import DataError
-from wsod_jax.files import atomic_write
+from wsod_jax.files import BAD_NPZ, atomic_write, read_npz
 
 VERSION = 1
 EDGE_TOLERANCE = 1e-3  # pixels that float32 rounding may put a box beyond its image
@@ -111,21 +109,10 @@ class ProposalSet:
             raise DataError(
                 f"{path}: no such proposals file; make one with wsod-jax make_proposals."
             )
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                arrays = {key: file[key] for key in file.files}
-        except (
-            OSError,
-            ValueError,
-            EOFError,
-            AttributeError,
-            zipfile.BadZipFile,
-            zlib.error,
-        ) as error:
-            raise DataError(
-                f"{path}: not a readable proposals file ({error}). It should be an .npz as "
-                "wsod-jax make_proposals writes; other formats are imported by its --import."
-            ) from error
+        arrays = read_npz(
+            path,
+            advice="scripts/make_proposals.py writes such files; other formats are imported by its --import.",
+        )
         missing = {"version", "ids", "sizes", "offsets", "boxes", "generator"} - arrays.keys()
         if missing:
             raise DataError(f"{path}: lacks {sorted(missing)}; found {sorted(arrays)}.")
@@ -150,7 +137,7 @@ class ProposalSet:
         try:
             with np.load(path, allow_pickle=False) as file:
                 return str(file["generator"])
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
+        except BAD_NPZ:
             return None
 
     def save(self, path: str | Path) -> None:

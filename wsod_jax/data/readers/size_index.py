@@ -9,8 +9,6 @@ from __future__ import annotations
 import itertools
 import logging
 import os
-import zipfile
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,7 +19,7 @@ from tqdm import tqdm
 from wsod_jax.data.images import image_size
 from wsod_jax.data.input.loading import num_cores
 from wsod_jax.errors import DataError
-from wsod_jax.files import atomic_write
+from wsod_jax.files import BAD_NPZ, atomic_write
 
 logger = logging.getLogger(__name__)
 
@@ -106,7 +104,7 @@ def _read(index: Path) -> dict[str, Size]:
             raise ValueError(f"{len(names)} names and sizes of shape {sizes.shape}")
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except BAD_NPZ as error:
         logger.warning("%s: damaged, made anew (%s)", index, error)
         return {}
     return dict(zip(names, map(tuple, sizes.tolist()), strict=True))
