@@ -101,7 +101,7 @@ def four_steps(config, tiny_set: tuple[Path, Path], workdir: Path) -> TrainedRun
     config.train.num_steps, config.train.micro_batch = 4, 4
     config.train.scales = config.eval.scales = (64,)
     config.train.loader = "threads"
-    config.train.cache_features = False
+    config.train.cache = "none"
     config.log.checkpoint_every = config.log.milestones_every = 2
     config.log.tensorboard = False
     train(config, workdir)

@@ -480,23 +480,23 @@ def test_bad_regular_expressions_are_found_when_the_configuration_is_read():
 
 def test_windows_of_images_exclude_cached_features_and_proposals():
     values = with_value(SECTIONS["spn"], "train.crop_margin", 8)
-    values["train"]["cache_features"], values["train"]["resize"] = False, "warp"
+    values["train"]["cache"], values["train"]["resize"] = "none", "warp"
     assert read(values).train.canvases.crop_margin == 8
-    values["train"]["cache_features"] = True
+    values["train"]["cache"] = "features"
     message = refusal(values)
-    assert "crop_margin" in message and "cache_features" in message
+    assert "crop_margin" in message and "train.cache" in message
     values = with_value(SECTIONS["oim_ir"], "train.crop_margin", 8)
-    values["train"]["cache_features"] = False
+    values["train"]["cache"] = "none"
     message = refusal(values)
     assert "crop_margin" in message and "proposals" in message
 
 
 def test_cached_features_need_a_frozen_backbone():
-    values = with_value(SECTIONS["oim_ir"], "train.cache_features", True)
-    assert read(values).train.cache_features
+    values = with_value(SECTIONS["oim_ir"], "train.cache", "features")
+    assert read(values).train.cache == "features"
     values["backbone"]["frozen"] = ("conv1",)
     message = refusal(values)
-    assert "config.train.cache_features" in message and "conv4_2" in message
+    assert "config.train.cache" in message and "conv4_2" in message
 
 
 def test_sections_must_suit_the_method():
@@ -586,7 +586,7 @@ def test_sweep_of_iou_thresholds():
 
 def test_frozen_layers_get_no_update_whatever_the_decay():
     values = with_value(get_config("oicr"), "backbone.frozen", ("conv1",))
-    values["train"]["cache_features"] = False
+    values["train"]["cache"] = "none"
     values["optim"] |= {"weight_decay": 0.5, "warmup_steps": 0}
     values["optim"] |= {"learning_rate": 1e-4, "decay_steps": (4,)}
     tx, schedule = build.optimizer(read(values))
@@ -729,7 +729,8 @@ def test_files_of_a_trained_run_may_have_moved():
     assert "data.on_bad" not in overrides.may_differ(config)  # another training set
     with pytest.raises(ConfigError, match="train.init_from"):
         build.change(config, ["train.init_from=w"])  # it has started
-    assert overrides.locations(config) == ("data.root", "proposals.path", "train.init_from")
+    files = ("data.root", "proposals.path", "train.init_from", "train.cache_folder")
+    assert overrides.locations(config) == files
 
 
 def test_solver_and_maps_of_a_trained_run_may_change():
@@ -897,9 +898,9 @@ def test_method_that_needs_the_pixels_does_without_a_cache():
 
     cls = dataclass(frozen=True, kw_only=True)(Pixels)
     values = toy_values()
-    values["train"]["cache_features"] = True
+    values["train"]["cache"] = "features"
     message = refusal(values, methods={"toy": cls})
-    assert "config.train.cache_features" in message and "pixels" in message
+    assert "config.train.cache" in message and "pixels" in message
 
 
 # -- data
@@ -1049,7 +1050,7 @@ def test_weights_reach_backbone_and_box_head_and_those_of_another_network_do_not
     assert str(path) in capsys.readouterr().out
 
     values["backbone"] = {"name": "vgg16", "frozen": ("conv1",)}
-    values["train"]["cache_features"] = False
+    values["train"]["cache"] = "none"
     with pytest.raises(DataError, match="architecture .*'tiny'.*'vgg16'"):
         runs.warm_start(read(values))
 

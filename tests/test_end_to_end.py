@@ -212,16 +212,41 @@ def test_one_device_gives_the_result_of_four(trained_run, config, tmp_path, monk
 
 
 @pytest.mark.slow
-def test_cached_features_give_the_same_run(config, tmp_path):
+def test_caches_give_the_same_run(config, tmp_path):
     config.backbone.frozen = ("conv",)
     config.train.flip = False  # few enough images for the cache to be used from step 3 on
-    train(config, tmp_path / "plain")
-    config.train.cache_features = True
-    train(config, tmp_path / "cached")
-    plain, cached = losses(tmp_path / "plain"), losses(tmp_path / "cached")
-    for step, values in plain.items():
+    config.train.cache_folder = str(tmp_path / "pooled")
+    found = {}
+    for name in ("none", "features", "proposals", "again"):
+        config.train.cache = name if name != "again" else "proposals"
+        train(config, tmp_path / name)
+        found[name] = losses(tmp_path / name)
+    for step, values in found["none"].items():
         for name, value in values.items():
-            assert cached[step][name] == pytest.approx(value, rel=1e-3, abs=1e-5), (step, name)
+            for cached in (found["features"], found["proposals"]):
+                assert cached[step][name] == pytest.approx(value, rel=1e-3, abs=1e-5), (step, name)
+    assert found["again"] == found["proposals"]
+    jax.tree.map(
+        np.testing.assert_array_equal, *map(weights, (tmp_path / "again", tmp_path / "proposals"))
+    )
+
+
+@pytest.mark.slow
+def test_evaluation_reads_what_training_has_pooled(config, tmp_path):
+    config.backbone.frozen = ("conv",)
+    config.train.flip = False
+    train(config, tmp_path / "plain")
+    config.train.cache, config.train.cache_folder = "proposals", str(tmp_path / "pooled")
+    train(config, tmp_path / "run")
+    [folder] = (tmp_path / "pooled").iterdir()
+    trained, summaries = set(folder.iterdir()), {}
+    for name in ("plain", "run", "run"):
+        evaluate.main(["--workdir", str(tmp_path / name), "--out", str(tmp_path / "out")])
+        [path] = (tmp_path / "out").glob("*/report.json")
+        summaries[name] = json.loads(path.read_text())["summary"]
+        del summaries[name]["seconds_per_image"]
+    assert summaries["run"] == pytest.approx(summaries["plain"], abs=0.01, nan_ok=True)
+    assert [*(tmp_path / "pooled").iterdir()] == [folder] and trained < set(folder.iterdir())
 
 
 @pytest.mark.slow
@@ -230,6 +255,7 @@ def test_all_of_it_from_the_command_line(trained_run, tmp_path):
     settings = {"data.root": trained_run.data, "proposals.path": trained_run.proposals}
     settings |= {"train.scales": "(64,)", "eval.scales": "(64,)", "train.num_steps": 40}
     settings |= {"log.pictures_every": 5, "log.tensorboard": True}
+    settings |= {"train.cache_folder": tmp_path / "pooled"}
     settings |= {"log.checkpoint_every": 10, "log.milestones_every": 20}
     command = [sys.executable, "scripts/train.py", "--config", "configs/debug_tiny.py:oicr"]
     command += ["--workdir", str(tmp_path / "run")]
@@ -602,7 +628,7 @@ def test_diverged_run_stops_and_names_the_term(config, tmp_path):
 
 
 def test_cached_features_need_a_frozen_backbone(config, tmp_path):
-    config.train.cache_features, config.backbone.frozen = True, ("conv1",)
+    config.train.cache, config.backbone.frozen = "features", ("conv1",)
     with pytest.raises(ConfigError, match="frozen.*conv4_2"):
         train(config, tmp_path)
 

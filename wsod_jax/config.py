@@ -85,7 +85,9 @@ class TrainOptions:
       flip: mirror an image with probability 1/2, drawn anew in every epoch.
       loader: "threads", or "tf" (tf.data); the batches are the same.
       ema_decay: keep a running average of the parameters; `None` keeps none.
-      cache_features: keep the feature maps of a wholly frozen backbone in memory.
+      cache: what is kept of a wholly frozen backbone, in float16: its "features", in memory, or the pooled
+        "proposals" of every view, in `cache_folder`, where other runs and evaluations find them; "none" keeps nothing.
+      cache_folder: see there; it may be deleted when no run uses it.
     """
 
     num_steps: Annotated[int, NOT_NEGATIVE, Mark.RESUME]
@@ -101,17 +103,23 @@ class TrainOptions:
     flip: bool = True
     loader: Annotated[Literal["tf", "threads"], Mark.RESUME] = "threads"
     ema_decay: Annotated[float | None, BELOW_ONE] = None
-    cache_features: bool = False
+    cache: Literal["none", "features", "proposals"] = "none"
+    cache_folder: Annotated[str | None, Mark.LOCATION] = None
 
     def __post_init__(self) -> None:
         """Raise `ConfigError` for options that do not go together."""
         with _named("config.train."):
             self.canvases  # noqa: B018  (impossible scales are an error here, not when the first image comes)
         check_expressions({f"config.train.reinit[{i}]": p for i, p in enumerate(self.reinit)})
-        if self.crop_margin and self.cache_features:
+        if self.crop_margin and self.cache != "none":
             raise ConfigError(
                 f"config.train.crop_margin is {self.crop_margin}, and every random window has another feature "
-                "map, so config.train.cache_features saves nothing; set it to False, or crop_margin to 0"
+                f'map, so config.train.cache {self.cache!r} saves nothing; set it to "none", or crop_margin to 0'
+            )
+        if self.cache == "proposals" and self.cache_folder is None:
+            raise ConfigError(
+                "config.train.cache_folder is None, but config.train.cache is 'proposals', which are kept on disk; "
+                "set it to a folder, such as 'runs/pooled'"
             )
 
     @property
@@ -464,16 +472,8 @@ def check_run(config: RunConfig, method: Any) -> None:
             f"config.train.crop_margin is {train.crop_margin}, but there are config.proposals: those outside an "
             "image's random window would be left out, and no longer cover its labels; set it to 0"
         )
-    if train.cache_features and method.requires_image:
-        raise ConfigError(
-            f"config.train.cache_features is True, but {name} needs the pixels; set it to False"
-        )
-    layers, frozen = config.backbone.layers, tuple(config.backbone.frozen)
-    if train.cache_features and not all(layer.startswith(frozen) for layer in layers):
-        raise ConfigError(
-            "config.train.cache_features needs a wholly frozen backbone; "
-            f"config.backbone.frozen is {frozen}, its layers are {', '.join(layers)}"
-        )
+    if train.cache != "none":
+        _check_cache(config, method)
     from_labels = method.propose is None and dict(method.supervision) == {"train": "image"}
     if log.pictures_every and not (method.uses_proposals and from_labels):
         raise ConfigError(
@@ -497,6 +497,20 @@ def check_run(config: RunConfig, method: Any) -> None:
             "voc or coco"
         )
     _check_measuring(config, method)
+
+
+def _check_cache(config: RunConfig, method: Any) -> None:
+    name, option = config.method.name, f"config.train.cache is {config.train.cache!r}"
+    if method.requires_image:
+        raise ConfigError(f'{option}, but {name} needs the pixels; set it to "none"')
+    if config.train.cache == "proposals" and method.pool is None:
+        raise ConfigError(f'{option}, but {name} pools none; set it to "features" or "none"')
+    layers, frozen = config.backbone.layers, tuple(config.backbone.frozen)
+    if not all(layer.startswith(frozen) for layer in layers):
+        raise ConfigError(
+            f"{option}, which needs a wholly frozen backbone; config.backbone.frozen is {frozen}, its layers are "
+            f"{', '.join(layers)}"
+        )
 
 
 def _check_measuring(config: RunConfig, method: Any) -> None:

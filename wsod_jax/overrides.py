@@ -30,11 +30,13 @@ MOVED = {
     "localization.solver": "method.soft_proposal.solver",
     "backbone.weights": "train.init_from",
     "method.fg_iou_thr": "method.iou_thrs",
+    "train.cache_features": "train.cache",
 }
 # What the new value looks like, where it is not the old one.
 REWRITTEN = {
     "backbone.weights": "a tuple, () for none",
     "method.fg_iou_thr": "0.5 is (0.5, 0.5)",
+    "train.cache_features": 'True is "features", False is "none"',
 }
 MOVED_OF_OICR = ("method.reweight", "method.beta", "method.release_core_sign")
 

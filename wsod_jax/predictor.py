@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import logging
 import sys
 import warnings
 import zlib
@@ -20,6 +21,7 @@ from wsod_jax import build
 from wsod_jax.config import EvalOptions, RunConfig
 from wsod_jax.data.input.loading import Loading
 from wsod_jax.data.input.pipeline import ViewStream, view_batches
+from wsod_jax.data.input.pooled_cache import PooledCache
 from wsod_jax.data.input.transforms import ProposalRules
 from wsod_jax.data.proposals.proposal_set import ProposalSet
 from wsod_jax.data.proposals.selective_search import SearchOptions, search_images
@@ -32,6 +34,8 @@ from wsod_jax.methods.base import Method
 from wsod_jax.train.distributed import refuse_several
 from wsod_jax.train.sharding import make_mesh, put, replicate
 from wsod_jax.types import Batch, Detections, ImageResult, Params, Predictions
+
+logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -188,7 +192,12 @@ class Predictor:
         records = tuple(dataclasses.replace(record, labels=labels) for record in images.records)
         return dataclasses.replace(images, class_names=self.class_names, records=records)
 
-    def views(self, images: ImageSet, proposals: ProposalSet | None = None) -> ViewStream:
+    def views(
+        self,
+        images: ImageSet,
+        proposals: ProposalSet | None = None,
+        cache: PooledCache | None = None,
+    ) -> ViewStream:
         """Return the batches of all views of a set; a group of images has a row for every device at least."""
         settings, devices = self.settings, self.mesh.size
         return view_batches(
@@ -198,8 +207,25 @@ class Predictor:
             flips=settings.flips,
             batch_size=-(-settings.micro_batch // devices) * devices,
             rules=self.rules,
-            loading=Loading(loader=settings.loader),
+            loading=Loading(loader=settings.loader, cache=cache),
         )
+
+    def pooled_cache(self, images: ImageSet, proposals: ProposalSet | None) -> PooledCache | None:
+        """Return the pooled proposals that the run's configuration keeps; `None` if it keeps none, or no more fit."""
+        if self.config.train.cache != "proposals":
+            return None
+        folder, name = self.config.train.cache_folder, self.config.backbone.architecture
+        params = jax.device_get({"backbone": self.params["backbone"]})
+        try:
+            cache = PooledCache(self.method.pool, params, images, folder, name=name)
+        except OSError as error:
+            logger.warning("pooled proposals are neither read nor kept: %s", error)
+            return None
+        missing = cache.missing_bytes(proposals, self.rules.max_proposals, self.settings.num_views)
+        if missing > 0:
+            logger.warning("%s is not used, its disk lacks %.1f GB", cache.folder, missing / 1e9)
+            return None
+        return cache
 
     def results(
         self,

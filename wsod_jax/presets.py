@@ -313,7 +313,7 @@ def small_set(variant: str, num_steps: int) -> ConfigDict:
     if config.method.name == "oim":  # the paper's 70k of 90k updates, to scale
         config.method.alpha = ((0, 5.0), (num_steps * 7 // 9, 2.0))
     config.proposals = ConfigDict()
-    config.train.accumulate = 1
+    config.train.update(accumulate=1, cache="proposals", cache_folder="runs/pooled")
     config.optim.learning_rate = 3e-4
     config.optim.warmup_steps = 50
     config.optim.groups = ((r"midn|refine", 3.0, 1.0),)
@@ -360,6 +360,7 @@ def on_synthetic(config: ConfigDict) -> ConfigDict:
     config.train.update(micro_batch=8, scales=(160,), aspect=1.0, flip=True)
     config.eval.update(micro_batch=8, scales=(160,), aspect=1.0, flips=(False,))
     if "proposals" in config:
+        config.train.cache_folder = "demo/pooled"
         config.proposals.path = "demo/data/synthetic_proposals.npz"
         config.proposals.update(max_proposals=256, min_side=0.2, dedup_stride=4)
         config.train.micro_batch = 4
@@ -420,7 +421,7 @@ def _on_frozen_backbone(num_steps: int) -> ConfigDict:
     config.seed = 0
     config.data = dict(reader="voc", train_split="trainval", test_split="test", difficult="drop")
     config.train = dict(num_steps=num_steps, resize="short")
-    config.train.cache_features = True  # every view's map is computed once
+    config.train.cache = "features"  # every view's map is computed once
     config.optim = dict(name="adamw", decay_factor=0.1, weight_decay=1e-4)
     config.optim.decay_steps = (num_steps * 7 // 10,)
     config.log = dict(every=50)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +16,8 @@ from wsod_jax.build import CUES, METHODS
 from wsod_jax.config import LogOptions, RunConfig
 from wsod_jax.convert import efficientnet_lite
 from wsod_jax.data.input.feature_cache import FeatureCache
-from wsod_jax.data.input.pipeline import TrainStream
+from wsod_jax.data.input.loading import Cache
+from wsod_jax.data.input.pooled_cache import PooledCache
 from wsod_jax.errors import ConfigError
 from wsod_jax.evaluation.metrics.average_precision import evaluate_detections
 from wsod_jax.evaluation.metrics.tables import DetectionTable
@@ -34,7 +35,7 @@ from wsod_jax.train.sharding import fetch, make_mesh
 from wsod_jax.train.state import TrainState, init_state
 from wsod_jax.train.step import TrainStep
 from wsod_jax.training_data import TrainingData, check_streams, read_proposals
-from wsod_jax.types import Batch, Params
+from wsod_jax.types import Params
 from wsod_jax.viz.canvas import save_image
 from wsod_jax.viz.pictures import draw_pseudo_labels
 
@@ -172,7 +173,10 @@ def train(
         writers.append(board)
     say = console.say if is_first() else _say_nothing
     describe(say, config, method, data, mesh, state)
-    stream, batches = open_stream(config, data, state)
+    cache = open_cache(config, method, data, state)
+    if isinstance(cache, PooledCache):
+        say(f"pooled proposals are kept in {cache.folder}")
+    stream = data.batches(start, cache)
     hooks = []
     if log.pictures_every:
         hooks.append(pseudo_pictures(step, data, log, workdir / "pictures", board))
@@ -182,7 +186,7 @@ def train(
         state = loop.train(
             step,
             state,
-            batches,
+            itertools.chain.from_iterable(stream),
             loop.Steps(
                 total=settings.num_steps,
                 log_interval=log.every,
@@ -294,19 +298,33 @@ def describe_schedule(say: Callable[[str], None], config: RunConfig, method: Met
             )
 
 
-def open_stream(
-    config: RunConfig, data: TrainingData, state: TrainState
-) -> tuple[TrainStream, Iterable[Batch]]:
-    """Return the input stream, and the micro-batches drawn from it with cached features if asked for."""
-    start = int(fetch(state.step))
-    if not config.train.cache_features:
-        stream = data.batches(start)
-        return stream, itertools.chain.from_iterable(stream)
-    params = jax.device_put(fetch(state.params["backbone"]))
-    backbone = config.backbone
-    cache = FeatureCache(jax.jit(lambda batch: backbone.apply({"params": params}, batch)["c5"]))
-    stream = data.batches(start, skip_pixels=cache.has)
-    return stream, map(cache, itertools.chain.from_iterable(stream))
+def open_cache(
+    config: RunConfig, method: Method, data: TrainingData, state: TrainState
+) -> Cache | None:
+    """Return what stands in for the pixels of training images.
+
+    Raises:
+      ConfigError: if pooled proposals do not fit the disk.
+    """
+    settings, backbone = config.train, config.backbone
+    if settings.cache == "none":
+        return None
+    params = fetch({"backbone": state.params["backbone"]})
+    if settings.cache == "features":
+        variables = {"params": jax.device_put(params["backbone"])}
+        return FeatureCache(jax.jit(lambda batch: backbone.apply(variables, batch)["c5"]))
+    cache = PooledCache(
+        method.pool, params, data.image_set, settings.cache_folder, name=backbone.architecture
+    )
+    num_views = len(settings.scales) * (1 + settings.flip)
+    missing = cache.missing_bytes(data.proposals, data.rules.max_proposals, num_views)
+    if missing > 0:
+        raise ConfigError(
+            f"config.train.cache_folder is {settings.cache_folder!r}, whose disk has {missing / 1e9:.1f} GB less than "
+            f"the pooled proposals of {num_views} views of {len(data.image_set)} images may need; use another disk, "
+            'or set config.train.cache to "features" or "none"'
+        )
+    return cache
 
 
 def validation(

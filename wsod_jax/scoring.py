@@ -295,7 +295,8 @@ def run_pass(
     todo = [i for i in range(len(data.images)) if i not in log]
     query = data.query if query is None else query
     before, totals = log.counts, {}  # totals: image -> what was met until its last view was read
-    views = predictor.views(data.images.select(todo), proposals)
+    images = data.images.select(todo)
+    views = predictor.views(images, proposals, predictor.pooled_cache(images, proposals))
 
     def met() -> dict[str, int]:
         return {name: before.get(name, 0) + count for name, count in views.counts.items()}

@@ -10,7 +10,7 @@ import jax
 
 from wsod_jax import build
 from wsod_jax.config import RunConfig, TrainOptions
-from wsod_jax.data.input.loading import Loading, SkipPixels
+from wsod_jax.data.input.loading import Cache, Loading
 from wsod_jax.data.input.pipeline import TrainStream, train_batches, view_batches
 from wsod_jax.data.input.plan import Order
 from wsod_jax.data.input.transforms import ProposalRules
@@ -78,11 +78,10 @@ class TrainingData:
         """The most boxes that an image has; 1 without boxes."""
         return 1 if self.boxes is None else self.boxes.max_targets
 
-    def batches(self, start_step: int = 0, skip_pixels: SkipPixels | None = None) -> TrainStream:
+    def batches(self, start_step: int = 0, cache: Cache | None = None) -> TrainStream:
         """Return the endless stream of updates from `start_step` on, a list of micro-batches each.
 
-        Of several processes each has its own rows. Images for which `skip_pixels` says so are not
-        decoded: their features are cached.
+        Of several processes each has its own rows. Images that `cache` has are not decoded.
         """
         return train_batches(
             self.image_set if self.boxes is None else self.boxes,
@@ -99,7 +98,7 @@ class TrainingData:
                 loader=self.settings.loader,
                 process_index=jax.process_index(),
                 process_count=jax.process_count(),
-                skip_pixels=skip_pixels,
+                cache=cache,
             ),
             start_step=start_step,
         )

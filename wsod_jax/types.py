@@ -86,7 +86,7 @@ class Batch:
 
     Attributes:
       image: [b, H, W, 3] uint8 or float32, RGB, 0..255; valid in the top-left `image_size` rectangle.
-        `None` when `features` is given.
+        `None` when `features` or `pooled` is given.
       image_size: [b, 2] int32, valid (height, width) in pixels.
       image_mask: [b] bool, False for rows that only fill the batch.
       image_index: [b] int32, position in the image set; seeds per-image randomness and joins results.
@@ -98,6 +98,8 @@ class Batch:
       proposal_scores: [b, r] float32 objectness, where the proposal file has it.
       representative: [b, r] int32, the row whose scores a merged proposal shares (its own index if kept).
       features: maps of a frozen backbone by name, in place of `image`.
+      pooled: [b, r, p, p, d] float16 or float32, proposals pooled from maps of a frozen backbone, in place of
+        `image`; 0 where `proposal_mask` is False.
       targets: boxes to learn from, in streams that have them.
       cues: what the cue source made of the method's request, a pytree whose arrays lead with images.
     """
@@ -113,6 +115,7 @@ class Batch:
     proposal_scores: jax.Array | None = None
     representative: jax.Array | None = None
     features: dict[str, FeatureMap] | None = None
+    pooled: jax.Array | None = None
     targets: Targets | None = None
     cues: Any = None
 

@@ -27,7 +27,9 @@ def pooled(batch, gate: float) -> np.ndarray:
     features = np.random.default_rng(1).normal(size=(2, 6, 8, 5)).astype(np.float32)
     net = build("wsddn", options={"score_gate": gate}).network
     maps = FeatureMap(jnp.asarray(features), size, 8.0)
-    return np.asarray(net.apply({}, maps, batch, batch.proposal_mask, method=ProposalNetwork.pool))
+    mask = batch.proposal_mask
+    plain = net.apply({}, maps, batch, mask, method=ProposalNetwork.pool)
+    return np.asarray(net.apply({}, plain, batch, mask, method=ProposalNetwork.gate))
 
 
 def test_gate_multiplies_pooled_features_by_one_plus_gate_times_score(batch):

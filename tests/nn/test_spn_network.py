@@ -160,5 +160,5 @@ def test_no_layer_is_inside_cached_features():
     batch = batch.replace(
         image=None, features={"c5": FeatureMap(jnp.zeros((2, 6, 8, 8)), batch.image_size // 8, 8.0)}
     )
-    with pytest.raises(ConfigError, match="insert_after.*'conv2_1'.*train.cache_features"):
+    with pytest.raises(ConfigError, match="insert_after.*'conv2_1'.*train.cache"):
         jax.eval_shape(inside.apply, {"params": spn_params(inside)}, batch)

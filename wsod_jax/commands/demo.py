@@ -158,6 +158,7 @@ def chain(out: Path, small: bool, seed: int, last: dict[str, int]) -> list[Step]
         f"--config.data.root={data}",
         f"--config.proposals.path={proposals}",
         f"--config.train.init_from={weights}",
+        f"--config.train.cache_folder={out / 'pooled'}",
     )
     for method, name in METHODS.items():
         steps += [

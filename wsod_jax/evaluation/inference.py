@@ -201,7 +201,7 @@ def _predict_group(
     for view, (batch, want) in enumerate(zip(batches, wants, strict=True)):
         on_device = model.put(batch)
         found = model.predict(model.params, model.extras, on_device, want)
-        rows = on_device.replace(image=None, features=None)
+        rows = on_device.replace(image=None, features=None, pooled=None)
         if found.image_scores is not None:
             image_scores.append(found.image_scores)
         if found.maps is not None:
@@ -271,7 +271,7 @@ def _mean_masks(model: Model, views: Sequence[tuple[Batch, Any]], found: Detecti
     """Return the masks [b, n, p, p] of detections, each in the frame of its box, averaged over views."""
     total = 0.0
     for batch, memo in views:
-        in_view = _in_view(found, batch.replace(image=None, features=None))
+        in_view = _in_view(found, batch.replace(image=None, features=None, pooled=None))
         masks = model.predict_masks(model.params, model.extras, batch, memo, in_view)
         total = total + _unmirrored(masks, batch.views.flipped)
     return total / len(views)

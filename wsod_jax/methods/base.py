@@ -49,6 +49,8 @@ class Method:
       aligned_rows: row m of `Predictions.boxes` is the same region in every view, so views can be averaged.
       result: the weights that are the detector: the trained ones, or their running average.
       requires_image: gradients reach the pixels, so no cached features can stand in for them.
+      pool: `None`, or (params, batch) -> [b, r, p, p, d]: proposals pooled from the backbone's maps, of which `params`
+        needs the backbone's alone. As `Batch.pooled` they stand in for the image where the backbone is frozen.
       single_label: the image scores sum to 1, and the best class alone is predicted.
       uses_proposals: the batch needs proposals.
       propose: `None`, or (params, extras, batch, key, step) -> (request, batch): what the cue source is asked for on
@@ -67,6 +69,7 @@ class Method:
     requires_image: ClassVar[bool] = False
     single_label: ClassVar[bool] = False
     uses_proposals: ClassVar[bool] = False
+    pool: ClassVar[Any] = None
     propose: ClassVar[Any] = None
     predict_masks: ClassVar[Any] = None
 
@@ -168,6 +171,10 @@ class ProposalMethod(Method):
     def init(self, key: jax.Array, batch: Batch) -> tuple[Params, dict]:
         """Draw the network's parameters; there are no extras."""
         return self.network.init(key, batch)["params"], {}
+
+    def pool(self, params: Params, batch: Batch) -> jax.Array:
+        """Return the pooled proposals [b, r, p, p, d] of a batch, masked rows 0."""
+        return self.network.apply({"params": params}, batch, method="pooled")
 
     def score(self, params: Params, batch: Batch, key: jax.Array | None = None) -> ProposalOutputs:
         """Score a batch's proposals, with dropout if given the update's key."""

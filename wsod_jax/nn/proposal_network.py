@@ -86,16 +86,22 @@ class ProposalNetwork(nn.Module):
         """Score a batch's proposals.
 
         Args:
-          batch: needs `proposals`, `proposal_mask` and `image` or `features`.
+          batch: needs `proposals`, `proposal_mask` and one of `image`, `features`, `pooled`.
           dropout_keys: [b] typed keys, one dropout mask per image; `None` switches dropout off.
 
         Returns:
           `ProposalOutputs`; masked proposals score 0 in `mil_scores`.
         """
-        maps = self.backbone(batch)["c5"]
         mask = batch.proposal_mask & batch.image_mask[:, None]
-        pooled = self.pool(maps, batch, mask)  # [b, r, p, p, d]
+        pooled = self.gate(self.pooled(batch), batch, mask)  # [b, r, p, p, d]
         return self.score(pooled, mask, dropout_keys)
+
+    def pooled(self, batch: Batch) -> jax.Array:
+        """Return the pooled proposals [b, r, p, p, d], masked rows 0: the batch's own where it has them."""
+        if batch.pooled is not None:
+            return batch.pooled.astype(self.backbone.dtype)
+        mask = batch.proposal_mask & batch.image_mask[:, None]
+        return self.pool(self.backbone(batch)["c5"], batch, mask)
 
     def pool(self, maps: FeatureMap, batch: Batch, mask: jax.Array) -> jax.Array:
         """Pool every proposal to [b, r, p, p, d]; masked rows are 0."""
@@ -104,7 +110,7 @@ class ProposalNetwork(nn.Module):
         if self.backbone.roi_mapping == "receptive_field":
             center_px = self.backbone.receptive_field().centre_px
             boxes = boxes - (center_px - assumed_center * maps.stride)
-        pooled = pool(
+        return pool(
             maps.features,
             boxes,
             mask,
@@ -112,10 +118,13 @@ class ProposalNetwork(nn.Module):
             output_size=self.roi_size,
             spatial_scale=1.0 / maps.stride,
         )
-        if self.score_gate and batch.proposal_scores is not None:
-            gate = 1.0 + self.score_gate * jnp.where(mask, batch.proposal_scores, 0.0)
-            pooled = pooled * gate[:, :, None, None, None].astype(pooled.dtype)
-        return pooled
+
+    def gate(self, pooled: jax.Array, batch: Batch, mask: jax.Array) -> jax.Array:
+        """Multiply pooled proposals by what their objectness says."""
+        if not self.score_gate or batch.proposal_scores is None:
+            return pooled
+        gate = 1.0 + self.score_gate * jnp.where(mask, batch.proposal_scores, 0.0)
+        return pooled * gate[:, :, None, None, None].astype(pooled.dtype)
 
     def score(
         self, pooled: jax.Array, mask: jax.Array, dropout_keys: jax.Array | None

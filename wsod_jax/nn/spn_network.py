@@ -180,7 +180,7 @@ class SpnNetwork(nn.Module):
         if batch.features is not None:
             raise ConfigError(
                 f"method.insert_after is {self.insert_after!r}, inside a backbone whose maps are cached; set "
-                "config.train.cache_features to False"
+                'config.train.cache to "none"'
             )
         found: list[tuple[FeatureMap, Coupled]] = []
 

@@ -479,13 +479,18 @@ def test_views_decode_each_image_once(images):
     assert sorted(reads) == sorted(images.image_ids)
 
 
-def test_skip_pixels(images):
-    def skip(index, view):
-        return index == 1 and view.flipped
+def test_images_that_a_cache_has_are_not_decoded(images):
+    class Cache:
+        def has(self, index, view, row):
+            assert (row.image_index, row.views.flipped) == (index, view.flipped)
+            assert not row.image.any() and row.image_mask
+            return index == 1 and view.flipped
 
-    for batch in view_batches(
-        images, None, canvases=CANVASES, loading=Loading(loader="threads", skip_pixels=skip)
-    ):
+        def __call__(self, batch):
+            return batch
+
+    loading = Loading(loader="threads", cache=Cache())
+    for batch in view_batches(images, None, canvases=CANVASES, loading=loading):
         skipped = batch.image_index[0] == 1 and batch.views.flipped[0]
         assert batch.image.any() != skipped
         assert batch.image_mask.all()

@@ -167,7 +167,7 @@ class Assembler:
       images: the images.
       canvases: the static image shapes.
       parts: what rows hold beside the image and its labels.
-      loading: what to do about an image that cannot be read, and which images need no pixels.
+      loading: what to do about an image that cannot be read, and the cache that spares decoding.
       keep_decoded: number of decoded images kept for their next view.
     """
 
@@ -208,26 +208,18 @@ class Assembler:
         counts: Counter,
     ) -> Batch:
         """Return one image's share of the batch: a `Batch` whose arrays lack the leading axis."""
-        row = self._filler(index, planned)
+        row = filler = self._filler(index, planned)
         if index == FILLER:
-            return row
+            return filler
         counts["images"] += 1
         record = self._images.records[index]
         image_size = (record.height, record.width)
         view = self._canvases.view(*image_size, planned.scale, flipped, crop)
-        skip_pixels = self._loading.skip_pixels
-        if skip_pixels is None or not skip_pixels(index, view):
-            image = self._pixels(index)
-            if image is None:
-                counts["bad_images"] += 1
-                return row
-            row = row.replace(image=place_image(image, view))
-        counts["shrunk"] += view.shrunk
-        usable = True
+        met, usable = Counter(shrunk=view.shrunk), True
         for part in self._parts:
-            fields, part_usable = part.fields(index, view, counts)
+            fields, part_usable = part.fields(index, view, met)
             row, usable = row.replace(**fields), usable and part_usable
-        return row.replace(
+        row = row.replace(
             image_size=np.array(view.size, np.int32),
             image_mask=np.array(usable),
             labels=np.array(record.labels, np.int32),
@@ -238,6 +230,15 @@ class Assembler:
                 original_size=np.array(image_size, np.int32),
             ),
         )
+        cache = self._loading.cache
+        if cache is None or not cache.has(index, view, row):
+            image = self._pixels(index)
+            if image is None:
+                counts["bad_images"] += 1
+                return filler
+            row = row.replace(image=place_image(image, view))
+        counts.update(met)
+        return row
 
     def _filler(self, index: int, planned: PlannedBatch) -> Batch:
         """Return a masked row: one black pixel, no proposals and no targets."""

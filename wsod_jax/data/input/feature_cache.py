@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Literal
 
@@ -11,13 +12,15 @@ from wsod_jax.data.input.transforms import View
 from wsod_jax.errors import ConfigError
 from wsod_jax.types import Batch, FeatureMap
 
+logger = logging.getLogger(__name__)
+
 
 class FeatureCache:
     """Feature maps of a frozen backbone, computed once per image and view.
 
     Calling it replaces `Batch.image` by `Batch.features`, under the one name "c5". Maps are kept in host memory
-    without their padding. Give `has` to the pipeline as `skip_pixels`, and images whose maps are here are not decoded
-    any more.
+    without their padding. Give it to the input as `Loading.cache`, and images whose maps are here are not decoded any
+    more.
 
     Args:
       features_fn: jitted; takes a batch with an image, gives its feature map. It must treat images alone (no batch
@@ -40,14 +43,16 @@ class FeatureCache:
         self._max_bytes = max_bytes
         self._maps: dict[tuple[int, ...], np.ndarray] = {}
         self._shapes: dict[tuple[int, int], tuple[tuple[int, int, int], float]] = {}
+        self._is_full = False
         self.num_bytes = 0
         self.num_computed = 0
 
     def __len__(self) -> int:
         return len(self._maps)
 
-    def has(self, index: int, view: View) -> bool:
+    def has(self, index: int, view: View, row: Batch | None = None) -> bool:
         """Return whether the map of this image and view is kept; once kept it stays. Crops never are."""
+        del row
         return not view.cropped and _key(index, view.canvas, view.size, view.flipped) in self._maps
 
     def __call__(self, batch: Batch) -> Batch:
@@ -108,6 +113,13 @@ class FeatureCache:
             if self.num_bytes + fresh[key].nbytes <= self._max_bytes:
                 self.num_bytes += fresh[key].nbytes
                 self._maps[key] = fresh[key]
+            elif not self._is_full:
+                self._is_full = True
+                logger.warning(
+                    "feature maps fill %.1f GB after %d views; those of further views are computed anew each time",
+                    self.num_bytes / 1e9,
+                    len(self._maps),
+                )
         return fresh
 
 

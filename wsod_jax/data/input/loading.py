@@ -9,17 +9,29 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Literal, TypeVar, get_args
+from typing import TYPE_CHECKING, Literal, Protocol, TypeVar, get_args
 
 import numpy as np
 
 from wsod_jax.data.input.transforms import View
 from wsod_jax.errors import ConfigError
 
+if TYPE_CHECKING:
+    from wsod_jax.types import Batch  # brings JAX, which the workers that make proposals do without
+
 Arrays = TypeVar("Arrays")  # a pytree of NumPy arrays
 Loader = Literal["tf", "threads"]
 OnBadImage = Literal["skip", "error"]
-SkipPixels = Callable[[int, View], bool]
+
+
+class Cache(Protocol):
+    """Values that stand in for pixels: `Batch.features` or `Batch.pooled`."""
+
+    def has(self, index: int, view: View, row: Batch) -> bool:
+        """Return whether a view of an image needs no pixels; `row` is its share of a batch, all but the image."""
+
+    def __call__(self, batch: Batch) -> Batch:
+        """Return the batch with the values in place of `image`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,8 +46,7 @@ class Loading:
         its name once; "error" raises.
       process_index, process_count: which process this is, and of how many. Of the n rows of a micro-batch it
         makes the (process_index + 1)-th of `process_count` equal shares, in order.
-      skip_pixels: says for (image index, view) whether pixels are not needed (a cache has the features);
-        the image is then not decoded and stays zero.
+      cache: what stands in for pixels; images that it has are not decoded. `None` for none.
     """
 
     loader: Loader = "threads"
@@ -44,7 +55,7 @@ class Loading:
     on_bad_image: OnBadImage = "skip"
     process_index: int = 0
     process_count: int = 1
-    skip_pixels: SkipPixels | None = None
+    cache: Cache | None = None
 
     def __post_init__(self):
         if self.loader not in get_args(Loader):

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from wsod_jax.data.input.assembling import COUNTS, Assembler, ProposalRows, RowPart, TargetRows
-from wsod_jax.data.input.loading import Loading, load
+from wsod_jax.data.input.loading import Cache, Loading, load
 from wsod_jax.data.input.plan import Order, TrainPlan, ViewPlan
 from wsod_jax.data.input.transforms import Canvases, ProposalRules
 from wsod_jax.data.proposals.proposal_set import ProposalSet
@@ -25,8 +25,9 @@ from wsod_jax.types import Batch
 class _Stream:
     """What training and evaluation streams share: counting, and stopping."""
 
-    def __init__(self, loaded: Iterator[tuple[Batch, np.ndarray]]):
+    def __init__(self, loaded: Iterator[tuple[Batch, np.ndarray]], cache: Cache | None):
         self._loaded = loaded
+        self._cache = cache
         self._totals = np.zeros(len(COUNTS), np.int64)
 
     @property
@@ -41,7 +42,7 @@ class _Stream:
     def _next_batch(self) -> Batch:
         batch, counts = next(self._loaded)
         self._totals += counts
-        return batch
+        return batch if self._cache is None else self._cache(batch)
 
 
 class TrainStream(_Stream):
@@ -52,8 +53,10 @@ class TrainStream(_Stream):
       counts: what was met so far.
     """
 
-    def __init__(self, loaded: Iterator[tuple[Batch, np.ndarray]], plan: TrainPlan):
-        super().__init__(loaded)
+    def __init__(
+        self, loaded: Iterator[tuple[Batch, np.ndarray]], cache: Cache | None, plan: TrainPlan
+    ):
+        super().__init__(loaded, cache)
         self.plan = plan
 
     def __iter__(self) -> TrainStream:
@@ -71,8 +74,10 @@ class ViewStream(_Stream):
       counts: what was met so far; images count once per view.
     """
 
-    def __init__(self, loaded: Iterator[tuple[Batch, np.ndarray]], plan: ViewPlan):
-        super().__init__(loaded)
+    def __init__(
+        self, loaded: Iterator[tuple[Batch, np.ndarray]], cache: Cache | None, plan: ViewPlan
+    ):
+        super().__init__(loaded, cache)
         self.views_per_image = plan.views_per_image
         self._length = len(plan)
 
@@ -143,7 +148,7 @@ def train_batches(
         itertools.count(start_step * order.accumulate),
         loading,
     )
-    return TrainStream(loaded, plan)
+    return TrainStream(loaded, loading.cache, plan)
 
 
 def view_batches(
@@ -194,7 +199,7 @@ def view_batches(
         range(len(plan)),
         loading,
     )
-    return ViewStream(loaded, plan)
+    return ViewStream(loaded, loading.cache, plan)
 
 
 def _portrait(images: ImageSet, canvases: Canvases) -> tuple[bool, ...]:
