@@ -182,8 +182,7 @@ def import_tensorflow() -> ModuleType:
         import tensorflow as tf
     except ImportError as error:
         raise ConfigError(
-            "TensorFlow is not installed: pip install tensorflow-cpu. Without it use "
-            'loader="threads", and files in the VOC layout or a folder.'
+            'TensorFlow is not installed: pip install tensorflow-cpu, or use loader="threads", which is as fast.'
         ) from error
     try:
         tf.config.set_visible_devices([], "GPU")  # the accelerators are JAX's
