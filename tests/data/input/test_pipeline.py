@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from tests.data.readers.voc_tree import write_voc
-from wsod_jax.data.input.loading import Loading
+from wsod_jax.data.input.loading import Loading, load
 from wsod_jax.data.input.pipeline import train_batches, view_batches
 from wsod_jax.data.input.plan import Order
 from wsod_jax.data.input.transforms import Canvases, ProposalRules
@@ -388,6 +388,23 @@ def test_bad_image_can_be_an_error(images, loader):
         next(stream)
     with pytest.raises(ConfigError, match="on_bad_image"):
         train(images, None, on_bad_image="ignore")
+
+
+@pytest.mark.parametrize("loader", ["threads", "tf"])
+def test_results_and_errors_come_in_order_as_they_are(loader):
+    if loader == "tf":
+        pytest.importorskip("tensorflow")
+
+    def assemble(number):
+        if number == 5:
+            raise RuntimeError("number 5")
+        return {"number": np.array(number), "nothing": None}
+
+    results = load(assemble, range(3, 9), Loading(loader=loader, workers=3))
+    assert [int(next(results)["number"]) for _ in range(2)] == [3, 4]
+    with pytest.raises(RuntimeError, match="number 5"):
+        next(results)
+    assert list(load(assemble, range(0), Loading(loader=loader))) == []
 
 
 def test_image_deleted_after_reading_the_set(images):
