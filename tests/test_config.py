@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
+from PIL import Image
 
 from configs.debug_tiny import get_config
 from configs.spn_synthetic import get_config as get_spn_config
@@ -40,7 +41,7 @@ from wsod_jax.options import (
 from wsod_jax.parsing import Chosen, described, parse, plain, to_values
 from wsod_jax.train.identity import compare_runs
 from wsod_jax.train.weights import save_weights
-from wsod_jax.training_data import check_labels, check_streams
+from wsod_jax.training_data import TrainingData, check_labels, check_streams
 
 
 def read(config) -> RunConfig:
@@ -963,6 +964,38 @@ def test_labels_of_methods_without_an_activation_are_free(caplog):
     check_labels(method, labelled((1, 0), (1, 1)))
     check_labels(method, labelled((1, 0), (0, 1)))
     assert not caplog.records
+
+
+def one_class(*labels):
+    records = (ImageRecord(f"i{n}", bytes, 4, 4, (label,)) for n, label in enumerate(labels))
+    return ImageSet("set", ("cat",), tuple(records))
+
+
+@pytest.mark.parametrize("name", ["wsddn", "oicr", "pcl", "mist", "oim"])
+def test_a_softmax_over_one_class_learns_nothing(name):
+    method = make_method(read({**SECTIONS["oim_ir"].to_dict(), "method": {"name": name}}))
+    check_labels(method, labelled((1, 0), (0, 1)))
+    with pytest.raises(ConfigError) as refusal:
+        check_labels(method, one_class(1, 0))
+    assert all(word in str(refusal.value) for word in (f"'{name}'", "'cat'", "'spn'", "'sigmoid'"))
+
+
+def test_a_sigmoid_learns_from_one_class_and_images_without_it(tmp_path, caplog):
+    check_labels(classifier(activation="sigmoid"), one_class(1, 1))
+    assert not caplog.records
+    with pytest.raises(ConfigError, match="one class"):
+        check_labels(classifier(activation="softmax"), one_class(1, 1))
+    for number in range(4):
+        Image.new("RGB", (4, 4)).save(tmp_path / f"{number}.png")
+    (tmp_path / "labels.csv").write_text("image,labels\n0,cat\n1,\n2,cat\n3,\n")
+    data = {
+        "reader": "folder",
+        "folder": str(tmp_path),
+        "labels_csv": str(tmp_path / "labels.csv"),
+    }
+    values = without_maps({"name": "classifier", "activation": "sigmoid"})
+    found = TrainingData.read(read({**values, "data": data})).image_set
+    assert found.labels.ravel().tolist() == [1, 0, 1, 0]
 
 
 def test_data_without_boxes_cannot_be_measured(tmp_path):

@@ -19,10 +19,8 @@ from wsod_jax.data.records import (
     BoxSet,
     GroundTruth,
     ImageSet,
-    check_single_label,
-    is_single_label,
-    training_images,
 )
+from wsod_jax.data.training_labels import check_single_label, is_single_label, training_images
 from wsod_jax.errors import ConfigError
 from wsod_jax.methods.base import Method
 from wsod_jax.types import Batch
@@ -55,14 +53,18 @@ class TrainingData:
         """Read what a configuration trains on, and check that it suits the method.
 
         Raises:
-          ConfigError: if the method needs other streams, or boxes that the reader does not have.
+          ConfigError: if the method needs other streams, boxes that the reader does not have, or more classes.
           DataError: if the data cannot be read, or its labels are not the method's.
         """
         method = build.method(config, num_classes=1, max_classes=1, max_targets=1)
         split, boxes = config.data.train_split, None
         if method.supervision.get("train") == "boxes" and config.data.has_boxes:
             boxes = config.data.boxes(split)
-        images = training_images(config.data.images(split)) if boxes is None else boxes.images
+        if boxes is None:
+            images = config.data.images(split)
+            images = training_images(images, uses_negatives=method.uses_negatives)
+        else:
+            images = boxes.images
         check_streams(method, {"train": images if boxes is None else boxes})
         check_labels(method, images)
         rules = None if config.proposals is None else config.proposals.rules
@@ -162,10 +164,26 @@ def check_streams(method: Method, streams: Mapping[str, ImageSet | BoxSet]) -> N
 
 
 def check_labels(method: Method, image_set: ImageSet) -> None:
-    """Raise `DataError` if a method's softmax meets an image without exactly one class; log the reverse."""
+    """Check that a method can learn from the labels of a set; log where it could make more of them.
+
+    Raises:
+      ConfigError: if it needs more classes than there are.
+      DataError: if its softmax meets an image without exactly one class.
+    """
+    if len(image_set.class_names) < method.min_classes:
+        raise ConfigError(
+            f"{image_set.name} has the one class {image_set.class_names[0]!r}, from which config.method.name="
+            f"{type(method).__name__.lower()!r} learns nothing: a softmax over one class is 1 whatever an image shows. "
+            "'spn' and 'classifier' with config.method.activation='sigmoid' learn from one class and images without "
+            "it; or add a second class."
+        )
     if method.single_label:
         check_single_label(image_set)
-    elif hasattr(method, "activation") and is_single_label(image_set):
+    elif (
+        hasattr(method, "activation")
+        and len(image_set.class_names) > 1
+        and is_single_label(image_set)
+    ):
         logger.warning(
             "%s: every image shows one class; config.method.activation='softmax' makes use of that",
             image_set.name,

@@ -1,4 +1,4 @@
-"""Image sets hold labels only; training drops what it cannot learn from."""
+"""Image sets hold labels only; boxes are objects of their own."""
 
 import dataclasses
 import logging
@@ -15,10 +15,8 @@ from wsod_jax.data.records import (
     ImageBoxes,
     ImageRecord,
     ImageSet,
-    check_single_label,
-    is_single_label,
-    training_images,
 )
+from wsod_jax.data.training_labels import training_images
 from wsod_jax.errors import DataError
 
 
@@ -85,47 +83,6 @@ def test_load_checks_the_size(tmp_path):
     assert (ImageRecord("a", path.read_bytes, 4, 6).load() == loaded).all()
     with pytest.raises(DataError, match=r"a\.png.*\(4, 6\).*\(4, 7\)"):
         ImageRecord("a", path, 4, 7).load()
-
-
-def test_training_drops_images_without_positive_and_warns(caplog):
-    images = image_set((1, 0, 0), (0, 0, 0), (1, 1, -1), (0, -1, 0), classes=("cat", "dog", "cow"))
-    with caplog.at_level(logging.WARNING):
-        kept = training_images(images)
-    assert kept.image_ids == ("i0", "i2")
-    assert kept.counts["no_positive_label"] == 2
-    text = caplog.text
-    assert "2 images" in text
-    assert "every image contains class 'cat'" in text
-    assert "no image contains class 'cow'" in text
-    assert "'dog'" not in text
-
-
-def test_training_is_silent_about_a_sound_set(caplog):
-    with caplog.at_level(logging.WARNING):
-        assert len(training_images(image_set((1, 0), (0, 1)))) == 2
-    assert not caplog.records
-
-
-def test_training_without_any_positive_is_an_error():
-    with pytest.raises(DataError, match=" 2 images"):
-        training_images(image_set((0, 0), (-1, 0)))
-
-
-def test_images_of_one_class_each_suit_softmax():
-    images = image_set((1, 0), (0, 1), (1, -1))
-    check_single_label(images)
-    assert is_single_label(images)
-
-
-@pytest.mark.parametrize(
-    ("labels", "message"),
-    [((1, 1), "1 of 4 .*'i2'.*cat, dog"), ((0, -1), "'i2'.*none")],
-)
-def test_other_images_do_not_suit_softmax(labels, message):
-    images = image_set((1, 0), (0, 1), labels, (1, 0))
-    assert not is_single_label(images)
-    with pytest.raises(DataError, match=f"softmax.*{message}.*'sigmoid'"):
-        check_single_label(images)
 
 
 def test_ground_truth_selection():

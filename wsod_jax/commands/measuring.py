@@ -17,7 +17,8 @@ from wsod_jax.analysis.baselines import comparison, file_energies
 from wsod_jax.analysis.figures import draw_outcome
 from wsod_jax.commands.command_line import load_config
 from wsod_jax.config import RunConfig
-from wsod_jax.data.records import ImageSet, check_single_label
+from wsod_jax.data.records import ImageSet
+from wsod_jax.data.training_labels import check_single_label
 from wsod_jax.errors import ConfigError, DataError
 from wsod_jax.evaluation.formats import (
     write_coco_set,

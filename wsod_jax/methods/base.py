@@ -52,6 +52,8 @@ class Method:
       pool: `None`, or (params, batch) -> [b, r, p, p, d]: proposals pooled from the backbone's maps, of which `params`
         needs the backbone's alone. As `Batch.pooled` they stand in for the image where the backbone is frozen.
       single_label: the image scores sum to 1, and the best class alone is predicted.
+      uses_negatives: an image that shows none of the classes teaches it something; else such images are left out.
+      min_classes: with fewer it learns nothing.
       uses_proposals: the batch needs proposals.
       propose: `None`, or (params, extras, batch, key, step) -> (request, batch): what the cue source is asked for on
         the host before an update, and the batch, to which features may have been added.
@@ -68,6 +70,8 @@ class Method:
     result: ClassVar[Literal["params", "ema"]] = "params"
     requires_image: ClassVar[bool] = False
     single_label: ClassVar[bool] = False
+    uses_negatives: ClassVar[bool] = False
+    min_classes: ClassVar[int] = 1
     uses_proposals: ClassVar[bool] = False
     pool: ClassVar[Any] = None
     propose: ClassVar[Any] = None
@@ -150,6 +154,9 @@ class ProposalMethod(Method):
     paper: ClassVar[str] = "Bilen and Vedaldi 2016 (WSDDN)"
     outputs: ClassVar[frozenset[Output]] = frozenset({"boxes", "image_scores"})
     uses_proposals: ClassVar[bool] = True
+    min_classes: ClassVar[int] = (
+        2  # Σ_c φ_c = 1: with one class always right, and no image is of none
+    )
     num_stages: ClassVar[int] = 0
     regression: ClassVar[Regression | None] = None
 

@@ -91,6 +91,16 @@ class Spn(Method):
         """Whether an image has exactly one class."""
         return self.activation == "softmax"
 
+    @property
+    def uses_negatives(self) -> bool:
+        """Whether an image without any class teaches something."""
+        return not self.single_label
+
+    @property
+    def min_classes(self) -> int:
+        """A softmax over one class is always 1."""
+        return 2 if self.single_label else 1
+
     def init(self, key: jax.Array, batch: Batch) -> tuple[Params, dict]:
         """Draw the network's parameters; there are no extras."""
         return self.network.init(key, batch)["params"], {}

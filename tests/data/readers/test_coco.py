@@ -9,7 +9,7 @@ from PIL import Image
 
 from tests.data.readers.voc_tree import pixels
 from wsod_jax.data.readers.coco import Coco
-from wsod_jax.data.records import training_images
+from wsod_jax.data.training_labels import training_images
 from wsod_jax.errors import ConfigError, DataError
 from wsod_jax.evaluation.metrics.coco_metrics import coco_ap
 from wsod_jax.evaluation.metrics.tables import DetectionTable, TruthTable

@@ -13,7 +13,7 @@ from PIL import Image
 from tests.data.readers.voc_tree import OBJECT
 from wsod_jax.data.readers import size_index
 from wsod_jax.data.readers.image_folder import ImageFolder
-from wsod_jax.data.records import check_single_label
+from wsod_jax.data.training_labels import check_single_label
 from wsod_jax.errors import ConfigError, DataError
 
 TRAIN = {

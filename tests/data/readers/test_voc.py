@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tests.data.readers.voc_tree import write_voc, write_xml
 from wsod_jax.data.readers.reader import frame_scale
 from wsod_jax.data.readers.voc import Voc
-from wsod_jax.data.records import training_images
+from wsod_jax.data.training_labels import training_images
 from wsod_jax.errors import ConfigError, DataError
 
 BOX = (2, 3, 10, 12)

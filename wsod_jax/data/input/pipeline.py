@@ -109,7 +109,7 @@ def train_batches(
     all processes, one process after the other, are those of a single process.
 
     Args:
-      data: the images; use `records.training_images` first. Only of a `BoxSet` do batches have `targets`, all
+      data: the images; use `training_labels.training_images` first. Only of a `BoxSet` do batches have `targets`, all
         boxes moved into the view and padded to `max_targets` of the set.
       proposals: their proposals, or `None` for methods without.
       canvases: scales and static shapes. With a `crop_margin`, a random window of every image is shown.
