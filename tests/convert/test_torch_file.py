@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from wsod_jax.convert import caffe, torch_file
+from wsod_jax.convert import caffe, torch_file, torchvision
 from wsod_jax.convert.torch_file import read_torch_file
 from wsod_jax.errors import DataError
 
@@ -102,8 +102,9 @@ def test_dtypes_views_and_shared_storages(tmp_path, old_format):
         assert arrays[name].shape == tuple(tensor.shape)
         np.testing.assert_array_equal(arrays[name].astype(np.float64), tensor.double().numpy())
     assert str(arrays["typed_2"].dtype) == "bfloat16"
-    torch.save({"state_dict": state, "epoch": 3}, path)
-    assert set(read_torch_file(path)) == set(state)
+    for key in ("state_dict", "model_state_dict", "net"):
+        torch.save({key: state, "epoch": 3}, path)
+        assert set(read_torch_file(path)) == set(state)
 
 
 def test_a_whole_model_is_refused(tmp_path):
@@ -192,3 +193,25 @@ def test_safetensors(tmp_path):
     path.write_bytes(path.read_bytes()[:20])
     with pytest.raises(DataError, match="x.safetensors.*damaged"):
         read_torch_file(path)
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "model.encoder."])
+def test_prefixes_come_off(tmp_path, prefix):
+    state = {"conv1.weight": np.ones((2, 3)), "conv1.bias": np.zeros(2)}
+    wrapped = {f"{prefix}{name}": array for name, array in state.items()}
+    path = tmp_path / "x.safetensors"
+    safetensors.numpy.save_file(wrapped | {"head.conv2.bias": np.ones(1)}, path)
+    found = read_torch_file(path, "conv1.weight")
+    assert state.keys() <= found.keys() and len(found) == (2 if prefix else 3)
+    np.testing.assert_array_equal(found["conv1.weight"], state["conv1.weight"])
+
+
+def test_a_file_of_two_networks_or_of_another_one_is_refused(tmp_path):
+    path, array = tmp_path / "x.safetensors", np.ones(1)
+    both = {"student.features.0.weight": array, "teacher.features.0.weight": array}
+    safetensors.numpy.save_file(both, path)
+    with pytest.raises(DataError, match="features.0.weight.*'student.' .*'teacher.'"):
+        torchvision.convert_squeezenet(path)
+    safetensors.numpy.save_file({"body.0.weight": array}, path)
+    with pytest.raises(DataError, match="'features.0.weight'.*'body.0.weight'"):
+        torchvision.convert_squeezenet(path)

@@ -37,7 +37,7 @@ def convert(path: str | Path) -> tuple[Params, dict[str, Any]]:
       DataError: the file is missing, damaged, or of another network.
     """
     source = open_source(path, importer=NAME)
-    state = read_torch_file(source.path)
+    state = read_torch_file(source.path, "_conv_stem.weight")
     places = {"stem": ("_conv_stem", "_bn0")}
     for i in range(len(BLOCKS)):
         for part, number in PARTS.items():

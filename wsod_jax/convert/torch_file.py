@@ -74,20 +74,48 @@ TORCH_NAMES = {
 }
 
 
-def read_torch_file(path: str | Path) -> dict[str, np.ndarray]:
+def read_torch_file(path: str | Path, anchor: str | None = None) -> dict[str, np.ndarray]:
     """Read a state dict.
 
     Args:
-      path: a .pth file holding `model.state_dict()`, or a dict with it under "state_dict" or "model"; or its
-        .safetensors file.
+      path: a .pth file holding `model.state_dict()`, or a dict with it, as training saves it; or its .safetensors
+        file.
+      anchor: a name that it must have. Where all have a prefix before it, such as "module.", that is taken off, and
+        names without the prefix are left out.
 
     Returns:
       Parameter name -> array, of the type stored.
 
     Raises:
-      DataError: no such format, damaged, not a state dict, or a pickle that names anything but tensors.
+      DataError: no such format, damaged, not a state dict, without the anchor or with several, or a pickle that names
+        anything but tensors.
     """
     path = Path(path)
+    arrays = _read_arrays(path)
+    if anchor is None or anchor in arrays:
+        return arrays
+    found = [name.removesuffix(anchor) for name in arrays if name.endswith(f".{anchor}")]
+    if len(found) > 1:
+        raise DataError(
+            f"{path} has {anchor!r} after {' and after '.join(map(repr, sorted(found)))}; save one of these networks "
+            "in a file of its own"
+        )
+    if not found:
+        names = ", ".join(map(repr, list(arrays)[:3]))
+        raise DataError(
+            f"{path} has no tensor {anchor!r}; its first names are {names}; is it another network, or a file for "
+            "another importer?"
+        )
+    prefix = found[0]
+    return {
+        name.removeprefix(prefix): array
+        for name, array in arrays.items()
+        if name.startswith(prefix)
+    }
+
+
+def _read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """Read a state dict with the names that it has."""
     if path.suffix == ".safetensors":
         try:
             return safetensors.numpy.load_file(path)
@@ -97,7 +125,7 @@ def read_torch_file(path: str | Path) -> dict[str, np.ndarray]:
         start = file.read(4)
         file.seek(0)
         content = _read_zip(path) if start == b"PK\x03\x04" else _read_old(file, path)
-    for key in ("state_dict", "model"):
+    for key in ("state_dict", "model_state_dict", "model", "net", "network"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
     tensors = content.items() if isinstance(content, dict) else ()

@@ -51,7 +51,7 @@ def convert_vgg16(path: str | Path, *, with_fc: bool = True) -> tuple[Params, di
       DataError: the file is missing, damaged, of another network, or of another channel order.
     """
     source = open_source(path, importer="torchvision_vgg16")
-    arrays = vgg16_from_torch_names(read_torch_file(source.path))
+    arrays = vgg16_from_torch_names(read_torch_file(source.path, "features.0.weight"))
     return for_backbone(arrays, Vgg16(pixels="torchvision"), source, with_fc=with_fc)
 
 
@@ -69,7 +69,7 @@ def convert_squeezenet(path: str | Path) -> tuple[Params, dict[str, Any]]:
       DataError: the file is missing, damaged, or of another network.
     """
     source = open_source(path, importer="torchvision_squeezenet1_1")
-    state = read_torch_file(source.path)
+    state = read_torch_file(source.path, "features.0.weight")
     positions = {"conv1": "features.0"}
     for fire, position in SQUEEZENET_FEATURES.items():
         for layer in ("squeeze", "expand1x1", "expand3x3"):
@@ -101,7 +101,7 @@ def convert_googlenet(path: str | Path) -> tuple[Params, dict[str, Any]]:
       DataError: the file is missing, damaged, or of another network.
     """
     source = open_source(path, importer="torchvision_googlenet")
-    state = read_torch_file(source.path)
+    state = read_torch_file(source.path, "conv1.conv.weight")
     places = {name: name for name in ("conv1", "conv2", "conv3")}
     for module in INCEPTIONS:
         for layer, place in GOOGLENET_BRANCHES.items():
