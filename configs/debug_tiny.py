@@ -21,11 +21,11 @@ def get_config(variant: str = "oim_ir"):
     config.train.micro_batch = 2
     config.train.scales = (96,)
     config.optim.warmup_steps = 2
-    config.log.every = 1
-    config.log.checkpoint_every = 3
-    config.log.milestones_every = 3
-    config.log.pictures_every = 3
-    config.log.num_pictures = 2
+    config.log.log_interval = 1
+    config.log.checkpoint_interval = 3
+    config.log.keep_period = 3
+    config.log.image_interval = 3
+    config.log.num_images = 2
     config.eval.scales = (96,)
     config.eval.micro_batch = 2
     return config

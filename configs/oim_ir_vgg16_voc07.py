@@ -2,7 +2,7 @@
 
 Table 5, beta: --config.method.beta=0.5 (48.0), 0.8 (46.3). Users of the released code report 46 to 47.3 mAP.
 Figures 1 and 6 show epochs 1, 2, 3 and 6. One epoch is 2 506 updates; to keep a checkpoint of each:
---config.log.checkpoint_every=2500 --config.log.milestones_every=2500
+--config.log.checkpoint_interval=2500 --config.log.keep_period=2500
 """
 
 from wsod_jax import presets

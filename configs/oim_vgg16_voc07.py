@@ -9,7 +9,7 @@ Rows of the paper's tables as overrides. Table 5, alpha pairs: --config.method.a
 With one spatial graph per class, nodes have none: that is OICR's assignment, so these rows differ in nothing but what
 they name.
 Figures 1 and 6 show epochs 1, 2, 3 and 6. One epoch is 2 506 updates; to keep a checkpoint of each:
---config.log.checkpoint_every=2500 --config.log.milestones_every=2500
+--config.log.checkpoint_interval=2500 --config.log.keep_period=2500
 """
 
 from wsod_jax import presets

@@ -13,7 +13,7 @@ def get_config():
     config = ConfigDict()
     config.seed = 0
     config.method = dict(name="classifier", activation="softmax")
-    config.backbone = dict(name="tiny", pixels="torchvision", stride=4)
+    config.backbone = dict(name="tiny", preprocessing="torch", stride=4)
     config.data = dict(
         reader="voc", root="demo/data/objects", train_split="trainval", test_split="test"
     )
@@ -27,6 +27,6 @@ def get_config():
     config.optim = dict(
         name="adamw", learning_rate=2e-3, shape="cosine", warmup_steps=50, weight_decay=1e-4
     )
-    config.log = dict(every=50, checkpoint_every=600)
+    config.log = dict(log_interval=50, checkpoint_interval=600)
     config.eval = dict(scales=(96,), aspect=1.0, flips=(False,), micro_batch=16)
     return config

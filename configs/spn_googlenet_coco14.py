@@ -1,4 +1,4 @@
-"""SP-GoogLeNet-GAP on COCO 2014, train to val: image mAP 56.0; `cam`, without proposals, 54.4 (Zhu et al. 2017, Table 6).
+"""SP-GoogLeNet-GAP on COCO 2014, train to val: classification mAP 56.0; `cam`, without proposals, 54.4 (Zhu et al. 2017, Table 6).
 
 The paper starts from its own ImageNet training; this file from torchvision's weights. To do as the paper did, start
 from a run of configs/spn_googlenet_ilsvrc.py, whose new convolution is taken along and whose 1000 classes are not:

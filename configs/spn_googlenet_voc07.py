@@ -1,9 +1,9 @@
-"""SP-GoogLeNet-GAP on VOC 2007: pointing 88.2 (difficult 79.1), image mAP 84.2 (Zhu et al. 2017, Tables 2 and 6).
+"""SP-GoogLeNet-GAP on VOC 2007: pointing 88.2 (difficult 79.1), classification mAP 84.2 (Zhu et al. 2017, Tables 2 and 6).
 
     wsod-jax train --config spn_googlenet_voc07:spn --workdir runs/spn_googlenet
     wsod-jax train --config spn_googlenet_voc07:cam --workdir runs/cam_googlenet
 
-`cam` is GoogLeNet-GAP, the same network with a uniform proposal map: pointing 80.8 (61.9), image mAP 83.4.
+`cam` is GoogLeNet-GAP, the same network with a uniform proposal map: pointing 80.8 (61.9), classification mAP 83.4.
 The convolution after inception4e has no groups, as in Zhou et al. 2016; the released SPN has two
 (--config.method.extra_groups=2). Its 2.1 for the kernel's reach is 0.15 of a side of 14 cells.
 """

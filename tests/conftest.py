@@ -76,7 +76,7 @@ def trained_run(tiny_set, tmp_path_factory) -> TrainedRun:
 
     config = get_config("oim_ir")
     config.proposals.path = str(tiny_set[1])
-    config.log.pictures_every, config.log.num_pictures = 2, 1
+    config.log.image_interval, config.log.num_images = 2, 1
     return four_steps(config, tiny_set, tmp_path_factory.mktemp("trained_run"))
 
 
@@ -88,7 +88,7 @@ def spn_run(tiny_set, tmp_path_factory) -> TrainedRun:
     config = get_config("spn")
     config.train.init_from, config.backbone.frozen = (), ()
     config.method.extra_channels = 16
-    config.optim.warmup_steps, config.optim.decay_steps, config.log.every = 2, (), 1
+    config.optim.warmup_steps, config.optim.decay_steps, config.log.log_interval = 2, (), 1
     return four_steps(config, tiny_set, tmp_path_factory.mktemp("spn_run"))
 
 
@@ -102,7 +102,7 @@ def four_steps(config, tiny_set: tuple[Path, Path], workdir: Path) -> TrainedRun
     config.train.scales = config.eval.scales = (64,)
     config.train.loader = "threads"
     config.train.cache = "none"
-    config.log.checkpoint_every = config.log.milestones_every = 2
+    config.log.checkpoint_interval = config.log.keep_period = 2
     config.log.tensorboard = False
     train(config, workdir)
     return TrainedRun(workdir, data, proposals, config)

@@ -243,7 +243,7 @@ SECTIONS = {"oim_ir": get_config("oim_ir"), "spn": get_spn_config()}
         ("train.num_step", "num_steps"),
         ("optim.learning_rat", "learning_rate"),
         ("optim.moment", "momentum"),
-        ("log.evry", "every"),
+        ("log.log_intervl", "log_interval"),
         ("eval.nms_threshold", "nms_thr"),
         ("eval.maps.treshold", "threshold"),
         ("evals", "eval"),
@@ -289,9 +289,9 @@ def test_option_of_another_method_names_its_owners():
         ("train.ema_decay", 1.0, str(BELOW_ONE)),
         ("optim.learning_rate", float("nan"), str(Range(0))),
         ("optim.groups", (("bias", 2.0),), "tuples"),
-        ("log.num_pictures", -1, str(Range(0))),
-        ("log.every", 0, str(COUNT)),
-        ("log.checkpoint_every", 0, str(COUNT)),
+        ("log.num_images", -1, str(Range(0))),
+        ("log.log_interval", 0, str(COUNT)),
+        ("log.checkpoint_interval", 0, str(COUNT)),
         ("log.best", "mAP", "'mAP50'"),
         ("eval.top_k", 0, str(COUNT)),
         ("eval.iou_thrs", (0.5, 75), str(SHARE)),
@@ -505,8 +505,8 @@ def test_sections_must_suit_the_method():
     assert "proposals" in message and "oim" in message
     message = refusal(with_value(SECTIONS["spn"], "proposals", {"path": "p", "max_proposals": 3}))
     assert "config.proposals" in message and "'spn'" in message
-    message = refusal(with_value(SECTIONS["spn"], "log.pictures_every", 2))
-    assert "config.log.pictures_every is 2" in message and "spn" in message
+    message = refusal(with_value(SECTIONS["spn"], "log.image_interval", 2))
+    assert "config.log.image_interval is 2" in message and "spn" in message
     message = refusal(with_value(SECTIONS["spn"], "eval.merge", "sum"))
     assert 'config.eval.merge is "sum"' in message and "union" in message
     message = refusal(with_value(SECTIONS["oim_ir"], "eval.maps.threshold", 2.0))
@@ -522,13 +522,13 @@ def test_sections_must_suit_the_method():
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"milestones_every": 4}, ("milestones_every is 4", " 3 ")),
-        ({"every": 0}, ("config.log.every is 0", str(COUNT))),
+        ({"keep_period": 4}, ("keep_period is 4", " 3 ")),
+        ({"log_interval": 0}, ("config.log.log_interval is 0", str(COUNT))),
     ],
 )
 def test_intervals_that_cannot_be_kept_are_refused(changes, named):
     values = SECTIONS["oim_ir"].to_dict()
-    values["log"] |= {"checkpoint_every": 3, **changes}
+    values["log"] |= {"checkpoint_interval": 3, **changes}
     message = refusal(values)
     assert all(words in message for words in named)
 
@@ -907,13 +907,13 @@ def test_method_that_needs_the_pixels_does_without_a_cache():
 # -- data
 
 
-def labelled(*rows):
+def labeled(*rows):
     records = (ImageRecord(f"i{n}", bytes, 4, 4, row) for n, row in enumerate(rows))
     return ImageSet("set", ("cat", "dog"), tuple(records))
 
 
 def boxed(*rows) -> BoxSet:
-    images = labelled(*rows)
+    images = labeled(*rows)
     box = ImageBoxes(np.ones((1, 4), np.float32), np.zeros(1, np.int32), np.zeros(1, bool))
     return BoxSet(images, (box,) * len(images), "annotations")
 
@@ -925,7 +925,7 @@ def supervised(**streams):
 
 
 def test_streams_of_the_data_are_those_of_the_method():
-    images, boxes = labelled((1, 0)), boxed((1, 0))
+    images, boxes = labeled((1, 0)), boxed((1, 0))
     check_streams(supervised(train="image"), {"train": images})
     check_streams(supervised(train="image", more="boxes"), {"train": images, "more": boxes})
     for method, streams, named in (
@@ -945,24 +945,24 @@ def classifier(**options):
 
 @pytest.mark.parametrize("options", [{}, {"activation": "softmax"}])
 def test_softmax_is_refused_where_an_image_shows_two_classes(options, caplog):
-    check_labels(classifier(**options), labelled((1, 0), (0, 1)))
+    check_labels(classifier(**options), labeled((1, 0), (0, 1)))
     with pytest.raises(DataError, match="'i1'.*cat, dog"):
-        check_labels(classifier(**options), labelled((1, 0), (1, 1)))
+        check_labels(classifier(**options), labeled((1, 0), (1, 1)))
     assert not caplog.records
 
 
 def test_sigmoid_where_every_image_shows_one_class_is_logged(caplog):
     method = classifier(activation="sigmoid")
-    check_labels(method, labelled((1, 0), (1, 1)))
+    check_labels(method, labeled((1, 0), (1, 1)))
     assert not caplog.records
-    check_labels(method, labelled((1, 0), (0, 1)))
+    check_labels(method, labeled((1, 0), (0, 1)))
     assert "activation='softmax'" in caplog.text
 
 
 def test_labels_of_methods_without_an_activation_are_free(caplog):
     method = make_method(read(SECTIONS["oim_ir"]))
-    check_labels(method, labelled((1, 0), (1, 1)))
-    check_labels(method, labelled((1, 0), (0, 1)))
+    check_labels(method, labeled((1, 0), (1, 1)))
+    check_labels(method, labeled((1, 0), (0, 1)))
     assert not caplog.records
 
 
@@ -1002,7 +1002,7 @@ def test_data_without_boxes_cannot_be_measured(tmp_path):
     data = {"reader": "folder", "folder": str(tmp_path), "labels_csv": "labels.csv"}
     config = read({**SECTIONS["oim_ir"].to_dict(), "data": data})
     with pytest.raises(ConfigError, match=r"boxes.*wsod-jax predict"):
-        training_data.read_ground_truth(config, "trainval")
+        training_data.read_annotated_boxes(config, "trainval")
 
 
 def test_test_split_may_be_of_another_year(tmp_path):
@@ -1018,7 +1018,7 @@ def test_test_split_may_be_of_another_year(tmp_path):
     config = read(values)
     assert config.data.images("trainval").image_ids == tuple("abcd")
     assert config.data.images("test").image_ids == ("e",)
-    assert set(training_data.read_ground_truth(config, "test").boxes) == {"e"}
+    assert set(training_data.read_annotated_boxes(config, "test").boxes) == {"e"}
 
 
 def test_proposals_are_read_from_their_file(tmp_path):
@@ -1072,13 +1072,13 @@ def test_weights_reach_backbone_and_box_head_and_those_of_another_network_do_not
     save_weights(path, loaded, {**read(values).backbone.description, "source": "a test"})
     drawn = {
         "backbone": {"conv1_1": {"kernel": np.zeros_like(kernel), "bias": np.ones(16, np.float32)}},
-        "neck": {"fc6": {"kernel": np.zeros_like(fc6)}},
+        "box_head": {"fc6": {"kernel": np.zeros_like(fc6)}},
         "midn": {"cls": {"kernel": np.zeros_like(fc6)}},
     }
     merged, extras = runs.warm_start(read(values))(drawn, {})
     assert (merged["backbone"]["conv1_1"]["kernel"] == 0.25).all()
     assert (merged["backbone"]["conv1_1"]["bias"] == 1).all()
-    assert (merged["neck"]["fc6"]["kernel"] == 0.5).all()
+    assert (merged["box_head"]["fc6"]["kernel"] == 0.5).all()
     assert not merged["midn"]["cls"]["kernel"].any() and extras == {}
     assert str(path) in capsys.readouterr().out
 

@@ -247,8 +247,8 @@ def test_wsddn_as_released_sees_every_image_ten_times_at_each_rate():
 def test_oim_can_keep_a_checkpoint_of_every_epoch(name):
     settings = [text for text in documented_overrides(name) if text.startswith("log.")]
     config = overridden(name, settings)
-    assert config.log.checkpoint_every == config.log.milestones_every
-    every = num_epochs(config, config.log.milestones_every, presets.VOC07_TRAINVAL)
+    assert config.log.checkpoint_interval == config.log.keep_period
+    every = num_epochs(config, config.log.keep_period, presets.VOC07_TRAINVAL)
     assert every == pytest.approx(1, abs=0.01)
 
 

@@ -16,16 +16,16 @@ def test_checkpoint_gives_all_but_the_layers_of_its_classes(trained_run, tmp_pat
     assert "source: " in capsys.readouterr().out
     loaded, meta = load_weights(out)
     expected = load_checkpoint(workdir).params
-    expected = {name: expected[name] for name in ("backbone", "neck")}
+    expected = {name: expected[name] for name in ("backbone", "box_head")}
     jax.tree.map(np.testing.assert_array_equal, loaded, jax.device_get(expected))
-    assert meta["architecture"] == "tiny" and meta["pixels"] == "torchvision"
+    assert meta["architecture"] == "tiny" and meta["preprocessing"] == "torch"
     assert workdir in meta["source"] and "step 4" in meta["source"]
 
     config = trained_run.config.copy_and_resolve_references()
     config.train.init_from = (str(out),)
     drawn = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), load_checkpoint(workdir).params)
     warmed, _ = runs.warm_start(build.read_config(config))(drawn, {})
-    for module in ("backbone", "neck"):
+    for module in ("backbone", "box_head"):
         jax.tree.map(np.testing.assert_array_equal, warmed[module], loaded[module])
     assert all(not leaf.any() for leaf in jax.tree.leaves(warmed["midn"]))
 

@@ -8,10 +8,10 @@ from wsod_jax.runs import load_run
 from wsod_jax.scoring import AnnotatedImages
 
 
-def test_cells_on_objects_are_those_whose_centres_are():
+def test_cells_on_objects_are_those_whose_centers_are():
     boxes = np.array([[0, 0, 1, 1], [4, 2, 9, 8]])
     on = cells_on_objects(boxes, (9, 10), (3, 4))
-    expected = np.zeros((3, 4), bool)  # centres y 0.5, 4.5, 8.5; x 0.5, 3.5, 6.5, 9.5
+    expected = np.zeros((3, 4), bool)  # centers y 0.5, 4.5, 8.5; x 0.5, 3.5, 6.5, 9.5
     expected[0, 0] = expected[1, 2] = True
     np.testing.assert_array_equal(on, expected)
     assert cells_on_objects(boxes[:1], (1, 1), (1, 1)).all()

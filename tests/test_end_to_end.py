@@ -110,7 +110,7 @@ def test_stopped_twice_and_resumed_equals_straight(
 ):
     """A full disk at the first checkpoint, then SIGTERM, then a last resumption: the same bits."""
     # So that the checkpoint of step 2 is due to the signal:
-    config.log.checkpoint_every = config.log.milestones_every = 100
+    config.log.checkpoint_interval = config.log.keep_period = 100
     with monkeypatch.context() as patch:
         patch.setattr(runs, "JsonlWriter", StopsAt)
         patch.setattr(wsod_jax.train.checkpoint, "write_manifest", manifest_but_for_step(2))
@@ -187,7 +187,7 @@ def test_boxes_never_reach_training(trained_run, config, tmp_path, data):
     if data is labels_only:
         evaluate.main(["--workdir", str(tmp_path / "run"), *FAST])
         summary = read_report(tmp_path / "run" / "evaluation" / "4")["summary"]
-        assert "image mAP" in summary and not {"mAP50", "CorLoc"} & set(summary)
+        assert "classification mAP" in summary and not {"mAP50", "CorLoc"} & set(summary)
         assert (tmp_path / "run" / "evaluation" / "4" / "predictions.json").exists()
 
 
@@ -254,9 +254,9 @@ def test_all_of_it_from_the_command_line(trained_run, tmp_path):
     """SIGTERM from outside ends with status 0 and says how to go on; Ctrl-C is the same; then it goes on."""
     settings = {"data.root": trained_run.data, "proposals.path": trained_run.proposals}
     settings |= {"train.scales": "(64,)", "eval.scales": "(64,)", "train.num_steps": 40}
-    settings |= {"log.pictures_every": 5, "log.tensorboard": True}
+    settings |= {"log.image_interval": 5, "log.tensorboard": True}
     settings |= {"train.cache_folder": tmp_path / "pooled"}
-    settings |= {"log.checkpoint_every": 10, "log.milestones_every": 20}
+    settings |= {"log.checkpoint_interval": 10, "log.keep_period": 20}
     command = [sys.executable, "scripts/train.py", "--config", "configs/debug_tiny.py:oicr"]
     command += ["--workdir", str(tmp_path / "run")]
     command += [f"--config.{key}={value}" for key, value in settings.items()]
@@ -280,7 +280,7 @@ def test_all_of_it_from_the_command_line(trained_run, tmp_path):
 
 
 def test_best_checkpoint_on_a_validation_split_is_kept(config, tmp_path):
-    config.log.checkpoint_every, config.log.milestones_every = 1, 0
+    config.log.checkpoint_interval, config.log.keep_period = 1, 0
     config.eval.flips = (False,)
     config.log.best = "mAP50"
     with pytest.raises(ConfigError, match=r"config\.log\.best .*config\.data\.val_split"):
@@ -328,10 +328,10 @@ def test_every_checkpoint_is_measured(evaluated, trained_run):
     for step, summary in history.items():
         report = read_report(evaluated / step)
         assert summary.items() <= report["summary"].items()
-        assert {"mAP50", "CorLoc", "image mAP"} <= set(summary)
+        assert {"mAP50", "CorLoc", "classification mAP"} <= set(summary)
         assert report["settings"]["test"]["flips"] == [False]
         assert report["settings"]["set"].endswith("test")
-        assert report["settings"]["method"]["node_neighbours"] == "paper"  # a default
+        assert report["settings"]["method"]["node_neighbors"] == "paper"  # a default
         assert report["settings"]["method"]["det_temperature"] == 1.0
         for name in ("report.md", "predictions.json", "precision_recall.png", "detections.png"):
             assert (evaluated / step / name).stat().st_size > 0
@@ -421,10 +421,10 @@ def test_image_that_cannot_be_read_is_left_out_and_told(copied_run, trained_run,
     arguments = ["--workdir", str(copied_run), "--out", str(out), *FAST]
     evaluate.main([*arguments, "--set", f"data.root={tmp_path / 'data'}"])
     report = read_report(out / "4")
-    assert {"mAP50", "CorLoc", "image mAP"} <= set(report["summary"])
+    assert {"mAP50", "CorLoc", "classification mAP"} <= set(report["summary"])
     (told,) = report["left_out"]
     assert f"({broken.image_id})" in told and "1 of 4 images of" in told
-    objects = Voc(root=trained_run.data).ground_truth("test").boxes.values()
+    objects = Voc(root=trained_run.data).annotated_boxes("test").boxes.values()
     assert sum(row["objects"] for row in report["per_class"]) == sum(len(o.boxes) for o in objects)
     assert sum("bad_images 1" in note for note in report["notes"]) == 1  # of one view
     found = json.loads((out / "4" / "predictions.json").read_text())
@@ -469,7 +469,7 @@ def test_ends_of_evaluation(trained_run, tmp_path, monkeypatch, capsys):
 
 
 def test_running_average_of_the_weights_is_scored(config, tmp_path):
-    config.train.ema_decay, config.log.pictures_every = 0.5, 0
+    config.train.ema_decay, config.log.image_interval = 0.5, 0
     train(config, tmp_path / "run")
     arguments = ["--workdir", str(tmp_path / "run"), "--passes", *FAST]
     scores = {}
@@ -538,7 +538,7 @@ def test_a_start_without_its_weights_leaves_no_workdir(config, tmp_path):
 
 
 def test_a_finished_run_says_that_nothing_is_to_do(config, tmp_path, capsys, monkeypatch):
-    config.train.num_steps, config.log.pictures_every = 0, 0
+    config.train.num_steps, config.log.image_interval = 0, 0
     first = train(config, tmp_path / "run")
     capsys.readouterr()
     monkeypatch.setattr(runs, "TrainStep", None)  # nothing is compiled
@@ -654,7 +654,7 @@ def test_command_line_names_what_is_wrong(tmp_path, argument, message):
 
 def test_pictures_of_pseudo_boxes_need_a_method_that_mines(spn_run, tmp_path):
     config = spn_run.config.copy_and_resolve_references()
-    config.log.pictures_every = 2
-    with pytest.raises(ConfigError, match="pictures_every is 2.*spn"):
+    config.log.image_interval = 2
+    with pytest.raises(ConfigError, match="image_interval is 2.*spn"):
         train(config, tmp_path)
     assert not (tmp_path / "checkpoints").exists()

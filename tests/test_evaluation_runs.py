@@ -148,7 +148,7 @@ def test_one_device_measures_what_four_do(evaluated, trained_run, tmp_path, monk
     for summary in (found, expected):
         del summary["seconds_per_image"]
     assert found == pytest.approx(expected, abs=1e-5)
-    assert {"mAP50", "CorLoc", "image mAP", "COCO AP"} <= set(found)
+    assert {"mAP50", "CorLoc", "classification mAP", "COCO AP"} <= set(found)
     for a, b in zip(entries(one), entries(evaluated), strict=True):
         assert (a["image_id"], a["category_id"]) == (b["image_id"], b["category_id"])
         assert a["bbox"] == pytest.approx(b["bbox"], abs=1e-3)
@@ -183,7 +183,7 @@ def test_coco_set_of_detections_is_read_back(evaluated, trained_run, tmp_path):
     test = Voc(root=trained_run.data).images("test")
     results = read_results(evaluated / "predictions.json", test)
     reader = Coco(root=tmp_path, train_split="found", test_split="found")
-    read, boxes = reader.images("found"), reader.ground_truth("found").boxes
+    read, boxes = reader.images("found"), reader.annotated_boxes("found").boxes
     assert read.class_names == test.class_names
     assert sorted(read.image_ids) == sorted(test.image_ids)
     for image_id, result in zip(test.image_ids, results, strict=True):
@@ -215,7 +215,7 @@ def test_objects_as_pseudo_boxes_are_perfect(trained_run, tmp_path, monkeypatch)
     """A file of all objects of the training split, and of one more box that is wrong."""
     monkeypatch.setattr(measuring, "load_run", None)  # no model
     reader = Voc(root=trained_run.data)
-    records = as_results(reader.ground_truth("trainval").boxes)
+    records = as_results(reader.annotated_boxes("trainval").boxes)
     path = tmp_path / "boxes.json"
     path.write_text(json.dumps(records))
     arguments = ["--workdir", str(trained_run.workdir), "--pseudo", str(path), "--pictures", "0"]
@@ -271,7 +271,7 @@ def test_missing_images_are_told_first_and_their_objects_missed(trained_run, mov
     ids = join_splits(data)
     given = ["--split", "all", "--passes", *there]
     whole = read_report(measure(trained_run, tmp_path / "a", *given))
-    objects = Voc(root=data).ground_truth("all").boxes
+    objects = Voc(root=data).annotated_boxes("all").boxes
     gone = max(ids, key=lambda image_id: len(objects[image_id].boxes))
     (data / "JPEGImages" / f"{gone}.jpg").unlink()
     folder = measure(trained_run, tmp_path / "b", *given)
@@ -300,7 +300,7 @@ def test_missed_objects_lower_the_score(trained_run, moved_data, tmp_path):
     """All objects of a split as predictions are perfect until a file with some of them is gone."""
     data, there = moved_data
     join_splits(data)
-    images, truth = Voc(root=data).images("all"), Voc(root=data).ground_truth("all").boxes
+    images, truth = Voc(root=data).images("all"), Voc(root=data).annotated_boxes("all").boxes
 
     def score(ids) -> dict:
         records = as_results({image_id: truth[image_id] for image_id in ids})
@@ -371,8 +371,10 @@ def test_image_ap_does_not_depend_on_what_training_does_with_difficult_objects(
             labels = Voc(root=root).images("test").labels[:3, 2]
             report = read_report(measure(trained_run, tmp_path / difficult, *there))
         assert set(labels) == {{"drop": 0, "keep": 1, "ignore": -1}[difficult]}
-        found[difficult] = report["summary"]["image mAP"]
-        assert report["per_class"][2]["image AP"] == 1.0  # of the images left it is in every one
+        found[difficult] = report["summary"]["classification mAP"]
+        assert (
+            report["per_class"][2]["classification AP"] == 1.0
+        )  # of the images left it is in every one
     assert found["drop"] == found["keep"] == found["ignore"] > 0
 
 
@@ -414,7 +416,7 @@ def test_results_of_a_coco_set_carry_its_own_ids(trained_run, tmp_path):
         options=SearchOptions(min_side=6.0),
     )
     config.train.num_steps, config.eval.passes = 0, {}
-    config.log.pictures_every = 0
+    config.log.image_interval = 0
     train(config, tmp_path / "run")
     given = ["--workdir", str(tmp_path / "run"), "--coco", "--coco_set", *NO_FIGURES]
     assert evaluate.main(given) == 0

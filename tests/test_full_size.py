@@ -114,11 +114,11 @@ def check_scores(scores, real):
 
 
 def check_maps(maps):
-    """Responses and proposal map are of one size; the map has mean 1, and is not uniform."""
+    """Activations and proposal map are of one size; the map has mean 1, and is not uniform."""
     cells = maps.proposal_map.shape[1:]
-    assert maps.responses.shape == (1, *cells, NUM_CLASSES)
+    assert maps.cams.shape == (1, *cells, NUM_CLASSES)
     assert tuple(np.asarray(maps.size)[0]) == tuple(np.asarray(maps.proposal_size)[0]) == cells
-    assert np.isfinite(maps.responses).all() and np.ptp(maps.responses) > 0
+    assert np.isfinite(maps.cams).all() and np.ptp(maps.cams) > 0
     mass = np.asarray(maps.proposal_map)
     assert (mass >= 0).all() and abs(mass.mean() - 1) < 1e-4 and np.ptp(mass) > 0
 

@@ -217,7 +217,7 @@ def values(data) -> dict:
             num_steps=6, micro_batch=4, accumulate=2, scales=(64,), aspect=1.5, loader="threads"
         ),
         optim=dict(name="adamw", learning_rate=0.01),
-        log=dict(every=1, checkpoint_every=3, tensorboard=False),
+        log=dict(log_interval=1, checkpoint_interval=3, tensorboard=False),
         eval=dict(scales=(64,), micro_batch=4, merge="union", loader="threads"),
     )
 
@@ -311,8 +311,8 @@ def test_what_does_not_fit_is_refused(tiny_set):
         config(tiny_set[0], method=dict(momentum=1.5))
     with pytest.raises(ConfigError, match=r"cues.*None.*cells"):
         config(tiny_set[0], cues=None)
-    with pytest.raises(ConfigError, match=r"pictures_every.*cells"):
-        config(tiny_set[0], log=dict(pictures_every=3))
+    with pytest.raises(ConfigError, match=r"image_interval.*cells"):
+        config(tiny_set[0], log=dict(image_interval=3))
     with pytest.raises(ConfigError, match=r"merge.*union"):
         config(tiny_set[0], eval=dict(merge="mean"))
     with pytest.raises(ConfigError, match="cells.*wsddn"):

@@ -192,7 +192,7 @@ def test_import_is_quick():
 
 
 def canonical(requirement: str) -> str:
-    """Return a requirement's bare, normalised project name."""
+    """Return a requirement's bare, normalized project name."""
     return re.sub(r"[-_.]+", "-", re.match(r"[\w.-]+", requirement)[0]).lower()
 
 

@@ -147,7 +147,7 @@ def test_the_field_of_a_proposal_map_has_the_extra_convolution(backbone):
     assert field(extra_channels=None) == own
     extra = field()
     assert extra.size_px == own.size_px + 2 * own.stride_px
-    assert (extra.stride_px, extra.centre_px) == (own.stride_px, own.centre_px)
+    assert (extra.stride_px, extra.center_px) == (own.stride_px, own.center_px)
     with pytest.raises(ConfigError, match="insert_after.*'conv3_2'"):
         field(insert_after="conv3_2", soft_proposal=SoftProposal(unit_mean=True))
 
@@ -169,7 +169,7 @@ def test_a_cell_of_the_proposal_map_sees_just_its_field():
     rows, columns, _ = np.nonzero(np.asarray(moved))
     field = network.proposal_field()
     for seen, index in ((rows, 10), (columns, 9)):
-        low = field.centre_px + index * field.stride_px - field.size_px / 2
+        low = field.center_px + index * field.stride_px - field.size_px / 2
         assert low <= seen.min() < low + 8
         assert low + field.size_px - 8 < seen.max() + 1 <= low + field.size_px
 

@@ -57,7 +57,7 @@ def test_config_for_own_images_builds():
     build.optimizer(config)
     assert config.train.scales == config.eval.scales == (384,)
     assert config.proposals.max_proposals == 512
-    assert not hasattr(config.data, "ground_truth")  # a folder of images has no boxes
+    assert not hasattr(config.data, "annotated_boxes")  # a folder of images has no boxes
 
 
 def test_results_are_between_their_markers():

@@ -45,7 +45,7 @@ def test_a_classifier_is_measured_without_boxes(reader, caplog):
     scores = np.float32([[0.9, 0.2], [0.1, 0.8]])
     results = [ImageResult(i, (8, 8), image_scores=scores[i]) for i in range(2)]
     found = score(results, data, chosen)
-    assert found["classification"].summary == {"image mAP": 1.0}
+    assert found["classification"].summary == {"classification mAP": 1.0}
 
 
 @pytest.mark.parametrize("output", ["boxes", "maps", "masks", None])

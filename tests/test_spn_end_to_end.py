@@ -96,7 +96,7 @@ def test_labels_must_suit_the_activation(config, tmp_path, caplog):
 
 def test_weights_of_another_backbone_are_refused(config, tmp_path):
     config.train.init_from = (str(tmp_path / "weights.npz"),)
-    other = build.read_config(config).backbone.clone(pixels="caffe").description
+    other = build.read_config(config).backbone.clone(preprocessing="caffe").description
     kernel = np.zeros((3, 3, 3, 16), np.float32)
     save_weights(
         config.train.init_from[0], {"conv1_1": {"kernel": kernel}}, other | {"source": "a test"}
@@ -133,7 +133,7 @@ def truth(spn_run):
     """(objects, sizes) of the test split, as the oracles take them."""
     reader = build.read_config(spn_run.config).data
     images = reader.images("test")
-    table = truth_table(images, reader.ground_truth("test"))
+    table = truth_table(images, reader.annotated_boxes("test"))
     objects = zip(
         table.image_index, table.classes, table.boxes.tolist(), table.difficult, strict=True
     )
@@ -151,7 +151,15 @@ def share_pointed_at(points, truth) -> float:
 def test_every_checkpoint_is_measured(evaluated):
     history = json.loads((evaluated / "history.json").read_text())
     assert list(history) == ["0", "2", "4"] and (evaluated / "curves.png").stat().st_size > 1000
-    names = {"image mAP", "pointing", "pointing AP", "CorLoc", "CorLoc any", "energy", "mAP50"}
+    names = {
+        "classification mAP",
+        "pointing",
+        "pointing AP",
+        "CorLoc",
+        "CorLoc any",
+        "energy",
+        "mAP50",
+    }
     for step, summary in history.items():
         report = read_report(evaluated / step)
         assert names <= set(summary) and {"pointing difficult", *names} <= set(report["summary"])
@@ -168,7 +176,7 @@ def test_every_checkpoint_is_measured(evaluated):
 def test_table_of_baselines(evaluated, spn_run, truth):
     report = read_report(evaluated / "4")
     rows = rows_of(report)
-    tested, stationary, uniform, centre, grad, proposals = rows.values()
+    tested, stationary, uniform, center, grad, proposals = rows.values()
     assert list(rows)[0] == "M of the walk: as tested"
     assert list(rows)[-1] == "proposals of proposals.npz"
     assert tested == {name: report["summary"][name] for name in COLUMNS}
@@ -181,8 +189,8 @@ def test_table_of_baselines(evaluated, spn_run, truth):
     ]
     assert uniform["energy"] == pytest.approx(np.mean(covered), rel=1e-5)
     middle = [[(w / 2, h / 2)] * 99 for h, w in sizes]
-    assert centre["pointing"] == pytest.approx(share_pointed_at(middle, truth))
-    for row in (centre, grad):
+    assert center["pointing"] == pytest.approx(share_pointed_at(middle, truth))
+    for row in (center, grad):
         assert {name for name, value in row.items() if value is not None} <= {
             "pointing",
             "pointing difficult",
@@ -345,7 +353,7 @@ def test_labels_alone_train_the_same_and_only_classes_are_measured(spn_run, conf
     train(config, tmp_path / "run")
     assert losses(tmp_path / "run") == losses(spn_run.workdir)
     report = measure(tmp_path / "run", tmp_path / "o")
-    assert set(report["summary"]) == {"seconds_per_image", "image mAP"}
+    assert set(report["summary"]) == {"seconds_per_image", "classification mAP"}
     assert (tmp_path / "o" / "4" / "predictions.json").exists()
 
 

@@ -54,8 +54,8 @@ def test_baselines_of_a_run_stand_below_it(tmp_path, monkeypatch):
         path.write_text(json.dumps(row | {"tables": [compared]}))
     lines = sweep.table("spn_cards6").splitlines()
     place = next(i for i, line in enumerate(lines) if line.startswith("| SPN |"))
-    centre = next(line for line in lines[place:] if line.startswith("| image centre |"))
-    assert "| – | 60.0 ± 14.1 | – |" in centre and "| 2 of 3 |" in centre
+    center = next(line for line in lines[place:] if line.startswith("| image center |"))
+    assert "| – | 60.0 ± 14.1 | – |" in center and "| 2 of 3 |" in center
     assert next(line for line in lines if line.startswith("| SPN's weights, M uniform")).count("–")
 
 
@@ -114,15 +114,15 @@ def test_texts_show_the_tables_of_the_committed_rows(text):
         assert sweep.table(data_set) in content
 
 
-def test_seeds_are_summarised_with_the_sample_deviation():
+def test_seeds_are_summarized_with_the_sample_deviation():
     runs = [{"mAP50": 0.50, "only": 1}, {"mAP50": 0.52}, {"mAP50": 0.54}]
-    summary = sweep.summarise_seeds(runs)
+    summary = sweep.summarize_seeds(runs)
     assert list(summary) == ["mAP50"]
     assert summary["mAP50"].std == pytest.approx(0.02)
     assert summary["mAP50"].as_percent() == "52.0 ± 2.0"
-    single = sweep.summarise_seeds(runs[:1])["mAP50"]
+    single = sweep.summarize_seeds(runs[:1])["mAP50"]
     assert math.isnan(single.std) and single.as_percent() == "50.0"
     with pytest.raises(DataError, match="no runs"):
-        sweep.summarise_seeds([])
+        sweep.summarize_seeds([])
     with pytest.raises(DataError, match="numbers"):
-        sweep.summarise_seeds([{"a": "x"}])
+        sweep.summarize_seeds([{"a": "x"}])

@@ -169,8 +169,8 @@ def test_mining_can_be_told_where_files_lie_and_nothing_else(
     refused(visualize, [*run, "--set", "nms_thr=0.4"], "'nms_thr=0.4'.*data.root", capsys)
 
 
-def has_colour(path, colour):
-    return bool((np.abs(np.asarray(Image.open(path)).astype(int) - colour).max(axis=-1) < 8).any())
+def has_color(path, color):
+    return bool((np.abs(np.asarray(Image.open(path)).astype(int) - color).max(axis=-1) < 8).any())
 
 
 def test_mined_boxes_are_those_of_the_training_step(mining_run):
@@ -201,7 +201,7 @@ def test_class_graphs_against_plain_distances(mining_run):
                 distances = np.linalg.norm(features - features[graph.core], axis=1)
                 iou = pairwise_iou(image.boxes, image.boxes)
                 near = np.flatnonzero(image.mask & (iou[graph.core] >= 0.5))
-                assert set(graph.neighbours) == set(near) - {graph.core}
+                assert set(graph.neighbors) == set(near) - {graph.core}
                 assert graph.d_avg == pytest.approx(distances[near].mean(), rel=1e-3, abs=1e-6)
                 assert graph.limit == pytest.approx(2 * graph.d_avg)
                 assert (distances[graph.nodes] < graph.limit + 1e-4).all()
@@ -226,9 +226,9 @@ def test_pseudo_and_graphs(visualize, trained_run, tmp_path, capsys):
     for folder in "abc":
         names = {path.name for path in (tmp_path / folder).iterdir()}
         assert names == {"000001.png", "000004.png", "sheet.png"}
-        assert has_colour(tmp_path / folder / "000001.png", core)
-    assert not has_colour(tmp_path / "a" / "000001.png", truth)
-    assert has_colour(tmp_path / "b" / "000001.png", truth)
+        assert has_color(tmp_path / folder / "000001.png", core)
+    assert not has_color(tmp_path / "a" / "000001.png", truth)
+    assert has_color(tmp_path / "b" / "000001.png", truth)
 
 
 def test_quality_of_what_was_mined(visualize, mining_run, trained_run, capsys):
@@ -239,7 +239,7 @@ def test_quality_of_what_was_mined(visualize, mining_run, trained_run, capsys):
     for position, image in mining_run.mine(positions).items():
         objects = truth.boxes[images.image_ids[position]]
         pseudo = jax.tree.map(lambda x: x[-1], image.mined.pseudo)
-        for row in np.flatnonzero(pseudo.mask & pseudo.is_core):
+        for row in np.flatnonzero(pseudo.mask & pseudo.is_seed):
             own = objects.boxes[objects.classes == pseudo.classes[row]]
             hits += pairwise_iou(own, image.original(pseudo.boxes[row][None])).max() > 0.5
             mined_boxes += 1

@@ -54,7 +54,7 @@ def test_maps_are_those_of_each_checkpoint_and_compiled_once(run, split):
         assert list(found.classes) == list(wanted.classes) == list(range(6))
         for one, expected in zip(found.views, wanted.views, strict=True):
             np.testing.assert_allclose(one.proposal_map, expected.proposal_map, atol=1e-7)
-            np.testing.assert_allclose(one.responses, expected.responses, atol=1e-7)
+            np.testing.assert_allclose(one.cams, expected.cams, atol=1e-7)
     assert np.abs(looked[0][1].image_scores - looked[4][1].image_scores).max() > 1e-4
 
 

@@ -9,31 +9,31 @@ from wsod_jax.errors import DataError
 from wsod_jax.types import PseudoBoxes, RefineTargets
 from wsod_jax.viz.canvas import CORE, FALSE, HIT, NEUTRAL, NODE, TRUTH, Canvas
 
-GREY = np.full((120, 160, 3), 128, np.uint8)
+GRAY = np.full((120, 160, 3), 128, np.uint8)
 BOX = np.array([[20.0, 30.0, 80.0, 90.0]])
 
 
-def has(picture, colour, tolerance=12):
-    """Return whether some pixel has about this colour."""
-    return bool((np.abs(picture.astype(int) - colour).max(axis=-1) <= tolerance).any())
+def has(picture, color, tolerance=12):
+    """Return whether some pixel has about this color."""
+    return bool((np.abs(picture.astype(int) - color).max(axis=-1) <= tolerance).any())
 
 
-def has_at(picture, colour, x, y, factor, reach=4):
-    """Return whether the colour occurs near a point of the original image."""
+def has_at(picture, color, x, y, factor, reach=4):
+    """Return whether the color occurs near a point of the original image."""
     x, y = round(x * factor), round(y * factor)
     window = picture[max(y - reach, 0) : y + reach + 1, max(x - reach, 0) : x + reach + 1]
-    return has(window, colour)
+    return has(window, color)
 
 
 def test_boxes_lie_where_they_should_and_the_image_is_left_alone():
-    image = GREY.copy()
+    image = GRAY.copy()
     picture = viz.draw_boxes(image, BOX, classes=[1], scores=[0.5], class_names=["a", "b"])
     factor = picture.shape[0] / 120
     assert factor == 3 and picture.dtype == np.uint8  # enlarged to at least 360 pixels
-    colour = viz.class_colour(1)
+    color = viz.class_color(1)
     for x, y in ((20, 60), (80, 60), (50, 90)):
-        assert has_at(picture, colour, x, y, factor)
-    assert not has_at(picture, colour, 50, 60, factor)
+        assert has_at(picture, color, x, y, factor)
+    assert not has_at(picture, color, 50, 60, factor)
     assert (image == 128).all()
     np.testing.assert_array_equal(viz.draw_boxes(image, np.zeros((0, 4)), min_side=1), image)
 
@@ -45,7 +45,7 @@ def test_any_image_size_and_boxes_outside_it(shape, style):
     boxes = np.array([[-50, -50, 2000, 2000], [0, 0, 0, 0], [5, 5, 3, 3]], float)
     picture = viz.draw_boxes(image, boxes, scores=[1, 2, 3], classes=[0, 1, 9], style=style)
     assert picture.shape[2] == 3 and max(picture.shape) <= 4096
-    assert has(picture, viz.class_colour(0))
+    assert has(picture, viz.class_color(0))
 
 
 def test_wrong_images_are_refused():
@@ -54,14 +54,14 @@ def test_wrong_images_are_refused():
             Canvas(image)
 
 
-def test_hits_false_ones_and_truth_differ_in_colour():
+def test_hits_false_ones_and_truth_differ_in_color():
     def draw(matched, **truth):
-        return viz.draw_detections(GREY, BOX, [0.9], [0], [matched], class_names=["cat"], **truth)
+        return viz.draw_detections(GRAY, BOX, [0.9], [0], [matched], class_names=["cat"], **truth)
 
-    for matched, colour in ((1, HIT), (0, FALSE), (-1, NEUTRAL)):
+    for matched, color in ((1, HIT), (0, FALSE), (-1, NEUTRAL)):
         picture = draw(matched)
-        assert has(picture, colour)
-        assert not any(has(picture, other) for other in {HIT, FALSE, TRUTH} - {colour})
+        assert has(picture, color)
+        assert not any(has(picture, other) for other in {HIT, FALSE, TRUTH} - {color})
     truth = {"truth_boxes": [[100, 20, 150, 100]], "truth_classes": [0]}
     found, missed = draw(1, **truth, missed=[False]), draw(1, **truth, missed=[True])
     assert has_at(found, TRUTH, 100, 20, 3)
@@ -71,7 +71,7 @@ def test_hits_false_ones_and_truth_differ_in_colour():
 
 def test_dashes_leave_gaps_and_corners_leave_sides_open():
     def line(style):
-        picture = Canvas(GREY).boxes(BOX, HIT, style=style, casing=False).array()
+        picture = Canvas(GRAY).boxes(BOX, HIT, style=style, casing=False).array()
         return [has_at(picture, HIT, 20, y, 3, reach=1) for y in np.linspace(30, 90, 61)]
 
     assert all(line("solid"))
@@ -82,8 +82,8 @@ def test_dashes_leave_gaps_and_corners_leave_sides_open():
 
 def test_labels_of_one_place_do_not_cover_each_other():
     dots = np.array([[20, 60, 22, 62], [20, 60, 22, 62]])
-    one = Canvas(GREY).boxes(dots, HIT, labels=["abc", ""]).array()
-    two = Canvas(GREY).boxes(dots, HIT, labels=["abc", "abc"]).array()
+    one = Canvas(GRAY).boxes(dots, HIT, labels=["abc", ""]).array()
+    two = Canvas(GRAY).boxes(dots, HIT, labels=["abc", "abc"]).array()
     red = [(np.abs(p.astype(int) - HIT).max(axis=-1) <= 12).sum() for p in (one, two)]
     assert red[1] > 1.5 * red[0]
 
@@ -91,39 +91,39 @@ def test_labels_of_one_place_do_not_cover_each_other():
 def test_proposals_show_density_and_the_best_of_each_object():
     boxes = np.concatenate([np.repeat(BOX, 50, 0), [[100, 10, 150, 60]]])
     picture = viz.draw_proposals(
-        GREY, boxes, truth_boxes=BOX + 2, best_index=[50], best_iou=[0.123], min_side=1
+        GRAY, boxes, truth_boxes=BOX + 2, best_index=[50], best_iou=[0.123], min_side=1
     )
     assert has_at(picture, HIT, 100, 40, 1) and has_at(picture, TRUTH, 22, 32, 1)
-    bare = viz.draw_proposals(GREY, boxes, min_side=1).astype(int)
+    bare = viz.draw_proposals(GRAY, boxes, min_side=1).astype(int)
     many, one = bare[60, 20], bare[40, 100]
     assert many[2] - many[0] > one[2] - one[0] > 0  # bluer where more outlines pass
     assert (bare[5, 5] == 128).all()
-    assert viz.draw_proposals(GREY, np.zeros((0, 4)), min_side=1).tolist() == GREY.tolist()
+    assert viz.draw_proposals(GRAY, np.zeros((0, 4)), min_side=1).tolist() == GRAY.tolist()
 
 
-def test_pseudo_labels_colour_cores_nodes_and_members():
+def test_pseudo_labels_color_cores_nodes_and_members():
     boxes = np.array([[20, 30, 60, 90], [90, 30, 140, 90], [0, 0, 10, 10]], float)
     pseudo = PseudoBoxes(
         boxes=boxes,
         classes=np.array([0, 0, 0]),
         scores=np.array([0.9, 0.4, 0.2]),
         index=np.arange(3),
-        is_core=np.array([True, False, False]),
+        is_seed=np.array([True, False, False]),
         mask=np.array([True, True, False]),
     )
-    plain = viz.draw_pseudo_labels(GREY, pseudo)
+    plain = viz.draw_pseudo_labels(GRAY, pseudo)
     assert has_at(plain, CORE, 20, 60, 3) and has_at(plain, NODE, 90, 60, 3)
     assert not has_at(plain, NODE, 10, 10, 3)  # masked slot
     members = viz.draw_pseudo_labels(
-        GREY,
+        GRAY,
         pseudo,
         proposals=np.array([[25, 25, 70, 100], [95, 20, 150, 80.0]]),
         targets=RefineTargets(
             labels=np.array([1, 0]),
             weights=np.ones(2),
-            assigned=np.array([0, 1]),
-            is_centre=np.zeros(2, bool),
-            source=np.ones(2),
+            matched_idx=np.array([0, 1]),
+            is_pseudo_box=np.zeros(2, bool),
+            source_scores=np.ones(2),
         ),
     )
     assert not np.array_equal(plain[99 * 3 : 101 * 3], members[99 * 3 : 101 * 3])
@@ -134,41 +134,41 @@ def test_pseudo_labels_colour_cores_nodes_and_members():
 
 def test_graphs_draw_core_nodes_and_rejected():
     picture = viz.draw_graphs(
-        GREY,
+        GRAY,
         BOX[0],
-        neighbours=BOX + 3,
+        neighbors=BOX + 3,
         nodes=[[100, 30, 150, 90]],
         node_distances=[1.5],
         rejected=[[100, 95, 150, 118]],
         rejected_distances=[5.0],
     )
     assert has_at(picture, CORE, 20, 70, 3) and has_at(picture, NODE, 150, 60, 3)
-    titled = viz.draw_graphs(GREY, BOX[0], title="cat")
+    titled = viz.draw_graphs(GRAY, BOX[0], title="cat")
     assert titled.shape[0] > picture.shape[0] and has(titled, CORE)
 
 
 def test_objectness_pictures_are_finite_without_any_score():
     nothing = np.zeros((120, 160), np.float32)
-    flat = viz.draw_objectness(GREY, nothing)
+    flat = viz.draw_objectness(GRAY, nothing)
     assert flat.std(axis=(0, 1)).max() == 0
     heat = nothing.copy()
     heat[40:80, 60:100] = 2.0
     picture = viz.draw_objectness(
-        GREY, heat, boxes=[[60, 40, 100, 80], [5, 5, 40, 40]], scores=[0.9, 0.2]
+        GRAY, heat, boxes=[[60, 40, 100, 80], [5, 5, 40, 40]], scores=[0.9, 0.2]
     )
     assert has_at(picture, HIT, 60, 60, 3) and has_at(picture, CORE, 40, 38, 3)
-    sheet = viz.draw_evolution(GREY, [nothing, heat], ["step 0", "step 9"], cell_px=200)
+    sheet = viz.draw_evolution(GRAY, [nothing, heat], ["step 0", "step 9"], cell_px=200)
     assert sheet.shape[1] == 3 * 200 + 4 * 8
-    shared = viz.draw_evolution(GREY, [heat, heat / 4], ["a", "b"], shared_scale=True)
-    alone = viz.draw_evolution(GREY, [heat, heat / 4], ["a", "b"])
+    shared = viz.draw_evolution(GRAY, [heat, heat / 4], ["a", "b"], shared_scale=True)
+    alone = viz.draw_evolution(GRAY, [heat, heat / 4], ["a", "b"])
     assert not np.array_equal(shared, alone)
 
 
 def test_contact_sheet_holds_every_picture():
-    colours = [(250, 0, 0), (0, 250, 0), (0, 0, 250), (250, 250, 0), (0, 250, 250)]
-    images = [np.full((20 + 30 * i, 100, 3), colour, np.uint8) for i, colour in enumerate(colours)]
+    colors = [(250, 0, 0), (0, 250, 0), (0, 0, 250), (250, 250, 0), (0, 250, 250)]
+    images = [np.full((20 + 30 * i, 100, 3), color, np.uint8) for i, color in enumerate(colors)]
     sheet = viz.contact_sheet(images, captions=["long " * 50] * 5, columns=2, cell_px=120)
-    assert all(has(sheet, colour) for colour in colours)
+    assert all(has(sheet, color) for color in colors)
     assert sheet.shape[1] == 2 * 120 + 3 * 8
     assert viz.contact_sheet([]).shape[2] == 3
     single = viz.contact_sheet(images[:1], columns=4, cell_px=None)
@@ -202,8 +202,8 @@ def test_training_charts_overlay_runs_and_choose_names():
     one = viz.plot_training({"a": runs["a"]})
     wide = viz.plot_training(runs, names=["lr", "loss/"])
     assert both.shape != wide.shape and wide.shape[1] == 3 * one.shape[1]
-    colour = viz.class_colour(1)
-    assert has(both, colour) and not has(one, colour)
+    color = viz.class_color(1)
+    assert has(both, color) and not has(one, color)
     with pytest.raises(DataError, match="loss/mil"):
         viz.plot_training(runs, names=["typo"])
     with pytest.raises(DataError, match="plot"):
@@ -216,27 +216,27 @@ def test_energy_charts():
     nothing = {"b": (shares, np.full(3, np.nan), np.full(4, np.nan))}
     both = viz.plot_energy_by_size(methods | {"b": (shares, energies / 2, np.zeros(4))})
     one = viz.plot_energy_by_size(methods | nothing, title="t")
-    assert has(both, viz.class_colour(1)) and not has(one, viz.class_colour(1))
+    assert has(both, viz.class_color(1)) and not has(one, viz.class_color(1))
     assert viz.plot_energy_by_size(nothing).ndim == 3
     runs = {"a": (np.array([0, 4]), np.array([0.2, 0.5]))}
     plain, levels = (viz.plot_energy_over_training(runs, of) for of in ({}, {"p": 0.4}))
-    assert has(levels, viz.class_colour(1)) and not has(plain, viz.class_colour(1))
-    grey = viz.plot_energy_over_training(runs, {}, uniform=0.35)
-    assert grey.shape != plain.shape or (grey != plain).any()
+    assert has(levels, viz.class_color(1)) and not has(plain, viz.class_color(1))
+    gray = viz.plot_energy_over_training(runs, {}, uniform=0.35)
+    assert gray.shape != plain.shape or (gray != plain).any()
 
 
 def test_walk_charts_show_the_median_and_bear_zeros():
     moved, apart = np.geomspace(1e-2, 1e-6, 8)[None], np.geomspace(1, 1e-4, 9)[None]
     chart = viz.plot_walks(moved, apart, tolerance=1e-4, num_steps=3)
-    assert has(chart, viz.class_colour(0))  # the median; the lines of single images are paler
+    assert has(chart, viz.class_color(0))  # the median; the lines of single images are paler
     still = viz.plot_walks(0 * moved, 0 * apart, tolerance=1e-4, num_steps=3)
     assert still.shape[2] == 3 and (still != chart).any()
 
 
-def test_colour_key_is_a_line_below_the_picture():
+def test_color_key_is_a_line_below_the_picture():
     picture = np.full((40, 600, 3), 7, np.uint8)
-    plain = viz.add_colour_key(picture, "low", "high")
-    noted = viz.add_colour_key(picture, "low", "high", "what the ring means")
+    plain = viz.add_color_key(picture, "low", "high")
+    noted = viz.add_color_key(picture, "low", "high", "what the ring means")
     assert 40 < plain.shape[0] < noted.shape[0] and plain.shape[1:] == picture.shape[1:]
     assert (plain[:40] == 7).all()
     bar = plain[40 + plain[40:].shape[0] // 2].astype(int)
@@ -246,11 +246,11 @@ def test_colour_key_is_a_line_below_the_picture():
 def test_precision_recall_and_instance_charts():
     curve = (np.array([0.1, 0.5, 0.5]), np.array([1.0, 1.0, 0.6]))
     chart = viz.plot_precision_recall({"cat": curve, "dog": curve}, ap={"cat": 0.5}, title="t")
-    assert has(chart, viz.class_colour(0)) or has(chart, viz.class_colour(1))
+    assert has(chart, viz.class_color(0)) or has(chart, viz.class_color(1))
     assert viz.plot_precision_recall({}).ndim == 3
     counts = np.array([[2, 0, 0], [1, 1, 0], [0, 0, 0]])
     bars = viz.plot_instances({"x": counts, "y": counts}, ["a", "b", "never"])
-    assert has(bars, viz.class_colour(0)) and has(bars, viz.class_colour(1))
+    assert has(bars, viz.class_color(0)) and has(bars, viz.class_color(1))
     with pytest.raises(DataError, match="needed"):
         viz.plot_instances({"x": counts}, ["a"])
 

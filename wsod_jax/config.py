@@ -34,7 +34,7 @@ from wsod_jax.evaluation.inference import Decoding, Merge
 from wsod_jax.evaluation.maps import MapReading
 from wsod_jax.evaluation.metrics.average_precision import IOU_SWEEP, ApMode
 from wsod_jax.evaluation.metrics.ilsvrc import ILSVRC_GUESSES
-from wsod_jax.ops.response import BoxMode, Resizing
+from wsod_jax.ops.cam import BoxMode, Resizing
 from wsod_jax.options import BELOW_ONE, COUNT, NOT_NEGATIVE, SHARE, Choice, Mark
 from wsod_jax.parsing import Chosen, Tables, option_hints, to_values
 from wsod_jax.train.optim import Optimizer, check_expressions
@@ -135,24 +135,24 @@ class LogOptions:
     """What a run writes, and how often, in updates.
 
     Attributes:
-      every: a line on the console and in metrics.jsonl; the first update has one, too.
-      checkpoint_every: a checkpoint; the latest two are kept.
-      milestones_every: checkpoints kept for good (step 0 always is), for figures over training; a multiple
-        of `checkpoint_every`, or 0 for none.
-      pictures_every: pictures of fixed training images with their pseudo boxes, also in TensorBoard; 0 for
+      log_interval: a line on the console and in metrics.jsonl; the first update has one, too.
+      checkpoint_interval: a checkpoint; the latest two are kept.
+      keep_period: checkpoints kept for good (step 0 always is), for figures over training; a multiple
+        of `checkpoint_interval`, or 0 for none.
+      image_interval: pictures of fixed training images with their pseudo boxes, also in TensorBoard; 0 for
         none.
-      num_pictures: how many images.
+      num_images: how many images.
       best: also keep the checkpoint where this score of `data.val_split` is best; it is measured as
         `eval` says at every checkpoint but the first. `None` measures nothing while training.
       tensorboard: write TensorBoard event files too.
       profile_steps: (first, last) update to profile into the workdir, or `None`.
     """
 
-    every: Annotated[int, COUNT] = 20
-    checkpoint_every: Annotated[int, COUNT] = 1000
-    milestones_every: Annotated[int, NOT_NEGATIVE] = 0
-    pictures_every: Annotated[int, NOT_NEGATIVE] = 0
-    num_pictures: Annotated[int, NOT_NEGATIVE] = 8
+    log_interval: Annotated[int, COUNT] = 20
+    checkpoint_interval: Annotated[int, COUNT] = 1000
+    keep_period: Annotated[int, NOT_NEGATIVE] = 0
+    image_interval: Annotated[int, NOT_NEGATIVE] = 0
+    num_images: Annotated[int, NOT_NEGATIVE] = 8
     best: Literal["mAP50"] | None = None
     tensorboard: bool = True
     profile_steps: Annotated[tuple[int, int] | None, COUNT] = None
@@ -163,11 +163,11 @@ class LogOptions:
             raise ConfigError(
                 f"config.log.profile_steps is {self.profile_steps!r}; allowed are (first, last) with first <= last"
             )
-        if self.milestones_every % self.checkpoint_every:
+        if self.keep_period % self.checkpoint_interval:
             raise ConfigError(
-                f"config.log.milestones_every is {self.milestones_every}, but only checkpoints can be kept, and "
-                f"those are made every {self.checkpoint_every} updates; set it to a multiple of "
-                "config.log.checkpoint_every, or to 0"
+                f"config.log.keep_period is {self.keep_period}, but only checkpoints can be kept, and "
+                f"those are made every {self.checkpoint_interval} updates; set it to a multiple of "
+                "config.log.checkpoint_interval, or to 0"
             )
 
 
@@ -176,8 +176,8 @@ class MapOptions:
     """How points and boxes are read off the maps of a method without proposals, and judged.
 
     Attributes:
-      upsampling: from cells to pixels of the original image, see `ops.response.resize_map`.
-      threshold: a pixel is foreground where a class's response is at least this times its mean.
+      upsampling: from cells to pixels of the original image, see `ops.cam.resize_map`.
+      threshold: a pixel is foreground where a class's activation is at least this times its mean.
       connectivity: 4 or 8, of the pixels of one component.
       boxes: which boxes predictions.json holds: the "tightest" around all foreground of a class, or one for
         each of its "components".
@@ -271,7 +271,7 @@ class EvalOptions:
       nms_thr: boxes with IoU > this to a better one are removed.
       ap: the rule of average precision: "11point" (exact recall thresholds), "11point_devkit" (its rounding too),
         "area" (VOC's rule from 2010 on), or "ranking" (without interpolation, as the released code of SPN).
-      image_ap: the same for classes of images, `image mAP`; `None` is `ap`.
+      classification_ap: the same for classes of images, `classification mAP`; `None` is `ap`.
       iou_thrs: a detection needs IoU > this; the first one is the headline. "sweep" stands for
         0.50, 0.55 ... 0.95. 0.75 is always measured.
       corloc_difficult: difficult objects count as hits and in the denominator.
@@ -297,7 +297,7 @@ class EvalOptions:
     score_thr: float | None = None
     nms_thr: Annotated[float, SHARE] = 0.3
     ap: ApMode = "11point"
-    image_ap: ApMode | None = None
+    classification_ap: ApMode | None = None
     iou_thrs: Annotated[tuple[float, ...], SHARE] | Literal["sweep"] = (0.5,)
     corloc_difficult: bool = True
     loader: Literal["tf", "threads"] = "threads"
@@ -475,9 +475,9 @@ def check_run(config: RunConfig, method: Any) -> None:
     if train.cache != "none":
         _check_cache(config, method)
     from_labels = method.propose is None and dict(method.supervision) == {"train": "image"}
-    if log.pictures_every and not (method.uses_proposals and from_labels):
+    if log.image_interval and not (method.uses_proposals and from_labels):
         raise ConfigError(
-            f"config.log.pictures_every is {log.pictures_every}, but {name} mines no boxes in images with labels "
+            f"config.log.image_interval is {log.image_interval}, but {name} mines no boxes in images with labels "
             "alone, which is what is drawn; set it to 0. wsod-jax visualize proposal_maps draws what SPN's maps "
             "became during training"
         )

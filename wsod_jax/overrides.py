@@ -30,10 +30,18 @@ MOVED = {
     "localization.solver": "method.soft_proposal.solver",
     "backbone.weights": "train.init_from",
     "method.fg_iou_thr": "method.iou_thrs",
+    "backbone.pixels": "backbone.preprocessing",
+    "method.max_centres": "method.max_centers",
     "train.cache_features": "train.cache",
+    "log.every": "log.log_interval",
+    "log.checkpoint_every": "log.checkpoint_interval",
+    "log.milestones_every": "log.keep_period",
+    "log.pictures_every": "log.image_interval",
+    "log.num_pictures": "log.num_images",
 }
 # What the new value looks like, where it is not the old one.
 REWRITTEN = {
+    "backbone.pixels": '"torchvision" is "torch", "inception" is "tf"',
     "backbone.weights": "a tuple, () for none",
     "method.fg_iou_thr": "0.5 is (0.5, 0.5)",
     "train.cache_features": 'True is "features", False is "none"',

@@ -35,7 +35,7 @@ DETECTORS: dict[str, dict[str, Any]] = {  # variant of a small set -> options of
     "oim_ir": dict(name="oim", reweight="paper", beta=0.2),
 }
 _SPN_BACKBONES = {  # for 14x14, 14x14 and 17x17 cells at 224 pixels
-    "vgg16": dict(name="vgg16", pixels="caffe", mean=CAFFE_MEAN, dilated=False, frozen=()),
+    "vgg16": dict(name="vgg16", preprocessing="caffe", mean=CAFFE_MEAN, dilated=False, frozen=()),
     "googlenet": dict(name="googlenet", ends_at="inception4e", frozen=()),
     "cnn_s": dict(name="cnn_s", frozen=()),
 }
@@ -86,7 +86,9 @@ def vgg16_detector(method: str) -> ConfigDict:
     config.method.box_head = dict(dims=(4096, 4096), dropout_rate=0.5, dtype="float32")
     if method != "wsddn":
         config.method.num_stages = 3
-    config.backbone = dict(name="vgg16", pixels="caffe", frozen=("conv1", "conv2"), dtype="float32")
+    config.backbone = dict(
+        name="vgg16", preprocessing="caffe", frozen=("conv1", "conv2"), dtype="float32"
+    )
     config.data = ConfigDict()
     config.proposals = dict(max_proposals=4096, dedup_stride=8)
 
@@ -107,8 +109,8 @@ def vgg16_detector(method: str) -> ConfigDict:
         (r"bias", 2.0, 0.0),
     )
 
-    config.log = dict(every=20, checkpoint_every=5_000, milestones_every=10_000)
-    config.log.update(pictures_every=5_000, num_pictures=8)
+    config.log = dict(log_interval=20, checkpoint_interval=5_000, keep_period=10_000)
+    config.log.update(image_interval=5_000, num_images=8)
 
     config.eval = dict(scales=scales, flips=(False, True), max_long=2000, micro_batch=1)
     config.eval.resize = "short"
@@ -214,8 +216,8 @@ def spn(
     config.optim = dict(name="sgd", update_rule="pytorch", momentum=0.9, weight_decay=5e-4)
     config.optim.update(learning_rate=1e-2, decay_steps=(num_steps // 2,), decay_factor=0.1)
 
-    config.log = dict(every=20)
-    config.log.checkpoint_every = config.log.milestones_every = num_steps // 10
+    config.log = dict(log_interval=20)
+    config.log.checkpoint_interval = config.log.keep_period = num_steps // 10
 
     config.eval = dict(scales=(size,), flips=(False,), resize="warp")
     config.eval.update(micro_batch=micro_batch, ap="area")
@@ -317,9 +319,9 @@ def small_set(variant: str, num_steps: int) -> ConfigDict:
     config.optim.learning_rate = 3e-4
     config.optim.warmup_steps = 50
     config.optim.groups = ((r"midn|refine", 3.0, 1.0),)
-    config.log.checkpoint_every = config.log.milestones_every = num_steps // 3
-    config.log.pictures_every = num_steps // 3
-    config.log.num_pictures = 8
+    config.log.checkpoint_interval = config.log.keep_period = num_steps // 3
+    config.log.image_interval = num_steps // 3
+    config.log.num_images = 8
     config.eval.top_k = 100
     config.eval.average_per_image = None
     config.eval.nms_thr = 0.3
@@ -343,7 +345,7 @@ def spn_small_set(variant: str, num_steps: int) -> ConfigDict:
     config.method.soft_proposal = dict(solver=of_variant(variant, SOLVERS))
     config.optim.learning_rate = 1e-3
     config.optim.warmup_steps = 20
-    config.log.checkpoint_every = config.log.milestones_every = num_steps // 5
+    config.log.checkpoint_interval = config.log.keep_period = num_steps // 5
     config.eval.maps = dict(min_side_px=0.0)
     return config
 
@@ -354,7 +356,7 @@ def on_synthetic(config: ConfigDict) -> ConfigDict:
     Args:
       config: from `small_set` or `spn_small_set`.
     """
-    config.backbone = dict(name="tiny", pixels="torchvision", stride=4, frozen=("conv",))
+    config.backbone = dict(name="tiny", preprocessing="torch", stride=4, frozen=("conv",))
     config.train.init_from = ("demo/weights/tiny.npz",)
     config.data.root = "demo/data/synthetic"
     config.train.update(micro_batch=8, scales=(160,), aspect=1.0, flip=True)
@@ -379,7 +381,11 @@ def on_cards6(config: ConfigDict) -> ConfigDict:
       config: from `small_set` or `spn_small_set`.
     """
     config.backbone = dict(
-        name="squeezenet", pixels="caffe", mean=CAFFE_MEAN, stride=16, frozen=("conv", "fire")
+        name="squeezenet",
+        preprocessing="caffe",
+        mean=CAFFE_MEAN,
+        stride=16,
+        frozen=("conv", "fire"),
     )
     config.train.init_from = ("weights/squeezenet1_1.npz",)
     config.data.root = "data/cards6/VOCdevkit/VOC2007"
@@ -424,6 +430,6 @@ def _on_frozen_backbone(num_steps: int) -> ConfigDict:
     config.train.cache = "features"  # every view's map is computed once
     config.optim = dict(name="adamw", decay_factor=0.1, weight_decay=1e-4)
     config.optim.decay_steps = (num_steps * 7 // 10,)
-    config.log = dict(every=50)
+    config.log = dict(log_interval=50)
     config.eval = dict(resize="short", ap="area", passes=dict(corloc=corloc_pass("trainval")))
     return config

@@ -129,7 +129,7 @@ def train(
     checkpoints = Checkpoints(
         folder,
         describe_run(config, method, data),
-        keep_period=log.milestones_every or None,
+        keep_period=log.keep_period or None,
         best=log.best,
         may_differ=tuple(f"config.{name}" for name in may_differ(config)),
     )
@@ -178,7 +178,7 @@ def train(
         say(f"pooled proposals are kept in {cache.folder}")
     stream = data.batches(start, cache)
     hooks = []
-    if log.pictures_every:
+    if log.image_interval:
         hooks.append(pseudo_pictures(step, data, log, workdir / "pictures", board))
 
     # -- loop
@@ -189,8 +189,8 @@ def train(
             itertools.chain.from_iterable(stream),
             loop.Steps(
                 total=settings.num_steps,
-                log_interval=log.every,
-                checkpoint_interval=log.checkpoint_every,
+                log_interval=log.log_interval,
+                checkpoint_interval=log.checkpoint_interval,
                 profile=log.profile_steps,
             ),
             checkpoints=checkpoints,
@@ -364,11 +364,11 @@ def pseudo_pictures(
 ) -> loop.Hook:
     """Return a hook that draws the pseudo boxes of the last stage on fixed training images."""
     device = jax.local_devices()[0]
-    batches = data.fixed_batches(log.num_pictures)
+    batches = data.fixed_batches(log.num_images)
 
     def draw(number: int, state: TrainState, micro_batches: Any, metrics: Any) -> None:
         del micro_batches, metrics
-        if number % log.pictures_every or not is_first():
+        if number % log.image_interval or not is_first():
             return
         # A copy on one device: the batches have one image each.
         copy = jax.device_put(fetch(state.replace(opt_state=())), device)

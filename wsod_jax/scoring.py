@@ -18,7 +18,7 @@ import numpy as np
 from wsod_jax.config import EvalOptions
 from wsod_jax.data.proposals.proposal_set import ProposalSet
 from wsod_jax.data.readers.reader import LeftOut, OnBad, Reader
-from wsod_jax.data.records import BoxAnnotations, GroundTruth, ImageRecord, ImageSet
+from wsod_jax.data.records import AnnotatedBoxes, BoxAnnotations, ImageRecord, ImageSet
 from wsod_jax.errors import ConfigError, DataError
 from wsod_jax.evaluation.evaluators import (
     Annotation,
@@ -31,7 +31,7 @@ from wsod_jax.evaluation.evaluators import (
     evaluation_labels,
 )
 from wsod_jax.evaluation.image_evaluators import Classification, Energy, Ilsvrc, MeanIou, Pointing
-from wsod_jax.evaluation.metrics.tables import TruthTable
+from wsod_jax.evaluation.metrics.tables import GroundTruth
 from wsod_jax.evaluation.report import Evaluation
 from wsod_jax.evaluation.result_log import ResultLog
 from wsod_jax.predictor import Predictor
@@ -78,7 +78,7 @@ class AnnotatedImages:
         images, objects, missing, counts = reader.images(split), None, (), {}
         if reader.has_boxes and not images.counts.get("no_annotation"):
             try:
-                truth = reader.ground_truth(split)
+                truth = reader.annotated_boxes(split)
                 images, counts = annotated_only(images, truth, reader.on_bad), truth.counts
                 missing = tuple(one for one in images.missing if one in truth.boxes)
                 objects = tuple(truth.select([*images.image_ids, *missing]).boxes.values())
@@ -103,10 +103,10 @@ class AnnotatedImages:
         return self.objects is not None
 
     @functools.cached_property
-    def truth(self) -> TruthTable:
+    def truth(self) -> GroundTruth:
         """The objects of the images, those of missing ones left out."""
         objects = self.objects[: len(self.images)]
-        return TruthTable.from_annotations(objects, num_classes=len(self.images.class_names))
+        return GroundTruth.from_annotations(objects, num_classes=len(self.images.class_names))
 
     @property
     def sizes(self) -> np.ndarray:
@@ -166,7 +166,7 @@ class AnnotatedImages:
         return frozenset(found | ({"semantic"} if self.label_maps else set()))
 
 
-def annotated_only(images: ImageSet, truth: GroundTruth, on_bad: OnBad) -> ImageSet:
+def annotated_only(images: ImageSet, truth: AnnotatedBoxes, on_bad: OnBad) -> ImageSet:
     """Return the set without images that have no ground truth, which become missing.
 
     Raises:
@@ -186,10 +186,10 @@ def annotated_only(images: ImageSet, truth: GroundTruth, on_bad: OnBad) -> Image
     return dataclasses.replace(images.select(keep), missing=missing)
 
 
-def truth_table(images: ImageSet, truth: GroundTruth) -> TruthTable:
+def truth_table(images: ImageSet, truth: AnnotatedBoxes) -> GroundTruth:
     """Return the objects of a set as metrics read them."""
     selected = truth.select(images.image_ids)
-    return TruthTable.from_annotations(selected.boxes.values(), num_classes=len(truth.class_names))
+    return GroundTruth.from_annotations(selected.boxes.values(), num_classes=len(truth.class_names))
 
 
 def all_evaluators(
@@ -203,7 +203,7 @@ def all_evaluators(
         "masks": MaskAp(num_classes, iou_thrs=settings.masks.iou_thrs),
         "coco_masks": CocoAp(num_classes, "masks"),
         "miou": MeanIou(num_classes),
-        "classification": Classification(settings.image_ap or settings.ap),
+        "classification": Classification(settings.classification_ap or settings.ap),
         "pointing": Pointing(
             num_classes, settings.maps.pointing_px, settings.maps.prediction_px, settings.ap
         ),
@@ -580,7 +580,7 @@ def _met(data: AnnotatedImages, counts: Mapping[str, int]) -> list[str]:
 def left_out_sentences(data: AnnotatedImages, unread: Sequence[int]) -> list[str]:
     """Say what of a split the numbers do not see, to stand before them."""
     found, missing = [], data.images.missing
-    counted = "their objects count as missed, and image mAP leaves them out"
+    counted = "their objects count as missed, and classification mAP leaves them out"
     unknown = "what they show is not known, and no number sees them"
     for ids, fault, effect in (
         ([data.images.image_ids[i] for i in unread], "could not be read", counted),

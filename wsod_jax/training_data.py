@@ -16,8 +16,8 @@ from wsod_jax.data.input.plan import Order
 from wsod_jax.data.input.transforms import ProposalRules
 from wsod_jax.data.proposals.proposal_set import ProposalSet
 from wsod_jax.data.records import (
+    AnnotatedBoxes,
     BoxSet,
-    GroundTruth,
     ImageSet,
 )
 from wsod_jax.data.training_labels import check_single_label, is_single_label, training_images
@@ -190,14 +190,14 @@ def check_labels(method: Method, image_set: ImageSet) -> None:
         )
 
 
-def read_ground_truth(config: RunConfig, split: str) -> GroundTruth:
+def read_annotated_boxes(config: RunConfig, split: str) -> AnnotatedBoxes:
     """Read a split's annotated boxes, for evaluation; raise `ConfigError` if the reader has none."""
     if not config.data.has_boxes:
         raise ConfigError(
             f"config.data.reader: data read by {type(config.data).__name__} has no boxes, so nothing can be measured; "
             "wsod-jax predict draws detections without"
         )
-    return config.data.ground_truth(split)
+    return config.data.annotated_boxes(split)
 
 
 def read_proposals(config: RunConfig) -> ProposalSet | None:

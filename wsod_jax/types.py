@@ -129,8 +129,8 @@ class Term:
 
     Attributes:
       total: [b] float32, per-image sums; 0 for filler images.
-      weight: [b] float32, per-image normalisers; 0 for filler images.
-      per: name of the normaliser. Terms that share it share one gradient accumulator, so accumulating
+      weight: [b] float32, per-image normalizers; 0 for filler images.
+      per: name of the normalizer. Terms that share it share one gradient accumulator, so accumulating
         micro-batches costs one gradient tree per distinct name.
     """
 
@@ -221,7 +221,7 @@ class PseudoBoxes:
       classes: [g] int32 foreground class, 0-based.
       scores: [g] float32 source score.
       index: [g] int32, the proposal it is.
-      is_core: [g] bool, True for a class's top box, False for further instances.
+      is_seed: [g] bool, True for a class's top box, False for further instances.
       mask: [g] bool.
     """
 
@@ -229,7 +229,7 @@ class PseudoBoxes:
     classes: jax.Array
     scores: jax.Array
     index: jax.Array
-    is_core: jax.Array
+    is_seed: jax.Array
     mask: jax.Array
 
 
@@ -240,16 +240,16 @@ class RefineTargets:
     Attributes:
       labels: [r] int32, 0 background, class + 1 foreground.
       weights: [r] float32, the score of the assigned pseudo box; 0 where masked or ignored.
-      assigned: [r] int32, slot of the pseudo box with the highest IoU (-1 if there is none).
-      is_centre: [r] bool, the proposal is itself a pseudo box (the centre of its spatial graph).
-      source: [r] float32, the proposal's own source score for its label (its weight, for background).
+      matched_idx: [r] int32, slot of the pseudo box with the highest IoU (-1 if there is none).
+      is_pseudo_box: [r] bool, the proposal is itself a pseudo box (the center of its spatial graph).
+      source_scores: [r] float32, the proposal's own source score for its label (its weight, for background).
     """
 
     labels: jax.Array
     weights: jax.Array
-    assigned: jax.Array
-    is_centre: jax.Array
-    source: jax.Array
+    matched_idx: jax.Array
+    is_pseudo_box: jax.Array
+    source_scores: jax.Array
 
 
 @struct.dataclass
@@ -273,7 +273,7 @@ class Predictions:
     scores: jax.Array | None = None
     mask: jax.Array | None = None
     image_scores: jax.Array | None = None
-    maps: ResponseMaps | None = None
+    maps: ActivationMaps | None = None
     semantic: FeatureMap | None = None
     memo: Any = None
 
@@ -298,21 +298,21 @@ class Detections:
 
 
 @struct.dataclass
-class ResponseMaps:
-    """Where a method that localises without proposals sees its classes and objects.
+class ActivationMaps:
+    """Where a method that localizes without proposals sees its classes and objects.
 
     Both maps are in units that do not depend on the number of cells, so that views of different sizes can be averaged
     and their boxes ranked together.
 
     Attributes:
-      responses: [b, h, w, c] float32, the evidence for every class, of any sign: its mean over valid cells is the
+      cams: [b, h, w, c] float32, the evidence for every class, of any sign: its mean over valid cells is the
         class's logit without bias; 0 in the margin.
-      size: [b, 2] int32, valid (rows, columns) of `responses`; 0 for an image smaller than one cell.
+      size: [b, 2] int32, valid (rows, columns) of `cams`; 0 for an image smaller than one cell.
       proposal_map: [b, h', w'] float32 objectness >= 0; its mean over the valid cells of an image is 1.
       proposal_size: [b, 2] int32, valid (rows, columns) of `proposal_map`.
     """
 
-    responses: jax.Array
+    cams: jax.Array
     size: jax.Array
     proposal_map: jax.Array
     proposal_size: jax.Array

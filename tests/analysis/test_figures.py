@@ -8,25 +8,25 @@ from PIL import Image
 
 from tests.evaluation.test_maps import image_maps, view
 from wsod_jax.analysis.figures import (
+    draw_cam,
     draw_detections,
     draw_maps,
     draw_outcome,
     draw_precision_recall,
-    draw_response,
 )
 from wsod_jax.config import EvalOptions
 from wsod_jax.data.images import read_image
 from wsod_jax.data.records import BoxAnnotations, ImageRecord, ImageSet
 from wsod_jax.evaluation.evaluators import BoxAp
 from wsod_jax.evaluation.maps import ViewMaps
-from wsod_jax.evaluation.metrics.tables import TruthTable
+from wsod_jax.evaluation.metrics.tables import GroundTruth
 from wsod_jax.scoring import AnnotatedImages, PassOutcome, score
 from wsod_jax.types import ImageResult, Mask
 from wsod_jax.viz.canvas import FALSE, HIT, NEUTRAL, TRUTH
 
 NAMES = ("cat", "dog", "hen")
 SHAPES = {0: (7, 9), 1: (6, 4), 2: (1, 1), 3: (5, 8)}
-TRUTH_ROWS = TruthTable(
+TRUTH_ROWS = GroundTruth(
     [0, 0, 2], [1, 2, 0], [[1, 1, 5, 6], [0, 0, 9, 7], [0, 0, 1, 1]], [0, 1, 0], 4, 3
 )
 
@@ -49,7 +49,7 @@ def empty(cells):
 
 def map_result(index, views, scores, classes):
     scores = np.array(scores, np.float32)
-    cut = tuple(dataclasses.replace(v, responses=v.responses[..., list(classes)]) for v in views)
+    cut = tuple(dataclasses.replace(v, cams=v.cams[..., list(classes)]) for v in views)
     maps = image_maps(
         *cut, classes=classes, size=SHAPES[index], predicted=np.flatnonzero(scores > 0.5)
     )
@@ -74,8 +74,8 @@ def test_a_row_has_the_image_its_proposal_map_and_its_classes(index, maps, class
 
 
 def test_only_the_best_three_of_many_classes_are_shown():
-    responses = np.random.default_rng(0).normal(size=(3, 4, 5)).astype(np.float32)
-    maps = dataclasses.replace(view(0), responses=responses)
+    cams = np.random.default_rng(0).normal(size=(3, 4, 5)).astype(np.float32)
+    maps = dataclasses.replace(view(0), cams=cams)
     scores = np.array([0.1, 0.9, 0.3, 0.8, 0.2])
     found = dataclasses.replace(
         image_maps(maps, classes=range(5)), predicted=np.array([False, True, False, True, False])
@@ -84,17 +84,15 @@ def test_only_the_best_three_of_many_classes_are_shown():
     image, names = pixels((7, 9)), tuple("abcde")
     figure = draw_maps(image, result, None, class_names=names)
     best = dataclasses.replace(found, classes=np.array([1, 2, 3]))
-    best = dataclasses.replace(
-        best, views=(dataclasses.replace(maps, responses=responses[..., 1:4]),)
-    )
+    best = dataclasses.replace(best, views=(dataclasses.replace(maps, cams=cams[..., 1:4]),))
     alone = draw_maps(image, dataclasses.replace(result, maps=best), None, class_names=names)
     np.testing.assert_array_equal(figure, alone)
     assert (figure.shape[1] - 8) % 5 == 0
 
 
-def test_a_response_shows_its_class():
+def test_a_cam_shows_its_class():
     found, image = image_maps(view(0)), pixels((7, 9))
-    first, second = (draw_response(image, found, c) for c in (0, 1))
+    first, second = (draw_cam(image, found, c) for c in (0, 1))
     assert first.shape == second.shape and (first != second).any()
 
 
@@ -107,12 +105,12 @@ def detections(boxes, scores, classes, **more):
 
 
 BOXES = [[20, 20, 80, 80], [120, 20, 180, 80], [20, 120, 80, 180]]
-OBJECTS = TruthTable([1, 1], [0, 1], [BOXES[0], BOXES[2]], [False, True], 3, 3)
-GREY = np.full((200, 200, 3), 90, np.uint8)
+OBJECTS = GroundTruth([1, 1], [0, 1], [BOXES[0], BOXES[2]], [False, True], 3, 3)
+GRAY = np.full((200, 200, 3), 90, np.uint8)
 
 
 def drawn(result, objects=OBJECTS, **options):
-    return draw_detections(GREY, result, objects, class_names=NAMES, **options)
+    return draw_detections(GRAY, result, objects, class_names=NAMES, **options)
 
 
 def test_detections_are_judged():

@@ -11,7 +11,7 @@ from wsod_jax.evaluation.maps import ViewMaps
 from wsod_jax.nn.layers import ReceptiveField
 from wsod_jax.ops.boxes import pairwise_iou
 
-FIELD = ReceptiveField(size_px=20, stride_px=8, centre_px=4.0)
+FIELD = ReceptiveField(size_px=20, stride_px=8, center_px=4.0)
 ALL = 10**6
 
 
@@ -36,8 +36,8 @@ def literal(views, image_size, options):
         sy, sx = seen.size_px[0] / height, seen.size_px[1] / width
         for i, row in enumerate(values):
             for j, value in enumerate(row):
-                y = FIELD.centre_px + i * FIELD.stride_px
-                x = FIELD.centre_px + j * FIELD.stride_px
+                y = FIELD.center_px + i * FIELD.stride_px
+                x = FIELD.center_px + j * FIELD.stride_px
                 x = seen.size_px[1] - x if seen.mirrored else x
                 for size in options.sizes:
                     for aspect in options.aspects:
@@ -84,7 +84,7 @@ def test_best_cells_come_first_each_with_its_sizes_and_aspects():
     options = every(0.4, 0.8, aspects=(1.0, 4.0), num=5)
     boxes, scores = field_boxes([view(values, (16, 24))], (16, 24), FIELD, options)
     expected = [
-        [8, 8, 16, 16],  # cell (1, 1): centre (12, 12), side 8
+        [8, 8, 16, 16],  # cell (1, 1): center (12, 12), side 8
         [4, 10, 20, 14],
         [4, 4, 20, 16],  # side 16, clipped below
         [0, 8, 24, 16],  # 32 x 8, clipped left and right
@@ -132,7 +132,7 @@ def test_equal_boxes_are_kept_once_with_the_best_score():
 
 
 def test_boxes_outside_the_image_are_left_out():
-    """Caffe's pooling makes cells whose centre lies beyond the image."""
+    """Caffe's pooling makes cells whose center lies beyond the image."""
     values = [[0.1, 0.2, 0.7]]
     boxes, scores = field_boxes([view(values, (8, 17))], (8, 17), FIELD, every(0.2))
     np.testing.assert_allclose(scores, [0.6, 0.3], rtol=1e-6)
@@ -149,7 +149,7 @@ def test_boxes_outside_the_image_are_left_out():
     ],
 )
 def test_boxes_like_a_better_one_are_left_out(nms_thr, kept):
-    """16 px boxes 8 px apart, clipped at the ends: IoU 1/3 between neighbours, 8 / 20 at the ends."""
+    """16 px boxes 8 px apart, clipped at the ends: IoU 1/3 between neighbors, 8 / 20 at the ends."""
     values = [[0.1, 0.4, 0.2, 0.3]]
     options = every(0.8, nms_thr=nms_thr)
     boxes, scores = field_boxes([view(values, (8, 32))], (8, 32), FIELD, options)

@@ -115,7 +115,7 @@ def cnn_s_blobs(seed=0):
 def cnn_s_forward(x, blobs):
     """Run VGG-CNN-S up to conv5's ReLU on [b, 3, H, W]."""
     apply = biased(blobs)
-    x = F.local_response_norm(apply("conv1", x, stride=2), 5, alpha=5e-4, beta=0.75, k=2)
+    x = F.local_cam_norm(apply("conv1", x, stride=2), 5, alpha=5e-4, beta=0.75, k=2)
     x = apply("conv2", F.max_pool2d(x, 3, 3, ceil_mode=True))
     x = F.max_pool2d(x, 2, 2, ceil_mode=True)
     for name in ("conv3", "conv4", "conv5"):
@@ -160,7 +160,7 @@ def googlenet_blobs(seed=0):
 
 
 def googlenet_state(seed=0):
-    """Return torchvision's state dict, statistics of its batch normalisation and a classifier included."""
+    """Return torchvision's state dict, statistics of its batch normalization and a classifier included."""
     rng = np.random.default_rng(seed)
     state = {}
     for place, sizes in googlenet_sizes(3).items():
@@ -205,7 +205,7 @@ def googlenet_forward(x, apply, *, branch3_pad, pool4, lrn):
     outputs = {}
 
     def norm(x):
-        return F.local_response_norm(x, 5, alpha=1e-4, beta=0.75, k=1) if lrn else x
+        return F.local_cam_norm(x, 5, alpha=1e-4, beta=0.75, k=1) if lrn else x
 
     x = F.max_pool2d(apply("conv1", x, stride=2, padding=3), 3, 2, ceil_mode=True)
     x = norm(apply("conv3", apply("conv2", norm(x)), padding=1))
@@ -226,7 +226,7 @@ def googlenet_forward(x, apply, *, branch3_pad, pool4, lrn):
 
 
 def inception_input(image):
-    """RGB uint8 [b, H, W, 3] -> [b, 3, H, W] as torchvision's GoogLeNet makes it of standardised pixels."""
+    """RGB uint8 [b, H, W, 3] -> [b, 3, H, W] as torchvision's GoogLeNet makes it of standardized pixels."""
     x = torchvision_input(image)
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
     return x * (std / 0.5)[:, None, None] + ((mean - 0.5) / 0.5)[:, None, None]

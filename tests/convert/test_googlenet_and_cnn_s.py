@@ -22,7 +22,7 @@ from tests.convert import networks  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*carries no hash")
 
-CAFFE_GOOGLENET = dict(pixels="caffe", branch3_kernel=5, pool4_window=3, lrn=True)
+CAFFE_GOOGLENET = dict(preprocessing="caffe", branch3_kernel=5, pool4_window=3, lrn=True)
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +67,7 @@ def test_torchvision_googlenet(tmp_path, image, state):
 @pytest.mark.parametrize(
     "backbone, wrong",
     [
-        (GoogLeNet(pixels="torchvision"), "pixels"),
+        (GoogLeNet(preprocessing="torch"), "pixels"),
         (GoogLeNet(branch3_kernel=5), "branch3_kernel"),
         (GoogLeNet(lrn=True), "lrn"),
         (GoogLeNet(ends_at="inception5b", pool4_window=3), "pool4_window"),
@@ -92,7 +92,7 @@ def test_weights_of_another_network_are_refused(backbone, wrong):
         ("inception3a.branch3.1.conv.weight", torch.zeros(32, 16, 5, 5), "inception3a/branch3"),
     ],
 )
-def test_damaged_batch_normalisation_is_named(tmp_path, state, name, damage, message):
+def test_damaged_batch_normalization_is_named(tmp_path, state, name, damage, message):
     damaged = {key: value for key, value in state.items() if key != name}
     if damage is not None:
         damaged[name] = damage

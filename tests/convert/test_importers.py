@@ -55,7 +55,7 @@ def test_torchvision_vgg16(tmp_path, image, blobs, dilated):
     path = tmp_path / "vgg.pth"
     torch.save(networks.vgg_state(blobs), path)
     params, meta = torchvision.convert_vgg16(path, with_fc=False)
-    backbone = Vgg16(pixels="torchvision", dilated=dilated)
+    backbone = Vgg16(preprocessing="torch", dilated=dilated)
     check_meta(meta, backbone.description, path=path)
     expected = networks.vgg_forward(networks.torchvision_input(image), blobs, dilated)
     assert_same_features(features(backbone, params, image), expected)
@@ -72,7 +72,7 @@ def test_torchvision_squeezenet(tmp_path, image, old_format):
     path = tmp_path / "squeezenet.pth"
     torch.save(state, path, _use_new_zipfile_serialization=not old_format)
     params, meta = torchvision.convert_squeezenet(path)
-    backbone = SqueezeNet(pixels="torchvision", ceil_mode=True)
+    backbone = SqueezeNet(preprocessing="torch", ceil_mode=True)
     check_meta(meta, backbone.description, path=path)
     expected = networks.squeezenet_forward(networks.torchvision_input(image), layers, True)
     assert_same_features(features(backbone, params, image), expected)
@@ -106,7 +106,7 @@ def test_keras_squeezenet(tmp_path, image):
         features(backbone, params, image), networks.squeezenet_forward(x, layers, False)
     )
     with pytest.raises(DataError, match=r"pixels .*'caffe'.*'torchvision'"):
-        check_meta(meta, SqueezeNet(pixels="torchvision").description, path=path)
+        check_meta(meta, SqueezeNet(preprocessing="torch").description, path=path)
     with pytest.raises(DataError, match="ceil_mode"):
         check_meta(meta, SqueezeNet(ceil_mode=True).description, path=path)
     with pytest.raises(DataError, match="architecture"):
@@ -151,7 +151,7 @@ def test_caffe_vgg16_spellings(tmp_path, blobs, spelling):
         np.testing.assert_array_equal(params[name]["bias"], bias)
     check_meta(meta, Vgg16().description, path=path)
     with pytest.raises(DataError, match="pixels"):
-        check_meta(meta, Vgg16(pixels="torchvision").description, path=path)
+        check_meta(meta, Vgg16(preprocessing="torch").description, path=path)
 
 
 def test_caffe_vgg16_features(tmp_path, image, blobs):

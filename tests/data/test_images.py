@@ -43,7 +43,7 @@ def test_one_bit_becomes_black_and_white():
     np.testing.assert_array_equal(image[..., 0], bits * 255)
 
 
-def test_cmyk_jpeg_keeps_its_colour():
+def test_cmyk_jpeg_keeps_its_color():
     red = Image.new("CMYK", (16, 16), (0, 255, 255, 0))
     image = read_image(encode(red, format="JPEG", quality=95))
     assert image.shape == (16, 16, 3)

@@ -9,9 +9,9 @@ from PIL import Image
 
 from wsod_jax.data.readers.voc import Voc
 from wsod_jax.data.records import (
+    AnnotatedBoxes,
     BoxAnnotations,
     BoxSet,
-    GroundTruth,
     ImageBoxes,
     ImageRecord,
     ImageSet,
@@ -88,7 +88,7 @@ def test_load_checks_the_size(tmp_path):
 def test_ground_truth_selection():
     empty = BoxAnnotations.from_lists([], [], [])
     assert empty.boxes.shape == (0, 4) and empty.classes.shape == (0,)
-    truth = GroundTruth(("cat",), {"a": empty, "b": empty})
+    truth = AnnotatedBoxes(("cat",), {"a": empty, "b": empty})
     assert list(truth.select(["b"]).boxes) == ["b"]
     with pytest.raises(DataError, match="'c'"):
         truth.select(["a", "c"])
@@ -96,7 +96,7 @@ def test_ground_truth_selection():
 
 def test_readers_of_labels_and_boxes_return_different_types():
     assert Voc.images.__annotations__["return"] == "ImageSet"
-    assert Voc.ground_truth.__annotations__["return"] == "GroundTruth"
+    assert Voc.annotated_boxes.__annotations__["return"] == "AnnotatedBoxes"
 
 
 # Boxes to train on
@@ -162,7 +162,9 @@ def test_annotations_become_boxes_to_train_on(caplog):
         two, [1, 0, 1], [True, False, False], crowd=[False, False, True]
     )
     images = image_set((1, 0), (0, 1), (1, 1))
-    truth = GroundTruth(("cat", "dog"), {"i2": crowd, "i0": BoxAnnotations.from_lists([], [], [])})
+    truth = AnnotatedBoxes(
+        ("cat", "dog"), {"i2": crowd, "i0": BoxAnnotations.from_lists([], [], [])}
+    )
     with caplog.at_level(logging.WARNING):
         made = BoxSet.from_ground_truth(images, truth)
     assert made.images.image_ids == ("i0", "i2") and made.source == "annotations"
@@ -172,6 +174,6 @@ def test_annotations_become_boxes_to_train_on(caplog):
     assert made.boxes[1].ignore.tolist() == [True, False, True]
     assert len(made.boxes[0]) == 0
     with pytest.raises(DataError, match="3 images.*boxes"):
-        BoxSet.from_ground_truth(images, GroundTruth(("cat", "dog"), {}))
+        BoxSet.from_ground_truth(images, AnnotatedBoxes(("cat", "dog"), {}))
     with pytest.raises(DataError, match="class_names"):
-        BoxSet.from_ground_truth(images, GroundTruth(("dog", "cat"), truth.boxes))
+        BoxSet.from_ground_truth(images, AnnotatedBoxes(("dog", "cat"), truth.boxes))

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.oracles import evals as oracle
-from wsod_jax.data.records import BoxAnnotations, GroundTruth
+from wsod_jax.data.records import AnnotatedBoxes, BoxAnnotations
 from wsod_jax.errors import DataError
 from wsod_jax.evaluation.metrics.average_precision import (
     IOU_SWEEP,
@@ -16,7 +16,7 @@ from wsod_jax.evaluation.metrics.average_precision import (
     evaluate_detections,
     match_detections,
 )
-from wsod_jax.evaluation.metrics.tables import DetectionTable, TruthTable
+from wsod_jax.evaluation.metrics.tables import DetectionTable, GroundTruth
 from wsod_jax.types import ImageResult
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "padilla"
@@ -36,7 +36,7 @@ def detections_of(rows, *, num_images=1, num_classes=1):
 
 def truth_of(rows, *, num_images=1, num_classes=1):
     """Make a table of (image, class, box, difficult) rows."""
-    return TruthTable(
+    return GroundTruth(
         image_index=[row[0] for row in rows],
         classes=[row[1] for row in rows],
         boxes=[row[2] for row in rows],
@@ -159,7 +159,7 @@ def test_independent_project_gives_the_same_numbers():
     truth_images, _, truth_boxes = read("groundtruths.txt", 4)
     found = DetectionTable(images, np.zeros(len(images)), scores, boxes, 7, 1)
     none = np.zeros(len(truth_images))
-    truth = TruthTable(truth_images, none, truth_boxes, none, 7, 1)
+    truth = GroundTruth(truth_images, none, truth_boxes, none, 7, 1)
     for mode, percent in (("area", 24.57), ("11point", 26.84)):
         metrics = evaluate_detections(found, truth, iou_thrs=(0.3,), ap_mode=mode)
         assert round(100 * metrics.mean_ap[0], 2) == percent
@@ -210,7 +210,7 @@ def test_images_and_classes_do_not_mix():
 def test_truth_as_detections_is_perfect_at_every_threshold():
     side = np.arange(1, 13)
     boxes = np.stack([side, side, 30.7 * side, 20.3 * side], axis=1)  # distinct
-    truth = TruthTable(side % 4, side % 3, boxes, np.zeros(12), 4, 3)
+    truth = GroundTruth(side % 4, side % 3, boxes, np.zeros(12), 4, 3)
     found = DetectionTable(truth.image_index, truth.classes, np.ones(12), truth.boxes, 4, 3)
     metrics = evaluate_detections(found, truth, iou_thrs=IOU_SWEEP, ap_mode="area")
     np.testing.assert_allclose(metrics.mean_ap, 1.0)
@@ -237,18 +237,18 @@ def test_tables_of_different_sets_are_refused():
 
 
 def test_truth_table_from_images_counts_empty_images():
-    truth = TruthTable.from_images(
+    truth = GroundTruth.from_images(
         [np.zeros((0, 4)), [BOX, BOX]], [[], [1, 1]], [[], [True, False]], num_classes=2
     )
     assert truth.num_images == 2 and truth.image_index.tolist() == [1, 1]
     assert truth.counts().tolist() == [[0, 0], [0, 2]]
     assert truth.counts(include_difficult=False).tolist() == [[0, 0], [0, 1]]
     assert truth.present().tolist() == [[False, False], [False, True]]
-    assert len(TruthTable.from_images([], [], num_classes=1)) == 0
+    assert len(GroundTruth.from_images([], [], num_classes=1)) == 0
 
 
 def test_truth_table_from_what_the_readers_return():
-    truth = GroundTruth(
+    truth = AnnotatedBoxes(
         class_names=("a", "b"),
         boxes={
             "x": BoxAnnotations.from_lists([], [], []),
@@ -256,7 +256,7 @@ def test_truth_table_from_what_the_readers_return():
         },
     )
     objects = truth.select(["y", "x"]).boxes.values()
-    table = TruthTable.from_annotations(objects, num_classes=2)
+    table = GroundTruth.from_annotations(objects, num_classes=2)
     assert table.num_images == 2 and table.image_index.tolist() == [0]
     assert table.classes.tolist() == [1] and table.difficult.tolist() == [True]
 

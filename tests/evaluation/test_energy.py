@@ -24,13 +24,13 @@ def test_energy_agrees_with_the_loops(seed, h, w, num_boxes):
     np.testing.assert_allclose(object_energy(energy_map, boxes), expected)
 
 
-def test_pixels_under_several_objects_count_once_and_centres_decide():
+def test_pixels_under_several_objects_count_once_and_centers_decide():
     energy_map = np.arange(12.0).reshape(3, 4)
     twice = np.array([[0, 0, 2, 1], [1, 0, 2, 3]])
     assert object_energy(energy_map, twice) == (0 + 1 + 5 + 9) / 66
     assert (
         object_energy(energy_map, np.array([[0.5, 0, 1.5, 1]])) == 0
-    )  # x1 at a centre is in, x2 is not
+    )  # x1 at a center is in, x2 is not
     assert object_energy(energy_map, np.array([[0.6, 0, 1.6, 1]])) == 1 / 66
     assert object_energy(energy_map, np.array([[-5, -5, 50, 50]])) == 1
     assert object_energy(energy_map, np.array([[9, 9, 12, 12]])) == 0

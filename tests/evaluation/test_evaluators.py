@@ -278,7 +278,7 @@ def test_a_class_that_is_only_difficult_in_an_image_is_no_false_positive():
     ]
     results = [ImageResult(i, SIZE, image_scores=score) for i, score in enumerate(scores)]
     found = computed(Classification(), results, annotations)
-    assert found.summary == {"image mAP": 1.0}
+    assert found.summary == {"classification mAP": 1.0}
 
 
 def test_image_level_ap():
@@ -308,7 +308,7 @@ def test_classification_by_rank_equals_the_loop(seed):
         precisions = [sum(right[: n + 1]) / (n + 1) for n in range(len(right)) if right[n]]
         expected.append(np.mean(precisions) if precisions else NAN)
     if found.shares:
-        expect_shares(found, {"image AP": expected})
+        expect_shares(found, {"classification AP": expected})
         assert "`ranking`" in found.notes[0]
     else:
         assert not read.any() or (labels[read] < 0).all()
@@ -318,13 +318,13 @@ def test_classification_by_rank_equals_the_loop(seed):
 
 
 def maps_of(regions, objectness=None, read=None, num_classes=CLASSES):
-    """Make maps of one cell per pixel: the response to class c is 1 in its region, which its tightest box is."""
-    responses = np.zeros((*SIZE, num_classes), np.float32)
+    """Make maps of one cell per pixel: the activation to class c is 1 in its region, which its tightest box is."""
+    cams = np.zeros((*SIZE, num_classes), np.float32)
     for c, (x1, y1, x2, y2) in regions.items():
-        responses[y1:y2, x1:x2, c] = 1.0
+        cams[y1:y2, x1:x2, c] = 1.0
     objectness = np.ones(SIZE, np.float32) if objectness is None else objectness
     classes = np.arange(num_classes)
-    view = ViewMaps(responses, objectness, SIZE)
+    view = ViewMaps(cams, objectness, SIZE)
     return ImageMaps((view,), classes, np.isin(classes, list(regions)), SIZE, MapReading())
 
 
@@ -372,9 +372,7 @@ def test_corloc_of_maps_looks_at_the_tightest_box_and_at_any_component():
     rows = [[(BOX, 0, False), (BOX, 1, False)], [(BOX, 0, False)], [(BOX, 0, False)]]
     annotations = [annotation_of(objects) for objects in rows]
     apart = maps_of({0: BOX, 1: OTHER})
-    apart.views[0].responses[19, 19, 0] = (
-        1.0  # a second component spoils the tightest box of class 0
-    )
+    apart.views[0].cams[19, 19, 0] = 1.0  # a second component spoils the tightest box of class 0
     results = [
         dataclasses.replace(map_result(0, {}, [0] * 4), maps=apart),
         map_result(1, {0: [0, 0, 10, 6]}, [0] * 4),
@@ -398,15 +396,15 @@ def test_ilsvrc():
     ]
     found = computed(Ilsvrc(num_classes), results, annotations)
     assert found.summary == {
-        "localisation error": 1 / 2,
+        "localization error": 1 / 2,
         "top-1 error": 1 / 2,
-        "top-1 localisation error": 3 / 4,
+        "top-1 localization error": 3 / 4,
         "top-5 error": 1 / 4,
-        "top-5 localisation error": 1 / 2,
+        "top-5 localization error": 1 / 2,
     }
     assert found.notes == []
     found = computed(Ilsvrc(num_classes, blacklist=[2]), results, annotations)
-    assert found.summary["localisation error"] == pytest.approx(1 / 3)
+    assert found.summary["localization error"] == pytest.approx(1 / 3)
     assert found.summary["top-5 error"] == 0 and "leaves 1 images" in found.notes[0]
 
 
@@ -414,4 +412,4 @@ def test_ilsvrc_with_fewer_classes_than_guesses():
     annotations = [annotation_of([(BOX, 1, False)], num_classes=2)]
     result = map_result(0, {0: BOX, 1: BOX}, [0.9, 0.1], num_classes=2)
     summary = computed(Ilsvrc(2), [result], annotations).summary
-    assert summary["top-1 error"] == 1 and summary["top-2 localisation error"] == 0
+    assert summary["top-1 error"] == 1 and summary["top-2 localization error"] == 0

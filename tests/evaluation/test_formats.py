@@ -119,8 +119,8 @@ def test_an_index_joins_by_name_whatever_the_order_and_the_numbers(tmp_path):
     for found, made in zip(read_results(path, other), expected[::-1], strict=True):
         np.testing.assert_array_equal(found.boxes, made.boxes)
         np.testing.assert_array_equal(found.classes, 1 - made.classes)
-    unlabelled = image_set(("c", "a", "b"), class_names=())
-    np.testing.assert_array_equal(read_results(path, unlabelled)[1].classes, expected[0].classes)
+    unlabeled = image_set(("c", "a", "b"), class_names=())
+    np.testing.assert_array_equal(read_results(path, unlabeled)[1].classes, expected[0].classes)
     with pytest.raises(DataError, match="'bird'"):
         read_results(path, image_set(("a", "b", "c"), class_names=("cat", "bird")))
     path.write_text(json.dumps([{**GOOD, "image_id": 9}]))
@@ -446,7 +446,7 @@ def test_a_data_set_is_read_by_pycocotools_and_by_our_reader(tmp_path, masks):
     assert coco.getImgIds() == [40, 10, 20, 2] and len(coco.getAnnIds()) == 3
     if masks:
         assert coco.annToMask(coco.anns[1]).sum() == 400
-    truth = Coco(root=tmp_path / "out").ground_truth("pseudo")
+    truth = Coco(root=tmp_path / "out").annotated_boxes("pseudo")
     assert truth.class_names == ("cat", "dog") and tuple(truth.boxes) == images.image_ids
     for result, found in zip(results, truth.boxes.values(), strict=False):
         np.testing.assert_array_equal(found.boxes, result.boxes)

@@ -10,7 +10,7 @@ from wsod_jax.evaluation.metrics.average_precision import evaluate_detections
 from wsod_jax.evaluation.metrics.coco_metrics import coco_ap
 from wsod_jax.evaluation.metrics.corloc import corloc
 from wsod_jax.evaluation.metrics.semantic import MeanIou
-from wsod_jax.evaluation.metrics.tables import DetectionTable, TruthTable
+from wsod_jax.evaluation.metrics.tables import DetectionTable, GroundTruth
 
 LAST_PIXEL = np.array([0, 0, 1, 1])  # VOC's boxes name the last pixel that they hold
 
@@ -22,7 +22,7 @@ def test_voc_average_precision_and_corloc(case):
     found = DetectionTable(
         of["det_image"], of["det_class"], of["det_score64"], of["det_box64"] + LAST_PIXEL, *size
     )
-    truth = TruthTable(
+    truth = GroundTruth(
         of["gt_image"], of["gt_class"], of["gt_box"] + LAST_PIXEL, of["gt_difficult"], *size
     )
     ranked = found.take(of["det_order"])
@@ -50,7 +50,7 @@ def test_coco_metrics_of_masks(case):
     size = max(of["gt_image"].max(), of["det_image"].max()) + 1, of["gt_class"].max() + 1
     crowd = of["gt_crowd"].astype(bool)
     boxes = np.zeros((len(gt_masks), 4))
-    truth = TruthTable(
+    truth = GroundTruth(
         of["gt_image"], of["gt_class"], boxes, crowd, *size, crowd=crowd, masks=gt_masks
     )
     boxes = np.zeros((len(det_masks), 4))

@@ -1,4 +1,4 @@
-"""Localisation error of ILSVRC against literal loops, and by hand at the threshold and on the blacklist."""
+"""Localization error of ILSVRC against literal loops, and by hand at the threshold and on the blacklist."""
 
 import numpy as np
 import pytest

@@ -15,7 +15,7 @@ from wsod_jax.errors import DataError
 from wsod_jax.evaluation.metrics.ilsvrc import read_blacklist
 from wsod_jax.train.sharding import make_mesh
 
-ERRORS = ("localisation error", "top-1 error", "top-1 localisation error", "top-5 error")
+ERRORS = ("localization error", "top-1 error", "top-1 localization error", "top-5 error")
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +25,7 @@ def folder_run(tiny_set, tmp_path_factory):
     root = tmp_path_factory.mktemp("imagenet")
     for split, name in (("trainval", "train"), ("test", "val")):
         images = Voc(root=data).images(split)
-        truth = Voc(root=data).ground_truth(split)
+        truth = Voc(root=data).annotated_boxes(split)
         for number, record in enumerate(images.records, start=1):
             own = images.class_names[truth.boxes[record.image_id].classes[0]]
             image_id = f"set_{name}_{number:08d}"
@@ -44,7 +44,7 @@ def folder_run(tiny_set, tmp_path_factory):
     config.optim.name, config.optim.learning_rate = "adamw", 1e-3
     for key in ("momentum", "update_rule"):
         del config.optim[key]
-    config.optim.decay_steps, config.log.every = (), 1
+    config.optim.decay_steps, config.log.log_interval = (), 1
     config.train.accumulate, config.train.crop_margin = 1, 8
     config.data.class_names = images.class_names
     with pytest.MonkeyPatch.context() as patch:  # four devices add nothing here
@@ -62,8 +62,8 @@ def report_of(run, tmp_path, *arguments):
 def test_errors_are_in_the_report(folder_run, tmp_path):
     summary = report_of(folder_run, tmp_path)["summary"]
     assert all(0 <= summary[name] <= 1 for name in ERRORS)
-    assert summary["top-5 error"] <= summary["top-1 error"] <= summary["top-1 localisation error"]
-    assert summary["localisation error"] <= summary["top-1 localisation error"]
+    assert summary["top-5 error"] <= summary["top-1 error"] <= summary["top-1 localization error"]
+    assert summary["localization error"] <= summary["top-1 localization error"]
     rows = (tmp_path / "4" / "points.csv").read_text(encoding="utf-8").splitlines()[1:]
     assert len(rows) >= 5 * 4  # five guesses of four images, whatever is predicted
     assert sum(row.endswith(",1") for row in rows) == 4  # one class each

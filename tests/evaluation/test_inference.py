@@ -28,13 +28,13 @@ from wsod_jax.ops.masks import paste_masks
 from wsod_jax.predictor import Predictor
 from wsod_jax.train.sharding import make_mesh, put
 from wsod_jax.types import (
+    ActivationMaps,
     Batch,
     Detections,
     FeatureMap,
     ImageResult,
     Mask,
     Predictions,
-    ResponseMaps,
     Views,
 )
 
@@ -399,7 +399,7 @@ def test_masks_are_averaged_in_the_frame_of_their_box():
     assert sum(len(result.masks) for result in results) > 6
 
 
-# Response maps
+# Class activation maps
 
 
 def test_maps_are_cut_to_valid_cells_turned_back_and_read_for_some_classes():
@@ -411,13 +411,13 @@ def test_maps_are_cut_to_valid_cells_turned_back_and_read_for_some_classes():
     scores = np.array([[0.9, 0.1, 0.2], [0.1, 0.6, 0.8], [1, 1, 1]], np.float32)
     outputs = []
     for batch in batches:
-        responses = np.full((3, 6, 7, CLASSES), 99.0, np.float32)
+        cams = np.full((3, 6, 7, CLASSES), 99.0, np.float32)
         for b, (h, w) in enumerate(sizes):
             turn = -1 if batch.views.flipped[b] else 1
-            responses[b, :h, :w] = truth[b, :h, :w][:, ::turn]
+            cams[b, :h, :w] = truth[b, :h, :w][:, ::turn]
         turn = -1 if batch.views.flipped[0] else 1
-        maps = ResponseMaps(
-            responses, sizes, objectness[:, :, ::turn], np.tile(np.int32([2, 3]), (3, 1))
+        maps = ActivationMaps(
+            cams, sizes, objectness[:, :, ::turn], np.tile(np.int32([2, 3]), (3, 1))
         )
         outputs.append(Predictions(image_scores=scores, maps=maps))
     query = np.zeros((3, CLASSES), bool)
@@ -429,7 +429,7 @@ def test_maps_are_cut_to_valid_cells_turned_back_and_read_for_some_classes():
         height, width = sizes[b]
         for view, batch in zip(result.maps.views, batches, strict=True):
             expected = truth[b, :height, :width][..., classes]
-            np.testing.assert_array_equal(view.responses, expected)
+            np.testing.assert_array_equal(view.cams, expected)
             np.testing.assert_array_equal(view.proposal_map, objectness[b])
             assert view.size_px == tuple(batch.image_size[b])
             assert view.mirrored == batch.views.flipped[b]
@@ -443,7 +443,9 @@ def test_maps_are_cut_to_valid_cells_turned_back_and_read_for_some_classes():
 def test_an_image_smaller_than_a_cell_predicts_no_class_and_the_best_are_read():
     batch = random_view(np.random.default_rng(0), [0, 1, 2])
     cells = np.array([[0, 4], [2, 4], [1, 1]], np.int32)
-    maps = ResponseMaps(np.zeros((3, 2, 4, CLASSES), np.float32), cells, np.ones((3, 2, 4)), cells)
+    maps = ActivationMaps(
+        np.zeros((3, 2, 4, CLASSES), np.float32), cells, np.ones((3, 2, 4)), cells
+    )
     scores = np.tile(np.float32([0.9, 0.2, 0.4]), (3, 1))
     reading = dataclasses.replace(DECODING.reading, num_best=2)
     decoding = dataclasses.replace(DECODING, reading=reading)

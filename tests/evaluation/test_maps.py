@@ -21,9 +21,9 @@ NOTHING_SMALL = MapReading(min_side_px=0.0, nms_thr=1.0)  # joining drops only s
 
 def view(seed, cells=(3, 4), classes=CLASSES):
     rng = np.random.default_rng(seed)
-    responses = rng.normal(size=(*cells, classes)).astype(np.float32)
+    cams = rng.normal(size=(*cells, classes)).astype(np.float32)
     proposal_map = rng.random(cells).astype(np.float32)
-    return ViewMaps(responses, proposal_map / max(proposal_map.mean(), 1e-6), SIZE_PX)
+    return ViewMaps(cams, proposal_map / max(proposal_map.mean(), 1e-6), SIZE_PX)
 
 
 def image_maps(
@@ -51,7 +51,7 @@ def test_points_and_boxes_equal_the_loop(how, size, seeds):
     ]
     found = image_maps(*views, reading=MapReading(how), size=size)
     for c in range(CLASSES):
-        listed = [v.responses[..., c].tolist() for v in views]
+        listed = [v.cams[..., c].tolist() for v in views]
         point, box, components = oracle.located(listed, size, how)
         assert found.point(c) == point
         assert pairs(found.tightest(c)) == [box]
@@ -69,7 +69,7 @@ def test_components_of_separate_views_and_of_other_detectors_join():
     for c in range(CLASSES):
         parts = sum(
             (
-                oracle.located([v.responses[..., c].tolist()], SIZE, "align_corners")[2]
+                oracle.located([v.cams[..., c].tolist()], SIZE, "align_corners")[2]
                 for v in (first, second, third)
             ),
             [],
@@ -81,7 +81,7 @@ def test_components_of_separate_views_and_of_other_detectors_join():
     alone = image_maps(first, reading=reading)  # one part is taken as it is
     assert (
         pairs(alone.components(0))
-        == oracle.located([first.responses[..., 0].tolist()], SIZE, "align_corners")[2]
+        == oracle.located([first.cams[..., 0].tolist()], SIZE, "align_corners")[2]
     )
 
 
@@ -94,7 +94,7 @@ def test_a_class_that_was_not_read_is_an_error():
             found.point(c)
     nothing = image_maps(view(0, classes=0), classes=[])
     with pytest.raises(KeyError, match="class 0"):
-        nothing.response(0)
+        nothing.cam(0)
     assert [len(column) for column in nothing.detections()] == [0, 0, 0]
 
 
@@ -154,7 +154,7 @@ def test_maps_that_say_nothing():
 
 
 def test_maps_that_are_not_finite_are_an_error():
-    broken = dataclasses.replace(view(0), responses=np.full((2, 2, CLASSES), np.nan, np.float32))
+    broken = dataclasses.replace(view(0), cams=np.full((2, 2, CLASSES), np.nan, np.float32))
     with pytest.raises(DataError, match="diverged"):
         image_maps(broken).point(0)
 

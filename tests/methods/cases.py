@@ -23,7 +23,7 @@ STEP = jnp.zeros((), jnp.int32)
 
 REGRESSED = Regression(beta=0.5, mined_boxes="regressed")
 
-# Every method as its config builds it, on one network; `wsddn` with the spatial regulariser too, and those with
+# Every method as its config builds it, on one network; `wsddn` with the spatial regularizer too, and those with
 # refinement heads once more with box regression.
 METHODS = {
     "wsddn": functools.partial(Wsddn, spatial_weight=0.01),

@@ -13,12 +13,12 @@ from wsod_jax.types import Source
 
 def random_boxes(rng, count, size=100.0):
     """Boxes around a few objects, so that they overlap, and a rest that is spread out."""
-    centres = rng.uniform(0, size, (count, 2))
+    centers = rng.uniform(0, size, (count, 2))
     objects = rng.uniform(0, size, (4, 2))
     near = rng.random(count) < 0.6
-    centres[near] = objects[rng.integers(0, 4, near.sum())] + rng.normal(0, 3, (near.sum(), 2))
+    centers[near] = objects[rng.integers(0, 4, near.sum())] + rng.normal(0, 3, (near.sum(), 2))
     half = rng.uniform(4, 12, (count, 2))
-    return np.concatenate([centres - half, centres + half], axis=1).astype(np.float32)
+    return np.concatenate([centers - half, centers + half], axis=1).astype(np.float32)
 
 
 def random_image(seed, count=40, num_classes=5, num_positive=2, width=8):
@@ -42,10 +42,10 @@ def to_jax(*arrays):
 
 
 def real_boxes(mined):
-    """The used slots of `Mined.pseudo` as (index, class, score, is_core), in order."""
+    """The used slots of `Mined.pseudo` as (index, class, score, is_seed), in order."""
     pseudo = mined.pseudo
     used = np.asarray(pseudo.mask)
-    fields = (pseudo.index, pseudo.classes, pseudo.scores, pseudo.is_core)
+    fields = (pseudo.index, pseudo.classes, pseudo.scores, pseudo.is_seed)
     return list(zip(*(np.asarray(x)[used] for x in fields), strict=True))
 
 
@@ -53,12 +53,12 @@ def check(mined, expected, scores, boxes, **assign_options):
     """Compare a miner's boxes and targets with the oracle's."""
     found = real_boxes(mined)
     assert [row[:2] for row in found] == [(box.index, box.cls) for box in expected]
-    assert [row[3] for row in found] == [box.is_core for box in expected]
+    assert [row[3] for row in found] == [box.is_seed for box in expected]
     np.testing.assert_allclose([row[2] for row in found], [box.weight for box in expected])
     targets = oracle.assign(expected, scores, boxes, **assign_options)
     count = len(boxes)
     slots = np.flatnonzero(np.asarray(mined.pseudo.mask))  # the oracle counts used slots only
-    targets["assigned"] = np.array([slots[n] if n >= 0 else -1 for n in targets["assigned"]])
+    targets["matched_idx"] = np.array([slots[n] if n >= 0 else -1 for n in targets["matched_idx"]])
     for name, values in targets.items():
         np.testing.assert_allclose(np.asarray(getattr(mined.targets, name))[:count], values, 1e-6)
     assert not np.asarray(mined.targets.weights)[count:].any()

@@ -136,7 +136,7 @@ def test_predictions_do_not_depend_on_canvas_or_padding(name):
 
 def test_order_of_proposals_does_not_matter(name, loss):
     if name.startswith("pcl"):
-        pytest.skip("centres with equally many neighbours are taken by their row")
+        pytest.skip("centers with equally many neighbors are taken by their row")
     batch = make_batch(7)
     order = np.random.default_rng(1).permutation(NUM_PROPOSALS)
     shuffled = changed(
@@ -165,7 +165,7 @@ def test_metrics_and_pseudo_boxes(name, loss):
     assert set(out.metrics) == common | mining
     values = means(out.metrics)
     used = np.asarray(out.pseudo.mask)
-    cores = used & np.asarray(out.pseudo.is_core)
+    cores = used & np.asarray(out.pseudo.is_seed)
     assert used.shape[:2] == (2, 3)
     assert values["pseudo_boxes"] == pytest.approx(used.sum() / 6)
     assert values["nodes"] == pytest.approx((used & ~cores).sum() / 6)

@@ -58,10 +58,10 @@ def compare(out, name, values):
     np.testing.assert_allclose(out.terms[name].total, values, rtol=2e-5, err_msg=name)
 
 
-def weighted(logits, targets, factor=1.0, mode="off", core_sign=-1, normaliser="weighted"):
+def weighted(logits, targets, factor=1.0, mode="off", core_sign=-1, normalizer="weighted"):
     multiplier = losses.multiplier(targets, mode, 0.2, core_sign)
     labels, weights = targets["labels"], targets["weights"]
-    return factor * losses.refinement(logits, labels, weights, multiplier, normaliser)
+    return factor * losses.refinement(logits, labels, weights, multiplier, normalizer)
 
 
 def check_stages(out, outputs, batch, stage_loss):
@@ -99,13 +99,13 @@ def test_wsddn(reduction):
 
 
 @pytest.mark.parametrize(
-    ("mode", "sign", "normaliser"),
+    ("mode", "sign", "normalizer"),
     [(None, -1, "weighted"), ("off", -1, "weighted"), ("paper", -1, "weighted")]
     + [("release", -1, "weighted"), ("release", 1, "real")],
 )
-def test_oicr(mode, sign, normaliser):
+def test_oicr(mode, sign, normalizer):
     """OICR, and OIM's loss on what OICR mines: the row "IR alone" of OIM's Table 6."""
-    options = {"first_stage_scale": 3.0, "ignore_iou_thr": 0.1, "normaliser": normaliser}
+    options = {"first_stage_scale": 3.0, "ignore_iou_thr": 0.1, "normalizer": normalizer}
     if mode is not None:
         options |= {"graphs": "spatial", "reweight": mode, "release_core_sign": sign}
     name = "oicr" if mode is None else "oim"
@@ -117,7 +117,7 @@ def test_oicr(mode, sign, normaliser):
         mined = mining.oicr(sources[stage], boxes, labels)
         targets = mining.assign(mined, sources[stage], boxes, ignore_iou_thr=0.1)
         scale = 3.0 if stage == 0 else 1.0
-        return weighted(logits[stage], targets, scale, mode or "off", sign, normaliser)
+        return weighted(logits[stage], targets, scale, mode or "off", sign, normalizer)
 
     check_stages(out, outputs, batch, stage_loss)
     phi, labels = outputs.mil_scores.sum(axis=1), np.asarray(batch.labels)
@@ -133,7 +133,7 @@ def test_pcl():
         mined = mining.pcl(sources[stage], boxes, labels)
         targets = mining.assign(mined, sources[stage], boxes)
         return losses.cluster(
-            logits[stage], targets["labels"], targets["weights"], targets["assigned"]
+            logits[stage], targets["labels"], targets["weights"], targets["matched_idx"]
         )
 
     check_stages(out, outputs, batch, stage_loss)

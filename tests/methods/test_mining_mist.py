@@ -74,7 +74,7 @@ def test_padding_and_order_are_inert():
     check(mined, expected, scores, boxes)
     order = np.random.default_rng(0).permutation(40)
     shuffled = run(scores[order], boxes[order], labels).targets
-    for name in ("labels", "weights", "assigned", "is_centre"):
+    for name in ("labels", "weights", "matched_idx", "is_pseudo_box"):
         np.testing.assert_array_equal(
             np.asarray(getattr(mined.targets, name))[order], getattr(shuffled, name)
         )
@@ -107,7 +107,9 @@ def test_nothing_carries_a_gradient():
 
     def total(scores):
         mined = mine(scores, *to_jax(boxes, np.ones(40, bool), labels))
-        return jnp.sum(mined.targets.weights + mined.targets.source) + jnp.sum(mined.pseudo.scores)
+        return jnp.sum(mined.targets.weights + mined.targets.source_scores) + jnp.sum(
+            mined.pseudo.scores
+        )
 
     assert not jax.jit(jax.grad(total))(jnp.asarray(scores)).any()
 

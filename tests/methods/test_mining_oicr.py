@@ -36,7 +36,7 @@ def test_padding_is_inert():
     mask = np.arange(49) < 40
     mined = mine(*to_jax(padded_scores, padded_boxes, mask, labels))
     check(mined, oracle.oicr(scores, boxes, labels), scores, boxes)
-    assert (np.asarray(mined.targets.assigned)[40:] == -1).all()
+    assert (np.asarray(mined.targets.matched_idx)[40:] == -1).all()
 
 
 def test_masked_rows_in_the_middle_are_inert():
@@ -47,7 +47,7 @@ def test_masked_rows_in_the_middle_are_inert():
     bright[~mask] = 2.0  # would win if it were seen
     mined = mine(*to_jax(bright, boxes, mask, labels))
     short = run(scores[mask], boxes[mask], labels)
-    for name in ("labels", "weights", "is_centre", "source"):
+    for name in ("labels", "weights", "is_pseudo_box", "source_scores"):
         np.testing.assert_array_equal(
             np.asarray(getattr(mined.targets, name))[mask], getattr(short.targets, name)
         )
@@ -61,7 +61,7 @@ def test_permuting_proposals_permutes_targets():
         run(scores, boxes, labels).targets,
         run(scores[order], boxes[order], labels).targets,
     )
-    for name in ("labels", "weights", "is_centre", "source", "assigned"):
+    for name in ("labels", "weights", "is_pseudo_box", "source_scores", "matched_idx"):
         np.testing.assert_array_equal(
             np.asarray(getattr(straight, name))[order], getattr(shuffled, name)
         )
@@ -79,7 +79,7 @@ def test_a_batch_is_its_images():
         jax.tree.map(lambda x, y, n=n: np.testing.assert_array_equal(x[n], y), batch, single)
 
 
-def test_two_classes_with_one_favourite():
+def test_two_classes_with_one_favorite():
     """The first class takes the shared box, the second its own second best."""
     boxes = np.array([[0, 0, 10, 10], [20, 0, 30, 10], [40, 0, 50, 10]], np.float32)
     scores = np.array([[0.9, 0.8], [0.1, 0.5], [0.2, 0.1]], np.float32)
@@ -96,7 +96,7 @@ def test_equal_scores_and_equal_overlaps_go_to_the_first():
     assert [row[0] for row in real_boxes(mined)] == [0, 2]
     # proposal 2 is class 1's box, but its twin, class 0's box, was recorded first
     np.testing.assert_array_equal(mined.targets.labels, [1, 0, 1])
-    np.testing.assert_array_equal(mined.targets.is_centre, [True, False, False])
+    np.testing.assert_array_equal(mined.targets.is_pseudo_box, [True, False, False])
 
 
 @pytest.mark.parametrize(("width", "label"), [(5.0, 1), (4.999, 0), (20.0, 1), (20.01, 0)])
@@ -146,14 +146,14 @@ def test_no_positive_class_no_proposal_no_weight():
     ]
     for mined in nothing:
         assert not mined.targets.weights.any() and not mined.targets.labels.any()
-        assert not mined.pseudo.mask.any() and (mined.targets.assigned == -1).all()
+        assert not mined.pseudo.mask.any() and (mined.targets.matched_idx == -1).all()
         assert all(np.isfinite(x).all() for x in jax.tree.leaves(mined))
 
 
 def test_boxes_without_area_are_background():
     scores, boxes, labels, _ = random_image(3)
     mined = run(scores, np.zeros_like(boxes), labels)
-    assert not mined.targets.labels.any() and not mined.targets.is_centre.any()
+    assert not mined.targets.labels.any() and not mined.targets.is_pseudo_box.any()
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(mined))
 
 
@@ -170,6 +170,8 @@ def test_nothing_carries_a_gradient():
 
     def total(scores):
         mined = mine(scores, *to_jax(boxes, np.ones(40, bool), labels))
-        return jnp.sum(mined.targets.weights + mined.targets.source) + jnp.sum(mined.pseudo.scores)
+        return jnp.sum(mined.targets.weights + mined.targets.source_scores) + jnp.sum(
+            mined.pseudo.scores
+        )
 
     assert not jax.jit(jax.grad(total))(jnp.asarray(scores)).any()

@@ -33,7 +33,7 @@ def run(scores, boxes, labels, features, alpha, max_nodes=40, **options):
     "options",
     [
         {},
-        {"node_neighbours": "release"},
+        {"node_neighbors": "release"},
         {"graphs": "appearance"},
         {"graphs": "spatial"},
         {"davg_includes_core": False},
@@ -70,12 +70,12 @@ def test_alpha_zero_is_oicr(graphs):
     mined = run(scores, boxes, labels, features, 0.0, graphs=graphs)
     plain = mine_oicr(*to_jax(scores, boxes, np.ones(40, bool), labels))
     assert [row[:3] for row in real_boxes(mined)] == [row[:3] for row in real_boxes(plain)]
-    for name in ("labels", "weights", "is_centre", "source"):
+    for name in ("labels", "weights", "is_pseudo_box", "source_scores"):
         np.testing.assert_array_equal(getattr(mined.targets, name), getattr(plain.targets, name))
 
 
 def test_an_isolated_core_is_oicr():
-    """Without a neighbour D_avg is 0, and no alpha finds a node."""
+    """Without a neighbor D_avg is 0, and no alpha finds a node."""
     boxes = np.array([[0, 0, 10, 10], [20, 0, 30, 10], [40, 0, 50, 10]], np.float32)
     scores = np.array([[0.9], [0.5], [0.4]], np.float32)
     features = np.array([[1.0, 0.0], [1.0, 0.0], [0.9, 0.1]], np.float32)  # one looks just like it
@@ -112,7 +112,7 @@ def test_distances_store_no_differences():
 
 
 def average_case(node_distance):
-    """A core with three neighbours at distance 3, and one box elsewhere at `node_distance`."""
+    """A core with three neighbors at distance 3, and one box elsewhere at `node_distance`."""
     boxes = [[0, 0, 10, 10], [0, 0, 9, 10], [0, 0, 8, 10], [0, 0, 7, 10], [50, 50, 60, 60]]
     features = np.zeros((5, 4))
     features[1, 0] = features[2, 1] = features[3, 2] = 3.0
@@ -154,7 +154,7 @@ def test_overlap_of_exactly_t_is_near(width, is_near):
 
 
 def graph_case():
-    """Core 0 with neighbour 1; node 2 with neighbour 3; 4 elsewhere and unlike."""
+    """Core 0 with neighbor 1; node 2 with neighbor 3; 4 elsewhere and unlike."""
     boxes = [[0, 0, 10, 10], [0, 0, 8, 10], [30, 0, 40, 10], [30, 0, 38, 10], [60, 0, 70, 10]]
     features = [[0, 0], [1, 0], [0, 0.4], [0, 0.6], [9, 9]]
     scores = [[0.9], [0.5], [0.6], [0.3], [0.1]]
@@ -165,7 +165,7 @@ def graph_case():
     ("options", "labels", "weights"),
     [
         ({}, [1, 1, 1, 1, 0], [0.9, 0.9, 0.6, 0.6, 0.9]),
-        ({"node_neighbours": "release"}, [1, 1, 1, 0, 0], [0.9, 0.9, 0.6, 0.6, 0.9]),
+        ({"node_neighbors": "release"}, [1, 1, 1, 0, 0], [0.9, 0.9, 0.6, 0.6, 0.9]),
         ({"graphs": "appearance"}, [1, 0, 1, 0, 0], [0.9, 0.9, 0.6, 0.6, 0.9]),
         ({"graphs": "spatial"}, [1, 1, 0, 0, 0], [0.9, 0.9, 0.9, 0.9, 0.9]),
     ],
@@ -176,9 +176,9 @@ def test_who_is_foreground(options, labels, weights):
     np.testing.assert_array_equal(mined.targets.labels, labels)
     np.testing.assert_allclose(mined.targets.weights, weights)
     nodes = [True, False, options.get("graphs") != "spatial", False, False]
-    np.testing.assert_array_equal(mined.targets.is_centre, nodes)
+    np.testing.assert_array_equal(mined.targets.is_pseudo_box, nodes)
     np.testing.assert_array_equal(
-        mined.targets.source, np.where(labels, scores[:, 0], weights).astype(np.float32)
+        mined.targets.source_scores, np.where(labels, scores[:, 0], weights).astype(np.float32)
     )
 
 
@@ -233,7 +233,7 @@ def test_permuting_proposals_permutes_targets():
     order = np.random.default_rng(0).permutation(40)
     straight = run(scores, boxes, labels, features, 2.0).targets
     shuffled = run(scores[order], boxes[order], labels, features[order], 2.0).targets
-    for name in ("labels", "weights", "is_centre", "source", "assigned"):
+    for name in ("labels", "weights", "is_pseudo_box", "source_scores", "matched_idx"):
         np.testing.assert_array_equal(
             np.asarray(getattr(straight, name))[order], getattr(shuffled, name)
         )
@@ -292,13 +292,15 @@ def test_nothing_carries_a_gradient():
         mined = mine(
             scores, *to_jax(boxes, mask, labels), features, 2.0, max_classes=2, max_nodes=8
         )
-        return jnp.sum(mined.targets.weights + mined.targets.source) + jnp.sum(mined.pseudo.scores)
+        return jnp.sum(mined.targets.weights + mined.targets.source_scores) + jnp.sum(
+            mined.pseudo.scores
+        )
 
     gradients = jax.jit(jax.grad(total, argnums=(0, 1)))(*to_jax(scores, features))
     assert not any(np.any(x) for x in gradients)
 
 
-@pytest.mark.parametrize("options", [{"graphs": "none"}, {"node_neighbours": "code"}])
+@pytest.mark.parametrize("options", [{"graphs": "none"}, {"node_neighbors": "code"}])
 def test_unknown_options_are_rejected(options):
     image = random_image(0)
     with pytest.raises((ValueError, TypeCheckError), match="|".join(options)):

@@ -1,4 +1,4 @@
-"""PCL's miner: k-means on scores, centres of the graph."""
+"""PCL's miner: k-means on scores, centers of the graph."""
 
 from functools import partial
 
@@ -10,7 +10,7 @@ import pytest
 from tests.methods import mining_cases
 from tests.methods.mining_cases import check, pad, random_image, real_boxes, to_jax
 from tests.oracles import mining as oracle
-from wsod_jax.methods.pcl import Pcl, find_centres
+from wsod_jax.methods.pcl import Pcl, find_centers
 
 mine = partial(mining_cases.mine, Pcl)
 
@@ -19,9 +19,9 @@ def run(scores, boxes, labels, **options):
     return mine(*to_jax(scores, boxes, np.ones(len(boxes), bool), labels), **options)
 
 
-@pytest.mark.parametrize("options", [{}, {"max_centres": 2, "num_kmeans_clusters": 2}])
+@pytest.mark.parametrize("options", [{}, {"max_centers": 2, "num_kmeans_clusters": 2}])
 def test_agrees_with_the_loops(options):
-    num_centres = 0
+    num_centers = 0
     for seed in range(5):
         for num_positive in (0, 1, 2, 5):
             scores, boxes, labels, _ = random_image(seed, count=60, num_positive=num_positive)
@@ -29,24 +29,26 @@ def test_agrees_with_the_loops(options):
             mined = run(scores, boxes, labels, **options)
             check(mined, set_cores(expected), scores, boxes)
             assert mined.num_overflow == 0
-            num_centres += len(expected)
-    assert num_centres > 1.3 * 5 * (1 + 2 + 5)
+            num_centers += len(expected)
+    assert num_centers > 1.3 * 5 * (1 + 2 + 5)
 
 
 def set_cores(expected):
-    """Only the first centre of a class is its core."""
+    """Only the first center of a class is its core."""
     for n, box in enumerate(expected):
-        box.is_core = n == 0 or expected[n - 1].cls != box.cls
+        box.is_seed = n == 0 or expected[n - 1].cls != box.cls
     return expected
 
 
-def check_centres(pairs, scores, expected):
+def check_centers(pairs, scores, expected):
     joined = np.eye(len(scores), dtype=bool)
     for a, b in pairs:
         joined[a, b] = joined[b, a] = True
     kept = np.ones(len(scores), bool)
-    values, is_centre = jax.jit(find_centres)(*to_jax(np.array(scores, np.float32), joined, kept))
-    assert list(np.flatnonzero(is_centre)) == sorted(expected)
+    values, is_pseudo_box = jax.jit(find_centers)(
+        *to_jax(np.array(scores, np.float32), joined, kept)
+    )
+    assert list(np.flatnonzero(is_pseudo_box)) == sorted(expected)
     for n, score in expected.items():
         np.testing.assert_allclose(values[n], score)
 
@@ -54,29 +56,29 @@ def check_centres(pairs, scores, expected):
 def test_equal_degrees_go_to_the_last():
     """7 takes 6, 5 takes 4, each with its partner's better score; four are left: the end."""
     pairs = [(0, 1), (2, 3), (4, 5), (6, 7)]
-    check_centres(pairs, [0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1], {7: 0.2, 5: 0.4})
+    check_centers(pairs, [0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1], {7: 0.2, 5: 0.4})
 
 
-def test_one_centre_however_few_are_kept():
-    check_centres([(0, 1)], [0.8, 0.7, 0.6], {1: 0.8})
+def test_one_center_however_few_are_kept():
+    check_centers([(0, 1)], [0.8, 0.7, 0.6], {1: 0.8})
 
 
 def test_degrees_count_what_is_left():
     """0 takes 1 to 5. 11 loses its four partners with them, so that 7 comes next, not 11."""
     pairs = [(0, n) for n in range(1, 6)] + [(11, n) for n in range(1, 5)] + [(7, 6), (7, 8)]
     scores = [0.1, 0.9, 0.2, 0.2, 0.2, 0.5, 0.3, 0.2, 0.4, 0.8, 0.8, 0.8]
-    check_centres(pairs, scores, {0: 0.9, 7: 0.4})
+    check_centers(pairs, scores, {0: 0.9, 7: 0.4})
 
 
-@pytest.mark.parametrize(("width", "centres"), [(4.0, [11, 10]), (4.001, [11])])
-def test_overlap_at_the_threshold_does_not_join(width, centres):
+@pytest.mark.parametrize(("width", "centers"), [(4.0, [11, 10]), (4.001, [11])])
+def test_overlap_at_the_threshold_does_not_join(width, centers):
     boxes = np.array([[0, 0, 10, 10], [0, 0, width, 10]] * 6, np.float32)
     scores = np.full((12, 1), 0.9, np.float32)
     mined = run(scores, boxes, np.array([1], np.int32))
-    assert sorted(row[0] for row in real_boxes(mined)) == sorted(centres)
+    assert sorted(row[0] for row in real_boxes(mined)) == sorted(centers)
 
 
-def test_centres_leave_the_pool_and_an_empty_pool_is_skipped():
+def test_centers_leave_the_pool_and_an_empty_pool_is_skipped():
     boxes = np.array([[0, 0, 10, 10], [20, 0, 30, 10]], np.float32)
     scores = np.array([[0.9, 0.9, 0.9], [0.1, 0.5, 0.5]], np.float32)
     mined = run(scores, boxes, np.ones(3, np.int32))
@@ -102,7 +104,7 @@ def test_permuting_proposals_permutes_targets():
     straight = run(scores, boxes, labels)
     shuffled = run(scores[order], boxes[order], labels)
     assert sorted(row[0] for row in real_boxes(straight)) == [2, 6]
-    for name in ("labels", "weights", "assigned", "is_centre"):
+    for name in ("labels", "weights", "matched_idx", "is_pseudo_box"):
         np.testing.assert_array_equal(
             np.asarray(getattr(straight.targets, name))[order], getattr(shuffled.targets, name)
         )
@@ -145,6 +147,8 @@ def test_nothing_carries_a_gradient():
 
     def total(scores):
         mined = mine(scores, *to_jax(boxes, np.ones(40, bool), labels))
-        return jnp.sum(mined.targets.weights + mined.targets.source) + jnp.sum(mined.pseudo.scores)
+        return jnp.sum(mined.targets.weights + mined.targets.source_scores) + jnp.sum(
+            mined.pseudo.scores
+        )
 
     assert not jax.jit(jax.grad(total))(jnp.asarray(scores)).any()

@@ -74,7 +74,7 @@ def test_loss_is_the_released_one_of_pdsl(case):
         np.where(labels > 0, labels - 1, num_classes), given("out_classes")
     )
     foreground = labels > 0
-    assigned = np.asarray(mined.pseudo.boxes)[np.asarray(mined.targets.assigned)]
+    assigned = np.asarray(mined.pseudo.boxes)[np.asarray(mined.targets.matched_idx)]
     np.testing.assert_array_equal(assigned[foreground], given("out_gt")[foreground])
 
     weights = jnp.asarray(given("out_weights"))  # PDSL's are the image's class scores

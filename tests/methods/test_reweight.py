@@ -16,16 +16,16 @@ from wsod_jax.types import RefineTargets
 
 mine = partial(mining_cases.mine, Oicr, max_classes=3)
 instance_multiplier = partial(oim.instance_multiplier, beta=0.2, release_core_sign=-1)
-refinement_loss = partial(weighted_cross_entropy, normaliser="weighted")
+refinement_loss = partial(weighted_cross_entropy, normalizer="weighted")
 
 
-def one_target(label, weight, source, is_centre):
+def one_target(label, weight, source, is_pseudo_box):
     return RefineTargets(
         labels=jnp.array([label], jnp.int32),
         weights=jnp.array([weight], jnp.float32),
-        assigned=jnp.array([0], jnp.int32),
-        is_centre=jnp.array([is_centre]),
-        source=jnp.array([source], jnp.float32),
+        matched_idx=jnp.array([0], jnp.int32),
+        is_pseudo_box=jnp.array([is_pseudo_box]),
+        source_scores=jnp.array([source], jnp.float32),
     )
 
 
@@ -50,9 +50,9 @@ def test_agrees_with_the_table(seed, mode, sign):
         (one_target(1, 0.005, 0.005, True), 1.2),  # core, before the rule sets in
         (one_target(0, 0.9, 0.9, False), 1.0),  # background
         (one_target(0, 0.005, 0.005, False), 1.2),
-        (one_target(1, 0.5, 0.6, False), 1.0),  # neighbour above its core
+        (one_target(1, 0.5, 0.6, False), 1.0),  # neighbor above its core
         (one_target(1, 0.5, 0.25, False), 1.2),
-        (one_target(1, 0.5, 0.1, False), 1.0),  # weak neighbour
+        (one_target(1, 0.5, 0.1, False), 1.0),  # weak neighbor
         (one_target(1, 0.5, 0.1500, False), 1.2),  # a ratio of 0.29999: the gate is 0.299, not 0.3
         (one_target(1, 0.5, 0.1496, False), 1.2),  # 0.29919
         (one_target(1, 0.5, 0.1494, False), 1.0),  # 0.29879

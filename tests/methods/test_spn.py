@@ -102,7 +102,7 @@ def test_image_smaller_than_one_cell(options):
     np.testing.assert_array_equal(
         found.maps.size, [[0, 0], method.backbone.output_size(np.array([[40, 56]]))[0]]
     )
-    assert not np.any(found.maps.responses[0])
+    assert not np.any(found.maps.cams[0])
     if not options:
         assert not np.any(found.maps.proposal_map[0])
         assert out.metrics["proposal_peak"].total[0] == 0
@@ -164,7 +164,7 @@ def test_prediction_is_the_same_on_any_canvas(predict):
     assert_close(short.image_scores, long.image_scores)
     maps = short.maps
     np.testing.assert_array_equal(maps.size, [[6, 8], [5, 7]])
-    for name in ("responses", "proposal_map"):
+    for name in ("cams", "proposal_map"):
         a, b = (np.asarray(getattr(found.maps, name)) for found in (short, long))
         assert_close(a / 48, b[:, :6, :8] / 48)  # of 48 cells, whose mean is the logit, or 1
         assert not b[:, 6:].any() and not b[:, :, 8:].any() and not a[1, 5:].any()
@@ -176,7 +176,7 @@ def test_prediction_metrics_and_loss_tell_one_story(method, predict):
     plain = spn(activation=method.activation)
     batch = spn_batch(9, labels=ONE_CLASS)
     found, (out, _) = predict(PARAMS(), {}, batch), loss_function(plain)(PARAMS(), batch)
-    logits = np.asarray(found.maps.responses, np.float64).sum(axis=(1, 2)) / [[48], [35]]
+    logits = np.asarray(found.maps.cams, np.float64).sum(axis=(1, 2)) / [[48], [35]]
     logits += np.asarray(PARAMS()["head"]["bias"])
     scores = 1 / (1 + np.exp(-logits))
     if method.activation == "softmax":
@@ -325,7 +325,7 @@ def test_canvas_smaller_than_one_cell():
     batch = changed(batch.replace(image=batch.image[:, :8, :8]), image_size=[[8, 8]])
     out, grads = loss_function(method)(spn_params(method.network), batch)
     found = predict_function(method)(spn_params(method.network), {}, batch)
-    assert found.maps.proposal_map.size == found.maps.responses.size == 0
+    assert found.maps.proposal_map.size == found.maps.cams.size == 0
     assert_finite((out.terms, out.metrics, grads, found.image_scores))
 
 

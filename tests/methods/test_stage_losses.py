@@ -17,7 +17,7 @@ from wsod_jax.types import PseudoBoxes, RefineTargets
 
 mine = partial(mining_cases.mine, Oicr)
 REFINEMENT = {
-    n: jax.jit(jax.value_and_grad(partial(weighted_cross_entropy, normaliser=n)))
+    n: jax.jit(jax.value_and_grad(partial(weighted_cross_entropy, normalizer=n)))
     for n in ("weighted", "real")
 }
 CLUSTER = jax.jit(jax.value_and_grad(cluster_loss))
@@ -43,20 +43,20 @@ def make_targets(labels, weights, assigned):
     return RefineTargets(*to_jax(labels, weights, assigned, labels < 0, weights))
 
 
-@pytest.mark.parametrize("normaliser", ["weighted", "real"])
+@pytest.mark.parametrize("normalizer", ["weighted", "real"])
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("num_positive", [0, 2, 5])
-def test_refinement_agrees_with_the_sum(seed, num_positive, normaliser):
+def test_refinement_agrees_with_the_sum(seed, num_positive, normalizer):
     logits, targets, multiplier, mask = mined_case(
         seed, num_positive=num_positive, ignore_iou_thr=0.1, extra=6
     )
-    found, gradient = REFINEMENT[normaliser](logits, targets, multiplier, mask)
+    found, gradient = REFINEMENT[normalizer](logits, targets, multiplier, mask)
     parts = [np.asarray(x)[:30] for x in (logits, targets.labels, targets.weights, multiplier)]
-    np.testing.assert_allclose(found, oracle.refinement(*parts, normaliser), rtol=1e-5, atol=1e-8)
+    np.testing.assert_allclose(found, oracle.refinement(*parts, normalizer), rtol=1e-5, atol=1e-8)
     assert np.isfinite(gradient).all() and not gradient[30:].any()
 
 
-def test_normalisers_differ_by_ignored_proposals():
+def test_normalizers_differ_by_ignored_proposals():
     logits, targets, multiplier, mask = mined_case(0, ignore_iou_thr=0.1)
     ignored = int(np.sum(np.asarray(targets.weights) == 0))
     assert 0 < ignored < 30
@@ -81,9 +81,9 @@ def test_refinement_survives_extreme_logits():
     assert np.isfinite(loss) and np.isfinite(gradient).all()
 
 
-def test_refinement_rejects_an_unknown_normaliser():
-    with pytest.raises((ValueError, TypeCheckError), match="normaliser"):
-        weighted_cross_entropy(*mined_case(0), normaliser="batch")
+def test_refinement_rejects_an_unknown_normalizer():
+    with pytest.raises((ValueError, TypeCheckError), match="normalizer"):
+        weighted_cross_entropy(*mined_case(0), normalizer="batch")
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -92,7 +92,7 @@ def test_cluster_loss_agrees_with_the_sum(seed, num_positive):
     logits, targets, _, mask = mined_case(seed, num_positive=num_positive, extra=4)
     found, gradient = CLUSTER(logits, targets, FIVE_SLOTS, mask)
     parts = [
-        np.asarray(x)[:30] for x in (logits, targets.labels, targets.weights, targets.assigned)
+        np.asarray(x)[:30] for x in (logits, targets.labels, targets.weights, targets.matched_idx)
     ]
     expected = oracle.cluster(*parts)
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-8)

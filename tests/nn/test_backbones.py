@@ -21,15 +21,15 @@ BACKBONES = {
     "tiny4": TinyNet(widths=(4, 8, 8, 8), stride=4),
     "squeezenet16": SqueezeNet(),
     "squeezenet8": SqueezeNet(stride=8),
-    "squeezenet_ceil": SqueezeNet(ceil_mode=True, pixels="torchvision"),
+    "squeezenet_ceil": SqueezeNet(ceil_mode=True, preprocessing="torch"),
     "vgg8": Vgg16(),
-    "vgg16": Vgg16(dilated=False, pixels="torchvision"),
+    "vgg16": Vgg16(dilated=False, preprocessing="torch"),
     "cnn_s": CnnS(),
     "lite0": EfficientNetLite0(),
-    "lite0_32": EfficientNetLite0(ends_at=12, pixels="torchvision"),
+    "lite0_32": EfficientNetLite0(ends_at=12, preprocessing="torch"),
     "googlenet16": GoogLeNet(),
     "googlenet_caffe": GoogLeNet(
-        pixels="caffe", ends_at="inception5b", branch3_kernel=5, pool4_window=3, lrn=True
+        preprocessing="caffe", ends_at="inception5b", branch3_kernel=5, pool4_window=3, lrn=True
     ),
 }
 
@@ -92,7 +92,7 @@ def test_shapes_names_and_facts(name):
     assert maps.features.dtype == jnp.float32
     assert maps.size.shape == (2, 2) and maps.size.dtype == jnp.int32
     assert maps.features.shape[1:3] == tuple(backbone.output_size(jnp.array([[64, 96]]))[0])
-    assert backbone.description["pixels"] == backbone.pixels
+    assert backbone.description["preprocessing"] == backbone.preprocessing
 
 
 @pytest.mark.parametrize(
@@ -165,7 +165,7 @@ def test_bfloat16_computes_in_bfloat16_with_float32_parameters():
     "backbone, found",
     [
         (TinyNet(frozen=("fire",)), "fire.*conv1_1"),
-        (TinyNet(pixels="keras"), "keras.*torchvision"),
+        (TinyNet(preprocessing="keras"), "keras.*torchvision"),
         (EfficientNetLite0(frozen=("block11",)), "block11.*standardize10"),
         (GoogLeNet(frozen=("inception5a",)), "inception5a.*inception4e"),
     ],

@@ -17,7 +17,7 @@ from wsod_jax.nn.squeezenet import SqueezeNet
 from wsod_jax.nn.tiny import TinyNet
 from wsod_jax.nn.vgg import Vgg16
 
-DARK = {"pixels": "caffe", "mean": (0.0, 0.0, 0.0)}  # black is 0 to the network
+DARK = {"preprocessing": "caffe", "mean": (0.0, 0.0, 0.0)}  # black is 0 to the network
 
 
 class UnpaddedNet(Backbone):
@@ -88,9 +88,9 @@ def test_every_cell_sees_just_its_receptive_field(name):
     field = backbone.receptive_field()
     for cell in range(num_cells):
         rows = np.flatnonzero(noticed[:, cell])
-        centre = field.centre_px + cell * field.stride_px
-        assert rows[0] == max(centre - field.size_px / 2, 0)
-        assert rows[-1] + 1 == min(centre + field.size_px / 2, size[0])
+        center = field.center_px + cell * field.stride_px
+        assert rows[0] == max(center - field.size_px / 2, 0)
+        assert rows[-1] + 1 == min(center + field.size_px / 2, size[0])
 
 
 @pytest.mark.parametrize("name", BACKBONES)
@@ -98,8 +98,8 @@ def test_a_cell_in_the_middle_sees_just_its_receptive_field(name):
     backbone = BACKBONES[name]
     field = backbone.receptive_field()
     assert field.stride_px == backbone.stride
-    cell = int(-(-(field.size_px / 2 - field.centre_px) // field.stride_px)) + 1
-    first = field.centre_px + cell * field.stride_px - field.size_px / 2
+    cell = int(-(-(field.size_px / 2 - field.center_px) // field.stride_px)) + 1
+    first = field.center_px + cell * field.stride_px - field.size_px / 2
     assert first == int(first) and first >= 1
     first = int(first)
     height = first + field.size_px + 3 * field.stride_px

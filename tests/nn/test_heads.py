@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from wsod_jax.nn.box_head import BoxHead
-from wsod_jax.nn.heads import BoxRegression, GapClassifier, MidnHead, RefinementHeads, ResponseHead
+from wsod_jax.nn.heads import BoxRegression, CamHead, GapClassifier, MidnHead, RefinementHeads
 from wsod_jax.nn.layers import per_image_dropout
 from wsod_jax.types import FeatureMap
 
@@ -80,14 +80,14 @@ def test_box_regression_is_a_linear_layer_per_stage_and_class(rng):
 
 @pytest.mark.parametrize(
     "head",
-    [MidnHead(3, 1.0), RefinementHeads(3, 3), BoxRegression(3, 3), ResponseHead(3, 0.5)],
+    [MidnHead(3, 1.0), RefinementHeads(3, 3), BoxRegression(3, 3), CamHead(3, 0.5)],
 )
 def test_products_are_float32_on_accelerators_too(head):
     given = {
         MidnHead: (jnp.zeros((1, 4, 5)), jnp.ones((1, 4), bool)),
         RefinementHeads: (jnp.zeros((1, 4, 5)),),
         BoxRegression: (jnp.zeros((1, 4, 5)),),
-        ResponseHead: (FeatureMap(jnp.zeros((1, 2, 2, 5)), jnp.array([[2, 2]]), 8.0), None),
+        CamHead: (FeatureMap(jnp.zeros((1, 2, 2, 5)), jnp.array([[2, 2]]), 8.0), None),
     }[type(head)]
     params = head.init(jax.random.key(0), *given)
     products = [
@@ -119,12 +119,12 @@ def test_gap_classifier_averages_valid_cells_only(rng):
     np.testing.assert_array_equal(logits[1], 0)
 
 
-def test_neck_flattens_rows_columns_channels(rng):
+def test_box_head_flattens_rows_columns_channels(rng):
     pooled = jnp.asarray(rng.normal(size=(2, 3, 2, 2, 4)), jnp.float32)
-    neck = BoxHead((6, 5))
-    params = neck.init(jax.random.key(0), pooled)
+    head = BoxHead((6, 5))
+    params = head.init(jax.random.key(0), pooled)
     assert params["params"]["fc6"]["kernel"].shape == (16, 6)
-    out = neck.apply(params, pooled)
+    out = head.apply(params, pooled)
     x = np.asarray(pooled)
     for name in ("fc6", "fc7"):
         layer = params["params"][name]
@@ -135,19 +135,19 @@ def test_neck_flattens_rows_columns_channels(rng):
     np.testing.assert_array_equal(out.features, out.clean)
 
 
-def test_neck_drops_after_each_layer_and_keeps_the_clean_features(rng):
+def test_box_head_drops_after_each_layer_and_keeps_the_clean_features(rng):
     pooled = jnp.asarray(rng.normal(size=(2, 3, 2, 2, 4)), jnp.float32)
-    neck = BoxHead((64, 64), dropout_rate=0.25)
-    params = neck.init(jax.random.key(0), pooled)
+    head = BoxHead((64, 64), dropout_rate=0.25)
+    params = head.init(jax.random.key(0), pooled)
     keys = jax.random.split(jax.random.key(1), 2)
-    out = neck.apply(params, pooled, keys)
+    out = head.apply(params, pooled, keys)
     kept = np.asarray(out.features != 0)
     assert np.any(~kept & np.asarray(out.clean > 0))
     np.testing.assert_allclose(
         np.asarray(out.features)[kept], np.asarray(out.clean)[kept] / 0.75, rtol=1e-6
     )
-    assert not np.allclose(out.clean, neck.apply(params, pooled).clean)
-    alone = neck.apply(params, pooled[1:], keys[1:])
+    assert not np.allclose(out.clean, head.apply(params, pooled).clean)
+    alone = head.apply(params, pooled[1:], keys[1:])
     np.testing.assert_allclose(alone.features[0], out.features[1], rtol=1e-6)
 
 
@@ -164,28 +164,28 @@ def test_dropout_rate_scale_and_independence_of_batch_and_padding():
     np.testing.assert_array_equal(per_image_dropout(x, keys, 0.0), x)
 
 
-def test_response_head_sums_cells_and_says_where_they_are(rng):
+def test_cam_head_sums_cells_and_says_where_they_are(rng):
     features = jnp.asarray(rng.normal(size=(2, 3, 4, 5)), jnp.bfloat16).at[1, 2:].set(0)
     maps = FeatureMap(features, jnp.array([[3, 4], [2, 4]]), 8.0)
-    head = ResponseHead(3, dropout_rate=0.5)
+    head = CamHead(3, dropout_rate=0.5)
     params = head.init(jax.random.key(0), maps, None)
-    logits, responses = head.apply(params, maps, None)
+    logits, cams = head.apply(params, maps, None)
     kernel, bias = (np.asarray(params["params"][name]) for name in ("kernel", "bias"))
-    assert logits.dtype == responses.dtype == jnp.float32
+    assert logits.dtype == cams.dtype == jnp.float32
     expected = np.asarray(features, np.float32) @ kernel
-    np.testing.assert_allclose(responses, expected, atol=1e-6)
+    np.testing.assert_allclose(cams, expected, atol=1e-6)
     np.testing.assert_allclose(logits, expected.sum(axis=(1, 2)) + bias, atol=1e-5)
-    assert np.any(bias) and not np.any(responses[1, 2:])
+    assert np.any(bias) and not np.any(cams[1, 2:])
 
 
-def test_response_head_drops_sums_and_no_responses(rng):
+def test_cam_head_drops_sums_and_no_cams(rng):
     maps = FeatureMap(
         jnp.asarray(rng.normal(size=(2, 3, 4, 64)), jnp.float32), jnp.array([[3, 4]] * 2), 8.0
     )
-    head, keys = ResponseHead(3, dropout_rate=0.25), jax.random.split(jax.random.key(1), 2)
+    head, keys = CamHead(3, dropout_rate=0.25), jax.random.split(jax.random.key(1), 2)
     params = head.init(jax.random.key(0), maps, None)
-    (clean, responses), (logits, same) = (head.apply(params, maps, k) for k in (None, keys))
-    np.testing.assert_array_equal(responses, same)
+    (clean, cams), (logits, same) = (head.apply(params, maps, k) for k in (None, keys))
+    np.testing.assert_array_equal(cams, same)
     sums = per_image_dropout(jnp.sum(maps.features, axis=(1, 2)), keys, 0.25)
     expected = np.asarray(sums) @ params["params"]["kernel"] + params["params"]["bias"][None]
     np.testing.assert_allclose(logits, expected, atol=1e-5)
@@ -194,12 +194,12 @@ def test_response_head_drops_sums_and_no_responses(rng):
     np.testing.assert_allclose(head.apply(params, alone, keys[1:])[0][0], logits[1], atol=1e-6)
 
 
-def test_response_head_of_no_cells_says_its_bias():
+def test_cam_head_of_no_cells_says_its_bias():
     maps = FeatureMap(jnp.zeros((1, 2, 2, 400)), jnp.array([[0, 0]]), 8.0)
-    params = ResponseHead(500, 0.5).init(jax.random.key(0), maps, None)
-    logits, responses = ResponseHead(500, 0.5).apply(params, maps, None)
+    params = CamHead(500, 0.5).init(jax.random.key(0), maps, None)
+    logits, cams = CamHead(500, 0.5).apply(params, maps, None)
     np.testing.assert_array_equal(logits[0], params["params"]["bias"])
-    assert not np.any(responses)
+    assert not np.any(cams)
     for name in ("kernel", "bias"):  # U(-1/20, 1/20)
         values = np.asarray(params["params"][name])
         assert 0.049 < np.abs(values).max() <= 0.05

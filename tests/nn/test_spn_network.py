@@ -52,10 +52,10 @@ def test_logits_are_the_means_weighted_by_the_literal_map(solver):
 
 
 @pytest.mark.parametrize("insert_after", [None, "conv2_2"])
-def test_logits_are_the_mean_of_the_responses_and_the_bias(insert_after):
+def test_logits_are_the_mean_of_the_cams_and_the_bias(insert_after):
     network = spn_network(insert_after=insert_after, unit_mean=insert_after is not None)
     out = run(network, spn_batch(1))
-    total = np.asarray(out.maps.responses).sum(axis=(1, 2))
+    total = np.asarray(out.maps.cams).sum(axis=(1, 2))
     total = total / np.prod(np.asarray(out.maps.size), axis=1)[:, None]
     bias = np.asarray(spn_params(network)["head"]["bias"])
     np.testing.assert_allclose(out.logits, total + bias, rtol=1e-5, atol=1e-5)
@@ -71,7 +71,7 @@ def test_canvas_is_inert(insert_after, extra_channels):
     np.testing.assert_allclose(short.logits, long.logits, atol=1e-5)
     np.testing.assert_array_equal(short.maps.size, long.maps.size)
     np.testing.assert_array_equal(short.maps.proposal_size, long.maps.proposal_size)
-    for name, sizes in (("responses", short.maps.size), ("proposal_map", short.maps.proposal_size)):
+    for name, sizes in (("cams", short.maps.size), ("proposal_map", short.maps.proposal_size)):
         for image, (h, w) in enumerate(np.asarray(sizes)):
             a, b = (np.asarray(getattr(out.maps, name))[image] for out in (short, long))
             np.testing.assert_allclose(a[:h, :w], b[:h, :w], atol=1e-5)
@@ -136,7 +136,7 @@ def test_module_inside_a_backbone(backbone, layer, size):
 
 
 def test_after_the_last_layer_is_at_the_end():
-    """Averaging n · U∘M over n cells is summing U∘M; the responses agree too."""
+    """Averaging n · U∘M over n cells is summing U∘M; the activations agree too."""
     batch = spn_batch(5)
     end = spn_network(extra_channels=None)
     params = spn_params(end)

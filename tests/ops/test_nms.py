@@ -49,7 +49,7 @@ def test_equals_the_greedy_walk_on_many_boxes(iou_thr):
 
 
 def test_a_chain_in_which_each_box_decides_about_the_next():
-    start = np.arange(40, dtype=np.float32)  # neighbours overlap by IoU 1/3, others not enough
+    start = np.arange(40, dtype=np.float32)  # neighbors overlap by IoU 1/3, others not enough
     boxes = np.stack([start, 0 * start, start + 2, 0 * start + 1], axis=1)
     keep = run(boxes, np.arange(40)[::-1], np.ones(40, bool), 0.2)
     np.testing.assert_array_equal(keep, np.arange(40) % 2 == 0)

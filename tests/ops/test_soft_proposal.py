@@ -245,7 +245,7 @@ def test_random_walk_stays_where_no_mass_would_be_left():
     walk = functools.partial(random_walk, num_steps=3, tolerance=0.0)
     np.testing.assert_array_equal(walk(jnp.zeros_like, start), start)
     np.testing.assert_array_equal(walk(lambda x: x[::-1], start), start[::-1])  # an odd number
-    np.testing.assert_allclose(walk(lambda x: 2 * x[::-1], start), start[::-1])  # renormalised
+    np.testing.assert_allclose(walk(lambda x: 2 * x[::-1], start), start[::-1])  # renormalized
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Response maps, pointing, energy and localisation error as literal loops over plain Python values."""
+"""Class activation maps, pointing, energy and localization error as literal loops over plain Python values."""
 
 import math
 from collections import deque
@@ -53,8 +53,8 @@ def components(mask, connectivity):
     return labels
 
 
-def component_boxes(mask, response, connectivity):
-    """Return [(box, mean response)] of the components in order of their labels."""
+def component_boxes(mask, cam, connectivity):
+    """Return [(box, mean activation)] of the components in order of their labels."""
     labels = components(mask, connectivity)
     pixels = {}
     for i, row in enumerate(labels):
@@ -64,13 +64,13 @@ def component_boxes(mask, response, connectivity):
     found = []
     for label in sorted(pixels):
         ys, xs = zip(*pixels[label], strict=True)
-        mean = math.fsum(response[i][j] for i, j in pixels[label]) / len(ys)
+        mean = math.fsum(cam[i][j] for i, j in pixels[label]) / len(ys)
         found.append(([min(xs), min(ys), max(xs) + 1, max(ys) + 1], mean))
     return found
 
 
 def pixel_inside(i, j, box):
-    """Return whether the centre of pixel (row i, column j) lies in a box."""
+    """Return whether the center of pixel (row i, column j) lies in a box."""
     return box[0] <= j + 0.5 < box[2] and box[1] <= i + 0.5 < box[3]
 
 
@@ -149,7 +149,7 @@ def pointing_with_prediction(points, scores, objects, shape, tolerance, mode, in
 
 
 def object_energy(energy_map, boxes):
-    """Return the share of the map on pixels whose centre lies in some box."""
+    """Return the share of the map on pixels whose center lies in some box."""
     inside = total = 0.0
     for i, row in enumerate(energy_map):
         for j, value in enumerate(row):
@@ -159,7 +159,7 @@ def object_energy(energy_map, boxes):
 
 
 def boxes_energy_map(boxes, scores, height, width):
-    """Return per pixel the sum of the scores of the boxes that contain its centre."""
+    """Return per pixel the sum of the scores of the boxes that contain its center."""
     return [
         [
             sum(s for box, s in zip(boxes, scores, strict=True) if pixel_inside(i, j, box))
@@ -216,7 +216,7 @@ def localization_error(scores, boxes, labels, objects, k, iou_thr, blacklist):
 def located(views, size, how):
     """Return (point, tightest box and its score, component boxes and their scores) of one class of one image.
 
-    `views`: the class's responses [h][w] in every view; their mean over views is read.
+    `views`: the class's activations [h][w] in every view; their mean over views is read.
     """
     height, width = size
     resized = [resize(view, height, width, how) for view in views]

@@ -24,12 +24,12 @@ def mil(phi, labels, reduction="mean", scale=1.0):
     return scale * total
 
 
-def refinement(logits, labels, weights, multiplier, normaliser="weighted"):
+def refinement(logits, labels, weights, multiplier, normalizer="weighted"):
     probs = softmax(logits)
     total = 0.0
     for j in range(len(probs)):
         total -= weights[j] * multiplier[j] * np.log(probs[j, labels[j]])
-    count = sum(w > 1e-12 for w in weights) if normaliser == "weighted" else len(probs)
+    count = sum(w > 1e-12 for w in weights) if normalizer == "weighted" else len(probs)
     return total / max(count, 1)
 
 
@@ -39,7 +39,7 @@ def regression(deltas, proposals, mined_boxes, targets, beta):
     for r in range(len(proposals)):
         if targets["labels"][r] == 0:
             continue
-        wanted = encode(proposals[r], mined_boxes[targets["assigned"][r]])
+        wanted = encode(proposals[r], mined_boxes[targets["matched_idx"][r]])
         for found, aim in zip(deltas[r, targets["labels"][r] - 1], wanted, strict=True):
             size = abs(found - aim)
             distance = size**2 / (2 * beta) if size < beta else size - beta / 2
@@ -78,15 +78,15 @@ def multiplier(targets, mode, beta=0.2, core_sign=-1):
     """Factors of the instance-reweighted loss, proposal by proposal."""
     factors = []
     for j in range(len(targets["labels"])):
-        foreground, centre = targets["labels"][j] > 0, targets["is_centre"][j]
+        foreground, center = targets["labels"][j] > 0, targets["is_pseudo_box"][j]
         if mode == "off":
             factors.append(1.0)
         elif mode == "paper":
-            factors.append(1.0 if not foreground else beta if centre else 1 + beta)
+            factors.append(1.0 if not foreground else beta if center else 1 + beta)
         else:
-            own = targets["source"][j] if foreground else targets["weights"][j]
+            own = targets["source_scores"][j] if foreground else targets["weights"][j]
             ratio = own / (targets["weights"][j] + 1e-5)
-            if ratio > 0.999 and centre:
+            if ratio > 0.999 and center:
                 factors.append(core_sign * beta)
             elif ratio > 0.999 or ratio <= 0.299:
                 factors.append(1.0)
@@ -100,8 +100,8 @@ def classification(logits, labels, activation):
     logits = [float(y) for y in logits]
     if activation == "softmax":
         peak = max(logits)
-        normaliser = peak + np.log(sum(np.exp(y - peak) for y in logits))
-        return sum(normaliser - y for y, t in zip(logits, labels, strict=True) if t == 1)
+        normalizer = peak + np.log(sum(np.exp(y - peak) for y in logits))
+        return sum(normalizer - y for y, t in zip(logits, labels, strict=True) if t == 1)
     total, known = 0.0, 0
     for y, t in zip(logits, labels, strict=True):
         if t == -1:

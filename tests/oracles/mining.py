@@ -29,9 +29,9 @@ class Box:
     `corners` are set where it is no proposal but a regressed one.
     """
 
-    def __init__(self, index, cls, weight, is_core=True, spreads=True):
+    def __init__(self, index, cls, weight, is_seed=True, spreads=True):
         self.index, self.cls, self.weight = index, cls, weight
-        self.is_core, self.spreads = is_core, spreads
+        self.is_seed, self.spreads = is_seed, spreads
         self.corners = None
 
     def of(self, boxes):
@@ -43,7 +43,7 @@ def assign(mined, scores, boxes, fg_iou_thr=0.5, ignore_iou_thr=0.0):
     """Label each proposal by the mined box it overlaps most."""
     count = len(boxes)
     labels, weights = np.zeros(count, int), np.zeros(count)
-    assigned, is_centre, source = np.full(count, -1), np.zeros(count, bool), np.zeros(count)
+    assigned, is_pseudo_box, source = np.full(count, -1), np.zeros(count, bool), np.zeros(count)
     for r in range(count):
         if not mined:
             continue
@@ -55,16 +55,16 @@ def assign(mined, scores, boxes, fg_iou_thr=0.5, ignore_iou_thr=0.0):
         is_mined = r in [other.index for other in mined]
         if overlaps[slot] >= fg_iou_thr and (box.spreads or is_mined):
             labels[r] = box.cls + 1
-            is_centre[r] = box.index == r
+            is_pseudo_box[r] = box.index == r
             source[r] = scores[r, box.cls]
         else:
             source[r] = weights[r]
     return {
         "labels": labels,
         "weights": weights,
-        "assigned": assigned,
-        "is_centre": is_centre,
-        "source": source,
+        "matched_idx": assigned,
+        "is_pseudo_box": is_pseudo_box,
+        "source_scores": source,
     }
 
 
@@ -86,14 +86,14 @@ def oim(
     features,
     alpha,
     graphs="both",
-    node_neighbours="paper",
+    node_neighbors="paper",
     fg_iou_thr=0.5,
     davg_includes_core=True,
 ):
     left = scores.copy()
     mined = []
     core_spreads = graphs in ("spatial", "both")
-    node_spreads = graphs == "both" and node_neighbours == "paper"
+    node_spreads = graphs == "both" and node_neighbors == "paper"
     for c in range(len(labels)):
         if labels[c] != 1:
             continue
@@ -117,13 +117,13 @@ def oim(
                 if j in chosen or any(iou(boxes[j], boxes[q]) >= 1e-6 for q in chosen):
                     continue
                 chosen.append(j)
-                mined.append(Box(j, c, snapshot[j], is_core=False, spreads=node_spreads))
+                mined.append(Box(j, c, snapshot[j], is_seed=False, spreads=node_spreads))
                 left[j, :] = 0
         left[core, :] = 0
     return mined
 
 
-def pcl(scores, boxes, labels, graph_iou_thr=0.4, max_centres=5, num_kmeans_clusters=3):
+def pcl(scores, boxes, labels, graph_iou_thr=0.4, max_centers=5, num_kmeans_clusters=3):
     pool = list(range(len(boxes)))
     mined = []
     for c in range(len(labels)):
@@ -137,15 +137,15 @@ def pcl(scores, boxes, labels, graph_iou_thr=0.4, max_centres=5, num_kmeans_clus
                 r: [q for q in kept if q == r or iou(boxes[r], boxes[q]) > graph_iou_thr]
                 for r in kept
             }
-            centre = max(kept, key=lambda r: (len(graph[r]), r))
-            found.append((max(float(scores[q, c]) for q in graph[centre]), centre))
-            kept = [r for r in kept if r not in graph[centre]]
+            center = max(kept, key=lambda r: (len(graph[r]), r))
+            found.append((max(float(scores[q, c]) for q in graph[center]), center))
+            kept = [r for r in kept if r not in graph[center]]
             if len(kept) <= 5:
                 break
-        found = sorted(found, key=lambda pair: (-pair[0], pair[1]))[:max_centres]
-        for score, centre in found:
-            mined.append(Box(centre, c, score))
-            pool.remove(centre)
+        found = sorted(found, key=lambda pair: (-pair[0], pair[1]))[:max_centers]
+        for score, center in found:
+            mined.append(Box(center, c, score))
+            pool.remove(center)
     return mined
 
 
@@ -158,5 +158,5 @@ def mist(scores, boxes, labels, top_fraction=0.15, overlap_thr=0.2):
         ranked = np.argsort(-scores[:, c], kind="stable")[:count]
         for position, j in enumerate(ranked):
             if all(iou(boxes[j], boxes[q]) < overlap_thr for q in ranked[:position]):
-                mined.append(Box(j, c, scores[j, c], is_core=position == 0))
+                mined.append(Box(j, c, scores[j, c], is_seed=position == 0))
     return mined

@@ -17,7 +17,7 @@ def weight_matrix(features: np.ndarray, epsilon: float) -> np.ndarray:
 
 
 def walk(matrix: np.ndarray, num_steps: int = 20, tolerance: float = 1e-4) -> np.ndarray:
-    """Return M [n] after the released walk: stop before a step shorter than the tolerance, else renormalise."""
+    """Return M [n] after the released walk: stop before a step shorter than the tolerance, else renormalize."""
     count = len(matrix)
     sums = matrix.sum(axis=0)
     if sums.sum() == 0:

@@ -221,7 +221,7 @@ def test_full_disk_says_so(tmp_path, monkeypatch):
     assert checkpoints.steps == [0]
 
 
-def test_load_for_evaluation_needs_no_optimiser(tmp_path):
+def test_load_for_evaluation_needs_no_optimizer(tmp_path):
     state, step = build(ema_decay=0.5)
     checkpoints = Checkpoints(tmp_path / "checkpoints", metadata())
     checkpoints.save(0, state)

@@ -73,8 +73,8 @@ def train_command(workdir: Path, tiny_set, *settings: str) -> list:
         *(f"--config.train.{s}" for s in ("num_steps=3", "micro_batch=4", "scales=(64,)")),
         "--config.train.loader=threads",
         *("--config.optim.name=sgd", "--config.optim.learning_rate=1e-3"),
-        *(f"--config.log.{s}" for s in ("checkpoint_every=1", "milestones_every=1")),
-        *(f"--config.log.{s}" for s in ("pictures_every=1", "num_pictures=1", "tensorboard=False")),
+        *(f"--config.log.{s}" for s in ("checkpoint_interval=1", "keep_period=1")),
+        *(f"--config.log.{s}" for s in ("image_interval=1", "num_images=1", "tensorboard=False")),
         *settings,
     ]
 

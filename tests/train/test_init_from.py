@@ -22,7 +22,7 @@ from wsod_jax.train.state import TrainState, init_state
 from wsod_jax.train.weights import save_weights
 from wsod_jax.types import Batch, Views
 
-BACKBONE = TinyNet(pixels="torchvision")
+BACKBONE = TinyNet(preprocessing="torch")
 
 
 def batch_of(num_classes: int) -> Batch:
@@ -91,7 +91,7 @@ def assert_equal(found, expected):
 def network():
     return {
         "backbone": {"conv1": {"kernel": jnp.zeros((3, 3, 3, 4)), "bias": jnp.zeros(4)}},
-        "neck": {"fc6": {"kernel": jnp.zeros((8, 5), jnp.bfloat16), "bias": jnp.zeros(5)}},
+        "box_head": {"fc6": {"kernel": jnp.zeros((8, 5), jnp.bfloat16), "bias": jnp.zeros(5)}},
         "midn": {"cls": {"kernel": jnp.zeros((5, 2))}},
     }
 
@@ -123,23 +123,23 @@ def test_each_layer_of_a_file_finds_its_place(tmp_path, weights):
     merged, extras, report = init_from(params, {}, read(path))
     assert extras == {}
     np.testing.assert_array_equal(merged["backbone"]["conv1"]["kernel"], weights["conv1"]["kernel"])
-    assert merged["neck"]["fc6"]["kernel"].dtype == jnp.bfloat16
+    assert merged["box_head"]["fc6"]["kernel"].dtype == jnp.bfloat16
     assert report.taken == {
-        path: ("backbone/conv1/bias", "backbone/conv1/kernel", "neck/fc6/kernel")
+        path: ("backbone/conv1/bias", "backbone/conv1/kernel", "box_head/fc6/kernel")
     }
     assert report.unused == {path: ("fc8/bias",)}
-    assert report.drawn == ("midn/cls/kernel", "neck/fc6/bias")
+    assert report.drawn == ("box_head/fc6/bias", "midn/cls/kernel")
     assert f"{path}: 3 arrays taken; 1 not used: fc8/bias" in str(report)
-    assert "2 keep their drawn values: midn/cls/kernel, neck/fc6/bias" in str(report)
+    assert "2 keep their drawn values: box_head/fc6/bias, midn/cls/kernel" in str(report)
     assert not np.any(params["backbone"]["conv1"]["kernel"])
     assert not np.any(merged["midn"]["cls"]["kernel"])
 
 
 def test_names_of_a_whole_network_are_taken_as_they_are(tmp_path, weights):
-    file = {"backbone": {"conv1": weights["conv1"]}, "neck": {"fc6": weights["fc6"]}}
+    file = {"backbone": {"conv1": weights["conv1"]}, "box_head": {"fc6": weights["fc6"]}}
     merged, _, report = init_from(network(), {}, read(write_file(tmp_path / "w.npz", file)))
     assert_equal(merged["backbone"], file["backbone"])
-    assert report.drawn == ("midn/cls/kernel", "neck/fc6/bias")
+    assert report.drawn == ("box_head/fc6/bias", "midn/cls/kernel")
     merged, _, _ = init_from(
         network()["backbone"], {}, read(write_file(tmp_path / "w.npz", weights))
     )
@@ -151,7 +151,7 @@ def test_nothing_that_fits_is_refused(tmp_path, weights):
     with pytest.raises(DataError, match=r"w\.npz.*conv1/bias.*cls/kernel"):
         init_from({"midn": network()["midn"]}, {}, sources)
     with pytest.raises(DataError, match="none"):
-        init_from(network(), {}, sources, reinit=["^backbone", "^neck"])
+        init_from(network(), {}, sources, reinit=["^backbone", "^box_head"])
 
 
 def test_missing_damaged_and_foreign_sources_are_refused(tmp_path, weights):
@@ -206,21 +206,21 @@ def test_box_head_is_handed_on(tmp_path):
     merged, _, report = init_from(own, {}, read(workdir))
     assert_equal(merged["backbone"], before["backbone"])
     assert_equal(merged["extra"], own["extra"])
-    assert "neck/fc6/kernel" in report.unused[workdir]
+    assert "box_head/fc6/kernel" in report.unused[workdir]
 
 
 def test_reinit_draws_anew_where_shapes_agree_too(tmp_path):
     before, own = (drawn(oicr(), seed=seed)[0] for seed in (1, 2))
     sources = read(write_run(tmp_path / "run", before))
     merged, _, _ = init_from(own, {}, sources, reinit=["^midn/", "^refine/"])
-    assert_equal(merged["neck"], before["neck"])
+    assert_equal(merged["box_head"], before["box_head"])
     for name in ("midn", "refine"):
         assert_equal(merged[name], own[name])
 
 
 @pytest.mark.parametrize(
     ("reinit", "message"),
-    [(["^haed/"], "(?s)'\\^haed/'.*neck/fc6/bias"), (["("], "'\\('")],
+    [(["^haed/"], "(?s)'\\^haed/'.*box_head/fc6/bias"), (["("], "'\\('")],
 )
 def test_reinit_that_says_nothing_is_refused(tmp_path, weights, reinit, message):
     sources = read(write_file(tmp_path / "w.npz", weights))
@@ -231,7 +231,9 @@ def test_reinit_that_says_nothing_is_refused(tmp_path, weights, reinit, message)
 def test_other_shapes_are_refused_with_both_and_the_way_out(tmp_path):
     sources = read(write_run(tmp_path / "run", drawn(oicr(width=16))[0]))
     own, _ = drawn(oicr(width=8))
-    with pytest.raises(ConfigError, match=r"neck/fc6/bias: \(16,\).*\(8,\)(?s:.)*train\.reinit"):
+    with pytest.raises(
+        ConfigError, match=r"box_head/fc6/bias: \(16,\).*\(8,\)(?s:.)*train\.reinit"
+    ):
         init_from(own, {}, sources)
 
 
@@ -241,7 +243,7 @@ def test_later_sources_replace_what_earlier_ones_gave(tmp_path, weights):
     own, _ = drawn(oicr(), seed=3)
     merged, _, report = init_from(own, {}, read(*paths))
     assert_equal(merged["backbone"], second["backbone"])
-    assert_equal(merged["neck"], first["neck"])
+    assert_equal(merged["box_head"], first["box_head"])
     assert list(report.taken) == list(paths) and str(report).count("arrays taken") == 2
     merged, _, _ = init_from(own, {}, read(*reversed(paths)))
     assert_equal(merged["backbone"], first["backbone"])
@@ -269,13 +271,13 @@ def test_weights_that_are_the_detector_and_extras_are_read(tmp_path):
         init_from(own, {**wanted, "centers": jnp.zeros(4)}, read(path))
 
 
-def test_weights_made_for_other_pixels_are_refused(tmp_path, weights):
-    other = BACKBONE.clone(pixels="caffe")
+def test_weights_made_for_other_preprocessing_are_refused(tmp_path, weights):
+    other = BACKBONE.clone(preprocessing="caffe")
     run = write_run(tmp_path / "run", drawn(spn())[0], backbone=other)
     file = tmp_path / "w.npz"
     save_weights(file, weights, {**other.description, "source": "a test"})
     for path in (run, str(file)):
-        with pytest.raises(DataError, match="pixels .*'caffe'.*'torchvision'"):
+        with pytest.raises(DataError, match="preprocessing .*'caffe'.*'torch'"):
             read(path)
         assert len(read_sources([path], None)) == 1  # a method without a backbone
     assert read(write_run(tmp_path / "none", drawn(spn())[0], backbone=None))

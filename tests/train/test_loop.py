@@ -130,14 +130,14 @@ def test_poison_that_no_metric_shows_is_not_saved(tmp_path):
     class Hidden(Toy):
         def init(self, key, batch):
             params, extras = super().init(key, batch)
-            return params, {**extras, "centre": jnp.zeros(2)}
+            return params, {**extras, "center": jnp.zeros(2)}
 
         def loss(self, params, extras, batch, key, step):
             out = super().loss(params, extras, batch, key, step)
-            centre = jnp.where(step == 4, jnp.nan, extras["centre"])
-            return out.replace(extras={**out.extras, "centre": centre})
+            center = jnp.where(step == 4, jnp.nan, extras["center"])
+            return out.replace(extras={**out.extras, "center": center})
 
-    with pytest.raises(NonFiniteError, match="update 6: extras/centre"):
+    with pytest.raises(NonFiniteError, match="update 6: extras/center"):
         start(tmp_path, method=Hidden())
     assert checkpoint_steps(tmp_path) == [0, 3]
 
@@ -148,7 +148,7 @@ def test_poison_found_while_stopping_is_not_saved(tmp_path):
     assert checkpoint_steps(tmp_path) == [0, 3]
 
 
-def test_disagreeing_normalisers_stop(tmp_path):
+def test_disagreeing_normalizers_stop(tmp_path):
     with pytest.raises(ConfigError, match="normali"):
         start(tmp_path, method=Toy(tied=True))
 

@@ -74,7 +74,7 @@ def test_objective_is_the_sum_of_masked_means():
     )
     np.testing.assert_allclose(metrics["positives"], positive.sum() / 8, rtol=1e-6)
     assert metrics["lr"] == np.float32(0.05)
-    assert metrics["normaliser_mismatch"] == 0.0
+    assert metrics["normalizer_mismatch"] == 0.0
 
 
 @pytest.mark.parametrize("splits", [(0, 2, 8), (0, 4, 8)])
@@ -86,7 +86,7 @@ def test_accumulation_equals_the_large_batch(splits):
     assert_same(whole, split, rtol=1e-5, atol=1e-7)
     assert_same(whole_metrics, split_metrics, rtol=1e-5, atol=1e-6)
     assert int(split.extras["seen"]) == 32
-    # The normalisers differ between the parts, so a mean of means would have been another number.
+    # The normalizers differ between the parts, so a mean of means would have been another number.
     counts = [
         np.sum(b.y[: splits[1]] > 0) / (b.y[: splits[1]].size) - np.mean(b.y > 0) for b in batches
     ]
@@ -177,10 +177,10 @@ def test_loss_reads_the_average_and_step_keeps_it():
     assert set(state.extras) == {"seen"}
 
 
-def test_wrong_normaliser_is_reported():
+def test_wrong_normalizer_is_reported():
     state, step = build(method=Toy(tied=True))
     _, metrics = run(state, step, [[toy_batches(1)[0]]])
-    assert metrics[0]["normaliser_mismatch"] > 0.1
+    assert metrics[0]["normalizer_mismatch"] > 0.1
 
 
 def test_examine_keeps_the_state():

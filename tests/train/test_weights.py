@@ -10,7 +10,7 @@ from flax.traverse_util import unflatten_dict
 from wsod_jax.errors import DataError
 from wsod_jax.train.weights import load_weights, save_weights
 
-META = {"architecture": "tiny", "pixels": "torchvision", "source": "a test"}
+META = {"architecture": "tiny", "preprocessing": "torch", "source": "a test"}
 
 
 @pytest.fixture
@@ -95,7 +95,7 @@ def test_missing_and_foreign_files_say_what_to_do(tmp_path, weights):
 
 @pytest.mark.parametrize("path, meta", [("w.txt", META), ("w.npz", {"architecture": "tiny"})])
 def test_bad_descriptions_are_not_written(tmp_path, weights, path, meta):
-    with pytest.raises(DataError, match="w.txt.*npz|pixels, source"):
+    with pytest.raises(DataError, match="w.txt.*npz|preprocessing, source"):
         save_weights(tmp_path / path, weights, meta)
     assert not list(tmp_path.iterdir())
 
@@ -107,3 +107,14 @@ def test_failed_writes_leave_the_old_file(tmp_path, weights):
         save_weights(path, weights, {**META, "odd": json})
     load_weights(path)
     assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_files_of_version_0_1_are_read(tmp_path, weights):
+    path = tmp_path / "w.npz"
+    save_weights(path, weights, {"architecture": "tiny", "preprocessing": "tf", "source": "x"})
+    with np.load(path) as archive:
+        arrays = dict(archive)
+    meta = json.loads(str(arrays.pop("__meta__")))
+    del meta["preprocessing"]
+    np.savez(path, **arrays, __meta__=json.dumps({**meta, "pixels": "torchvision"}))
+    assert load_weights(path)[1]["preprocessing"] == "torch"

@@ -1,4 +1,4 @@
-"""A linear model with two terms on two normalisers, small enough to check by hand."""
+"""A linear model with two terms on two normalizers, small enough to check by hand."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Toy:
 
     def __init__(self, *, poison_at: int | None = None, tied: bool = False) -> None:
         self.poison_at = poison_at
-        self.tied = tied  # both terms claim one normaliser, wrongly
+        self.tied = tied  # both terms claim one normalizer, wrongly
 
     def init(self, key, batch):
         del batch

@@ -1,4 +1,4 @@
-"""A localising classifier beside its baselines: other proposal maps, image centres, gradients, proposal files."""
+"""A localizing classifier beside its baselines: other proposal maps, image centers, gradients, proposal files."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from wsod_jax.evaluation.metrics.object_energy import EnergyMetrics
 from wsod_jax.evaluation.metrics.pointing import difficult_subset, pointing_accuracy
 from wsod_jax.evaluation.report import Table
 from wsod_jax.methods.base import Method
-from wsod_jax.ops.response import response_point
+from wsod_jax.ops.cam import cam_point
 from wsod_jax.ops.soft_proposal import Solver
 from wsod_jax.predictor import Predictor, bar
 from wsod_jax.scoring import AnnotatedImages, evaluate_pass
@@ -26,7 +26,7 @@ from wsod_jax.types import Batch, Params
 
 SOLVERS = {"walk": "M of the walk", "stationary": "M stationary", "uniform": "M uniform (CAM)"}
 COLUMNS = (
-    "image mAP",
+    "classification mAP",
     "pointing",
     "pointing difficult",
     "pointing AP",
@@ -87,7 +87,7 @@ def center_points(sizes: np.ndarray, num_classes: int) -> np.ndarray:
 def gradient_points(predictor: Predictor, split: AnnotatedImages) -> np.ndarray:
     """Return [n, c, 2] where the gradient of a class's score with respect to the pixels is largest.
 
-    Every image is seen once, at the first scale; NaN for classes it neither contains nor is labelled with.
+    Every image is seen once, at the first scale; NaN for classes it neither contains nor is labeled with.
     """
     views = predictor.one_view().views(split.images, None)
     gradient = jax.jit(functools.partial(saliency, predictor.method))
@@ -104,7 +104,7 @@ def gradient_points(predictor: Predictor, split: AnnotatedImages) -> np.ndarray:
             )
             for row in np.flatnonzero(has):
                 height, width = batch.image_size[row]
-                point = response_point(maps[row, :height, :width])
+                point = cam_point(maps[row, :height, :width])
                 place = batch.image_index[row], chosen[row]
                 points[place] = np.array(point) / np.asarray(batch.views.scale[row])
     return points

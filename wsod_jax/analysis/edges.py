@@ -81,7 +81,7 @@ def edge_table(found: Mapping[str, Sequence[EdgeShares]]) -> str:
 
 
 def cells_on_objects(boxes: np.ndarray, size: tuple[int, int], grid: tuple[int, int]) -> np.ndarray:
-    """Return [h, w] bool, the cells whose centres, with corners aligned, lie in one of the boxes [n, 4]."""
+    """Return [h, w] bool, the cells whose centers, with corners aligned, lie in one of the boxes [n, 4]."""
     y, x = (
         np.linspace(0.5, side - 0.5, count) if count > 1 else np.array([side / 2])
         for side, count in zip(size, grid, strict=True)

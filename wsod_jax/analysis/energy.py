@@ -13,7 +13,7 @@ from wsod_jax import viz
 from wsod_jax.analysis.proposal_maps import MapRun
 from wsod_jax.errors import DataError
 from wsod_jax.evaluation.metrics.object_energy import EnergyMetrics, object_energy
-from wsod_jax.evaluation.metrics.tables import TruthTable, checked_sizes
+from wsod_jax.evaluation.metrics.tables import GroundTruth, checked_sizes
 from wsod_jax.ops.boxes import box_coverage, union_area
 from wsod_jax.predictor import Predictor, bar, check_classes
 from wsod_jax.scoring import AnnotatedImages
@@ -80,7 +80,7 @@ class EnergyCurve:
         }
 
 
-def object_area_ratios(truth: TruthTable, image_sizes: np.ndarray) -> np.ndarray:
+def object_area_ratios(truth: GroundTruth, image_sizes: np.ndarray) -> np.ndarray:
     """Return per image the share of its area that its objects of all classes cover together.
 
     Args:
@@ -99,7 +99,7 @@ def object_area_ratios(truth: TruthTable, image_sizes: np.ndarray) -> np.ndarray
 
 
 def energy_by_size(
-    energies: np.ndarray, truth: TruthTable, image_sizes: np.ndarray
+    energies: np.ndarray, truth: GroundTruth, image_sizes: np.ndarray
 ) -> EnergyBySize:
     """Fit a cubic polynomial to Object Energy over the share of the image that objects cover.
 
@@ -175,7 +175,7 @@ def boxes_energy_map(
       height, width: of the image.
     Returns:
       [height, width] float32 >= 0, exactly 0 where no box has a positive score; a box covers a pixel if it contains
-      the pixel's centre.
+      the pixel's center.
     Raises:
       DataError: a score is negative or not finite, or there is not one per box.
     Cost: O(n + height * width).
@@ -198,7 +198,7 @@ def boxes_energy_map(
 def proposal_energies(
     boxes: Sequence[np.ndarray],
     scores: Sequence[np.ndarray] | None,
-    truth: TruthTable,
+    truth: GroundTruth,
     image_sizes: np.ndarray,
 ) -> np.ndarray:
     """Return the Object Energy of every image's proposals.

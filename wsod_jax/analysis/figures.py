@@ -15,7 +15,7 @@ from wsod_jax.evaluation.metrics.average_precision import (
     best_overlaps,
     match_detections,
 )
-from wsod_jax.evaluation.metrics.tables import DetectionTable, TruthTable
+from wsod_jax.evaluation.metrics.tables import DetectionTable, GroundTruth
 from wsod_jax.evaluation.report import Picture
 from wsod_jax.scoring import PassOutcome
 from wsod_jax.types import ImageResult
@@ -26,7 +26,7 @@ CLASSES_SHOWN = 3  # of an image's maps
 def draw_detections(
     image: np.ndarray,
     result: ImageResult,
-    objects: TruthTable | None,
+    objects: GroundTruth | None,
     *,
     class_names: Sequence[str],
     score_thr: float = 0.5,
@@ -84,11 +84,11 @@ def draw_detections(
 def draw_maps(
     image: np.ndarray,
     result: ImageResult,
-    objects: TruthTable | None,
+    objects: GroundTruth | None,
     *,
     class_names: Sequence[str],
 ) -> np.ndarray:
-    """Draw one image's proposal map and the response maps of its best-scored classes that were read, side by side.
+    """Draw an image's proposal map and the class activation maps of its best-scored classes, side by side.
 
     An image of which no class was read shows its maps without a class.
 
@@ -111,19 +111,17 @@ def draw_maps(
     cells = [first, viz.draw_objectness(image, objectness - objectness.min())]
     captions = ["image", "proposal map"]
     for c in sorted(maps.classes, key=lambda c: -scores[c])[:CLASSES_SHOWN]:
-        cells.append(draw_response(image, maps, int(c)))
+        cells.append(draw_cam(image, maps, int(c)))
         told = "" if maps.predicted[c] else ", not predicted"
         captions.append(f"{class_names[c]} {scores[c]:.2f}{told}")
     return viz.contact_sheet(cells, captions=captions, columns=2 + CLASSES_SHOWN)
 
 
-def draw_response(image: np.ndarray, maps: ImageMaps, c: int) -> np.ndarray:
-    """Draw one class's response over its image, with its point, tightest box, and components."""
-    response = maps.response(c)
-    above = np.maximum(response - response.min(), 0.0)
-    return viz.draw_response(
-        image, above, maps.point(c), maps.tightest(c)[0][0], maps.components(c)[0]
-    )
+def draw_cam(image: np.ndarray, maps: ImageMaps, c: int) -> np.ndarray:
+    """Draw one class's activation over its image, with its point, tightest box, and components."""
+    cam = maps.cam(c)
+    above = np.maximum(cam - cam.min(), 0.0)
+    return viz.draw_cam(image, above, maps.point(c), maps.tightest(c)[0][0], maps.components(c)[0])
 
 
 def draw_precision_recall(
@@ -191,7 +189,7 @@ def draw_outcome(outcome: PassOutcome, folder: str | Path, count: int) -> list[P
     judged = "Hits red, false detections yellow, ground truth green"
     captions = {
         "detections": judged if outcome.data.has_boxes else "Detections, a color for each class",
-        "maps": "Proposal map; responses with their strongest point, tightest box, and components (dashed)",
+        "maps": "Proposal map; activations with their strongest point, tightest box, and components (dashed)",
     }
     for kind, figures in drawn.items():
         if figures:

@@ -30,11 +30,11 @@ class FieldOptions:
     Attributes:
       num: the most boxes per image.
       sizes: sides of a cell's boxes, as factors of the receptive field's side. A deep cell's field is most of the
-        image, while what moves its value most lies near the field's centre: several factors below 1 cover objects of
+        image, while what moves its value most lies near the field's center: several factors below 1 cover objects of
         several sizes.
       aspects: width / height of a cell's boxes; the area stays that of the size.
       nms_thr: a box with IoU > this to a better-scored one of the image is left out; 1 keeps all. The best cells are
-        neighbours, and without this so are the best boxes.
+        neighbors, and without this so are the best boxes.
     """
 
     num: int = 100
@@ -111,11 +111,11 @@ def _view_boxes(
     """Return every box of one view, [h·w·s·a, 4] in original pixels, not clipped, and its score."""
     seen = view.proposal_map[:, ::-1] if view.mirrored else view.proposal_map
     rows, columns = np.mgrid[: seen.shape[0], : seen.shape[1]].reshape(2, -1)
-    centre = field.centre_px + field.stride_px * np.stack([columns, rows], axis=1)  # [n, 2]
+    center = field.center_px + field.stride_px * np.stack([columns, rows], axis=1)  # [n, 2]
     root = np.sqrt(options.aspects)
     half = np.stack([root, 1 / root], axis=1) * field.size_px / 2  # [a, 2]
     half = (np.array(options.sizes)[:, None, None] * half).reshape(-1, 2)  # [s·a, 2]
-    boxes = np.concatenate([centre[:, None] - half, centre[:, None] + half], axis=2).reshape(-1, 4)
+    boxes = np.concatenate([center[:, None] - half, center[:, None] + half], axis=2).reshape(-1, 4)
     if view.mirrored:
         boxes = flip_boxes(boxes, view.size_px[1])
     factors = np.array(image_size[::-1]) / np.array(view.size_px[::-1])

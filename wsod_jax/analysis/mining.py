@@ -13,7 +13,7 @@ import numpy as np
 
 from wsod_jax import viz
 from wsod_jax.config import RunConfig
-from wsod_jax.data.records import GroundTruth
+from wsod_jax.data.records import AnnotatedBoxes
 from wsod_jax.errors import ConfigError, DataError
 from wsod_jax.methods.assign import Mined
 from wsod_jax.methods.base import RefinementMethod
@@ -23,7 +23,7 @@ from wsod_jax.ops.masked import masked_mean
 from wsod_jax.overrides import locations
 from wsod_jax.predictor import check_classes
 from wsod_jax.runs import load_run
-from wsod_jax.training_data import TrainingData, read_ground_truth
+from wsod_jax.training_data import TrainingData, read_annotated_boxes
 from wsod_jax.types import Batch, Params
 
 
@@ -61,7 +61,7 @@ class ClassGraph:
 
     Attributes:
       core: the class's top proposal.
-      neighbours: [n] proposals with IoU >= T to the core, nearest in features first.
+      neighbors: [n] proposals with IoU >= T to the core, nearest in features first.
       nodes: [g] accepted instances.
       rejected: [m] the nearest proposals apart from core and nodes that are not near enough.
       distances: [r] appearance distances to the core, D.
@@ -70,7 +70,7 @@ class ClassGraph:
     """
 
     core: int
-    neighbours: np.ndarray
+    neighbors: np.ndarray
     nodes: np.ndarray
     rejected: np.ndarray
     distances: np.ndarray
@@ -78,7 +78,7 @@ class ClassGraph:
     limit: float
 
     def relative(self, rows: np.ndarray) -> np.ndarray | None:
-        """Return D / D_avg of proposals; `None` where D_avg is 0: a core without neighbours finds no node."""
+        """Return D / D_avg of proposals; `None` where D_avg is 0: a core without neighbors finds no node."""
         return self.distances[rows] / self.d_avg if self.d_avg > 0 else None
 
 
@@ -137,13 +137,13 @@ class MiningRun:
         step = predictor.metadata["step"]
         return cls(predictor.method, predictor.params, data, config, step)
 
-    def objects(self) -> GroundTruth:
+    def objects(self) -> AnnotatedBoxes:
         """Return the annotated objects of the training set, which training never saw.
 
         Raises:
           ConfigError: if its reader knows none.
         """
-        return read_ground_truth(self.config, self.config.data.train_split)
+        return read_annotated_boxes(self.config, self.config.data.train_split)
 
     def mine(self, positions: Sequence[int]) -> dict[int, MinedImage]:
         """Mine in some images as the training step after this checkpoint would, at the first scale, unmirrored.
@@ -209,10 +209,10 @@ class MiningRun:
         """
         pseudo = jax.tree.map(lambda x: x[stage], image.mined.pseudo)
         own = pseudo.mask & (pseudo.classes == class_index)
-        if not (own & pseudo.is_core).any():
+        if not (own & pseudo.is_seed).any():
             return None
-        core = int(pseudo.index[own & pseudo.is_core][0])
-        nodes = pseudo.index[own & ~pseudo.is_core]
+        core = int(pseudo.index[own & pseudo.is_seed][0])
+        nodes = pseudo.index[own & ~pseudo.is_seed]
         distances, near, d_avg, visited = jax.tree.map(
             np.asarray,
             _search(
@@ -228,10 +228,10 @@ class MiningRun:
         d_avg = float(d_avg)
         limit = self.alpha() * d_avg
         beyond = (visited >= 0) & (distances[visited] >= limit) & ~np.isin(visited, nodes)
-        neighbours = np.setdiff1d(np.flatnonzero(near), [core])
-        neighbours = neighbours[np.argsort(distances[neighbours], kind="stable")]
+        neighbors = np.setdiff1d(np.flatnonzero(near), [core])
+        neighbors = neighbors[np.argsort(distances[neighbors], kind="stable")]
         rejected = visited[beyond][:num_rejected]
-        return ClassGraph(core, neighbours, nodes, rejected, distances, d_avg, limit)
+        return ClassGraph(core, neighbors, nodes, rejected, distances, d_avg, limit)
 
     @property
     def _oim(self) -> Oim:
@@ -314,7 +314,7 @@ def draw_class_graphs(
     graphs: Sequence[ClassGraph | None],
     *,
     class_name: str,
-    max_neighbours: int = 16,
+    max_neighbors: int = 16,
     cell_px: int = 420,
 ) -> np.ndarray:
     """Draw a class's graphs of every stage side by side.
@@ -324,7 +324,7 @@ def draw_class_graphs(
       image: what was mined in it.
       graphs: of the class, one per stage; `None` where it has no core.
       class_name: for the captions.
-      max_neighbours: how many members of the core's spatial graph to draw, the nearest.
+      max_neighbors: how many members of the core's spatial graph to draw, the nearest.
       cell_px: longer side of each picture.
 
     Returns:
@@ -341,7 +341,7 @@ def draw_class_graphs(
             viz.draw_graphs(
                 pixels,
                 boxes[graph.core],
-                neighbours=boxes[graph.neighbours[:max_neighbours]],
+                neighbors=boxes[graph.neighbors[:max_neighbors]],
                 nodes=boxes[graph.nodes],
                 node_distances=graph.relative(graph.nodes),
                 rejected=boxes[graph.rejected],
@@ -349,7 +349,7 @@ def draw_class_graphs(
             )
         )
         captions.append(
-            f"{class_name}, head {stage}: neighbours {len(graph.neighbours)}, "
+            f"{class_name}, head {stage}: neighbors {len(graph.neighbors)}, "
             f"nodes {len(graph.nodes)}"
         )
     return viz.contact_sheet(pictures, captions=captions, columns=len(pictures), cell_px=cell_px)

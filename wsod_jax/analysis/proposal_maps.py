@@ -1,4 +1,4 @@
-"""How a proposal map and a class's response map evolved over training, in single images."""
+"""How a proposal map and a class activation map evolved over training, in single images."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from wsod_jax.types import ImageResult
 
 @dataclasses.dataclass(frozen=True)
 class MapRun:
-    """A run of a method that localises by maps.
+    """A run of a method that localizes by maps.
 
     Attributes:
       workdir: of the run, or the folder of one of its checkpoints.
@@ -107,15 +107,15 @@ def draw_map_evolution(
     objects: np.ndarray | None = None,
     run_name: str = "",
 ) -> np.ndarray:
-    """Draw an image's proposal map and the response map of a class at several checkpoints, one row each.
+    """Draw an image's proposal map and the class activation map of a class at several checkpoints, one row each.
 
-    Every map has its own colours, from its lowest to its highest value. Proposal maps tell these in multiples of their
-    mean, so 1.0 to 1.0 is the map that prefers no place; a ring marks the strongest response.
+    Every map has its own colors, from its lowest to its highest value. Proposal maps tell these in multiples of their
+    mean, so 1.0 to 1.0 is the map that prefers no place; a ring marks the strongest activation.
 
     Args:
       pixels: [H, W, 3] uint8 RGB, the original image.
       found: step -> the image's maps at that checkpoint, in the order to show.
-      class_index, class_name: of which class the responses are.
+      class_index, class_name: of which class the activations are.
       objects: [n, 4] annotated objects of the class, drawn into the image; `None` where they are not known.
       run_name: written into the first column, where several runs are compared.
 
@@ -124,27 +124,27 @@ def draw_map_evolution(
 
     Source: Zhu et al. 2017 (SPN), figure 3.
     """
-    proposal_cells, response_cells = [pixels], [pixels]
+    proposal_cells, cam_cells = [pixels], [pixels]
     of_run = f"{run_name}: " if run_name else ""
     proposal_captions = [f"{of_run}proposal map"]
-    response_captions = [f"{of_run}response to {class_name}"]
+    cam_captions = [f"{of_run}activation to {class_name}"]
     if objects is not None:
-        response_cells = [viz.draw_detections(pixels, (), (), (), (), truth_boxes=objects)]
+        cam_cells = [viz.draw_detections(pixels, (), (), (), (), truth_boxes=objects)]
     for step, image in found.items():
         proposal = image.maps.objectness()
         proposal_cells.append(viz.draw_objectness(pixels, proposal - proposal.min()))
         low, high = np.array([proposal.min(), proposal.max()]) / max(proposal.mean(), 1e-12)
         proposal_captions.append(f"step {step}: {low:.1f} to {high:.1f} × mean")
-        response = image.maps.response(class_index)
-        above = np.maximum(response - response.min(), 0.0)
+        cam = image.maps.cam(class_index)
+        above = np.maximum(cam - cam.min(), 0.0)
         tight, _ = image.maps.tightest(class_index)
         point = image.maps.point(class_index)
-        response_cells.append(viz.draw_response(pixels, above, point, tight[0], np.zeros((0, 4))))
+        cam_cells.append(viz.draw_cam(pixels, above, point, tight[0], np.zeros((0, 4))))
         score = image.image_scores[class_index]
-        response_captions.append(f"step {step}: {class_name} {score:.2f}")
+        cam_captions.append(f"step {step}: {class_name} {score:.2f}")
     return viz.contact_sheet(
-        proposal_cells + response_cells,
-        captions=proposal_captions + response_captions,
+        proposal_cells + cam_cells,
+        captions=proposal_captions + cam_captions,
         columns=len(proposal_cells),
         cell_px=400,
     )

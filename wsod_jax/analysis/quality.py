@@ -65,7 +65,7 @@ def _boxes(images: Sequence[MinedImage], stage: int, kind: str, num_classes: int
     index, classes, scores, boxes = [], [], [], [np.zeros((0, 4), np.float32)]
     for number, image in enumerate(images):
         pseudo = jax.tree.map(lambda x: x[stage], image.mined.pseudo)
-        rows = np.flatnonzero(pseudo.mask & (pseudo.is_core == (kind == "cores")))
+        rows = np.flatnonzero(pseudo.mask & (pseudo.is_seed == (kind == "cores")))
         index += [number] * len(rows)
         classes += pseudo.classes[rows].tolist()
         scores += pseudo.scores[rows].tolist()

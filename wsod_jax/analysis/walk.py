@@ -12,7 +12,7 @@ import numpy as np
 from wsod_jax import viz
 from wsod_jax.data.records import ImageSet
 from wsod_jax.methods.spn import Spn
-from wsod_jax.ops.response import Resizing, resize_map
+from wsod_jax.ops.cam import Resizing, resize_map
 from wsod_jax.ops.soft_proposal import soft_proposals
 from wsod_jax.predictor import Predictor, check_classes
 from wsod_jax.types import Batch, Params
@@ -112,13 +112,13 @@ def draw_walk(
 ) -> np.ndarray:
     """Draw the map after some steps of its walk, and the stationary map.
 
-    All maps share one scale of colours, from 0 to the highest value among them.
+    All maps share one scale of colors, from 0 to the highest value among them.
 
     Args:
       pixels: [H, W, 3] uint8 RGB, the original image.
       walk: over its cells.
       steps: after how many, each at most k.
-      upsampling: from cells to pixels, see `ops.response.resize_map`.
+      upsampling: from cells to pixels, see `ops.cam.resize_map`.
 
     Returns:
       [H', W', 3] uint8 RGB, the image first. Captions tell maxima in multiples of the uniform map.

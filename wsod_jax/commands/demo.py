@@ -33,10 +33,10 @@ SMALL = {
     "train": (
         f"--config.train.num_steps={NUM_STEPS_SMALL}",
         "--config.optim.warmup_steps=5",
-        "--config.log.every=5",
-        "--config.log.checkpoint_every=10",
+        "--config.log.log_interval=5",
+        "--config.log.checkpoint_interval=10",
     ),
-    "pictures": ("--config.log.pictures_every=10", "--config.log.num_pictures=4"),
+    "pictures": ("--config.log.image_interval=10", "--config.log.num_images=4"),
 }
 
 

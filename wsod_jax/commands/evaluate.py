@@ -96,7 +96,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         "--compare",
         action="store_true",
         help="methods with maps: also other proposal maps of the same weights (uniform is CAM), and the points of "
-        "image centres and of gradients",
+        "image centers and of gradients",
     )
     add(
         "--energy_of",

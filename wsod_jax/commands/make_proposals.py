@@ -262,7 +262,7 @@ def print_recall(
         print("No recall report: the folder has no annotated boxes.")
         return
     for split in options.split:
-        truth = reader.ground_truth(split)
+        truth = reader.annotated_boxes(split)
         print(f"\n{split}")
         print(measure_recall(proposals, truth).table())
         print()

@@ -11,8 +11,8 @@ Written into --out: predictions.json (all boxes, and masks where the method pred
 with predictions.index.json (which numbers mean which image and class), detections.coco.json (the same as a COCO data
 set), image_scores.csv (a score per picture and class), pictures/ (each picture with its best boxes) and sheet.jpg (all
 of them at a glance). Methods without proposals, such as SPN, also write points.csv, and
-draw the proposal map and the responses to classes; a picture in which no class is predicted has no boxes, and shows
-the best class's response. A classifier writes image_scores.csv alone. Pictures that cannot be read are named and left
+draw the proposal map and the activations to classes; a picture in which no class is predicted has no boxes, and shows
+the best class's activation. A classifier writes image_scores.csv alone. Pictures that cannot be read are named and left
 out.
 """
 

@@ -39,7 +39,7 @@ DETECTORS = {
     "oim": "OIM",
     "oim_ir": "OIM+IR",
 }
-LOCALISERS = {"spn": "SPN", "cam": "CAM, trained alike"}
+LOCALIZERS = {"spn": "SPN", "cam": "CAM, trained alike"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,23 +56,23 @@ class Sweep:
 
     title: str
     methods: dict[str, str]
-    columns: tuple[str, ...] = ("mAP50", "CorLoc", "image mAP", "top box size ratio")
+    columns: tuple[str, ...] = ("mAP50", "CorLoc", "classification mAP", "top box size ratio")
     compare: tuple[str, ...] = ()
     beside: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
-def localisers(title: str) -> Sweep:
+def localizers(title: str) -> Sweep:
     """Return the sweep of SPN and its baselines."""
     return Sweep(
         title,
-        LOCALISERS,
-        ("image mAP", "pointing", "pointing difficult", "CorLoc", "CorLoc any", "energy"),
+        LOCALIZERS,
+        ("classification mAP", "pointing", "pointing difficult", "CorLoc", "CorLoc any", "energy"),
         compare=("spn",),
         beside={
             "M uniform": "SPN's weights, M uniform",
             "M stationary": "SPN's weights, M stationary",
             "Grad": "SPN's weights, gradient",
-            "Center": "image centre",
+            "Center": "image center",
             "proposals": "selective search",
         },
     )
@@ -81,8 +81,8 @@ def localisers(title: str) -> Sweep:
 SETS = {
     "cards6": Sweep("cards6 (SqueezeNet 1.1)", DETECTORS),
     "synthetic": Sweep("synthetic set (tiny backbone)", DETECTORS),
-    "spn_cards6": localisers("cards6 without proposals (SqueezeNet 1.1)"),
-    "spn_synthetic": localisers("synthetic set without proposals (tiny backbone)"),
+    "spn_cards6": localizers("cards6 without proposals (SqueezeNet 1.1)"),
+    "spn_synthetic": localizers("synthetic set without proposals (tiny backbone)"),
 }
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 
@@ -277,7 +277,7 @@ class SeedSummary:
         return f"{100 * self.mean:.1f}{spread}"
 
 
-def summarise_seeds(runs: Sequence[Mapping[str, float]]) -> dict[str, SeedSummary]:
+def summarize_seeds(runs: Sequence[Mapping[str, float]]) -> dict[str, SeedSummary]:
     """Return mean and standard deviation of every number that all runs have.
 
     Args:
@@ -286,7 +286,7 @@ def summarise_seeds(runs: Sequence[Mapping[str, float]]) -> dict[str, SeedSummar
       DataError: there is no run, or a shared value is not a number.
     """
     if not runs:
-        raise DataError("there are no runs to summarise")
+        raise DataError("there are no runs to summarize")
     shared = [name for name in runs[0] if all(name in run for run in runs)]
     summaries = {}
     for name in shared:
@@ -306,7 +306,7 @@ def cells(rows: list[dict], columns: tuple[str, ...], wanted: int) -> list[str]:
     if not rows:
         return ["not run"] * len(columns) + [f"0 of {wanted}", ""]
     minutes = sum(row["train_seconds"] + row["evaluate_seconds"] for row in rows) / len(rows) / 60
-    summary = summarise_seeds([row["summary"] for row in rows])
+    summary = summarize_seeds([row["summary"] for row in rows])
     values = [summary[name].as_percent() for name in columns]
     return [*values, f"{len(rows)} of {wanted}", f"{minutes:.1f}"]
 
@@ -323,7 +323,7 @@ def beside(rows: list[dict], sweep: Sweep, wanted: int) -> list[str]:
                     for values in compared["rows"]
                     if values[0].startswith(start)
                 ]
-        summary = summarise_seeds([{k: v for k, v in one.items() if k} for one in found] or [{}])
+        summary = summarize_seeds([{k: v for k, v in one.items() if k} for one in found] or [{}])
         values = [
             summary[column].as_percent() if column in summary else "–" for column in sweep.columns
         ]

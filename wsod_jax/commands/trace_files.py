@@ -130,7 +130,7 @@ def small(values: dict, data: Path, proposals: Path, num_devices: int) -> dict:
     values["train"] |= {"micro_batch": num_devices, "accumulate": 1}
     values["optim"] |= {"decay_steps": ()}
     values["optim"].pop("momentum_reset_steps", None)
-    values["log"] |= {"pictures_every": 0, "tensorboard": False}
+    values["log"] |= {"image_interval": 0, "tensorboard": False}
     if values.get("proposals"):
         values["proposals"] |= {"path": str(proposals), "max_proposals": 64}
         values["method"]["box_head"] = {"dims": (32, 32)}

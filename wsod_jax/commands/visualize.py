@@ -9,7 +9,7 @@ Detections from a predictions file; hits red, false ones yellow and dashed, anno
   wsod-jax visualize detections --data VOCdevkit/VOC2007 --split test --predictions predictions.json \\
       --out pictures
 
-Detections in a plain folder of pictures (boxes in their classes' colours):
+Detections in a plain folder of pictures (boxes in their classes' colors):
 
   wsod-jax visualize detections --data my_pictures --predictions predictions.json --out pictures
 
@@ -37,7 +37,7 @@ Where the scores of a class pile up over the course of training, of one or more 
 
   wsod-jax visualize objectness --workdir runs/oicr runs/oim --num 8 --out pictures
 
-How the proposal maps of SPN and a class's response maps evolved over the course of training, of one or more runs:
+How the proposal maps of SPN and a class activation maps evolved over the course of training, of one or more runs:
 
   wsod-jax visualize proposal_maps --workdir runs/spn runs/cam --class cow --num 8 --out pictures
 
@@ -166,11 +166,11 @@ def add_mining_commands(command: Callable[..., argparse.ArgumentParser]) -> None
 
 
 def add_map_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
-    """Add the commands that load checkpoints of runs that localise by maps."""
-    maps = command("proposal_maps", "map_runs", "proposal and response maps over training")
+    """Add the commands that load checkpoints of runs that localize by maps."""
+    maps = command("proposal_maps", "map_runs", "proposal and class activation maps over training")
     maps.add_argument("--steps", nargs="+", type=int, help="checkpoints (a handful, evenly spread)")
     maps.add_argument(
-        "--class", dest="class_name", help="whose responses (the image's best-scored label)"
+        "--class", dest="class_name", help="whose activations (the image's best-scored label)"
     )
     walk = command("walk", "map_runs", "the random walk that makes a proposal map")
     add_checkpoint_arguments(walk)

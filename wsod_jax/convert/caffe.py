@@ -58,7 +58,7 @@ def convert_vgg16(path: str | Path, *, with_fc: bool = True) -> tuple[Params, di
 
     Args:
       path: .npz, .npy, .pkl or .pth; pickles are read without running what they contain.
-      with_fc: False leaves fc6 and fc7 out, for networks with another neck.
+      with_fc: False leaves fc6 and fc7 out, for networks with another box head.
 
     Returns:
       params: conv1_1 to conv5_3, fc6, fc7; fc6 takes maps flattened by row, column, channel.
@@ -118,7 +118,7 @@ def convert_googlenet(path: str | Path) -> tuple[Params, dict[str, Any]]:
             names[f"{module}/{layer}"] = f"{module.replace('inception', 'inception_')}/{name}"
     arrays = _from_caffe_names(_read_blobs(source.path), names, first_kernel=(7, 7, 3, 64))
     backbone = GoogLeNet(
-        pixels="caffe",
+        preprocessing="caffe",
         mean=GOOGLENET_MEAN,
         ends_at="inception5b",
         branch3_kernel=5,
@@ -186,7 +186,7 @@ def _from_caffe_names(
     Args:
       blobs: name in the file -> array.
       names: the product's name of a layer -> Caffe's, the network's first layer first.
-      first_kernel: shape of the first layer's kernel, [rows, columns, in, out], by which a file is recognised that has
+      first_kernel: shape of the first layer's kernel, [rows, columns, in, out], by which a file is recognized that has
         all its axes in this order already.
     """
     arrays = {}

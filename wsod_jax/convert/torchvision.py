@@ -41,7 +41,7 @@ def convert_vgg16(path: str | Path, *, with_fc: bool = True) -> tuple[Params, di
 
     Args:
       path: vgg16-397923af.pth, or a file like it.
-      with_fc: False leaves fc6 and fc7 out, for networks with another neck.
+      with_fc: False leaves fc6 and fc7 out, for networks with another box head.
 
     Returns:
       params: conv1_1 to conv5_3, fc6, fc7; fc6 takes maps flattened by row, column, channel.
@@ -52,7 +52,7 @@ def convert_vgg16(path: str | Path, *, with_fc: bool = True) -> tuple[Params, di
     """
     source = open_source(path, importer="torchvision_vgg16")
     arrays = vgg16_from_torch_names(read_torch_file(source.path, "features.0.weight"))
-    return for_backbone(arrays, Vgg16(pixels="torchvision"), source, with_fc=with_fc)
+    return for_backbone(arrays, Vgg16(preprocessing="torch"), source, with_fc=with_fc)
 
 
 def convert_squeezenet(path: str | Path) -> tuple[Params, dict[str, Any]]:
@@ -81,14 +81,14 @@ def convert_squeezenet(path: str | Path) -> tuple[Params, dict[str, Any]]:
             arrays[f"{name}/kernel"] = conv_kernel(state[f"{place}.weight"])
         if f"{place}.bias" in state:
             arrays[f"{name}/bias"] = state[f"{place}.bias"]
-    return for_backbone(arrays, SqueezeNet(pixels="torchvision", ceil_mode=True), source)
+    return for_backbone(arrays, SqueezeNet(preprocessing="torch", ceil_mode=True), source)
 
 
 def convert_googlenet(path: str | Path) -> tuple[Params, dict[str, Any]]:
-    """Read torchvision's GoogLeNet up to inception5b and fold its batch normalisation into kernels and biases.
+    """Read torchvision's GoogLeNet up to inception5b and fold its batch normalization into kernels and biases.
 
     The pretrained network turns torchvision's usual pixels into RGB / 127.5 − 1 first (`transform_input`), so its
-    convention here is "inception". Auxiliary classifiers and the last layer are left out.
+    convention here is "tf". Auxiliary classifiers and the last layer are left out.
 
     Args:
       path: googlenet-1378be20.pth, or a file like it.

@@ -1,6 +1,6 @@
 """What a reader returns. Image labels and boxes are separate objects, so that boxes reach training on purpose only.
 
-`ImageSet` holds images with labels per image: what methods with image-level supervision train on. `GroundTruth`
+`ImageSet` holds images with labels per image: what methods with image-level supervision train on. `AnnotatedBoxes`
 holds boxes: the only thing evaluation accepts beside predictions. `BoxSet` contains an `ImageSet` and boxes to
 train on; it is no `ImageSet`, so it cannot be given where one is wanted.
 """
@@ -36,7 +36,7 @@ class ImageRecord:
       source: the file, or a function that returns the encoded bytes.
       height: in pixels, upright (EXIF orientation applied).
       width: in pixels, likewise.
-      labels: one value per class: 1 present, 0 absent, -1 unknown (no loss). Empty for unlabelled sets.
+      labels: one value per class: 1 present, 0 absent, -1 unknown (no loss). Empty for unlabeled sets.
       number: the data set's own number of the image, such as COCO's image id, where it has one.
     """
 
@@ -183,7 +183,7 @@ class BoxAnnotations:
 
 
 @dataclass(frozen=True)
-class GroundTruth:
+class AnnotatedBoxes:
     """Boxes for evaluation; nothing that trains takes one.
 
     Attributes:
@@ -199,7 +199,7 @@ class GroundTruth:
     def __len__(self) -> int:
         return len(self.boxes)
 
-    def select(self, image_ids: Iterable[str]) -> GroundTruth:
+    def select(self, image_ids: Iterable[str]) -> AnnotatedBoxes:
         """Return the ground truth of these images, in this order.
 
         Raises:
@@ -312,7 +312,7 @@ class BoxSet:
 
     @classmethod
     def from_ground_truth(
-        cls, images: ImageSet, truth: GroundTruth, *, source: str = "annotations"
+        cls, images: ImageSet, truth: AnnotatedBoxes, *, source: str = "annotations"
     ) -> BoxSet:
         """Join images and their annotations; difficult objects and crowds are to be ignored.
 

@@ -1,1 +1,1 @@
-"""Inference over views, detection and localisation metrics, reports."""
+"""Inference over views, detection and localization metrics, reports."""

@@ -23,10 +23,10 @@ from wsod_jax.evaluation.metrics.coco_metrics import coco_ap
 from wsod_jax.evaluation.metrics.corloc import box_quality, class_quality, corloc, corloc_any
 from wsod_jax.evaluation.metrics.tables import (
     DetectionTable,
+    GroundTruth,
     ImageObjects,
     Region,
     Rle,
-    TruthTable,
 )
 from wsod_jax.evaluation.report import Evaluation
 from wsod_jax.ops.masks import mask_to_rle
@@ -126,11 +126,11 @@ class _OfRegions:
         return dataclasses.replace(table, masks=tuple(self._masks))
 
     @property
-    def truth(self) -> TruthTable:
+    def truth(self) -> GroundTruth:
         """The objects of all images."""
         if self.region == "boxes":
-            return TruthTable.from_annotations(self._objects, num_classes=self.num_classes)
-        return TruthTable.from_instances(self._objects, num_classes=self.num_classes)
+            return GroundTruth.from_annotations(self._objects, num_classes=self.num_classes)
+        return GroundTruth.from_instances(self._objects, num_classes=self.num_classes)
 
 
 @dataclass

@@ -24,7 +24,7 @@ from wsod_jax.evaluation.metrics.pointing import (
     pointing_accuracy,
     pointing_with_prediction,
 )
-from wsod_jax.evaluation.metrics.tables import TruthTable
+from wsod_jax.evaluation.metrics.tables import GroundTruth
 from wsod_jax.evaluation.report import Evaluation
 from wsod_jax.types import ImageResult
 
@@ -85,19 +85,19 @@ class Classification(_OfImages):
             self._images.append((result.image_scores, annotation.labels))
 
     def compute(self) -> Evaluation:
-        """Return the image AP of every class; nothing where no label is known."""
+        """Return the classification AP of every class; nothing where no label is known."""
         found = Evaluation()
         if all((labels < 0).all() for _, labels in self._images):
             return found
         ap = classification_ap(*map(np.stack, self.columns()), ap_mode=self.ap_mode)
-        found.add_share("image AP", ap, mean="image mAP")
-        found.notes.append(f"image AP is `{self.ap_mode}`")
+        found.add_share("classification AP", ap, mean="classification mAP")
+        found.notes.append(f"classification AP is `{self.ap_mode}`")
         return found
 
 
 @dataclass
 class Pointing(_OfImages):
-    """Does the strongest response of a class lie on one of its objects?
+    """Does the strongest activation of a class lie on one of its objects?
 
     Attributes:
       tolerance_px: a point this close to an object's box is a hit, in pixels of the original image.
@@ -125,7 +125,7 @@ class Pointing(_OfImages):
     def compute(self) -> Evaluation:
         """Return pointing accuracy, that of small objects among others, and the AP of predicting and pointing."""
         points, scores, objects, sizes = self.columns()
-        truth = TruthTable.from_annotations(objects, num_classes=self.num_classes)
+        truth = GroundTruth.from_annotations(objects, num_classes=self.num_classes)
         points, scores = np.stack(points), np.stack(scores)
         difficult = difficult_subset(truth, np.array(sizes))
         found = Evaluation()
@@ -171,7 +171,7 @@ class Energy:
 class Ilsvrc(_OfImages):
     """The errors of ILSVRC, for methods that predict one class per image.
 
-    "localisation error" is that of the box of the image's own class, as the SPN paper has it; "top-k localisation
+    "localization error" is that of the box of the image's own class, as the SPN paper has it; "top-k localization
     error" asks for a right class among k guesses with a right box. Images that could not be read are wrong.
 
     Attributes:
@@ -199,17 +199,17 @@ class Ilsvrc(_OfImages):
         """Return the errors."""
         *columns, objects = self.columns()
         guesses, boxes, own, labels = map(np.array, columns)
-        truth = TruthTable.from_annotations(objects, num_classes=self.num_classes)
+        truth = GroundTruth.from_annotations(objects, num_classes=self.num_classes)
         top = (1, guesses.shape[1])
         errors = localization_errors(
             guesses, boxes, labels, truth, top=top, blacklist=self.blacklist
         )
         own = known_class_error(own, labels, truth, blacklist=self.blacklist)
-        found = Evaluation(overall={"localisation error": own}, detail=errors)
+        found = Evaluation(overall={"localization error": own}, detail=errors)
         for k, wrong, misplaced in zip(
             errors.top, errors.classification, errors.localization, strict=True
         ):
-            found.overall |= {f"top-{k} error": wrong, f"top-{k} localisation error": misplaced}
+            found.overall |= {f"top-{k} error": wrong, f"top-{k} localization error": misplaced}
         if errors.num_left_out:
             found.notes.append(
                 f"the blacklist leaves {errors.num_left_out} images out of the errors"

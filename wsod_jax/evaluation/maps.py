@@ -8,9 +8,9 @@ from typing import Literal
 
 import numpy as np
 
+from wsod_jax.ops.cam import BoxMode, Resizing, cam_point, map_boxes, resize_map
 from wsod_jax.ops.nms import greedy_nms
-from wsod_jax.ops.response import BoxMode, Resizing, map_boxes, resize_map, response_point
-from wsod_jax.types import Batch, ResponseMaps
+from wsod_jax.types import ActivationMaps, Batch
 
 Boxes = tuple[np.ndarray, np.ndarray]  # [n, 4] float32 and scores [n] float32
 
@@ -20,7 +20,7 @@ class MapReading:
     """How maps are read.
 
     Attributes:
-      upsampling: from cells to the pixels of the image, see `ops.response.resize_map`.
+      upsampling: from cells to the pixels of the image, see `ops.cam.resize_map`.
       threshold: a pixel is foreground where R_c >= threshold · mean(R_c).
       connectivity: of the pixels of one component, 4 or 8.
       boxes: a class's detections: the "tightest" box around all of its foreground, or one for each of its "components".
@@ -52,16 +52,17 @@ class MapReading:
 
 @dataclass(frozen=True)
 class ViewMaps:
-    """One view's maps, valid cells only and turned back where the view was mirrored; units as in `types.ResponseMaps`.
+    """One view's maps, valid cells only and turned back where the view was mirrored; units as in
+    `types.ActivationMaps`.
 
     Attributes:
-      responses: [h, w, k] float32, of the classes read; h and w may be 0.
+      cams: [h, w, k] float32, of the classes read; h and w may be 0.
       proposal_map: [h', w'] float32.
       size_px: (height, width) of the view in network pixels.
       mirrored: the network saw the view mirrored left-right: its first column is the last one here.
     """
 
-    responses: np.ndarray
+    cams: np.ndarray
     proposal_map: np.ndarray
     size_px: tuple[int, int]
     mirrored: bool = False
@@ -73,7 +74,7 @@ class ImageMaps:
 
     Attributes:
       views: of the image.
-      classes: [k] ascending, the classes whose responses are there.
+      classes: [k] ascending, the classes whose activations are there.
       predicted: [c] bool, the classes predicted to be present; none in an image smaller than a cell, where the bias
         alone speaks.
       size: (height, width) of the original image.
@@ -92,19 +93,19 @@ class ImageMaps:
     @property
     def is_too_small(self) -> bool:
         """Whether the image is smaller than one cell of every view's map."""
-        return all(0 in view.responses.shape[:2] for view in self.views)
+        return all(0 in view.cams.shape[:2] for view in self.views)
 
-    def view_responses(self, c: int) -> list[np.ndarray]:
-        """Return every view's response [H, W] to a class that was read, in pixels of the image."""
+    def view_cams(self, c: int) -> list[np.ndarray]:
+        """Return every view's activation [H, W] to a class that was read, in pixels of the image."""
         k = int(np.searchsorted(self.classes, c))
         if k == len(self.classes) or self.classes[k] != c:
             raise KeyError(f"class {c} was not read of this image; {self.classes} were")
         how = self.reading.upsampling
-        return [resize_map(view.responses[..., k], *self.size, how) for view in self.views]
+        return [resize_map(view.cams[..., k], *self.size, how) for view in self.views]
 
-    def response(self, c: int) -> np.ndarray:
-        """Return the response [H, W] to a class, the mean over views."""
-        return np.mean(self.view_responses(c), axis=0)
+    def cam(self, c: int) -> np.ndarray:
+        """Return the activation [H, W] to a class, the mean over views."""
+        return np.mean(self.view_cams(c), axis=0)
 
     def objectness(self) -> np.ndarray:
         """Return the proposal map [H, W], the mean over views."""
@@ -115,7 +116,7 @@ class ImageMaps:
         return np.mean(maps, axis=0)
 
     def point(self, c: int) -> tuple[float, float]:
-        """Return (x, y) of the strongest response to a class."""
+        """Return (x, y) of the strongest activation to a class."""
         return self._of_class(c)[0]
 
     def tightest(self, c: int) -> Boxes:
@@ -138,11 +139,11 @@ class ImageMaps:
     def _of_class(self, c: int) -> tuple[tuple[float, float], Boxes, list[Boxes]]:
         """Return point, tightest box, and components of every view or of their mean; read once."""
         if c not in self._read:
-            views = self.view_responses(c)
+            views = self.view_cams(c)
             mean = np.mean(views, axis=0)
             parts = views if self.reading.separate_views else [mean]
             components = [self._boxes(part, "components") for part in parts]
-            self._read[c] = response_point(mean), self._boxes(mean, "tightest"), components
+            self._read[c] = cam_point(mean), self._boxes(mean, "tightest"), components
         return self._read[c]
 
     def detections(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -158,25 +159,23 @@ class ImageMaps:
         order = np.argsort(-scores, kind="stable")
         return boxes[order], scores[order], np.concatenate(classes)[order]
 
-    def _boxes(self, response: np.ndarray, mode: BoxMode) -> Boxes:
+    def _boxes(self, cam: np.ndarray, mode: BoxMode) -> Boxes:
         reading = self.reading
-        return map_boxes(
-            response, mode, factor=reading.threshold, connectivity=reading.connectivity
-        )
+        return map_boxes(cam, mode, factor=reading.threshold, connectivity=reading.connectivity)
 
 
 def image_maps(
-    views: Sequence[tuple[ResponseMaps, Batch]],
+    views: Sequence[tuple[ActivationMaps, Batch]],
     b: int,
     size: tuple[int, int],
     image_scores: np.ndarray,
     asked: np.ndarray | None,
     reading: MapReading,
 ) -> ImageMaps:
-    """Return the maps of one image, responses of the classes that are read.
+    """Return the maps of one image, activations of the classes that are read.
 
     Args:
-      views: `types.ResponseMaps` as NumPy, and the batch, of each view.
+      views: `types.ActivationMaps` as NumPy, and the batch, of each view.
       b: which row of the batches the image is.
       size: (height, width) of the original image.
       image_scores: [c].
@@ -196,10 +195,10 @@ def image_maps(
         step = -1 if mirrored else 1
         height, width = maps.size[b]
         rows, columns = maps.proposal_size[b]
-        responses = maps.responses[b, :height, :width][:, ::step][..., classes]
+        cams = maps.cams[b, :height, :width][:, ::step][..., classes]
         proposal_map = maps.proposal_map[b, :rows, :columns][:, ::step]
         view_size = tuple(np.asarray(batch.image_size[b]).tolist())
-        cut.append(ViewMaps(responses, proposal_map, view_size, mirrored))
+        cut.append(ViewMaps(cams, proposal_map, view_size, mirrored))
     return ImageMaps(tuple(cut), classes, predicted, size, reading)
 
 

@@ -111,7 +111,7 @@ def _arrays(result: ImageResult) -> dict[str, np.ndarray]:
     if result.maps is not None:
         found["map_classes"], found["map_predicted"] = result.maps.classes, result.maps.predicted
         for v, view in enumerate(result.maps.views):
-            found[f"map_{v}_responses"] = view.responses
+            found[f"map_{v}_responses"] = view.cams
             found[f"map_{v}_proposals"] = view.proposal_map
             found[f"map_{v}_view"] = np.array([*view.size_px, view.mirrored])
     return found

@@ -32,7 +32,7 @@ class Mined(NamedTuple):
 def positive_classes(
     labels: Int[Array, " c"], max_classes: int
 ) -> tuple[Int[Array, " m"], Int[Array, ""]]:
-    """Return the classes an image is labelled with, in ascending order, and how many do not fit.
+    """Return the classes an image is labeled with, in ascending order, and how many do not fit.
 
     Args:
       labels: [c] 1 present, 0 absent, -1 unknown; only 1 counts.
@@ -52,7 +52,7 @@ def fill_slots(
     index: Int[Array, " g"],
     classes: Int[Array, " g"],
     scores: Float[Array, " g"],
-    is_core: Bool[Array, " g"],
+    is_seed: Bool[Array, " g"],
     mask: Bool[Array, " g"],
 ) -> PseudoBoxes:
     """Return pseudo boxes with every field 0 in empty slots.
@@ -62,7 +62,7 @@ def fill_slots(
       index: [g] the proposal whose box it is.
       classes: [g] its foreground class.
       scores: [g] its source score.
-      is_core: [g] True for a class's top box.
+      is_seed: [g] True for a class's top box.
       mask: [g] True where the slot is used.
     """
     return PseudoBoxes(
@@ -70,7 +70,7 @@ def fill_slots(
         classes=jnp.where(mask, classes, 0).astype(jnp.int32),
         scores=jnp.where(mask, scores, 0.0),
         index=jnp.where(mask, index, 0).astype(jnp.int32),
-        is_core=is_core & mask,
+        is_seed=is_seed & mask,
         mask=mask,
     )
 
@@ -100,11 +100,11 @@ def assign_proposals(
       iou_thrs: (background, foreground): IoU >= foreground is foreground (inclusive); background <= IoU <
         foreground gets weight 0.
       ignore_iou_thr: IoU < this gets weight 0; 0 ignores nothing.
-      spreads: [g] whether neighbours of the box take its label; all do by default.
+      spreads: [g] whether neighbors of the box take its label; all do by default.
 
     Returns:
       The targets of each proposal. Masked proposals, and all of them where there is no pseudo box,
-      have label 0, weight 0 and `assigned` -1. `is_centre` is True where g(j) is p_j itself and p_j is
+      have label 0, weight 0 and `matched_idx` -1. `is_pseudo_box` is True where g(j) is p_j itself and p_j is
       foreground.
 
     Ties: the first slot wins; so a proposal that overlaps no pseudo box belongs to the first one.
@@ -126,9 +126,9 @@ def assign_proposals(
     return RefineTargets(
         labels=jnp.where(foreground, classes + 1, 0).astype(jnp.int32),
         weights=weights,
-        assigned=jnp.where(real, assigned, -1).astype(jnp.int32),
-        is_centre=foreground & (pseudo.index[assigned] == own_index),
-        source=jnp.where(foreground, own_score, weights),
+        matched_idx=jnp.where(real, assigned, -1).astype(jnp.int32),
+        is_pseudo_box=foreground & (pseudo.index[assigned] == own_index),
+        source_scores=jnp.where(foreground, own_score, weights),
     )
 
 

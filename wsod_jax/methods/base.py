@@ -165,7 +165,7 @@ class ProposalMethod(Method):
         """The whole network, with a refinement head per stage."""
         return ProposalNetwork(
             backbone=self.backbone,
-            neck=self.box_head,
+            box_head=self.box_head,
             num_classes=self.num_classes,
             num_stages=self.num_stages,
             roi_size=self.roi_size,
@@ -345,7 +345,7 @@ def mining_metrics(mined: Mined, batch: Batch) -> dict[str, Term]:
     """Return what is logged of the mining, averaged over stages: boxes, positives, scores."""
     pseudo, targets = mined.pseudo, mined.targets
     real = batch.image_mask[:, None, None]
-    nodes = pseudo.mask & ~pseudo.is_core
+    nodes = pseudo.mask & ~pseudo.is_seed
 
     def per_image(mask: jax.Array) -> Term:
         return image_term(jnp.mean(jnp.sum(mask, axis=2) * 1.0, axis=1), batch)

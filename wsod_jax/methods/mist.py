@@ -97,7 +97,7 @@ class Mist(Oicr):
             index=index,
             classes=slot_classes,
             scores=weights.reshape(-1),
-            is_core=jnp.tile(jnp.arange(max_boxes) == 0, self.max_classes),
+            is_seed=jnp.tile(jnp.arange(max_boxes) == 0, self.max_classes),
             mask=index >= 0,
         )
         return Mined(self.assign(pseudo, source), pseudo, num_overflow + jnp.sum(lost))

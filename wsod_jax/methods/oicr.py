@@ -27,10 +27,10 @@ class Oicr(RefinementMethod):
     """OICR.
 
     Attributes:
-      normaliser: |P| counts the proposals with weight ("weighted", as released) or all ("real", as PyTorch ports do).
+      normalizer: |P| counts the proposals with weight ("weighted", as released) or all ("real", as PyTorch ports do).
     """
 
-    normaliser: Literal["weighted", "real"] = "weighted"
+    normalizer: Literal["weighted", "real"] = "weighted"
 
     def mine(self, source: Source, step: jax.Array) -> Mined:
         """Mine one box per positive class of one image and label all proposals by it.
@@ -65,7 +65,7 @@ class Oicr(RefinementMethod):
         _, (index, score) = jax.lax.scan(mine_class, start, classes)
         used = (classes >= 0) & jnp.any(source.mask)
         boxes = source.boxes_at(index, classes)
-        pseudo = fill_slots(boxes, index, classes, score, is_core=used, mask=used)
+        pseudo = fill_slots(boxes, index, classes, score, is_seed=used, mask=used)
         return Mined(self.assign(pseudo, source), pseudo, num_overflow)
 
     def stage_loss(
@@ -73,7 +73,7 @@ class Oicr(RefinementMethod):
     ) -> Float[Array, ""]:
         """Return L_k of one image."""
         ones = jnp.ones_like(mined.targets.weights)
-        return weighted_cross_entropy(logits, mined.targets, ones, mask, normaliser=self.normaliser)
+        return weighted_cross_entropy(logits, mined.targets, ones, mask, normalizer=self.normalizer)
 
 
 def weighted_cross_entropy(
@@ -82,7 +82,7 @@ def weighted_cross_entropy(
     multiplier: Float[Array, " r"],
     mask: Bool[Array, " r"],
     *,
-    normaliser: Literal["weighted", "real"],
+    normalizer: Literal["weighted", "real"],
 ) -> Float[Array, ""]:
     """Return the weighted cross-entropy of one refinement head on one image.
 
@@ -95,7 +95,7 @@ def weighted_cross_entropy(
       targets: mined labels and weights.
       multiplier: [r] factor on each weight; it does not enter the normalizer.
       mask: [r] True = real proposal.
-      normaliser: |P|. "weighted": proposals with w_j > 1e-12, at least 1 (released OICR code);
+      normalizer: |P|. "weighted": proposals with w_j > 1e-12, at least 1 (released OICR code);
         "real": all real proposals, at least 1. They differ only by ignored proposals.
 
     Returns:
@@ -106,7 +106,7 @@ def weighted_cross_entropy(
     """
     targets, multiplier = jax.lax.stop_gradient((targets, multiplier))
     weights = jnp.where(mask, targets.weights, 0.0)
-    counted = weights > 1e-12 if normaliser == "weighted" else mask
+    counted = weights > 1e-12 if normalizer == "weighted" else mask
     total = -jnp.sum(
         jnp.where(mask, weights * multiplier, 0.0) * log_likelihood(logits, targets, mask)
     )

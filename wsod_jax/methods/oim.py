@@ -50,7 +50,7 @@ class Oim(Oicr):
       release_core_sign: 1 gives "release" +β for the core, as its author says was meant.
       graphs: "both"; "spatial" (core and neighbors, no nodes: what OICR mines) and "appearance" (core and nodes
         themselves, no neighbors) are rows SG and AG of the paper's Table 6.
-      node_neighbours: neighbors of nodes are positive ("paper") or background ("release").
+      node_neighbors: neighbors of nodes are positive ("paper") or background ("release").
       mining_feature: features after dropout, as released (published α depends on it), or before. Between features
         with dropout all distances are much alike, and α >= 2 takes nearly every box that is apart.
       davg_includes_core: D_avg averages the core's own distance 0 in, as the paper's loop and the release do.
@@ -62,7 +62,7 @@ class Oim(Oicr):
     beta: Annotated[float, NOT_NEGATIVE] = 0.2
     release_core_sign: Literal[-1, 1] = -1
     graphs: Literal["both", "spatial", "appearance"] = "both"
-    node_neighbours: Literal["paper", "release"] = "paper"
+    node_neighbors: Literal["paper", "release"] = "paper"
     mining_feature: Literal["fc7_dropout", "fc7_clean"] = "fc7_dropout"
     davg_includes_core: bool = True
     max_nodes: Annotated[int, NOT_NEGATIVE] = 256
@@ -147,16 +147,16 @@ class Oim(Oicr):
         _, indices, weights, num_overflow = jax.lax.fori_loop(0, num_classes, mine_class, state)
 
         index, slot_classes = indices.reshape(-1), jnp.repeat(classes, 1 + num_nodes)  # [g]
-        is_core = jnp.tile(jnp.arange(1 + num_nodes) == 0, self.max_classes)
+        is_seed = jnp.tile(jnp.arange(1 + num_nodes) == 0, self.max_classes)
         pseudo = fill_slots(
             source.boxes_at(index, slot_classes),
             index=index,
             classes=slot_classes,
             scores=weights.reshape(-1),
-            is_core=is_core,
+            is_seed=is_seed,
             mask=index >= 0,
         )
-        return Mined(self.assign(pseudo, source, self._spreads(is_core)), pseudo, num_overflow)
+        return Mined(self.assign(pseudo, source, self._spreads(is_seed)), pseudo, num_overflow)
 
     def stage_loss(
         self, logits: Float[Array, "r k"], mined: Mined, mask: Bool[Array, " r"]
@@ -169,14 +169,14 @@ class Oim(Oicr):
             release_core_sign=self.release_core_sign,
         )
         return weighted_cross_entropy(
-            logits, mined.targets, multiplier, mask, normaliser=self.normaliser
+            logits, mined.targets, multiplier, mask, normalizer=self.normalizer
         )
 
-    def _spreads(self, is_core: Bool[Array, " g"]) -> Bool[Array, " g"]:
+    def _spreads(self, is_seed: Bool[Array, " g"]) -> Bool[Array, " g"]:
         """Return which slots give their label to their neighbors."""
         if self.graphs == "appearance":
-            return jnp.zeros_like(is_core)
-        return is_core if self.node_neighbours == "release" else jnp.ones_like(is_core)
+            return jnp.zeros_like(is_seed)
+        return is_seed if self.node_neighbors == "release" else jnp.ones_like(is_seed)
 
 
 def appearance_distances(features: Float[Array, "r f"], core: Int[Array, ""]) -> Float[Array, " r"]:
@@ -287,7 +287,7 @@ def instance_multiplier(
     that cores and background get 1 + beta: the rule sets in only as scores grow.
 
     Args:
-      targets: of any miner; with OICR's each graph is a top box and its neighbours.
+      targets: of any miner; with OICR's each graph is a top box and its neighbors.
       mode: "off" (all ones), "paper" or "release".
       beta: in [0, 1]; the paper's best is 0.2.
       release_core_sign: sign of the first line of "release".
@@ -304,9 +304,9 @@ def instance_multiplier(
     if mode == "off":
         return ones
     if mode == "paper":
-        member = jnp.where(targets.is_centre, beta, 1.0 + beta)
+        member = jnp.where(targets.is_pseudo_box, beta, 1.0 + beta)
         return jnp.where(targets.labels > 0, member, ones).astype(jnp.float32)
-    ratio = targets.source / (targets.weights + 1e-5)
+    ratio = targets.source_scores / (targets.weights + 1e-5)
     weak = jnp.where(ratio > 0.299, 1.0 + beta, ones)
-    strong = jnp.where(targets.is_centre, release_core_sign * beta, ones)
+    strong = jnp.where(targets.is_pseudo_box, release_core_sign * beta, ones)
     return jnp.where(ratio > 0.999, strong, weak).astype(jnp.float32)

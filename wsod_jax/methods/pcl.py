@@ -35,13 +35,13 @@ class Pcl(RefinementMethod):
     Attributes:
       num_kmeans_clusters: k of the k-means on scores.
       graph_iou_thr: proposals with IoU > this are joined by an edge (exclusive).
-      max_centres: at most this many clusters per class, those of the highest scores. (The greedy
+      max_centers: at most this many clusters per class, those of the highest scores. (The greedy
         search itself stops when at most 5 candidates are left, as released.)
     """
 
     num_kmeans_clusters: Annotated[int, COUNT] = 3
     graph_iou_thr: Annotated[float, SHARE] = 0.4
-    max_centres: Annotated[int, COUNT] = 5
+    max_centers: Annotated[int, COUNT] = 5
 
     paper: ClassVar[str] = "Tang et al. 2018 (PCL)"
 
@@ -53,7 +53,7 @@ class Pcl(RefinementMethod):
            the cluster with the highest mean are kept (`top_cluster`).
         2. Kept proposals with IoU > `graph_iou_thr` are joined (each with itself too). The one of highest
            degree becomes a center, scored by the best of its neighbors, and is taken away with them; and so
-           on until at most five are left. The `max_centres` best-scored centers stay (`find_centres`).
+           on until at most five are left. The `max_centers` best-scored centers stay (`find_centers`).
         3. These leave the pool before the next class. A class that finds the pool empty is skipped.
         Each proposal then takes label and weight of the center it overlaps most (`assign_proposals`).
 
@@ -62,7 +62,7 @@ class Pcl(RefinementMethod):
           step: not used.
 
         Returns:
-          `Mined` with `max_centres` slots per class, by descending score, of which the first is the core. No
+          `Mined` with `max_centers` slots per class, by descending score, of which the first is the core. No
           positive class, or no real proposal: all weights 0.
 
         Ties: of equal degrees the last index wins, of equal center scores the first.
@@ -72,7 +72,7 @@ class Pcl(RefinementMethod):
         k-means starts at random and may end in a clustering that is not the best.
         """
         del step
-        count, max_centres = source.mask.shape[0], self.max_centres
+        count, max_centers = source.mask.shape[0], self.max_centers
         classes, num_overflow = positive_classes(source.labels, self.max_classes)
 
         def graph(boxes: Array) -> Array:
@@ -84,19 +84,19 @@ class Pcl(RefinementMethod):
             scores = source.scores[:, c]
             joined = graph(source.boxes_of(c)) if shared is None else shared
             kept = top_cluster(scores, pool & (c >= 0), num_clusters=self.num_kmeans_clusters)
-            centre_scores, is_centre = find_centres(scores, joined, kept)
-            score, index, valid = masked_top_k(centre_scores, is_centre, max_centres)
+            center_scores, is_pseudo_box = find_centers(scores, joined, kept)
+            score, index, valid = masked_top_k(center_scores, is_pseudo_box, max_centers)
             pool = pool.at[jnp.where(valid, index, count)].set(False, mode="drop")
             return pool, (index, score, valid)
 
         _, (index, score, valid) = jax.lax.scan(mine_class, source.mask, classes)  # [m, n] each
-        index, slot_classes = index.reshape(-1), jnp.repeat(classes, max_centres)
+        index, slot_classes = index.reshape(-1), jnp.repeat(classes, max_centers)
         pseudo = fill_slots(
             source.boxes_at(index, slot_classes),
             index=index,
             classes=slot_classes,
             scores=score.reshape(-1),
-            is_core=jnp.tile(jnp.arange(max_centres) == 0, self.max_classes),
+            is_seed=jnp.tile(jnp.arange(max_centers) == 0, self.max_classes),
             mask=valid.reshape(-1),
         )
         return Mined(self.assign(pseudo, source), pseudo, num_overflow)
@@ -108,10 +108,10 @@ class Pcl(RefinementMethod):
         return cluster_loss(logits, mined.targets, mined.pseudo, mask)
 
 
-def find_centres(
+def find_centers(
     scores: Float[Array, " r"], joined: Bool[Array, "r r"], kept: Bool[Array, " r"]
 ) -> tuple[Float[Array, " r"], Bool[Array, " r"]]:
-    """Return which proposals are centres of the graph on the kept ones, and the centres' scores.
+    """Return which proposals are centers of the graph on the kept ones, and the centers' scores.
 
     Args:
       scores: [r].
@@ -119,35 +119,35 @@ def find_centres(
       kept: [r] True = node of the graph.
 
     Returns:
-      centre_scores: [r] the best score among a centre's neighbours, itself included; else 0.
-      is_centre: [r].
+      center_scores: [r] the best score among a center's neighbors, itself included; else 0.
+      is_pseudo_box: [r].
 
     Ties: of equal degrees the last index wins.   Cost: O(r) for each kept proposal.
     """
     last = scores.shape[0] - 1
 
-    def neighbours_among(nodes: Array) -> Array:
+    def neighbors_among(nodes: Array) -> Array:
         (index,) = jnp.nonzero(nodes, size=scores.shape[0])
         degree = jnp.zeros(scores.shape[0], jnp.int32)
         return jax.lax.fori_loop(0, jnp.sum(nodes), lambda n, d: d + joined[index[n]], degree)
 
     def unfinished(state: tuple[Array, ...]) -> Array:
-        left, _, _, is_centre = state
-        begun = jnp.any(is_centre)
+        left, _, _, is_pseudo_box = state
+        begun = jnp.any(is_pseudo_box)
         return jnp.any(left) & ((jnp.sum(left) > NUM_LEFT) | ~begun)
 
-    def add_centre(state: tuple[Array, ...]) -> tuple[Array, ...]:
-        left, degree, centre_scores, is_centre = state
-        centre = last - jnp.argmax(jnp.where(left, degree, 0)[::-1])
-        taken = joined[centre] & left
+    def add_center(state: tuple[Array, ...]) -> tuple[Array, ...]:
+        left, degree, center_scores, is_pseudo_box = state
+        center = last - jnp.argmax(jnp.where(left, degree, 0)[::-1])
+        taken = joined[center] & left
         best = jnp.max(scores, where=taken, initial=0.0)
-        degree = degree - neighbours_among(taken)  # each node is taken, and counted out, once
-        centre_scores = centre_scores.at[centre].set(best)
-        return left & ~taken, degree, centre_scores, is_centre.at[centre].set(True)
+        degree = degree - neighbors_among(taken)  # each node is taken, and counted out, once
+        center_scores = center_scores.at[center].set(best)
+        return left & ~taken, degree, center_scores, is_pseudo_box.at[center].set(True)
 
-    start = (kept, neighbours_among(kept), jnp.zeros_like(scores), jnp.zeros_like(kept))
-    _, _, centre_scores, is_centre = jax.lax.while_loop(unfinished, add_centre, start)
-    return centre_scores, is_centre
+    start = (kept, neighbors_among(kept), jnp.zeros_like(scores), jnp.zeros_like(kept))
+    _, _, center_scores, is_pseudo_box = jax.lax.while_loop(unfinished, add_center, start)
+    return center_scores, is_pseudo_box
 
 
 def cluster_loss(
@@ -184,7 +184,9 @@ def cluster_loss(
     member = mask & (targets.labels > 0)
     background = jnp.sum(jnp.where(member, 0.0, weights) * log_probs)
 
-    slot = jnp.where(member, targets.assigned, num_slots)  # all others share a last, unused segment
+    slot = jnp.where(
+        member, targets.matched_idx, num_slots
+    )  # all others share a last, unused segment
     peak = jax.ops.segment_max(jax.lax.stop_gradient(log_probs), slot, num_slots + 1)
     peak = jnp.where(jnp.isfinite(peak), peak, 0.0)
     size = jax.ops.segment_sum(member.astype(jnp.float32), slot, num_slots + 1)

@@ -59,7 +59,7 @@ class Regression:
         """
         pseudo, targets = mined.pseudo, mined.targets
         foreground = mask & (targets.labels > 0)
-        wanted = encode_boxes(proposals, pseudo.boxes[targets.assigned], self.weights)  # [r, 4]
+        wanted = encode_boxes(proposals, pseudo.boxes[targets.matched_idx], self.weights)  # [r, 4]
         own_class = jnp.maximum(targets.labels - 1, 0)
         own = jnp.take_along_axis(deltas, own_class[:, None, None], axis=1)[:, 0]
         difference = jnp.where(foreground[:, None], own - jax.lax.stop_gradient(wanted), 0.0)

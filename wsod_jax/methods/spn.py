@@ -124,7 +124,7 @@ class Spn(Method):
     def predict(
         self, params: Params, extras: dict, batch: Batch, want: frozenset[Output]
     ) -> Predictions:
-        """Return class probabilities, response maps and the proposal map; boxes come from the maps."""
+        """Return class probabilities, class activation maps and the proposal map; boxes come from the maps."""
         del extras
         outputs = self.network.apply({"params": params}, batch)
         scores = class_scores(outputs.logits, self.activation)

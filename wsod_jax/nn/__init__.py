@@ -1,1 +1,1 @@
-"""flax.linen modules: backbones, necks, heads."""
+"""flax.linen modules: backbones, box head, heads."""

@@ -13,7 +13,7 @@ from wsod_jax.errors import ConfigError
 from wsod_jax.nn.layers import ConvRelu, ReceptiveField, clear_margin, receptive_field
 from wsod_jax.types import Batch, FeatureMap
 
-Pixels = Literal["caffe", "torchvision", "inception", "efficientnet_lite"]
+Preprocessing = Literal["caffe", "torch", "tf", "efficientnet_lite"]
 RoiMapping = Literal["stride", "receptive_field"]
 
 # Blue, green, red means on 0..255.
@@ -31,16 +31,16 @@ class Backbone(nn.Module):
     field follow from `geometry`.
 
     Attributes:
-      pixels: how the weights were trained; the module converts RGB 0..255 itself.
-      mean: blue, green, red mean, used when `pixels` is "caffe".
+      preprocessing: how the weights were trained; the module converts RGB 0..255 itself.
+      mean: blue, green, red mean, used when `preprocessing` is "caffe".
       dtype: type of the computation (float32 or bfloat16); parameters stay float32.
       frozen: prefixes of layer names whose parameters get no gradient. The gradient still reaches the image. The
-        optimiser must leave them alone too (weight decay): see `is_frozen`.
+        optimizer must leave them alone too (weight decay): see `is_frozen`.
       roi_mapping: how pooling finds a proposal's cells: "stride" divides its edges by the stride, as published VGG16
         models do, wherever the cells' centers are; "receptive_field" counts from the center of the first cell.
     """
 
-    pixels: Pixels = "caffe"
+    preprocessing: Preprocessing = "caffe"
     mean: tuple[float, float, float] = CAFFE_MEAN_RCNN
     dtype: jnp.dtype = jnp.float32
     frozen: tuple[str, ...] = ()
@@ -51,8 +51,8 @@ class Backbone(nn.Module):
     @property
     def description(self) -> dict[str, Any]:
         """What weights must have been made for, in JSON types; weight files carry the same keys."""
-        facts = {"architecture": self.architecture, "pixels": self.pixels}
-        if self.pixels == "caffe":
+        facts = {"architecture": self.architecture, "preprocessing": self.preprocessing}
+        if self.preprocessing == "caffe":
             facts["mean"] = list(self.mean)
         return facts
 
@@ -87,14 +87,14 @@ class Backbone(nn.Module):
         image: Shaped[Array | np.ndarray, "b H W 3"],
         image_size: Int[Array | np.ndarray, "b 2"],
     ) -> FeatureMap:
-        """Check the module's fields and return normalised pixels as a `FeatureMap`.
+        """Check the module's fields and return normalized pixels as a `FeatureMap`.
 
         Raises:
-          ConfigError: `pixels` is no known convention, or a `frozen` prefix names no layer.
+          ConfigError: `preprocessing` is no known convention, or a `frozen` prefix names no layer.
         """
-        if self.pixels not in get_args(Pixels):
+        if self.preprocessing not in get_args(Preprocessing):
             raise ConfigError(
-                f"backbone pixels is {self.pixels!r}; allowed: {', '.join(get_args(Pixels))}"
+                f"backbone preprocessing is {self.preprocessing!r}; allowed: {', '.join(get_args(Preprocessing))}"
             )
         for prefix in self.frozen:
             if not any(is_frozen(layer, (prefix,)) for layer in self.layers):
@@ -103,7 +103,7 @@ class Backbone(nn.Module):
                     f"its layers: {', '.join(self.layers)}"
                 )
         size = jnp.asarray(image_size, jnp.int32)
-        x = normalise_pixels(image, size, pixels=self.pixels, mean=tuple(self.mean))
+        x = normalize_pixels(image, size, preprocessing=self.preprocessing, mean=tuple(self.mean))
         return FeatureMap(x.astype(self.dtype), size, stride=1.0)
 
     def conv(
@@ -129,35 +129,35 @@ class Backbone(nn.Module):
         )
 
 
-def normalise_pixels(
+def normalize_pixels(
     image: Shaped[Array | np.ndarray, "b H W 3"],
     image_size: Int[Array, "b 2"],
     *,
-    pixels: Pixels,
+    preprocessing: Preprocessing,
     mean: tuple[float, float, float] = CAFFE_MEAN_RCNN,
 ) -> Float[Array, "b H W 3"]:
     """Turn RGB 0..255 into network input, in float32, with a margin of zeros.
 
     "caffe": channels in the order B, G, R, minus `mean`, no scaling.
-    "torchvision": (RGB / 255 − mean) / std with the ImageNet mean and standard deviation.
-    "inception": RGB / 127.5 − 1, in −1..1.
+    "torch": (RGB / 255 − mean) / std with the ImageNet mean and standard deviation.
+    "tf": RGB / 127.5 − 1, in −1..1.
     "efficientnet_lite": (RGB − 127) / 128.
 
     Args:
       image: [b, H, W, 3] uint8 or float, RGB, 0..255.
       image_size: [b, 2] int32, valid (height, width).
-      pixels: the convention the weights were trained with.
+      preprocessing: the convention the weights were trained with.
       mean: blue, green, red; used by "caffe" only.
 
     Returns:
       [b, H, W, 3] float32; exactly 0 outside `image_size`, where zero padding would be.
     """
     x = jnp.asarray(image).astype(jnp.float32)
-    if pixels == "caffe":
+    if preprocessing == "caffe":
         x = x[..., ::-1] - jnp.asarray(mean, jnp.float32).reshape(1, 1, 1, 3)
-    elif pixels == "inception":
+    elif preprocessing == "tf":
         x = x / 127.5 - 1.0
-    elif pixels == "efficientnet_lite":
+    elif preprocessing == "efficientnet_lite":
         x = (x - 127.0) / 128.0
     else:
         offset = jnp.asarray(TORCHVISION_MEAN, jnp.float32).reshape(1, 1, 1, 3)

@@ -28,7 +28,7 @@ class BoxHead(nn.Module):
     Attributes:
       dims: widths of the layers, named fc6, fc7 and so on.
       dropout_rate: after every layer; kept values are scaled up, so prediction needs no scaling.
-      log_input: fc6 sees log(1 + x) of the pooled maps. Networks without batch normalisation have heavy-tailed
+      log_input: fc6 sees log(1 + x) of the pooled maps. Networks without batch normalization have heavy-tailed
         features (SqueezeNet: mean 5, maximum 300), on which layers that start from nothing train badly; leave it
         False for pretrained fc6, fc7.
       dtype: type of the computation; parameters stay float32.

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from wsod_jax.nn.backbone import Backbone, Pixels, RoiMapping, is_frozen
+from wsod_jax.nn.backbone import Backbone, Preprocessing, RoiMapping, is_frozen
 from wsod_jax.nn.layers import Window, clear_margin
 from wsod_jax.options import Range
 from wsod_jax.types import FeatureMap
@@ -172,7 +172,7 @@ class EfficientNetLite0(Backbone):
     excitation out and put ReLU6 in place of swish.
     """
 
-    pixels: Pixels = "efficientnet_lite"
+    preprocessing: Preprocessing = "efficientnet_lite"
     roi_mapping: RoiMapping = "receptive_field"
     ends_at: Annotated[int, Range(0, len(BLOCKS) - 1)] = 10
 

@@ -7,8 +7,8 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import flax.linen as nn
 import jax.numpy as jnp
 
-from wsod_jax.nn.backbone import Backbone, Pixels, is_frozen
-from wsod_jax.nn.layers import ConvRelu, Window, local_response_norm, max_pool
+from wsod_jax.nn.backbone import Backbone, Preprocessing, is_frozen
+from wsod_jax.nn.layers import ConvRelu, Window, local_cam_norm, max_pool
 from wsod_jax.types import FeatureMap
 
 
@@ -75,8 +75,8 @@ class Inception(nn.Module):
 class GoogLeNet(Backbone):
     """GoogLeNet's convolutions, without auxiliary classifiers; pooling rounds up.
 
-    Every convolution has a bias and no batch normalisation. The importer of torchvision's weights folds its batch
-    normalisation, statistics included, into kernels and biases, which changes no output; Caffe's BVLC weights, trained
+    Every convolution has a bias and no batch normalization. The importer of torchvision's weights folds its batch
+    normalization, statistics included, into kernels and biases, which changes no output; Caffe's BVLC weights, trained
     without, fit as they are. The two differ in three details, which weight files record:
 
         weights                    pixels       branch3_kernel   pool4_window   lrn
@@ -88,12 +88,12 @@ class GoogLeNet(Backbone):
         cell, as class activation maps and soft proposals have it; "inception5b" has 1024 channels and 32 pixels.
       branch3_kernel: cells per side of every module's third branch. Szegedy et al. have 5.
       pool4_window: of the pooling, with step 2, before inception5a.
-      lrn: normalise over channels after the first pooling and after conv3, as Szegedy et al. do.
+      lrn: normalize over channels after the first pooling and after conv3, as Szegedy et al. do.
 
     Source: Szegedy et al. 2015, Table 1; ending at inception4e: Zhou et al. 2016, section 3.
     """
 
-    pixels: Pixels = "inception"
+    preprocessing: Preprocessing = "tf"
     ends_at: Literal["inception4e", "inception5b"] = "inception4e"
     branch3_kernel: Literal[3, 5] = 3
     pool4_window: Literal[2, 3] = 2
@@ -170,7 +170,7 @@ class GoogLeNet(Backbone):
         return maps
 
     def norm(self, maps: FeatureMap) -> FeatureMap:
-        """Normalise over channels if `lrn` says so."""
+        """Normalize over channels if `lrn` says so."""
         if not self.lrn:
             return maps
-        return local_response_norm(maps, window=5, alpha=1e-4, beta=0.75, k=1.0)
+        return local_cam_norm(maps, window=5, alpha=1e-4, beta=0.75, k=1.0)

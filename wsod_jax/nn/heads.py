@@ -36,7 +36,7 @@ class MidnHead(nn.Module):
 
         X_rc = softmax_r(A_rc / T) · softmax_c(B_rc)
 
-    with A from layer `det` and B from layer `cls`, both initialised from N(0, 0.01²) with zero bias.
+    with A from layer `det` and B from layer `cls`, both initialized from N(0, 0.01²) with zero bias.
 
     Attributes:
       num_classes: c, without background.
@@ -74,8 +74,8 @@ class MidnHead(nn.Module):
 class RefinementHeads(nn.Module):
     """Classify proposals, background included, once per refinement stage.
 
-    The stages share one `kernel` [s, f, k] and one `bias` [s, k], initialised from N(0, 0.01²) and 0: one matrix
-    product, and one parameter group for the optimiser.
+    The stages share one `kernel` [s, f, k] and one `bias` [s, k], initialized from N(0, 0.01²) and 0: one matrix
+    product, and one parameter group for the optimizer.
 
     Attributes:
       num_classes: c; a head has k = c + 1 logits, background first.
@@ -96,7 +96,7 @@ class RefinementHeads(nn.Module):
 class BoxRegression(nn.Module):
     """Say for every class how to move and grow a proposal, once per refinement stage.
 
-    The stages share one `kernel` [s, f, 4c] and one `bias` [s, 4c], initialised from N(0, 0.001²) and 0.
+    The stages share one `kernel` [s, f, 4c] and one `bias` [s, 4c], initialized from N(0, 0.001²) and 0.
 
     Attributes:
       num_classes: c; there are no deltas of the background.
@@ -132,7 +132,7 @@ class GapClassifier(nn.Module):
         return _linear(self.num_classes, "cls")(mean)
 
 
-class ResponseHead(nn.Module):
+class CamHead(nn.Module):
     """Sum a coupled feature map over its cells and classify the sums by the linear layer `cls`.
 
         y_c = Σ_k w_kc Σ_ij V_kij + b_c,      R_c = Σ_k w_kc V_k
@@ -153,7 +153,9 @@ class ResponseHead(nn.Module):
     def __call__(
         self, maps: FeatureMap, dropout_keys: Key[Array, " b"] | None
     ) -> tuple[Float[Array, "b c"], Float[Array, "b h w c"]]:
-        """Map features V [b, h, w, d], 0 in the margin, to class logits y and response maps R, float32.
+        """Map features V [b, h, w, d], 0 in the margin, to class logits y and class activation maps R, float32.
+
+        The paper calls R response maps.
 
         An empty map sums to 0. `dropout_keys` [b], one mask per image; `None` switches dropout off.
         """

@@ -65,18 +65,18 @@ class Window(NamedTuple):
 class ReceptiveField(NamedTuple):
     """The pixels that the cells of a map see, along either axis.
 
-    Cell i sees pixels with edges from `centre_px` + i·`stride_px` − `size_px`/2 to `centre_px` + i·`stride_px` +
+    Cell i sees pixels with edges from `center_px` + i·`stride_px` − `size_px`/2 to `center_px` + i·`stride_px` +
     `size_px`/2, as far as they are in the image.
 
     Attributes:
       size_px: side of the square that one cell sees.
       stride_px: from one cell to the next.
-      centre_px: centre of what cell 0 sees, in continuous pixel coordinates: pixel 0 reaches from 0 to 1.
+      center_px: center of what cell 0 sees, in continuous pixel coordinates: pixel 0 reaches from 0 to 1.
     """
 
     size_px: int
     stride_px: int
-    centre_px: float
+    center_px: float
 
 
 class ConvRelu(nn.Module):
@@ -154,17 +154,17 @@ class ConvRelu(nn.Module):
 def receptive_field(windows: tuple[Window, ...]) -> ReceptiveField:
     """Return what the last of a chain of layers sees of the image.
 
-        size = 1 + Σ (extent − 1)·j,   centre = ½ + Σ ((extent − 1)/2 − pad)·j,   j = Π strides of the layers before
+        size = 1 + Σ (extent − 1)·j,   center = ½ + Σ ((extent − 1)/2 − pad)·j,   j = Π strides of the layers before
 
     Args:
       windows: of the layers, in order; where a network branches, those of the path with the largest windows.
     """
-    size, stride, centre = 1, 1, 0.5
+    size, stride, center = 1, 1, 0.5
     for window in windows:
         size += (window.extent - 1) * stride
-        centre += ((window.extent - 1) / 2 - window.pad) * stride
+        center += ((window.extent - 1) / 2 - window.pad) * stride
         stride *= window.stride
-    return ReceptiveField(size, stride, centre)
+    return ReceptiveField(size, stride, center)
 
 
 def valid_mask(size: Int[Array, "b 2"], height: int, width: int) -> Bool[Array, "b h w 1"]:
@@ -219,10 +219,10 @@ def max_pool(
     return FeatureMap(clear_margin(best, size), size, maps.stride * stride)
 
 
-def local_response_norm(
+def local_cam_norm(
     maps: FeatureMap, *, window: int, alpha: float, beta: float, k: float
 ) -> FeatureMap:
-    """Divide every value by a norm of its neighbours among the channels, in float32.
+    """Divide every value by a norm of its neighbors among the channels, in float32.
 
         b_c = a_c / (k + α/n · Σ_{|c' − c| ≤ n/2} a_{c'}²)^β
 
@@ -250,7 +250,7 @@ def framework_uniform(fan_in: int) -> nn.initializers.Initializer:
     """Return an initializer that draws from U(−1/√fan_in, 1/√fan_in).
 
     What PyTorch gives the kernels and, unlike other frameworks, the biases of linear and convolutional layers that
-    a release does not initialise itself.
+    a release does not initialize itself.
 
     Args:
       fan_in: inputs of one output value: rows · columns · input channels / groups of a kernel. A bias takes that of

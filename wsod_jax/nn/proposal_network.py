@@ -54,11 +54,11 @@ class ProposalNetwork(nn.Module):
 
     Attributes:
       backbone: module from a batch to maps by name, of which "c5" is pooled.
-      neck: the box head, module from pooled maps [b, r, p, p, d] and dropout keys to per-proposal features.
+      box_head: the box head, module from pooled maps [b, r, p, p, d] and dropout keys to per-proposal features.
       num_classes: c.
       num_stages: number of refinement heads s; 0 for plain WSDDN.
       roi_size: bins per side, p.
-      pooling: quantised max pooling (published numbers need it) or RoIAlign.
+      pooling: quantized max pooling (published numbers need it) or RoIAlign.
       det_temperature: divides the detection logits before their softmax over proposals.
       score_gate: pooled features are multiplied by 1 + score_gate * objectness where the proposals
         carry scores (WSDDN with EdgeBoxes: 10); 0 switches it off.
@@ -66,7 +66,7 @@ class ProposalNetwork(nn.Module):
     """
 
     backbone: nn.Module
-    neck: nn.Module
+    box_head: nn.Module
     num_classes: int
     num_stages: int
     roi_size: int
@@ -108,7 +108,7 @@ class ProposalNetwork(nn.Module):
         pool, assumed_center = POOLING[self.pooling]
         boxes = batch.proposals
         if self.backbone.roi_mapping == "receptive_field":
-            center_px = self.backbone.receptive_field().centre_px
+            center_px = self.backbone.receptive_field().center_px
             boxes = boxes - (center_px - assumed_center * maps.stride)
         return pool(
             maps.features,
@@ -130,7 +130,7 @@ class ProposalNetwork(nn.Module):
         self, pooled: jax.Array, mask: jax.Array, dropout_keys: jax.Array | None
     ) -> ProposalOutputs:
         """Run box head and scores on pooled maps."""
-        boxes = self.neck(pooled, dropout_keys)
+        boxes = self.box_head(pooled, dropout_keys)
         mil_scores = self.midn(boxes.features, mask)
         if self.num_stages:
             refine_logits = self.refine(boxes.features)

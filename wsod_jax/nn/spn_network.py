@@ -12,11 +12,11 @@ from flax import struct
 from jaxtyping import Array, Float
 
 from wsod_jax.errors import ConfigError
-from wsod_jax.nn.heads import ResponseHead
+from wsod_jax.nn.heads import CamHead
 from wsod_jax.nn.layers import ConvRelu, ReceptiveField, Window, receptive_field, valid_mask
 from wsod_jax.ops.soft_proposal import EpsilonRule, Solver, soft_proposals
 from wsod_jax.options import COUNT, NOT_NEGATIVE, POSITIVE, Mark
-from wsod_jax.types import Batch, FeatureMap, ResponseMaps
+from wsod_jax.types import ActivationMaps, Batch, FeatureMap
 
 
 @struct.dataclass
@@ -86,12 +86,12 @@ class SpnOutputs:
 
     Attributes:
       logits: [b, c] float32 class scores y.
-      maps: response maps R and the proposal map M.
+      maps: class activation maps R and the proposal map M.
       features: U, the map that met M, wherever in the network the soft proposal module stands.
     """
 
     logits: jax.Array
-    maps: ResponseMaps
+    maps: ActivationMaps
     features: FeatureMap
 
 
@@ -120,7 +120,7 @@ class SpnNetwork(nn.Module):
     dropout_rate: float
 
     def setup(self):
-        self.head = ResponseHead(self.num_classes, self.dropout_rate)
+        self.head = CamHead(self.num_classes, self.dropout_rate)
         if self.extra_channels is not None:
             self.extra = ConvRelu(
                 self.extra_channels,
@@ -144,9 +144,9 @@ class SpnNetwork(nn.Module):
         else:
             last, features, coupled = self.coupled_inside(batch)
             maps, proposal_size = _averaged(self.final_map(last)), coupled.maps.size
-        logits, responses = self.head(maps, dropout_keys)
-        where = ResponseMaps(
-            responses * _num_cells(maps.size)[..., None],
+        logits, cams = self.head(maps, dropout_keys)
+        where = ActivationMaps(
+            cams * _num_cells(maps.size)[..., None],
             maps.size,
             coupled.proposal_map * _num_cells(proposal_size),
             proposal_size,

@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 import flax.linen as nn
 
-from wsod_jax.nn.backbone import Backbone, Pixels
+from wsod_jax.nn.backbone import Backbone, Preprocessing
 from wsod_jax.nn.layers import Window, max_pool
 from wsod_jax.options import COUNT
 from wsod_jax.types import FeatureMap
@@ -20,7 +20,7 @@ class TinyNet(Backbone):
       stride: 8 pools after stages 1 to 3; 4 after stages 1 and 2, and stage 4 then has dilation 2.
     """
 
-    pixels: Pixels = "torchvision"
+    preprocessing: Preprocessing = "torch"
     widths: Annotated[tuple[int, int, int, int], COUNT] = (16, 32, 64, 64)
     stride: Literal[8, 4] = 8
 

@@ -15,7 +15,7 @@ def connected_components(mask: Bool[Array, "h w"], connectivity: int = 4) -> Int
     """Name the connected components of a mask.
 
     Every True cell points to a cell of its component, at first to the start of its horizontal run. A round
-    lets each cell look at where its neighbours' targets point, keeps the lowest for itself and for its own target, and
+    lets each cell look at where its neighbors' targets point, keeps the lowest for itself and for its own target, and
     jumps: each pointer goes on to where its target points. Pointers only ever decrease, and rest when a component
     agrees on its lowest cell. Because a pointer's length can double per round, a path that winds through the whole mask
     settles in a handful of rounds, about log2 of its length, where passing labels from cell to cell takes its length.
@@ -62,23 +62,23 @@ def _run_starts(mask: Bool[Array, "h w"]) -> Int[Array, " n"]:
 def _round(targets: Int[Array, " n"], mask: Bool[Array, "h w"], connectivity: int) -> Array:
     """Return the pointers after one round of `connected_components`."""
     ahead = targets[targets]
-    lowest = _lowest_neighbour(ahead.reshape(mask.shape), mask, connectivity).reshape(-1)
+    lowest = _lowest_neighbor(ahead.reshape(mask.shape), mask, connectivity).reshape(-1)
     lowest = jnp.minimum(lowest, ahead)
     lowered = jnp.minimum(targets.at[targets].min(lowest), lowest)
     return lowered[lowered]
 
 
-def _lowest_neighbour(
+def _lowest_neighbor(
     values: Int[Array, "h w"], mask: Bool[Array, "h w"], connectivity: int
 ) -> Int[Array, "h w"]:
-    """Return the lowest value among a True cell's True neighbours; a False cell's own value."""
+    """Return the lowest value among a True cell's True neighbors; a False cell's own value."""
     height, width = mask.shape
     nothing = jnp.iinfo(values.dtype).max
     padded = jnp.pad(jnp.where(mask, values, nothing), 1, constant_values=nothing)
     lowest = values
     for down, right in _ALONG_SIDES + (_OVER_CORNERS if connectivity == 8 else ()):
-        neighbour = padded[1 + down : 1 + down + height, 1 + right : 1 + right + width]
-        lowest = jnp.minimum(lowest, neighbour)
+        neighbor = padded[1 + down : 1 + down + height, 1 + right : 1 + right + width]
+        lowest = jnp.minimum(lowest, neighbor)
     return jnp.where(mask, lowest, values)
 
 

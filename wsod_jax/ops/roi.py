@@ -26,11 +26,11 @@ def roi_max_pool(
     spatial_scale: float,
     inside: bool = False,
 ) -> Float[Array, "b r {output_size} {output_size} d"]:
-    """Pool each box's part of the feature map onto a fixed grid by maxima over quantised bins.
+    """Pool each box's part of the feature map onto a fixed grid by maxima over quantized bins.
 
     With x1, x2 = round(spatial_scale * edges) (half away from zero) and n = max(x2 - x1 + 1, 1), bin i
     covers the cells from x1 + floor(i n / p) to x1 + ceil((i + 1) n / p), end excluded, that lie in
-    the map; neighbouring bins may share a cell. The vertical axis is alike.
+    the map; neighboring bins may share a cell. The vertical axis is alike.
 
     Args:
       features: [b, h, w, d] finite, float32 or bfloat16.
@@ -105,7 +105,7 @@ def roi_align(
       output_size: p, bins per side.
       spatial_scale: map cells per pixel, 1 / stride.
       sampling_ratio: samples per bin and side, at least 1.
-      aligned: cell n's centre lies at n + 0.5; if False it lies at n, and boxes are at least a cell
+      aligned: cell n's center lies at n + 0.5; if False it lies at n, and boxes are at least a cell
         wide, as in the first release of RoIAlign.
 
     Returns:

@@ -84,7 +84,7 @@ def soft_proposals(
       again for every step, so there "stationary" is as much faster as the walk has steps.
 
     Source: Zhu et al. 2017, section 3.1 and equation 1. Differs from the released code, which reads node positions
-      wrongly on maps that are not square and gives NaN on constant ones; it renormalises M as here.
+      wrongly on maps that are not square and gives NaN on constant ones; it renormalizes M as here.
     """
     _check(solver, epsilon_rule, epsilon_factor, block_nodes)
     features = jax.lax.stop_gradient(features)

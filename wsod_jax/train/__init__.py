@@ -1,1 +1,1 @@
-"""State, step, loop, optimiser, sharding, checkpoints, logging."""
+"""State, step, loop, optimizer, sharding, checkpoints, logging."""

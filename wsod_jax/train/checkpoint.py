@@ -204,7 +204,7 @@ def load_checkpoint(
     weights: Literal["params", "ema"] | None = None,
     sharding: jax.sharding.Sharding | None = None,
 ) -> LoadedCheckpoint:
-    """Read parameters, extras and metadata of a checkpoint; no optimiser or method is needed.
+    """Read parameters, extras and metadata of a checkpoint; no optimizer or method is needed.
 
     Args:
       path: a step's folder, the folder of checkpoints, or a workdir that contains `checkpoints`.

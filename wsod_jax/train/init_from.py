@@ -20,7 +20,7 @@ from wsod_jax.train.weights import SUFFIXES, check_meta, load_weights
 from wsod_jax.types import Params
 
 # Where a name of a source may belong; converted files name the layers of backbone and box head without their module.
-_PLACES = ("", "backbone/", "neck/")
+_PLACES = ("", "backbone/", "box_head/")
 _EXTRAS = "extras/"  # before the names of what gradients do not train
 
 
@@ -95,7 +95,8 @@ def init_from(
     """Put the sources' arrays in the place of drawn parameters and extras of the same path and shape.
 
     Sources are merged in their order, so what a later one has replaces what an earlier one gave. An array
-    "fc6/kernel" of a file belongs to "fc6/kernel", "backbone/fc6/kernel" or "neck/fc6/kernel", the first that exists.
+    "fc6/kernel" of a file belongs to "fc6/kernel", "backbone/fc6/kernel" or
+    "box_head/fc6/kernel", the first that exists.
 
     Args:
       params: drawn parameters; unchanged.

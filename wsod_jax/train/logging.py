@@ -103,20 +103,20 @@ class TensorBoardWriter:
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
         """Store scalars."""
         values = [self._summary.Value(tag=n, simple_value=float(v)) for n, v in scalars.items()]
-        self._record(self._summarised(step, values))
+        self._record(self._summarized(step, values))
 
     def write_png(self, step: int, name: str, png: bytes, *, height: int, width: int) -> None:
         """Store a picture that is already encoded as PNG."""
         image = self._summary.Image(
             height=height, width=width, colorspace=3, encoded_image_string=png
         )
-        self._record(self._summarised(step, [self._summary.Value(tag=name, image=image)]))
+        self._record(self._summarized(step, [self._summary.Value(tag=name, image=image)]))
 
     def close(self) -> None:
         """Close the file."""
         self._records.close()
 
-    def _summarised(self, step: int, values: list):
+    def _summarized(self, step: int, values: list):
         return self._event(wall_time=time.time(), step=step, summary=self._summary(value=values))
 
     def _record(self, event) -> None:

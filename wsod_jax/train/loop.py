@@ -138,7 +138,7 @@ def train(
       NonFiniteError: names the update, the terms and the last good checkpoint.
       CueError: if the cue source raises or is killed; the last checkpoint is intact.
       DataError: if the batches end early.
-      ConfigError: if terms that share a normaliser disagree on it, or a cue source is missing or not asked.
+      ConfigError: if terms that share a normalizer disagree on it, or a cue source is missing or not asked.
       Interrupted: after a signal, once saved.
       PeerError: if another process failed.
     """

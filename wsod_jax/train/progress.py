@@ -112,8 +112,8 @@ class _Timer:
 def _check_metrics(values: Mapping[str, float], step: int, checkpoints: Checkpoints | None) -> None:
     if values.get(MISMATCH, 0.0) > 1e-3:
         raise ConfigError(
-            f"update {step}: loss terms that share a normaliser (Term.per) have different weights, off by "
-            f"{values[MISMATCH]:.2g} of the larger; give each normaliser its own name"
+            f"update {step}: loss terms that share a normalizer (Term.per) have different weights, off by "
+            f"{values[MISMATCH]:.2g} of the larger; give each normalizer its own name"
         )
     wrong = {name: value for name, value in values.items() if not math.isfinite(value)}
     if wrong:

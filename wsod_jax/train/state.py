@@ -27,8 +27,8 @@ class TrainState:
     Attributes:
       step: [] int32, updates done so far.
       params: what gradients train.
-      extras: what the method keeps without gradients (running statistics, centres); {} if nothing.
-      opt_state: the optimiser's memory.
+      extras: what the method keeps without gradients (running statistics, centers); {} if nothing.
+      opt_state: the optimizer's memory.
       ema: running average of `params`, or `None`. Its buffers are its own, never those of `params`.
     """
 
@@ -56,7 +56,7 @@ def init_state(
 
     Args:
       method: `init(key, batch) -> (params, extras)`.
-      tx: the optimiser.
+      tx: the optimizer.
       seed: the run's seed; the same one that the step takes.
       batch: pytree of arrays or `jax.ShapeDtypeStruct`, one micro-batch.
       mesh: where the state lives.

@@ -1,4 +1,4 @@
-"""One optimiser update, on one batch or accumulated over several micro-batches."""
+"""One optimizer update, on one batch or accumulated over several micro-batches."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from wsod_jax.train.state import TrainState
 from wsod_jax.types import LossOutput, Params, Term
 
 Metrics = dict[str, jax.Array]
-MISMATCH = "normaliser_mismatch"
+MISMATCH = "normalizer_mismatch"
 _READ_A_BATCH = ("train", "propose", "examine")  # programs told apart by the shapes of their batch
 
 
@@ -28,7 +28,7 @@ class Sums:
     """What micro-batches add up to before anything is divided.
 
     Attributes:
-      grads: normaliser name -> gradient of the sum of its terms' totals.
+      grads: normalizer name -> gradient of the sum of its terms' totals.
       terms: term name -> `Term` with [] total and [] weight.
       metrics: metric name -> likewise.
     """
@@ -39,18 +39,18 @@ class Sums:
 
 
 class TrainStep:
-    r"""Compiled updates of one method with one optimiser.
+    r"""Compiled updates of one method with one optimizer.
 
     The objective is the sum over terms of mean(term) = Σ_i total_i / Σ_i weight_i over the images i of
     all micro-batches of the update, so it does not depend on how they were split. Sums add up and are
-    divided once; terms of one normaliser (`Term.per`) share one gradient accumulator. Every
+    divided once; terms of one normalizer (`Term.per`) share one gradient accumulator. Every
     micro-batch of an update gets the same key, fold_in(seed key, step): the method folds in the image.
 
     The state given to `update` is donated: use only the one returned. A program is compiled once per
     distinct layout of a micro-batch, ahead of its first run; an array in another layout is an error,
     never a silent second compilation.
 
-    Ties: a normaliser of 0 (only filler images) gives its terms value 0 and gradient 0.
+    Ties: a normalizer of 0 (only filler images) gives its terms value 0 and gradient 0.
     Gradient: flows into `params` only; weights are constants.
 
     Attributes:
@@ -75,7 +75,7 @@ class TrainStep:
         Args:
           method: `loss(params, extras, batch, key, step) -> LossOutput`, and `propose` if it asks the host
             for cues. A batch is whatever `sharding.put` takes: a `Batch`, or a dict of them by stream.
-          tx: the optimiser.
+          tx: the optimizer.
           seed: the run's seed.
           mesh: where state and batches live.
           accumulate: micro-batches per update, >= 1.
@@ -127,7 +127,7 @@ class TrainStep:
         Returns:
           The new state, and scalars on the device: "loss" (the objective), "loss/<term>", every metric's
           mean over the update under its own name, "lr" if a schedule was given, "grad_norm",
-          "param_norm" (after the update), "normaliser_mismatch" (0 unless terms that share a normaliser
+          "param_norm" (after the update), "normalizer_mismatch" (0 unless terms that share a normalizer
           disagree on its value).
 
         Raises:
@@ -204,7 +204,7 @@ class TrainStep:
         return self._finish(state.replace(extras=out.extras), grads, terms, metrics)
 
     def add(self, sums: Sums, kept: tuple, extras: dict, batch: Any) -> tuple[Sums, dict]:
-        """Add one micro-batch: one forward pass, and one backward pass per normaliser."""
+        """Add one micro-batch: one forward pass, and one backward pass per normalizer."""
         params, *rest = kept
 
         def totals(params: Params) -> tuple[dict[str, jax.Array], LossOutput]:
@@ -212,7 +212,7 @@ class TrainStep:
             sums = _reduced(out.terms).values()
             return {
                 per: sum((t.total for t in sums if t.per == per), jnp.zeros(()))
-                for per in _normalisers(out.terms)
+                for per in _normalizers(out.terms)
             }, out
 
         primal, pullback, out = jax.vjp(totals, params, has_aux=True)
@@ -226,8 +226,8 @@ class TrainStep:
         return jax.tree.map(jnp.add, sums, new), out.extras
 
     def apply(self, state: TrainState, sums: Sums) -> tuple[TrainState, Metrics]:
-        """Divide the sums by their normalisers, once, and take the optimiser's step."""
-        scales = {per: _reciprocal(_normaliser(sums.terms, per)) for per in sums.grads}
+        """Divide the sums by their normalizers, once, and take the optimizer's step."""
+        scales = {per: _reciprocal(_normalizer(sums.terms, per)) for per in sums.grads}
         grads = jax.tree.map(
             lambda *leaves: sum(g * s for g, s in zip(leaves, scales.values(), strict=True)),
             *sums.grads.values(),
@@ -299,7 +299,7 @@ class TrainStep:
             like = jax.tree.map(jnp.zeros_like, params)
             like = jax.lax.with_sharding_constraint(like, layout)
             none = jax.lax.with_sharding_constraint(none, replicated(self.mesh))
-            return Sums({per: like for per in _normalisers(out.terms)}, **none)
+            return Sums({per: like for per in _normalizers(out.terms)}, **none)
 
         return self._run("empty", zeros, None, (params,), donate=False)
 
@@ -355,14 +355,14 @@ def _signature(tree: Any) -> tuple:
     return structure, tuple((tuple(x.shape), str(x.dtype)) for x in leaves)
 
 
-def _normalisers(terms: dict[str, Term]) -> list[str]:
+def _normalizers(terms: dict[str, Term]) -> list[str]:
     return sorted({term.per for term in terms.values()})
 
 
 def _means(terms: dict[str, Term]) -> dict[str, jax.Array]:
-    """Return each term's total over its normaliser."""
+    """Return each term's total over its normalizer."""
     return {
-        name: term.total * _reciprocal(_normaliser(terms, term.per)) for name, term in terms.items()
+        name: term.total * _reciprocal(_normalizer(terms, term.per)) for name, term in terms.items()
     }
 
 
@@ -383,16 +383,16 @@ def _reciprocal(weight: jax.Array) -> jax.Array:
     return jnp.where(weight > 0, 1.0 / jnp.where(weight > 0, weight, 1.0), 0.0)
 
 
-def _normaliser(terms: dict[str, Term], per: str) -> jax.Array:
-    """Return the value of the normaliser `per`: the weight of the first term (by name) that has it."""
+def _normalizer(terms: dict[str, Term], per: str) -> jax.Array:
+    """Return the value of the normalizer `per`: the weight of the first term (by name) that has it."""
     return terms[min(name for name, term in terms.items() if term.per == per)].weight
 
 
 def _mismatch(terms: dict[str, Term]) -> jax.Array:
-    """Return the largest relative difference between weights that claim the same normaliser."""
+    """Return the largest relative difference between weights that claim the same normalizer."""
     worst = jnp.zeros(())
     for term in terms.values():
-        shared = _normaliser(terms, term.per)
+        shared = _normalizer(terms, term.per)
         gap = jnp.abs(term.weight - shared) * _reciprocal(jnp.maximum(term.weight, shared))
         worst = jnp.maximum(worst, gap)
     return worst

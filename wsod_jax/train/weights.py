@@ -1,7 +1,7 @@
 """Weight files, .npz or .safetensors: an array per parameter and a JSON description of where they come from.
 
 Keys are parameter paths, of a backbone and its fully connected layers ("fire2/squeeze1x1/kernel", "fc6/bias"), or of a
-whole network ("backbone/fire2/squeeze1x1/kernel", "neck/fc6/bias"); kernels are [rows, columns, in, out] or
+whole network ("backbone/fire2/squeeze1x1/kernel", "box_head/fc6/bias"); kernels are [rows, columns, in, out] or
 [in, out], float32. The entry "__meta__" (of safetensors: of the file's metadata) holds JSON:
 
     architecture  which network ("vgg16", "squeezenet1_1", "googlenet", "cnn_s", "tiny")
@@ -34,7 +34,7 @@ from wsod_jax.types import Params
 
 META_KEY = "__meta__"
 SUFFIXES = (".npz", ".safetensors")
-MEAN_TOLERANCE = 2.0  # grey levels of 255
+MEAN_TOLERANCE = 2.0  # gray levels of 255
 
 
 def array_checksum(arrays: Mapping[str, np.ndarray]) -> str:
@@ -65,7 +65,7 @@ def save_weights(path: str | Path, params: Params, meta: Mapping[str, Any]) -> d
     path = Path(path)
     if path.suffix not in SUFFIXES:
         raise DataError(f"weights file {path} must end in {' or '.join(SUFFIXES)}")
-    lacking = [key for key in ("architecture", "pixels", "source") if key not in meta]
+    lacking = [key for key in ("architecture", "preprocessing", "source") if key not in meta]
     if lacking:
         raise DataError(f"description of weights for {path} lacks {', '.join(lacking)}")
     # order="C": safetensors writes the bytes of other arrays as they lie
@@ -158,7 +158,7 @@ def check_meta(
     Raises:
       DataError: architecture, channel order, mean or pooling differ; using such weights would run, and be wrong.
         Means may differ by up to `MEAN_TOLERANCE` per channel: one set of weights is used with several means in the
-        field, all within a grey level.
+        field, all within a gray level.
     """
     wrong = [
         f"{key} is {meta.get(key)!r} in the file and {value!r} in the network"

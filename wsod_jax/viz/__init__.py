@@ -1,6 +1,6 @@
 """Pictures and charts: NumPy arrays in, [H, W, 3] uint8 RGB pictures out; `save_image` writes them."""
 
-from wsod_jax.viz.canvas import Canvas, class_colour, save_image
+from wsod_jax.viz.canvas import Canvas, class_color, save_image
 from wsod_jax.viz.charts import (
     metric_series,
     plot_energy_by_size,
@@ -11,10 +11,10 @@ from wsod_jax.viz.charts import (
     plot_walks,
 )
 from wsod_jax.viz.objectness import (
-    add_colour_key,
+    add_color_key,
+    draw_cam,
     draw_evolution,
     draw_objectness,
-    draw_response,
 )
 from wsod_jax.viz.pictures import (
     contact_sheet,
@@ -29,8 +29,8 @@ from wsod_jax.viz.pictures import (
 
 __all__ = [
     "Canvas",
-    "add_colour_key",
-    "class_colour",
+    "add_color_key",
+    "class_color",
     "contact_sheet",
     "draw_boxes",
     "draw_detections",
@@ -41,7 +41,7 @@ __all__ = [
     "draw_objectness",
     "draw_proposals",
     "draw_pseudo_labels",
-    "draw_response",
+    "draw_cam",
     "metric_series",
     "plot_energy_by_size",
     "plot_energy_over_training",

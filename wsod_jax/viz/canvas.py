@@ -11,22 +11,22 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-Colour = tuple[int, int, int]
+Color = tuple[int, int, int]
 Style = Literal["solid", "dashed", "corners"]
 
-# Success, failure and truth as in the OIM paper's pictures. Line styles repeat what the colours say, so that
-# the three stay apart for colour-blind readers and on grey paper.
-HIT: Colour = (230, 30, 40)
-FALSE: Colour = (255, 214, 0)
-TRUTH: Colour = (0, 190, 110)
-CORE: Colour = (40, 110, 255)
-NODE: Colour = (230, 30, 40)
-NEUTRAL: Colour = (150, 150, 150)
-INK: Colour = (25, 25, 25)
-PAPER: Colour = (255, 255, 255)
+# Success, failure and truth as in the OIM paper's pictures. Line styles repeat what the colors say, so that
+# the three stay apart for color-blind readers and on gray paper.
+HIT: Color = (230, 30, 40)
+FALSE: Color = (255, 214, 0)
+TRUTH: Color = (0, 190, 110)
+CORE: Color = (40, 110, 255)
+NODE: Color = (230, 30, 40)
+NEUTRAL: Color = (150, 150, 150)
+INK: Color = (25, 25, 25)
+PAPER: Color = (255, 255, 255)
 
-# Distinct under the common colour deficiencies (after Okabe and Ito, black left out).
-CLASS_COLOURS: tuple[Colour, ...] = (
+# Distinct under the common color deficiencies (after Okabe and Ito, black left out).
+CLASS_COLORS: tuple[Color, ...] = (
     (0, 114, 178),
     (230, 159, 0),
     (0, 158, 115),
@@ -37,9 +37,9 @@ CLASS_COLOURS: tuple[Colour, ...] = (
 )
 
 
-def class_colour(index: int) -> Colour:
-    """Return the colour of a class; they repeat after seven."""
-    return CLASS_COLOURS[index % len(CLASS_COLOURS)]
+def class_color(index: int) -> Color:
+    """Return the color of a class; they repeat after seven."""
+    return CLASS_COLORS[index % len(CLASS_COLORS)]
 
 
 @functools.cache
@@ -73,21 +73,21 @@ class Canvas:
         self._pixels = np.ascontiguousarray(cv2.resize(image, size, interpolation=cv2.INTER_CUBIC))
         self.line_px = max(2, round(max(size) / 320))
         self.font_px = int(np.clip(max(size) // 36, 11, 28))
-        self._labels: list[tuple[np.ndarray, str, Colour]] = []
+        self._labels: list[tuple[np.ndarray, str, Color]] = []
 
     def array(self) -> np.ndarray:
         """Return the picture, [H', W', 3] uint8 RGB. Labels lie over everything else."""
         picture = Image.fromarray(self._pixels)
         draw = ImageDraw.Draw(picture)
         taken: list[tuple[float, float, float, float]] = []
-        for corner, text, colour in self._labels:
-            _draw_label(draw, corner, text, colour, self.font_px, picture.size, taken)
+        for corner, text, color in self._labels:
+            _draw_label(draw, corner, text, color, self.font_px, picture.size, taken)
         return np.asarray(picture)
 
     def boxes(
         self,
         boxes: np.ndarray,
-        colour: Colour,
+        color: Color,
         *,
         labels: Sequence[str] | None = None,
         style: Style = "solid",
@@ -98,7 +98,7 @@ class Canvas:
 
         Args:
           boxes: [n, 4] `xyxy` pixels of the image given.
-          colour: of all of them.
+          color: of all of them.
           labels: n texts at their top-left corners; an empty text draws none.
           style: "corners" draws four brackets, which leaves room for another box on the same edges.
           width: of the lines, over the canvas's own.
@@ -109,16 +109,16 @@ class Canvas:
             strokes = _box_strokes(box, style, self.font_px)
             if casing:
                 self._strokes(strokes, INK, thickness + 2)
-            self._strokes(strokes, colour, thickness)
+            self._strokes(strokes, color, thickness)
             if labels is not None and labels[row]:
-                self._labels.append((box[:2], labels[row], colour))
+                self._labels.append((box[:2], labels[row], color))
         return self
 
     def edges(
         self,
         start: np.ndarray,
         ends: np.ndarray,
-        colour: Colour,
+        color: Color,
         *,
         labels: Sequence[str] | None = None,
         dashed: bool = False,
@@ -130,22 +130,22 @@ class Canvas:
         for row, end in enumerate(np.reshape(ends, (-1, 2)).astype(np.float64) * self.factor):
             strokes = _dashes(start, end, 5.0 * self.line_px) if dashed else [(start, end)]
             self._strokes(strokes, INK, thickness + 2)
-            self._strokes(strokes, colour, thickness)
-            centre = tuple(np.round(end).astype(int).tolist())
-            cv2.circle(self._pixels, centre, thickness + 2, INK, -1, cv2.LINE_AA)
-            cv2.circle(self._pixels, centre, thickness + 1, colour, -1, cv2.LINE_AA)
+            self._strokes(strokes, color, thickness)
+            center = tuple(np.round(end).astype(int).tolist())
+            cv2.circle(self._pixels, center, thickness + 2, INK, -1, cv2.LINE_AA)
+            cv2.circle(self._pixels, center, thickness + 1, color, -1, cv2.LINE_AA)
             if labels is not None and labels[row]:
-                self._labels.append(((start + end) / 2, labels[row], colour))
+                self._labels.append(((start + end) / 2, labels[row], color))
         return self
 
-    def points(self, points: np.ndarray, colour: Colour) -> Canvas:
+    def points(self, points: np.ndarray, color: Color) -> Canvas:
         """Draw rings around points [n, 2] (x, y) in pixels of the image given."""
         for point in np.reshape(points, (-1, 2)).astype(np.float64) * self.factor:
-            centre = tuple(np.round(point).astype(int).tolist())
-            for radius, width, ink in ((4, 3, INK), (4, 1, colour)):
+            center = tuple(np.round(point).astype(int).tolist())
+            for radius, width, ink in ((4, 3, INK), (4, 1, color)):
                 cv2.circle(
                     self._pixels,
-                    centre,
+                    center,
                     radius * self.line_px,
                     ink,
                     width * self.line_px,
@@ -169,11 +169,11 @@ class Canvas:
         boxes = np.asarray(boxes, np.float64) * self.factor
         return np.clip(boxes, 0, [width - 1, height - 1, width - 1, height - 1])
 
-    def _strokes(self, strokes, colour: Colour, thickness: int) -> None:
+    def _strokes(self, strokes, color: Color, thickness: int) -> None:
         """Draw straight lines given as pairs of points."""
         for start, end in strokes:
             ends = (tuple(np.round(point).astype(int).tolist()) for point in (start, end))
-            cv2.line(self._pixels, *ends, colour, thickness, cv2.LINE_AA)
+            cv2.line(self._pixels, *ends, color, thickness, cv2.LINE_AA)
 
 
 def _box_strokes(box: np.ndarray, style: Style, bracket_px: float) -> list:
@@ -199,8 +199,8 @@ def _dashes(start: np.ndarray, end: np.ndarray, dash_px: float) -> list:
     return [(points[i], points[i + 1]) for i in range(0, pieces, 2)]
 
 
-def _draw_label(draw, corner, text: str, colour: Colour, size_px: int, canvas, taken) -> None:
-    """Write a text on a plate of `colour`, inside the canvas and off the plates already `taken` where possible."""
+def _draw_label(draw, corner, text: str, color: Color, size_px: int, canvas, taken) -> None:
+    """Write a text on a plate of `color`, inside the canvas and off the plates already `taken` where possible."""
     left, top, right, bottom = draw.textbbox((0, 0), text, font=font(size_px))
     width, height = right - left + 6, bottom - top + 4
     x = min(max(corner[0], 0), max(canvas[0] - width, 0))
@@ -210,13 +210,13 @@ def _draw_label(draw, corner, text: str, colour: Colour, size_px: int, canvas, t
         if not any(x < b[2] and b[0] < x + width and y < b[3] and b[1] < y + height for b in taken):
             break
     taken.append((x, y, x + width, y + height))
-    draw.rectangle((x, y, x + width - 1, y + height - 1), fill=colour)
-    draw.text((x + 3 - left, y + 2 - top), text, fill=ink_on(colour), font=font(size_px))
+    draw.rectangle((x, y, x + width - 1, y + height - 1), fill=color)
+    draw.text((x + 3 - left, y + 2 - top), text, fill=ink_on(color), font=font(size_px))
 
 
-def ink_on(colour: Colour) -> Colour:
-    """Return black or white, whichever reads better on `colour`."""
-    return INK if np.dot(colour, (0.299, 0.587, 0.114)) > 140 else PAPER
+def ink_on(color: Color) -> Color:
+    """Return black or white, whichever reads better on `color`."""
+    return INK if np.dot(color, (0.299, 0.587, 0.114)) > 140 else PAPER
 
 
 def save_image(path: str | Path, image: np.ndarray) -> Path:

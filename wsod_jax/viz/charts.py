@@ -10,9 +10,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from wsod_jax.errors import DataError
-from wsod_jax.viz.canvas import CLASS_COLOURS
+from wsod_jax.viz.canvas import CLASS_COLORS
 
-COLOURS = tuple(tuple(part / 255 for part in colour) for colour in CLASS_COLOURS)
+COLORS = tuple(tuple(part / 255 for part in color) for color in CLASS_COLORS)
 LINE_STYLES = ("-", "--", ":", "-.")
 UNIFORM = {"color": "0.45", "linewidth": 1.2, "linestyle": ":"}
 
@@ -35,10 +35,10 @@ def _pixels(figure: Figure) -> np.ndarray:
 
 
 def _style(index: int) -> dict:
-    """Return colour and line style of the i-th line: the pairs differ for the first 28."""
+    """Return color and line style of the i-th line: the pairs differ for the first 28."""
     return {
-        "color": COLOURS[index % len(COLOURS)],
-        "linestyle": LINE_STYLES[index // len(COLOURS) % len(LINE_STYLES)],
+        "color": COLORS[index % len(COLORS)],
+        "linestyle": LINE_STYLES[index // len(COLORS) % len(LINE_STYLES)],
     }
 
 
@@ -181,7 +181,7 @@ def plot_instances(
     """Plot per class how many objects an image holds that holds any: objects / images with the class.
 
     Args:
-      counts: set name -> [n, c] objects of each class in each image, such as `TruthTable.counts()`. The sets share
+      counts: set name -> [n, c] objects of each class in each image, such as `GroundTruth.counts()`. The sets share
         their classes.
       class_names: c names.
       title: above the plot.
@@ -203,7 +203,7 @@ def plot_instances(
         images = (table > 0).sum(axis=0)
         ratio = np.where(images > 0, table.sum(axis=0) / np.maximum(images, 1), 0.0)
         x = np.arange(classes) + (index - (len(counts) - 1) / 2) * width
-        bars = ax.bar(x, ratio, width, label=name, color=COLOURS[index % len(COLOURS)])
+        bars = ax.bar(x, ratio, width, label=name, color=COLORS[index % len(COLORS)])
         texts = [f"{value:.1f}" if value else "" for value in ratio]
         ax.bar_label(bars, texts, fontsize=8, padding=1)
         highest = max(highest, float(ratio.max(initial=0)))
@@ -313,7 +313,7 @@ def plot_walks(
         (axes[1], 100 * apart, "distance to the stationary map,\n% of its maximum", 1e-4),
     ):
         values = np.maximum(values, lowest)
-        steps, ink = np.arange(values.shape[1]), COLOURS[0]
+        steps, ink = np.arange(values.shape[1]), COLORS[0]
         for row in values:
             (line,) = ax.plot(steps, row, color=ink, linewidth=0.8, alpha=0.35)
         line.set_label("one image")
@@ -321,7 +321,7 @@ def plot_walks(
         ax.axvline(num_steps, label=f"{num_steps} steps", **UNIFORM)
         ax.set(xlabel="steps of the walk", ylabel=label, yscale="log")
     axes[0].axhline(
-        tolerance, color=COLOURS[5], linewidth=1.2, linestyle="--", label=f"tolerance {tolerance:g}"
+        tolerance, color=COLORS[5], linewidth=1.2, linestyle="--", label=f"tolerance {tolerance:g}"
     )
     axes[0].legend(frameon=False, fontsize=9)
     return _pixels(figure)

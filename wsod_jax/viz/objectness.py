@@ -23,13 +23,13 @@ def draw_objectness(
     score_thr: float = 0.5,
     min_side: int = 360,
 ) -> np.ndarray:
-    """Lay an objectness map over its image as colours, with boxes on top.
+    """Lay an objectness map over its image as colors, with boxes on top.
 
     Args:
       image: [H, W, 3] uint8 RGB.
       objectness: [H, W] >= 0.
       boxes, scores: [n, 4], [n] detections: red where score >= `score_thr`, else blue and dashed.
-      highest: the value of the hottest colour; the map's own maximum if not given.
+      highest: the value of the hottest color; the map's own maximum if not given.
       score_thr: see `boxes`.
       min_side: see `Canvas`.
     Returns:
@@ -49,47 +49,47 @@ def draw_objectness(
     return canvas.array()
 
 
-def draw_response(
+def draw_cam(
     image: np.ndarray,
-    response: np.ndarray,
+    cam: np.ndarray,
     point: tuple[float, float],
     tightest: np.ndarray,
     components: np.ndarray,
     *,
     min_side: int = 360,
 ) -> np.ndarray:
-    """Lay a class's response over its image as colours, with what is read off it.
+    """Lay a class's activation over its image as colors, with what is read off it.
 
     Args:
       image: [H, W, 3] uint8 RGB.
-      response: [H, W] >= 0.
-      point: (x, y) of the strongest response, a ring.
+      cam: [H, W] >= 0.
+      point: (x, y) of the strongest activation, a ring.
       tightest: [4] the box around all foreground, red.
       components: [n, 4] the boxes of its components, blue and dashed.
       min_side: see `Canvas`.
     Returns:
       [H', W', 3] uint8 RGB.
     """
-    canvas = _heated(image, response, float(response.max(initial=0.0)), min_side)
+    canvas = _heated(image, cam, float(cam.max(initial=0.0)), min_side)
     canvas.boxes(components, CORE, style="dashed").boxes(tightest, HIT)
     return canvas.points(np.array(point), PAPER).array()
 
 
 def _heated(image: np.ndarray, values: np.ndarray, top: float, min_side: int) -> Canvas:
-    """Return an image under colours from blue, 0, to red, `top`."""
+    """Return an image under colors from blue, 0, to red, `top`."""
     share = np.clip(values / top, 0, 1) if top > 0 else np.zeros_like(values)
     return Canvas(image, min_side=min_side).blend(_heat(share), HEAT_ALPHA)
 
 
 def _heat(share: np.ndarray) -> np.ndarray:
-    """Return the colours of values in [0, 1], with an axis [3] added, float32 in [0, 255]."""
+    """Return the colors of values in [0, 1], with an axis [3] added, float32 in [0, 255]."""
     from matplotlib import colormaps
 
     return (colormaps["turbo"](share)[..., :3] * 255).astype(np.float32)
 
 
-def add_colour_key(picture: np.ndarray, low: str, high: str, note: str = "") -> np.ndarray:
-    """Put a line below a picture that says what the colours of its maps mean.
+def add_color_key(picture: np.ndarray, low: str, high: str, note: str = "") -> np.ndarray:
+    """Put a line below a picture that says what the colors of its maps mean.
 
     Args:
       picture: [H, W, 3] uint8 RGB.
@@ -129,7 +129,7 @@ def draw_evolution(
       maps: [H, W] each, in the order of training.
       titles: such as "step 0", one per map.
       boxes, scores: per map, the detections of that checkpoint.
-      shared_scale: one colour scale for all maps; otherwise each map's maximum is its hottest colour.
+      shared_scale: one color scale for all maps; otherwise each map's maximum is its hottest color.
       cell_px: longer side of each picture.
     Returns:
       [H', W', 3] uint8 RGB. Stack the rows of several images or methods with `contact_sheet(rows, columns=1)`.

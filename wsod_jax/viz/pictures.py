@@ -20,7 +20,7 @@ from wsod_jax.viz.canvas import (
     TRUTH,
     Canvas,
     Style,
-    class_colour,
+    class_color,
     font,
 )
 
@@ -35,12 +35,12 @@ def draw_boxes(
     style: Style = "solid",
     min_side: int = 360,
 ) -> np.ndarray:
-    """Draw boxes with their class and score, one colour per class.
+    """Draw boxes with their class and score, one color per class.
 
     Args:
       image: [H, W, 3] uint8 RGB.
       boxes: [n, 4] `xyxy` pixels.
-      classes: [n] int; one colour for all if not given.
+      classes: [n] int; one color for all if not given.
       scores: [n]; the highest is drawn last, on top.
       class_names: names by class; numbers are shown if not given.
       style: of the lines.
@@ -56,7 +56,7 @@ def draw_boxes(
         label = _label(
             None if classes is None else index, None if scores is None else scores[row], class_names
         )
-        canvas.boxes(boxes[row], class_colour(index), labels=[label], style=style)
+        canvas.boxes(boxes[row], class_color(index), labels=[label], style=style)
     return canvas.array()
 
 
@@ -78,24 +78,24 @@ def draw_detections(
     Args:
       image: [H, W, 3] uint8 RGB.
       boxes, scores, classes: [n, 4], [n], [n] detections.
-      matched: [n] 1 hit, 0 false, -1 on a difficult object, drawn grey.
+      matched: [n] 1 hit, 0 false, -1 on a difficult object, drawn gray.
       class_names: names by class.
       truth_boxes, truth_classes: [g, 4], [g] objects.
-      missed: [g] bool; missed objects are labelled as such, found ones carry no text.
+      missed: [g] bool; missed objects are labeled as such, found ones carry no text.
       min_side: see `Canvas`.
     Returns:
       [H', W', 3] uint8 RGB.
 
-    Source: the colours of Lin et al. 2020 (OIM), figure 4.
+    Source: the colors of Lin et al. 2020 (OIM), figure 4.
     """
     canvas = Canvas(image, min_side=min_side)
     boxes, matched = np.reshape(boxes, (-1, 4)), np.asarray(matched)
     for row in np.argsort(scores, kind="stable"):
-        colour, style = {1: (HIT, "solid"), 0: (FALSE, "dashed")}.get(
+        color, style = {1: (HIT, "solid"), 0: (FALSE, "dashed")}.get(
             int(matched[row]), (NEUTRAL, "dashed")
         )
         label = _label(int(classes[row]), scores[row], class_names)
-        canvas.boxes(boxes[row], colour, labels=[label], style=style)
+        canvas.boxes(boxes[row], color, labels=[label], style=style)
     for row, box in enumerate(np.reshape(() if truth_boxes is None else truth_boxes, (-1, 4))):
         label = ""
         if missed is not None and missed[row]:
@@ -120,7 +120,7 @@ def draw_masks(image: np.ndarray, masks: Sequence[Mask], classes: np.ndarray) ->
     for mask, c in list(zip(masks, classes, strict=True))[::-1]:
         height, width = mask.pixels.shape
         window = drawn[mask.top : mask.top + height, mask.left : mask.left + width]
-        color = np.array(class_colour(int(c)))
+        color = np.array(class_color(int(c)))
         window[mask.pixels] = (window[mask.pixels] + color) // 2
         contours, _ = cv2.findContours(
             mask.pixels.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE
@@ -132,7 +132,7 @@ def draw_masks(image: np.ndarray, masks: Sequence[Mask], classes: np.ndarray) ->
 
 def draw_label_map(image: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Blend a label map [H, W] (0 background, class + 1) into an image, a color for each class."""
-    colors = np.array([(0, 0, 0), *(class_colour(c) for c in range(int(labels.max(initial=0))))])
+    colors = np.array([(0, 0, 0), *(class_color(c) for c in range(int(labels.max(initial=0))))])
     blended = (image.astype(int) + colors[labels]) // 2
     return np.where((labels > 0)[..., None], blended, image).astype(np.uint8)
 
@@ -192,7 +192,7 @@ def draw_pseudo_labels(
     truth_boxes: np.ndarray | None = None,
     min_side: int = 360,
 ) -> np.ndarray:
-    """Draw what mining chose: cores blue, further instances red, the proposals labelled with them thin.
+    """Draw what mining chose: cores blue, further instances red, the proposals labeled with them thin.
 
     Args:
       image: [H, W, 3] uint8 RGB as the network saw it.
@@ -206,33 +206,33 @@ def draw_pseudo_labels(
       [H', W', 3] uint8 RGB.
     """
     canvas = Canvas(image, min_side=min_side)
-    boxes, is_core = np.reshape(pseudo.boxes, (-1, 4)), np.asarray(pseudo.is_core, bool)
+    boxes, is_seed = np.reshape(pseudo.boxes, (-1, 4)), np.asarray(pseudo.is_seed, bool)
     if proposals is not None and len(boxes):
-        assigned = np.asarray(targets.assigned)
+        assigned = np.asarray(targets.matched_idx)
         members = np.flatnonzero((np.asarray(targets.labels) > 0) & (assigned >= 0))
-        of_core = is_core[assigned[members]]
-        for rows, colour in ((members[of_core], CORE), (members[~of_core], NODE)):
-            canvas.boxes(np.asarray(proposals)[rows], _pale(colour), width=0.4, casing=False)
+        of_core = is_seed[assigned[members]]
+        for rows, color in ((members[of_core], CORE), (members[~of_core], NODE)):
+            canvas.boxes(np.asarray(proposals)[rows], _pale(color), width=0.4, casing=False)
     canvas.boxes(() if truth_boxes is None else truth_boxes, TRUTH, style="corners")
     texts = [
         _label(int(c), s, class_names) for c, s in zip(pseudo.classes, pseudo.scores, strict=True)
     ]
-    for chosen, colour in ((~is_core, NODE), (is_core, CORE)):
+    for chosen, color in ((~is_seed, NODE), (is_seed, CORE)):
         rows = np.flatnonzero(chosen & np.asarray(pseudo.mask, bool))
-        canvas.boxes(boxes[rows], colour, labels=[texts[row] for row in rows], width=1.3)
+        canvas.boxes(boxes[rows], color, labels=[texts[row] for row in rows], width=1.3)
     return canvas.array()
 
 
-def _pale(colour: tuple[int, int, int]) -> tuple[int, int, int]:
-    """Return the colour mixed with white."""
-    return tuple(int(0.45 * part + 0.55 * 255) for part in colour)
+def _pale(color: tuple[int, int, int]) -> tuple[int, int, int]:
+    """Return the color mixed with white."""
+    return tuple(int(0.45 * part + 0.55 * 255) for part in color)
 
 
 def draw_graphs(
     image: np.ndarray,
     core_box: np.ndarray,
     *,
-    neighbours: np.ndarray = (),
+    neighbors: np.ndarray = (),
     nodes: np.ndarray = (),
     node_distances: np.ndarray | None = None,
     rejected: np.ndarray = (),
@@ -242,13 +242,13 @@ def draw_graphs(
 ) -> np.ndarray:
     """Draw one class's spatial and appearance graphs over the image.
 
-    The core is a blue box with blue edges to the centres of its spatial neighbours, accepted nodes are red
+    The core is a blue box with blue edges to the centers of its spatial neighbors, accepted nodes are red
     boxes with red edges to the core, and rejected proposals have broken edges and boxes.
 
     Args:
       image: [H, W, 3] uint8 RGB.
       core_box: [4] the class's top proposal.
-      neighbours: [n, 4] proposals of the core's spatial graph.
+      neighbors: [n, 4] proposals of the core's spatial graph.
       nodes: [g, 4] accepted instances.
       node_distances: [g] appearance distance over D_avg, written on the edges.
       rejected: [m, 4] proposals beyond the distance limit; show a few.
@@ -261,24 +261,24 @@ def draw_graphs(
     Source: Lin et al. 2020 (OIM), figure 3.
     """
     canvas = Canvas(image, min_side=min_side)
-    centre = _centres(core_box)[0]
-    canvas.boxes(neighbours, _pale(CORE), width=0.4, casing=False)
+    center = _centers(core_box)[0]
+    canvas.boxes(neighbors, _pale(CORE), width=0.4, casing=False)
     canvas.boxes(rejected, _pale(NODE), style="dashed", width=0.8)
     canvas.boxes(nodes, NODE, width=1.2)
     canvas.boxes(core_box, CORE, width=1.4)
-    canvas.edges(centre, _centres(neighbours), CORE, width=0.5)
-    for boxes, distances, colour, dashed in (
+    canvas.edges(center, _centers(neighbors), CORE, width=0.5)
+    for boxes, distances, color, dashed in (
         (rejected, rejected_distances, _pale(NODE), True),
         (nodes, node_distances, NODE, False),
     ):
         texts = None if distances is None else [f"{value:.2f}" for value in distances]
-        canvas.edges(centre, _centres(boxes), colour, labels=texts, dashed=dashed, width=0.8)
+        canvas.edges(center, _centers(boxes), color, labels=texts, dashed=dashed, width=0.8)
     picture = canvas.array()
     return contact_sheet([picture], captions=[title], columns=1, cell_px=None) if title else picture
 
 
-def _centres(boxes: np.ndarray) -> np.ndarray:
-    """Return the centres of boxes, [n, 2]."""
+def _centers(boxes: np.ndarray) -> np.ndarray:
+    """Return the centers of boxes, [n, 2]."""
     boxes = np.reshape(boxes, (-1, 4)).astype(np.float64)
     return (boxes[:, :2] + boxes[:, 2:]) / 2
 

@@ -236,7 +236,7 @@ def test_a_window_has_the_size_of_the_whole_without_margin(resize, size, margin)
 
 
 def bilinear(image, height, width):
-    """Resize by sampling at pixel centres, edges repeated: two loops, float64."""
+    """Resize by sampling at pixel centers, edges repeated: two loops, float64."""
     out = np.zeros((height, width, 3))
     for i in range(height):
         for j in range(width):

@@ -8,7 +8,7 @@ import pytest
 
 from wsod_jax.data.proposals.proposal_set import ProposalSet, check_proposals
 from wsod_jax.data.proposals.recall import measure_recall, recall_by_count
-from wsod_jax.data.records import BoxAnnotations, GroundTruth, ImageRecord, ImageSet
+from wsod_jax.data.records import AnnotatedBoxes, BoxAnnotations, ImageRecord, ImageSet
 from wsod_jax.errors import DataError
 
 A = np.array([[0, 0, 10, 20], [5, 5, 30, 20]], np.float32)
@@ -184,7 +184,7 @@ def test_recall_counts_at_the_threshold_and_leaves_out_difficult_objects():
         "empty": BoxAnnotations.from_lists([[0, 0, 4, 4]], [1], [0]),
         "not proposed": BoxAnnotations.from_lists([[0, 0, 4, 4]], [1], [0]),
     }
-    report = measure_recall(make(), GroundTruth(("x", "y"), objects))
+    report = measure_recall(make(), AnnotatedBoxes(("x", "y"), objects))
     assert report.recall(0.5, 0) == 1.0  # the second object's best IoU is exactly 0.5
     assert report.recall(0.51, 0) == 0.5
     assert report.average_best_overlap(0) == 0.75
@@ -196,7 +196,9 @@ def test_recall_counts_at_the_threshold_and_leaves_out_difficult_objects():
 
 
 def test_recall_of_the_best_or_first_proposals():
-    truth = GroundTruth(("x",), {"a": BoxAnnotations.from_lists(A.tolist(), [0, 0], [False] * 2)})
+    truth = AnnotatedBoxes(
+        ("x",), {"a": BoxAnnotations.from_lists(A.tolist(), [0, 0], [False] * 2)}
+    )
     scored = ProposalSet.from_images(
         {"a": (20, 30)}, {"a": A}, {"a": [0.25, 0.5]}, generator="by hand"
     )
@@ -220,6 +222,6 @@ def test_recall_of_the_best_or_first_proposals():
 
 
 def test_recall_of_nothing_is_undefined_not_an_error():
-    report = measure_recall(make(), GroundTruth(("x",), {}))
+    report = measure_recall(make(), AnnotatedBoxes(("x",), {}))
     assert np.isnan(report.recall(0.5)) and np.isnan(report.average_best_overlap(0))
     assert dataclasses.asdict(report)["num_images"] == 0

@@ -12,7 +12,7 @@ from wsod_jax.data.readers.coco import Coco
 from wsod_jax.data.training_labels import training_images
 from wsod_jax.errors import ConfigError, DataError
 from wsod_jax.evaluation.metrics.coco_metrics import coco_ap
-from wsod_jax.evaluation.metrics.tables import DetectionTable, TruthTable
+from wsod_jax.evaluation.metrics.tables import DetectionTable, GroundTruth
 
 CATEGORIES = [{"id": 18, "name": "dog"}, {"id": 1, "name": "person"}, {"id": 90, "name": "brush"}]
 IMAGES = [
@@ -102,7 +102,7 @@ def test_a_test_split_without_annotations_has_unknown_labels(tmp_path):
     assert images.class_names == ("person", "dog", "brush") and images.category_ids == (1, 18, 90)
     assert reader.instances("val2014") == {}
     with pytest.raises(DataError, match="image_info_val2014.*no 'annotations'"):
-        reader.ground_truth("val2014")
+        reader.annotated_boxes("val2014")
 
 
 def test_labels_do_not_look_at_boxes(tmp_path):
@@ -110,11 +110,11 @@ def test_labels_do_not_look_at_boxes(tmp_path):
     bare = [{k: v for k, v in item.items() if k not in ("bbox", "area")} for item in ANNOTATIONS]
     found = Coco(root=write(tmp_path, content={"annotations": bare})).images("val2014")
     assert found == expected
-    assert Coco(root=tmp_path).ground_truth("val2014").counts["dropped"] == 9
+    assert Coco(root=tmp_path).annotated_boxes("val2014").counts["dropped"] == 9
 
 
 def test_boxes(tmp_path):
-    truth = Coco(root=write(tmp_path)).ground_truth("val2014")
+    truth = Coco(root=write(tmp_path)).annotated_boxes("val2014")
     assert truth.class_names == ("person", "dog", "brush") and list(truth.boxes) == [
         "b",
         "sub/a",
@@ -134,7 +134,7 @@ def test_boxes(tmp_path):
     for empty in (truth.boxes["c"], truth.boxes["d"]):
         assert empty.boxes.shape == (0, 4) and len(empty.areas) == len(empty.crowd) == 0
     assert truth.counts == {"bad_image": 0, "clipped": 1, "dropped": 4, "scaled": 0}
-    table = TruthTable.from_annotations(truth.boxes.values(), num_classes=3)
+    table = GroundTruth.from_annotations(truth.boxes.values(), num_classes=3)
     np.testing.assert_array_equal(table.image_index, [0, 0, 1, 1, 1])
     np.testing.assert_array_equal(table.areas, np.float32([100, 600, 40.5, 16, 500]))
     np.testing.assert_array_equal(table.crowd, [False, True, False, False, True])
@@ -170,7 +170,7 @@ def test_scores_are_those_of_the_file_itself(tmp_path):
         near = np.float32(box) + np.float32(rng.uniform(-0.5, 0.5, 4))
         found.append((image, category, float(np.float32(rng.random())), near))
     root = write(tmp_path, content={"annotations": items})
-    truth = Coco(root=root).ground_truth("val2014")
+    truth = Coco(root=root).annotated_boxes("val2014")
     numbers, categories = [image["id"] for image in IMAGES], [1, 18, 90]
     corners = np.stack([box for *_, box in found])
     corners[:, 2:] += corners[:, :2]
@@ -182,7 +182,7 @@ def test_scores_are_those_of_the_file_itself(tmp_path):
         len(IMAGES),
         3,
     )
-    ours = coco_ap(detections, TruthTable.from_annotations(truth.boxes.values(), num_classes=3))
+    ours = coco_ap(detections, GroundTruth.from_annotations(truth.boxes.values(), num_classes=3))
     theirs = COCO(str(root / "annotations" / "instances_val2014.json"))
     results = [
         {"image_id": i, "category_id": c, "score": s, "bbox": box.tolist()}
@@ -207,7 +207,7 @@ def test_missing_image_is_skipped_or_named(tmp_path, caplog):
     with pytest.raises(DataError, match=r"coco val2014: 1 of 4 images .*\(sub/a\)"):
         Coco(root=root).images("val2014")
     assert "a.jpg" in caplog.text
-    assert len(Coco(root=root).ground_truth("val2014")) == 4
+    assert len(Coco(root=root).annotated_boxes("val2014")) == 4
     with pytest.raises(DataError, match=r"a\.jpg"):
         Coco(root=root, on_bad="error").images("val2014")
     with pytest.raises(ConfigError, match="on_bad='warn'"):
@@ -224,14 +224,14 @@ def test_boxes_of_resized_images_are_scaled(tmp_path):
     Image.fromarray(pixels(0, 16, 20)).save(root / "val2014" / "c.jpg")  # was 16 x 16
     images = Coco(root=root).images("val2014")
     assert [(r.height, r.width) for r in images.records] == [(20, 30), (15, 10), (16, 20), (16, 18)]
-    truth = Coco(root=root, on_bad="skip_all").ground_truth("val2014")
+    truth = Coco(root=root, on_bad="skip_all").annotated_boxes("val2014")
     expected = np.float32([[1.25, 1.5, 6.25, 4.125], [0.5, 0.5, 2.5, 2.5], [0, 0, 10, 15]])
     np.testing.assert_array_equal(truth.boxes["sub/a"].boxes, expected)
     np.testing.assert_array_equal(truth.boxes["sub/a"].areas, np.float32([40.5 / 4, 4, 125]))
     assert list(truth.boxes) == ["b", "sub/a", "d"]
     assert truth.counts["scaled"] == 1 and truth.counts["bad_image"] == 1
     with pytest.raises(DataError, match=r"image c\.jpg: .*\(16, 16\).*\(16, 20\)"):
-        Coco(root=root).ground_truth("val2014")
+        Coco(root=root).annotated_boxes("val2014")
 
 
 def other_types(value):
@@ -253,7 +253,7 @@ def other_types(value):
 def test_json_as_other_tools_write_it(tmp_path):
     root = write(tmp_path)
     data = Coco(root=root)
-    images, truth = data.images("val2014"), data.ground_truth("val2014")
+    images, truth = data.images("val2014"), data.annotated_boxes("val2014")
     names = ["val2014/b.jpg", "val2014\\sub\\a.jpg", "c.jpg", "d.jpg"]
     bare = [{"id": f"{i['id']}", "file_name": n} for i, n in zip(IMAGES, names, strict=True)]
     content = {
@@ -267,7 +267,7 @@ def test_json_as_other_tools_write_it(tmp_path):
             path = root / "annotations" / "instances_val2014.json"
             path.write_bytes(text.encode(encoding))
             assert data.images("val2014") == images
-            found = data.ground_truth("val2014")
+            found = data.annotated_boxes("val2014")
             assert found.counts == truth.counts and list(found.boxes) == list(truth.boxes)
             for image_id, boxes in truth.boxes.items():
                 np.testing.assert_array_equal(found.boxes[image_id].boxes, boxes.boxes)
@@ -322,7 +322,7 @@ def replaced(items, position, **changes):
 )  # fmt: skip
 def test_faults_of_the_file_are_named(tmp_path, content, message):
     root = write(tmp_path, content=content)
-    for read in (Coco(root=root).images, Coco(root=root).ground_truth):
+    for read in (Coco(root=root).images, Coco(root=root).annotated_boxes):
         with pytest.raises(DataError, match=rf"instances_val2014\.json: .*{message}"):
             read("val2014")
 

@@ -42,7 +42,7 @@ def test_one_row_per_image(folder):
 def test_one_row_per_label(folder):
     images = read(folder, "image,label,source\na.jpg,dog,x\na.jpg,cat,y\nsub/c,cat,z\n")
     assert as_dict(images) == {"a": (1, 1), "sub/c": (1, 0)}
-    assert images.counts["unlabelled"] == 1
+    assert images.counts["unlabeled"] == 1
 
 
 def test_given_class_names_fix_the_order(folder):
@@ -54,7 +54,9 @@ def test_there_are_no_splits_and_no_boxes(folder):
     (folder.parent / "labels.csv").write_text("image,labels\na.jpg,cat\n")
     data = Folder(folder=folder, labels_csv=folder.parent / "labels.csv")
     assert data.images(data.train_split) == data.images("any")
-    assert not data.has_boxes and not hasattr(data, "ground_truth") and not hasattr(data, "boxes")
+    assert (
+        not data.has_boxes and not hasattr(data, "annotated_boxes") and not hasattr(data, "boxes")
+    )
 
 
 def test_byte_order_mark_and_crlf(folder):

@@ -61,7 +61,7 @@ def test_hidden_files_and_folders_are_no_images(folder, read):
     save(folder / ".hidden" / "c.jpg")
     images = read(folder)
     assert images.image_ids == ("cat/a", "dog/b")
-    assert not images.counts.get("unlabelled") and not images.counts.get("other_file")
+    assert not images.counts.get("unlabeled") and not images.counts.get("other_file")
 
 
 @pytest.mark.parametrize("read", READERS)

@@ -56,7 +56,7 @@ def test_a_class_is_a_folder(root):
         "n10/deep/er": (0, 0, 0, 1),
     }
     assert list(as_dict(images)) == sorted(as_dict(images))
-    assert images.counts == {"bad_image": 0, "unlabelled": 0, "other_file": 1}
+    assert images.counts == {"bad_image": 0, "unlabeled": 0, "other_file": 1}
     for record in images.records:
         width, height = TRAIN[record.path.relative_to(root / "train").as_posix()]
         assert (record.height, record.width) == (height, width) and record.load().any()
@@ -71,7 +71,7 @@ def test_flat_with_a_csv(root):
     assert ImageFolder(root=root).images("val").class_names == ("n01", "n02", "n10")
     (root / "val.csv").write_text("image,labels\nv_1,n10;n01\nv_0,\n")
     images = ImageFolder(root=root).images("val")
-    assert as_dict(images) == {"v_0": (0, 0), "v_1": (1, 1)} and images.counts["unlabelled"] == 1
+    assert as_dict(images) == {"v_0": (0, 0), "v_1": (1, 1)} and images.counts["unlabeled"] == 1
     with pytest.raises(DataError, match=r"val\.csv:2: .*'n10'.*n01"):
         ImageFolder(root=root, class_names=("n01",)).images("val")
 
@@ -105,7 +105,7 @@ def test_strays_are_left_out(root):
     save(root / "train" / "stray.jpg", (5, 5))
     save(root / "train" / ".cache" / "thumb.jpg", (5, 5))
     images = ImageFolder(root=root).images("train")
-    assert len(images) == 4 and images.counts["unlabelled"] == 1
+    assert len(images) == 4 and images.counts["unlabeled"] == 1
     assert images.class_names == ("n01", "n02", "n03", "n10")
 
 
@@ -259,7 +259,7 @@ def test_names_that_are_no_utf8(root, opened):
     assert ImageFolder(root=root).images("train") == first and not opened
     xml = os.path.join(os.fsencode(root), b"annotations", b"train", b"\xe9.xml")
     write_xml(Path(os.fsdecode(xml)), (3, 2), [("n01", (1, 1, 2, 2))])
-    assert list(ImageFolder(root=root).ground_truth("train").boxes) == ["n\\udcf6/\\udce9"]
+    assert list(ImageFolder(root=root).annotated_boxes("train").boxes) == ["n\\udcf6/\\udce9"]
 
 
 def test_sizes_do_not_depend_on_the_order_of_threads(root, monkeypatch):
@@ -303,7 +303,7 @@ def test_boxes(root, flat):
         write_xml(folder / f"{name}.xml", annotated[image_id], objects)
     if not flat:
         write_xml(folder / "n02/x_1.xml", (8, 6), [("n10", (2, 2, 3, 3)), ("n02", (5, 5, 5, 5))])
-    truth = ImageFolder(root=root).ground_truth("train")
+    truth = ImageFolder(root=root).annotated_boxes("train")
     assert truth.class_names == ImageFolder(root=root).images("train").class_names
     np.testing.assert_array_equal(truth.boxes["n02/x_2"].boxes, [[0, 1, 5, 9]])  # clipped
     assert truth.boxes["n10/deep/er"].boxes.shape == (0, 4)
@@ -320,35 +320,35 @@ def test_boxes(root, flat):
 def test_boxes_of_a_flat_split_elsewhere(root, tmp_path):
     (root / "class_names.txt").write_text("n01 tench\nn02 crane\nn10 crane\n")
     write_xml(tmp_path / "xml" / "val" / "v_1.xml", (3, 5), [("n10", (1, 1, 2, 2))])
-    truth = ImageFolder(root=root, annotations=tmp_path / "xml").ground_truth("val")
+    truth = ImageFolder(root=root, annotations=tmp_path / "xml").annotated_boxes("val")
     assert truth.class_names == ("tench", "crane (n02)", "crane (n10)")
     assert list(truth.boxes) == ["v_1"] and truth.boxes["v_1"].classes.tolist() == [2]
     assert truth.counts["no_annotation"] == 2 and truth.counts["bad_image"] == 0
     broken = tmp_path / "xml" / "val" / "v_0.xml"
     broken.write_text("<annotation>")
     with pytest.raises(DataError, match=r"v_0\.xml"):
-        ImageFolder(root=root, annotations=tmp_path / "xml", on_bad="error").ground_truth("val")
+        ImageFolder(root=root, annotations=tmp_path / "xml", on_bad="error").annotated_boxes("val")
     with pytest.raises(DataError, match=r"1 of 2 images .*\(v_0\)"):
-        ImageFolder(root=root, annotations=tmp_path / "xml").ground_truth("val")
+        ImageFolder(root=root, annotations=tmp_path / "xml").annotated_boxes("val")
     broken.unlink()
     (root / "val" / "v_1.JPEG").write_bytes(b"no image")  # its boxes count as missed
-    truth = ImageFolder(root=root, annotations=tmp_path / "xml").ground_truth("val")
+    truth = ImageFolder(root=root, annotations=tmp_path / "xml").annotated_boxes("val")
     assert list(truth.boxes) == ["v_1"] and truth.counts["bad_image"] == 0
     with pytest.raises(DataError, match="annotations"):
-        ImageFolder(root=root).ground_truth("val")
+        ImageFolder(root=root).annotated_boxes("val")
 
 
 def test_faulty_annotations(root):
     path = root / "annotations" / "val" / "v_1.xml"
     write_xml(path, (3, 5), [("Scottish_deerhound", (1, 1, 2, 2))])
     with pytest.raises(DataError, match=r"v_1\.xml: .*'Scottish_deerhound'"):
-        ImageFolder(root=root).ground_truth("val")
+        ImageFolder(root=root).annotated_boxes("val")
     path.write_text("<annotation><object>")
     with pytest.raises(DataError, match="v_1"):
-        ImageFolder(root=root).ground_truth("val")
+        ImageFolder(root=root).annotated_boxes("val")
     path.write_text('<!DOCTYPE a [<!ENTITY b "c">]><a>&b;</a>')
     with pytest.raises(DataError, match="refused"):
-        ImageFolder(root=root).ground_truth("val")
+        ImageFolder(root=root).annotated_boxes("val")
 
 
 def test_labels_do_not_look_at_boxes(root):

@@ -197,7 +197,7 @@ def test_sbd(sbd, inner):
     labels = data.label_maps("val")["2008_000002"]()
     np.testing.assert_array_equal(labels, np.where(OBJECTS == 2, 8, (OBJECTS == 1) * 12))
     assert labels.dtype == np.uint8
-    truth = data.ground_truth("val")
+    truth = data.annotated_boxes("val")
     boxes = truth.boxes["2008_000002"]
     np.testing.assert_array_equal(boxes.boxes, [[1, 1, 3, 3], [3, 1, 6, 4]])
     assert boxes.classes.tolist() == [DOG, CAT] and not boxes.difficult.any()
@@ -217,7 +217,7 @@ def test_faults_of_sbd(sbd, caplog):
     def refused(message):
         with caplog.at_level(logging.WARNING):
             assert lenient.images("val").missing == ("2008_000002",)
-            assert list(lenient.ground_truth("val").boxes) == ["2008_000003"]
+            assert list(lenient.annotated_boxes("val").boxes) == ["2008_000003"]
         with pytest.raises(DataError, match=message):
             Sbd(root=sbd, on_bad="error").images("val")
         with pytest.raises(DataError, match=r"1 of 2 images .*\(2008_000002\)"):

@@ -63,8 +63,8 @@ def test_same_images_and_labels_as_the_voc_layout(data, rule):
 
 def test_same_boxes_as_the_voc_layout(data):
     tree, data_dir = data
-    found = Tfds(name="voc/2007", data_dir=data_dir).ground_truth("trainval")
-    expected = Voc(root=tree).ground_truth("trainval")
+    found = Tfds(name="voc/2007", data_dir=data_dir).annotated_boxes("trainval")
+    expected = Voc(root=tree).annotated_boxes("trainval")
     assert set(found.boxes) == set(expected.boxes)
     for image_id, annotations in expected.boxes.items():
         np.testing.assert_array_equal(found.boxes[image_id].boxes, annotations.boxes)
@@ -120,7 +120,7 @@ from wsod_jax.data.readers.tfds import Tfds
 reader = Tfds(name={reader.name!r}, data_dir={reader.data_dir!r}, difficult={reader.difficult!r})
 images = reader.images({reader.train_split!r})
 print(len(images), *sorted(record.load().shape for record in images.records))
-print(sum(len(found.boxes) for found in reader.ground_truth({reader.test_split!r}).boxes.values()))
+print(sum(len(found.boxes) for found in reader.annotated_boxes({reader.test_split!r}).boxes.values()))
 print("tensorflow" in sys.modules)
 """
     lines = run_python(code).splitlines()

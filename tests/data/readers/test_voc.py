@@ -62,7 +62,7 @@ def test_records(root):
 
 
 def test_boxes_become_continuous(root):
-    truth = Voc(root=root).ground_truth("trainval")
+    truth = Voc(root=root).annotated_boxes("trainval")
     np.testing.assert_array_equal(truth.boxes["a"].boxes, [[1, 2, 10, 12], [0, 0, 30, 20]])
     np.testing.assert_array_equal(truth.boxes["a"].classes, [0, 1])
     np.testing.assert_array_equal(truth.boxes["a"].difficult, [False, True])
@@ -97,7 +97,7 @@ def test_union_of_years(root):
     images = Voc(root=root.parent, year="07+12").images("trainval")
     assert images.image_ids == ("a", "b", "c", "2012_x")
     assert images.name == "voc 2007 2012 trainval"
-    assert set(Voc(root=root.parent, year="07+12").ground_truth("trainval").boxes) == {
+    assert set(Voc(root=root.parent, year="07+12").annotated_boxes("trainval").boxes) == {
         *"abc",
         "2012_x",
     }
@@ -118,7 +118,7 @@ def test_only_the_test_split_is_of_the_year_of_the_test(root):
     write_voc(root.parent / "VOC2012", {"y": ((8, 8), cat)}, split="trainval")
     data = Voc(root=root.parent, year="2007", test_year="2012")
     assert data.images("trainval").image_ids == ("a", "b", "c")
-    assert data.images("test").image_ids == ("x",) == tuple(data.ground_truth("test").boxes)
+    assert data.images("test").image_ids == ("x",) == tuple(data.annotated_boxes("test").boxes)
     assert data.boxes("test").images.image_ids == ("x",)
     with pytest.raises(ConfigError, match="test_year='2012'"):
         Voc(root=root.parent, year="2007", test_year="2012", test_split="trainval")
@@ -126,7 +126,7 @@ def test_only_the_test_split_is_of_the_year_of_the_test(root):
 
 def test_boxes_to_train_on(root):
     data = Voc(root=root)
-    made, truth = data.boxes("trainval"), data.ground_truth("trainval")
+    made, truth = data.boxes("trainval"), data.annotated_boxes("trainval")
     assert made.images.records == data.images("trainval").records
     assert made.source == "annotations" and made.max_targets == 2
     for image_id, boxes in zip("abc", made.boxes, strict=True):
@@ -160,7 +160,7 @@ def test_missing_root_and_split(root):
 
 def test_unknown_class_lists_the_allowed_ones(root):
     write_xml(root, "b", (30, 20), [("zebra", BOX, False)])
-    for read in (Voc(root=root).images, Voc(root=root).ground_truth):
+    for read in (Voc(root=root).images, Voc(root=root).annotated_boxes):
         with pytest.raises(DataError, match=r"b\.xml: .*'zebra'.*cat, dog"):
             read("trainval")
 
@@ -176,7 +176,7 @@ def test_boxes_outside_and_without_area(root):
         ("dog", ("", "x", 9, 8), False),
     ]
     write_xml(root, "a", (20, 30), objects)
-    truth = Voc(root=root).ground_truth("trainval")
+    truth = Voc(root=root).annotated_boxes("trainval")
     np.testing.assert_array_equal(
         truth.boxes["a"].boxes, [[0, 0, 10, 10], [4, 4, 30, 20], [8, 2, 9, 8]]
     )
@@ -188,7 +188,7 @@ def test_boxes_outside_and_without_area(root):
 def test_ground_truth_without_images_uses_the_annotated_size(root):
     write_xml(root, "a", (20, 30), [("cat", (5, 5, 40, 30), False)])
     (root / "JPEGImages" / "a.jpg").unlink()
-    truth = Voc(root=root, on_bad="skip_all").ground_truth("trainval")
+    truth = Voc(root=root, on_bad="skip_all").annotated_boxes("trainval")
     np.testing.assert_array_equal(truth.boxes["a"].boxes, [[4, 4, 30, 20]])
 
 
@@ -198,7 +198,7 @@ def test_ground_truth_without_images_uses_the_annotated_size(root):
 def test_boxes_of_a_resized_image_are_scaled(root, annotated, box, caplog):
     write_xml(root, "a", annotated, [("cat", box, False)])
     with caplog.at_level(logging.WARNING):
-        truth = Voc(root=root).ground_truth("trainval")
+        truth = Voc(root=root).annotated_boxes("trainval")
     expected = {40: [4, 2, 20, 15], 10: [3, 0, 20, 15]}[annotated[0]]
     np.testing.assert_array_equal(truth.boxes["a"].boxes, [expected])
     assert truth.counts["scaled"] == 1 and "1 scaled" in caplog.text
@@ -207,10 +207,10 @@ def test_boxes_of_a_resized_image_are_scaled(root, annotated, box, caplog):
 @pytest.mark.parametrize("annotated", [(30, 20), (99, 99), (20, 33)])
 def test_an_annotation_of_another_aspect_is_left_out(root, annotated):
     write_xml(root, "a", annotated, [("cat", (5, 5, 10, 10), False)])
-    truth = Voc(root=root, on_bad="skip_all").ground_truth("trainval")
+    truth = Voc(root=root, on_bad="skip_all").annotated_boxes("trainval")
     assert set(truth.boxes) == {"b", "c"} and truth.counts["bad_image"] == 1
     with pytest.raises(DataError) as refusal:
-        Voc(root=root).ground_truth("trainval")
+        Voc(root=root).annotated_boxes("trainval")
     assert all(text in str(refusal.value) for text in ("a.xml", str(annotated), "(20, 30)"))
 
 
@@ -263,12 +263,12 @@ def test_one_bad_image_is_skipped_and_counted_or_named(root, fault, caplog):
 
 def test_bad_xml_in_ground_truth(root):
     break_xml(root)
-    truth = Voc(root=root, on_bad="skip_all").ground_truth("trainval")
+    truth = Voc(root=root, on_bad="skip_all").annotated_boxes("trainval")
     assert set(truth.boxes) == {"a", "c"} and truth.counts["bad_image"] == 1
     with pytest.raises(DataError, match=r"trainval.* 1 of 3 .*\(b\)"):
-        Voc(root=root).ground_truth("trainval")
+        Voc(root=root).annotated_boxes("trainval")
     with pytest.raises(DataError, match=r"b\.xml"):
-        Voc(root=root, on_bad="error").ground_truth("trainval")
+        Voc(root=root, on_bad="error").annotated_boxes("trainval")
 
 
 def test_nothing_left_is_an_error(root):
@@ -289,7 +289,7 @@ def test_a_split_that_lost_more_than_a_tenth_is_refused(tmp_path, count, lost, r
         (root / "JPEGImages" / f"i{number}.jpg").unlink()
     every = Voc(root=root, on_bad="skip_all").images("trainval")
     assert every.missing == tuple(f"i{n}" for n in range(lost)) and len(every) == count - lost
-    assert len(Voc(root=root).ground_truth("trainval")) == count  # to be counted as missed
+    assert len(Voc(root=root).annotated_boxes("trainval")) == count  # to be counted as missed
     if refused:
         with pytest.raises(
             DataError, match=rf"{lost} of {count} images .*\(i0.*i0\.jpg"
@@ -311,13 +311,13 @@ def test_split_without_any_annotation_has_no_labels(root, caplog):
     with pytest.raises(DataError, match="3 images.*label"):
         training_images(images)
     with pytest.raises(DataError, match="3 of 3 images .*xml"):
-        Voc(root=root).ground_truth("trainval")
+        Voc(root=root).annotated_boxes("trainval")
 
 
 def test_entity_bomb_is_refused_even_when_skipping(root):
     bomb = '<!DOCTYPE a [<!ENTITY x "ha"><!ENTITY y "&x;&x;">]><annotation>&y;</annotation>'
     (root / "Annotations" / "b.xml").write_text(bomb)
-    for read in (Voc(root=root).images, Voc(root=root).ground_truth):
+    for read in (Voc(root=root).images, Voc(root=root).annotated_boxes):
         with pytest.raises(DataError, match=r"b\.xml: refused"):
             read("trainval")
 
@@ -338,11 +338,11 @@ def test_lines_that_are_file_names(root):
     split.write_text("my cat\nmy dog.jpg\nx 1\nb.jpg\nc 1\na.jpg -1\n")
     data, ids = Voc(root=root), ("my cat", "my dog", "x 1", "b", "c", "a")
     assert data.images("trainval").image_ids == ids
-    assert tuple(data.ground_truth("trainval").boxes) == ids
+    assert tuple(data.annotated_boxes("trainval").boxes) == ids
     (root / "JPEGImages" / "my cat.jpg").unlink()  # what is missing bears its own name, too
     images = Voc(root=root, on_bad="skip_all").images("trainval")
     assert images.missing == ("my cat",) and images.image_ids == ids[1:]
-    assert "my cat" in data.ground_truth("trainval").boxes
+    assert "my cat" in data.annotated_boxes("trainval").boxes
 
 
 def test_split_lines(root):
@@ -379,13 +379,13 @@ def test_spellings_of_difficult(root, text, label):
     path = root / "Annotations" / "a.xml"
     path.write_text(path.read_text().replace("<difficult>0<", f"<difficult>{text}<"))
     assert Voc(root=root).images("trainval").records[0].labels[0] == label
-    assert bool(Voc(root=root).ground_truth("trainval").boxes["a"].difficult[0]) == (not label)
+    assert bool(Voc(root=root).annotated_boxes("trainval").boxes["a"].difficult[0]) == (not label)
 
 
 def test_difficult_that_is_neither(root):
     path = root / "Annotations" / "a.xml"
     path.write_text(path.read_text().replace("<difficult>0<", "<difficult>maybe<"))
-    for read in (Voc(root=root, on_bad="error").images, Voc(root=root).ground_truth):
+    for read in (Voc(root=root, on_bad="error").images, Voc(root=root).annotated_boxes):
         with pytest.raises(DataError, match=r"a\.xml: difficult is 'maybe'"):
             read("trainval")
 
@@ -417,7 +417,7 @@ def test_unknown_on_bad(root):
 def test_any_annotation_is_read_or_counted_or_refused(root, content):
     (root / "Annotations" / "b.xml").write_bytes(content)
     try:
-        truth = Voc(root=root, on_bad="skip_all").ground_truth("trainval")
+        truth = Voc(root=root, on_bad="skip_all").annotated_boxes("trainval")
     except DataError:
         return
     assert truth.counts["bad_image"] + ("b" in truth.boxes) == 1

@@ -12,7 +12,7 @@ PART = "<part><name>head</name><bndbox><xmin>1</xmin></bndbox></part>"
 
 
 def pixels(seed: int, height: int, width: int) -> np.ndarray:
-    """Return smooth coloured noise, so that JPEG and resizing keep its looks."""
+    """Return smooth colored noise, so that JPEG and resizing keep its looks."""
     coarse = np.random.default_rng(seed).integers(0, 256, (5, 5, 3)).astype(np.uint8)
     return np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BILINEAR))
 

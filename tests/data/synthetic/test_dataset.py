@@ -194,7 +194,7 @@ def test_the_tree_reads_as_voc(tmp_path):
     for split, count in (("trainval", 5), ("train", 3), ("val", 2), ("test", 2)):
         images = Voc(root=tmp_path, on_bad="error").images(split)
         assert len(images) == count and images.class_names == SMALL.classes
-        truth = Voc(root=tmp_path, on_bad="error").ground_truth(split)
+        truth = Voc(root=tmp_path, on_bad="error").annotated_boxes(split)
         assert not any(truth.counts.values())
         for record in images.records:
             index = int(record.image_id) - 1

@@ -177,7 +177,7 @@ def suppression(*, small: bool, repeats: int) -> list[Measure]:
         Measure("NMS", 1e3 * fast, "ms", note),
         Measure("literal walk in Python", 1e3 * literal, "ms"),
         Measure("  NMS is faster by", literal / fast, "x"),
-        Measure("greedy NumPy, vectorised over boxes", 1e3 * usual, "ms"),
+        Measure("greedy NumPy, vectorized over boxes", 1e3 * usual, "ms"),
         Measure("  NMS is faster by", usual / fast, "x"),
     ]
 

@@ -15,7 +15,7 @@ from wsod_jax.data.records import ImageRecord
 from wsod_jax.errors import DataError
 from wsod_jax.evaluation.formats import read_index
 from wsod_jax.evaluation.metrics.average_precision import evaluate_detections
-from wsod_jax.evaluation.metrics.tables import DetectionTable, TruthTable
+from wsod_jax.evaluation.metrics.tables import DetectionTable, GroundTruth
 from wsod_jax.evaluation.results_reading import read_results
 from wsod_jax.ops.boxes import pairwise_iou
 from wsod_jax.train.logging import read_jsonl
@@ -84,14 +84,14 @@ def show_instances(options: argparse.Namespace) -> None:
     """Draw how many objects of each class the images that show it hold, for one or more data sets."""
     counts, class_names = {}, None
     for data in options.data:
-        truth = Voc(root=data).ground_truth(options.split)
+        truth = Voc(root=data).annotated_boxes(options.split)
         if class_names not in (None, truth.class_names):
             raise DataError(
                 f"{data} has the classes {truth.class_names}, but {options.data[0]} has {class_names}; "
                 "draw them in two charts."
             )
         class_names = truth.class_names
-        table = TruthTable.from_annotations(truth.boxes.values(), num_classes=len(class_names))
+        table = GroundTruth.from_annotations(truth.boxes.values(), num_classes=len(class_names))
         counts[f"{data.name} {options.split}"] = table.counts()
     title = next(iter(counts)) if len(counts) == 1 else ""
     chart = viz.plot_instances(counts, class_names, title=title)

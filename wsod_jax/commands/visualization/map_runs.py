@@ -30,7 +30,7 @@ from wsod_jax.scoring import AnnotatedImages
 
 
 def show_proposal_maps(options: argparse.Namespace) -> None:
-    """Draw the proposal maps and responses of images over the checkpoints of one or more runs."""
+    """Draw the proposal maps and activations of images over the checkpoints of one or more runs."""
     runs = [MapRun.open(workdir, changes=options.set) for workdir in options.workdir]
     split = read_split(runs[0], options.split)
     images, names = split.images, short_names(options.workdir)
@@ -63,11 +63,11 @@ def show_proposal_maps(options: argparse.Namespace) -> None:
                 )
             )
         sheet = viz.contact_sheet(rows, columns=1, cell_px=None)
-        return viz.add_colour_key(
+        return viz.add_color_key(
             sheet,
             "lowest value of a map",
             "highest value of the same map",
-            "ring: strongest response   red: box around the foreground   green: annotated objects",
+            "ring: strongest activation   red: box around the foreground   green: annotated objects",
         )
 
     write_pictures(images, options, draw, rows=True)
@@ -88,7 +88,7 @@ def show_walk(options: argparse.Namespace) -> None:
         if index not in walks:
             return None
         picture = draw_walk(image, walks[index], options.walk_steps, upsampling)
-        return viz.add_colour_key(
+        return viz.add_color_key(
             picture,
             "0",
             "highest value of all these maps",

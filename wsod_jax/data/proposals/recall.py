@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from wsod_jax.data.proposals.proposal_set import ProposalSet
-from wsod_jax.data.records import GroundTruth
+from wsod_jax.data.records import AnnotatedBoxes
 from wsod_jax.ops.boxes import pairwise_iou
 
 
@@ -71,23 +71,23 @@ class RecallReport:
 
 
 def measure_recall(
-    proposals: ProposalSet, ground_truth: GroundTruth, max_count: int | None = None
+    proposals: ProposalSet, annotated_boxes: AnnotatedBoxes, max_count: int | None = None
 ) -> RecallReport:
     """Compare proposals with the boxes of the images that both know; difficult objects do not count.
 
     Args:
       proposals: their boxes.
-      ground_truth: the objects.
+      annotated_boxes: the objects.
       max_count: look at so many proposals per image: the best-scored ones, or the first ones of a file without
         scores; `None` looks at all.
 
     Ties: of equal scores the earlier rows are looked at.
     """
-    best = [[] for _ in ground_truth.class_names]
-    common = [i for i in ground_truth.boxes if i in proposals]
+    best = [[] for _ in annotated_boxes.class_names]
+    common = [i for i in annotated_boxes.boxes if i in proposals]
     counts = []
     for image_id in common:
-        objects = ground_truth.boxes[image_id]
+        objects = annotated_boxes.boxes[image_id]
         boxes = _best(proposals, image_id, max_count)
         counts.append(len(boxes))
         overlaps = pairwise_iou(objects.boxes, boxes).max(axis=1, initial=0.0)
@@ -97,11 +97,11 @@ def measure_recall(
             if not difficult:
                 best[index].append(overlap)
     return RecallReport(
-        class_names=ground_truth.class_names,
+        class_names=annotated_boxes.class_names,
         best_iou=tuple(np.array(values, np.float32) for values in best),
         mean_count=float(np.mean(counts)) if counts else 0.0,
         num_images=len(common),
-        num_missing=len(ground_truth) - len(common),
+        num_missing=len(annotated_boxes) - len(common),
     )
 
 
@@ -116,21 +116,21 @@ def _best(proposals: ProposalSet, image_id: str, max_count: int | None) -> np.nd
 
 def recall_by_count(
     files: Mapping[str, ProposalSet],
-    ground_truth: GroundTruth,
+    annotated_boxes: AnnotatedBoxes,
     counts: Sequence[int] = (100, 300, 1000),
 ) -> str:
     """Return a table of how well the best proposals of several files cover all objects, by number of boxes.
 
     Args:
       files: name -> proposals.
-      ground_truth: the objects.
+      annotated_boxes: the objects.
       counts: boxes looked at per image, see `measure_recall`; every file has a last row with all of its boxes.
     """
     width = max(map(len, (*files, "file")))
     lines = [f"{'file':{width}s}  at most  per image  recall@0.5  recall@0.7    ABO"]
     for name, proposals in files.items():
         for count in (*(c for c in counts if c < proposals.max_count), None):
-            report = measure_recall(proposals, ground_truth, count)
+            report = measure_recall(proposals, annotated_boxes, count)
             limit = "all" if count is None else f"{count}"
             lines.append(
                 f"{name:{width}s}  {limit:>7s}  {report.mean_count:9.0f}  {100 * report.recall(0.5):9.1f}%  "

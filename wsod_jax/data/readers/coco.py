@@ -26,8 +26,8 @@ from wsod_jax.data.readers.coco_json import CocoFile, CocoImage
 from wsod_jax.data.readers.reader import InstanceReader, LeftOut, frame_scale
 from wsod_jax.data.readers.voc import DifficultRule, difficult_label
 from wsod_jax.data.records import (
+    AnnotatedBoxes,
     BoxAnnotations,
-    GroundTruth,
     ImageInstances,
     ImageRecord,
     ImageSet,
@@ -107,7 +107,7 @@ class Coco(InstanceReader):
         names = annotations.class_names
         return ImageSet(name, names, tuple(records), dict(counts), category_ids, missing)
 
-    def ground_truth(self, split: str) -> GroundTruth:
+    def annotated_boxes(self, split: str) -> AnnotatedBoxes:
         """Read the boxes of a split, for evaluation.
 
         Boxes that reach outside their image are clipped (`counts["clipped"]`); those without area or with
@@ -146,7 +146,7 @@ class Coco(InstanceReader):
             except DataError as error:
                 left_out.add(image.image_id, error)
         left_out.finish(f"ground truth of {split} in {self.root}", len(boxes), counts)
-        return GroundTruth(annotations.class_names, boxes, dict(counts))
+        return AnnotatedBoxes(annotations.class_names, boxes, dict(counts))
 
     def instances(self, split: str) -> dict[str, Callable[[], ImageInstances]]:
         """Return where the masks of a split are, for evaluation; nothing is decoded before it is asked for.

@@ -59,7 +59,7 @@ class Folder(Reader):
           split: any name; there is one set of images.
 
         Returns:
-          The images named in the CSV, sorted by id. `counts["unlabelled"]` images of the folder are not in it.
+          The images named in the CSV, sorted by id. `counts["unlabeled"]` images of the folder are not in it.
 
         Raises:
           DataError: with the line number, for an unknown image, a duplicate row, an empty or unknown class;
@@ -80,7 +80,7 @@ class Folder(Reader):
             )
             for record in _records(paths, left_out)
         ]
-        counts["unlabelled"] = len(files) - len(labels)
+        counts["unlabeled"] = len(files) - len(labels)
         left_out.finish(str(labels_csv), len(records), counts)
         name, missing = text_of_name(f"folder {self.folder}"), tuple(left_out.ids)
         return ImageSet(name, class_names, tuple(records), counts, missing=missing)

@@ -24,7 +24,7 @@ from wsod_jax.data.readers.image_files import find_images
 from wsod_jax.data.readers.reader import BoxReader, LeftOut, checked_names
 from wsod_jax.data.readers.size_index import indexed_sizes
 from wsod_jax.data.readers.voc_xml import read_boxes, read_xml
-from wsod_jax.data.records import GroundTruth, ImageRecord, ImageSet
+from wsod_jax.data.records import AnnotatedBoxes, ImageRecord, ImageSet
 from wsod_jax.errors import DataError
 from wsod_jax.options import Mark
 
@@ -60,7 +60,7 @@ class ImageFolder(BoxReader):
           The images sorted by id, which is the path below the split's folder without suffix, with backslash
           escapes for bytes that are no UTF-8. Classes bear the names of class_names.txt, followed by the folder
           where two have one name.
-          `counts["unlabelled"]` images, outside class folders or without a row, are not in it.
+          `counts["unlabeled"]` images, outside class folders or without a row, are not in it.
 
         Raises:
           DataError: see `on_bad`; also if no image is left.
@@ -80,12 +80,12 @@ class ImageFolder(BoxReader):
                 vectors[shown] = tuple(int(name in shown) for name in found.class_folders)
             path = found.folder / found.files[image_id]
             records.append(ImageRecord(image_id, path, *size, vectors[shown]))
-        counts = {**found.counts, "unlabelled": len(found.files) - len(found.shown)}
+        counts = {**found.counts, "unlabeled": len(found.files) - len(found.shown)}
         name, missing = f"images {split}", tuple(left_out.ids)
         left_out.finish(name, len(records), counts)
         return ImageSet(name, found.class_names, tuple(records), counts, missing=missing)
 
-    def ground_truth(self, split: str) -> GroundTruth:
+    def annotated_boxes(self, split: str) -> AnnotatedBoxes:
         """Read the boxes of a split, for evaluation.
 
         The XML of an image is <annotations>/<split>/<id>.xml, or <annotations>/<split>/<file name>.xml where no
@@ -124,12 +124,12 @@ class ImageFolder(BoxReader):
             except DataError as error:
                 left_out.add(image_id, error)
         left_out.finish(f"ground truth of {split} in {self.root}", len(boxes), counts)
-        return GroundTruth(found.class_names, boxes, dict(counts))
+        return AnnotatedBoxes(found.class_names, boxes, dict(counts))
 
     def _sizes(
         self, found: _Split, split: str, on_bad: Callable[[str, DataError], None]
     ) -> dict[str, tuple[int, int]]:
-        """Return path below the split's folder -> (height, width) of the labelled images that can be read."""
+        """Return path below the split's folder -> (height, width) of the labeled images that can be read."""
         names = [found.files[image_id] for image_id in found.shown]
         index = Path(self.index_path or Path(self.root) / f"{split}.sizes.npz")
         return indexed_sizes(found.folder, names, index, on_bad)
@@ -143,7 +143,7 @@ class _Split:
       folder: of its images.
       files: image id -> path below the folder, sorted.
       counts: files that are no images.
-      shown: image id -> class folders whose classes it shows, sorted; without the unlabelled.
+      shown: image id -> class folders whose classes it shows, sorted; without the unlabeled.
       class_folders: in label order.
       class_names: likewise, readable.
     """

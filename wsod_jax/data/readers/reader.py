@@ -1,6 +1,6 @@
 """What the readers of data sets have in common. A reader is a class of options; its methods read a split.
 
-`images` never looks at a box, and what it returns cannot hold one. Boxes are read on purpose: `ground_truth` (and
+`images` never looks at a box, and what it returns cannot hold one. Boxes are read on purpose: `annotated_boxes` (and
 masks: `instances`, `label_maps`) for evaluation, `boxes` for a method that trains on boxes.
 """
 
@@ -19,7 +19,7 @@ from typing import Annotated, ClassVar, Literal
 import numpy as np
 
 from wsod_jax.data.images import SUFFIXES
-from wsod_jax.data.records import BoxSet, GroundTruth, ImageInstances, ImageSet
+from wsod_jax.data.records import AnnotatedBoxes, BoxSet, ImageInstances, ImageSet
 from wsod_jax.errors import ConfigError, DataError
 from wsod_jax.options import Mark
 
@@ -84,7 +84,7 @@ class BoxReader(Reader):
     has_boxes: ClassVar[bool] = True
 
     @abstractmethod
-    def ground_truth(self, split: str) -> GroundTruth:
+    def annotated_boxes(self, split: str) -> AnnotatedBoxes:
         """Read the boxes of a split, for evaluation.
 
         Args:
@@ -108,9 +108,9 @@ class BoxReader(Reader):
           objects and crowds are to be ignored in training.
 
         Raises:
-          DataError: as `images` and `ground_truth`; also if no image has an annotation.
+          DataError: as `images` and `annotated_boxes`; also if no image has an annotation.
         """
-        return BoxSet.from_ground_truth(self.images(split), self.ground_truth(split))
+        return BoxSet.from_ground_truth(self.images(split), self.annotated_boxes(split))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,8 +25,8 @@ from wsod_jax.data.readers.mat import read_mat
 from wsod_jax.data.readers.reader import LabelMapReader, LeftOut
 from wsod_jax.data.readers.voc import CLASS_NAMES, read_split
 from wsod_jax.data.records import (
+    AnnotatedBoxes,
     BoxAnnotations,
-    GroundTruth,
     ImageInstances,
     ImageRecord,
     ImageSet,
@@ -79,7 +79,7 @@ class Sbd(LabelMapReader):
         left_out.finish(name, len(records), counts)
         return ImageSet(name, CLASS_NAMES, tuple(records), dict(counts), missing=missing)
 
-    def ground_truth(self, split: str) -> GroundTruth:
+    def annotated_boxes(self, split: str) -> AnnotatedBoxes:
         """Read the tight boxes around the masks of a split, for evaluation. Images need not be there.
 
         Args:
@@ -98,7 +98,7 @@ class Sbd(LabelMapReader):
             except DataError as error:
                 left_out.add(image_id, error)
         left_out.finish(f"ground truth of {split} in {self.root}", len(boxes), counts)
-        return GroundTruth(CLASS_NAMES, boxes, counts)
+        return AnnotatedBoxes(CLASS_NAMES, boxes, counts)
 
     def instances(self, split: str) -> dict[str, Callable[[], ImageInstances]]:
         """Return where the masks of a split are, for evaluation; nothing is decoded before it is asked for.

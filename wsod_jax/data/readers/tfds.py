@@ -14,7 +14,7 @@ import numpy as np
 from wsod_jax.data.images import image_size
 from wsod_jax.data.readers.reader import BoxReader, LeftOut
 from wsod_jax.data.readers.voc import DifficultRule, difficult_label
-from wsod_jax.data.records import BoxAnnotations, GroundTruth, ImageRecord, ImageSet
+from wsod_jax.data.records import AnnotatedBoxes, BoxAnnotations, ImageRecord, ImageSet
 from wsod_jax.errors import ConfigError, DataError
 from wsod_jax.ops.boxes import box_area, clip_boxes
 from wsod_jax.options import Mark
@@ -74,11 +74,11 @@ class Tfds(BoxReader):
         left_out.finish(name, len(records), counts)
         return ImageSet(name, class_names, tuple(records), counts, missing=missing)
 
-    def ground_truth(self, split: str) -> GroundTruth:
+    def annotated_boxes(self, split: str) -> AnnotatedBoxes:
         """Read the boxes of a split, for evaluation.
 
         The data set holds VOC's 1-based inclusive edges divided by the image's size; they become continuous
-        edges in pixels, as in `Voc.ground_truth`.
+        edges in pixels, as in `Voc.annotated_boxes`.
 
         Args:
           split: as in `images`.
@@ -95,7 +95,7 @@ class Tfds(BoxReader):
         for _, image_id, size, example in _readable(_examples(builder, split), left_out):
             boxes[image_id] = _boxes(example["objects"], size, counts)
         left_out.finish(f"ground truth of {self.name} {split}", len(boxes), counts)
-        return GroundTruth(_class_names(builder), boxes, dict(counts))
+        return AnnotatedBoxes(_class_names(builder), boxes, dict(counts))
 
 
 def _prepared(name: str, data_dir: str | Path | None) -> tensorflow_datasets.core.DatasetBuilder:

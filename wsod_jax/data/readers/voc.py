@@ -35,7 +35,7 @@ from wsod_jax.data.readers.voc_xml import (
     read_boxes,
     read_xml,
 )
-from wsod_jax.data.records import GroundTruth, ImageInstances, ImageRecord, ImageSet
+from wsod_jax.data.records import AnnotatedBoxes, ImageInstances, ImageRecord, ImageSet
 from wsod_jax.errors import ConfigError, DataError
 from wsod_jax.options import Mark
 
@@ -111,7 +111,7 @@ class Voc(LabelMapReader):
         missing = tuple(left_out.ids)
         return ImageSet(name, class_names, tuple(records), dict(counts), missing=missing)
 
-    def ground_truth(self, split: str) -> GroundTruth:
+    def annotated_boxes(self, split: str) -> AnnotatedBoxes:
         """Read the boxes of a split, for evaluation.
 
         Boxes that reach outside their image are clipped (`counts["clipped"]`); those without area or with
@@ -140,7 +140,7 @@ class Voc(LabelMapReader):
                 except DataError as error:
                     left_out.add(image_id, error)
         left_out.finish(f"ground truth of {split} in {self.root}", len(boxes), counts)
-        return GroundTruth(class_names, boxes, dict(counts))
+        return AnnotatedBoxes(class_names, boxes, dict(counts))
 
     def instances(self, split: str) -> dict[str, Callable[[], ImageInstances]]:
         """Return where the masks of a split are, for evaluation; nothing is decoded before it is asked for.

@@ -51,13 +51,13 @@ def split_ids(spec: SyntheticSpec) -> dict[str, list[str]]:
 
 
 def voc_palette() -> np.ndarray:
-    """Return the [256, 3] uint8 colours of VOC's masks: the bits of the index dealt to R, G, B from the top."""
+    """Return the [256, 3] uint8 colors of VOC's masks: the bits of the index dealt to R, G, B from the top."""
     index = np.arange(256)
-    colours = np.zeros((256, 3), np.int64)
+    colors = np.zeros((256, 3), np.int64)
     for bit in range(8):
         for channel in range(3):
-            colours[:, channel] |= ((index >> (3 * bit + channel)) & 1) << (7 - bit)
-    return colours.astype(np.uint8)
+            colors[:, channel] |= ((index >> (3 * bit + channel)) & 1) << (7 - bit)
+    return colors.astype(np.uint8)
 
 
 def _write_mask(path: Path, indices: np.ndarray) -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-Colour = tuple[int, int, int]
+Color = tuple[int, int, int]
 Pattern = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
@@ -60,17 +60,17 @@ class ObjectClass:
       body: corners of the body's outline in the unit frame; drawn with rounded corners.
       part: corners of the part's outline in the unit frame.
       part_pattern: what the part shows; its unit is half the part's mean side.
-      part_colours: the pattern's two colours, RGB.
+      part_colors: the pattern's two colors, RGB.
       body_pattern: faint texture of the body, in the same unit.
-      context: the two background colours (RGB) that go with the class.
+      context: the two background colors (RGB) that go with the class.
     """
 
     body: tuple[tuple[float, float], ...]
     part: tuple[tuple[float, float], ...]
     part_pattern: Pattern
-    part_colours: tuple[Colour, Colour]
+    part_colors: tuple[Color, Color]
     body_pattern: Pattern
-    context: tuple[Colour, Colour]
+    context: tuple[Color, Color]
 
 
 def _ellipse(x: float, y: float, radius_x: float, radius_y: float, corners: int = 14):
@@ -85,21 +85,21 @@ CATALOGUE: dict[str, ObjectClass] = {
         body=((-0.55, -0.40), (-0.1, -0.56), (0.3, -0.42), (0.55, -0.16), (0.95, -0.62), (0.86, 0.0),
               (0.95, 0.62), (0.55, 0.16), (0.3, 0.42), (-0.1, 0.56), (-0.55, 0.40)),
         part=_ellipse(-0.58, 0.0, 0.40, 0.46),
-        part_pattern=stripes, part_colours=((247, 126, 24), (252, 246, 232)),
+        part_pattern=stripes, part_colors=((247, 126, 24), (252, 246, 232)),
         body_pattern=dots, context=((58, 118, 140), (36, 84, 116)),
     ),
     "rocket": ObjectClass(
         body=((-0.36, -0.5), (0.36, -0.5), (0.40, 0.25), (0.82, 0.62), (0.80, 0.98), (0.35, 0.78),
               (-0.35, 0.78), (-0.80, 0.98), (-0.82, 0.62), (-0.40, 0.25)),
         part=((-0.44, -0.34), (-0.40, -0.62), (-0.14, -1.0), (0.14, -1.0), (0.40, -0.62), (0.44, -0.34)),
-        part_pattern=chevrons, part_colours=((214, 30, 46), (250, 226, 226)),
+        part_pattern=chevrons, part_colors=((214, 30, 46), (250, 226, 226)),
         body_pattern=stripes, context=((70, 62, 104), (46, 42, 72)),
     ),
     "snail": ObjectClass(
         body=((-0.98, -0.22), (-0.78, -0.52), (-0.56, -0.36), (-0.52, 0.06), (-0.1, 0.12), (0.3, 0.0),
               (0.62, 0.16), (1.0, 0.62), (0.9, 0.72), (-0.62, 0.72), (-0.86, 0.5)),
         part=_ellipse(0.14, -0.12, 0.50, 0.48),
-        part_pattern=rings, part_colours=((122, 46, 150), (246, 208, 92)),
+        part_pattern=rings, part_colors=((122, 46, 150), (246, 208, 92)),
         body_pattern=checks, context=((108, 140, 72), (76, 110, 58)),
     ),
     "tulip": ObjectClass(
@@ -107,7 +107,7 @@ CATALOGUE: dict[str, ObjectClass] = {
               (0.28, 0.98), (-0.28, 0.98), (-0.62, 0.62), (-0.84, 0.12), (-0.7, -0.28), (-0.2, 0.12)),
         part=((-0.46, -0.98), (-0.2, -0.74), (0.0, -1.0), (0.2, -0.74), (0.46, -0.98), (0.48, -0.45),
               (0.2, -0.14), (-0.2, -0.14), (-0.48, -0.45)),
-        part_pattern=checks, part_colours=((232, 58, 140), (255, 214, 236)),
+        part_pattern=checks, part_colors=((232, 58, 140), (255, 214, 236)),
         body_pattern=chevrons, context=((140, 112, 82), (106, 82, 62)),
     ),
     "bird": ObjectClass(
@@ -115,7 +115,7 @@ CATALOGUE: dict[str, ObjectClass] = {
               (0.2, 0.62), (0.16, 0.86), (-0.1, 0.86), (-0.12, 0.62), (-0.5, 0.4), (-0.66, 0.0)),
         part=((-1.0, -0.36), (-0.86, -0.62), (-0.62, -0.82), (-0.3, -0.78), (-0.12, -0.5), (-0.18, -0.16),
               (-0.48, -0.02), (-0.76, -0.14)),
-        part_pattern=dots, part_colours=((24, 96, 210), (250, 238, 130)),
+        part_pattern=dots, part_colors=((24, 96, 210), (250, 238, 130)),
         body_pattern=rings, context=((150, 178, 196), (186, 200, 204)),
     ),
     "cat": ObjectClass(
@@ -123,12 +123,12 @@ CATALOGUE: dict[str, ObjectClass] = {
               (0.6, 1.0), (-0.6, 1.0), (-0.62, 0.6), (-0.46, 0.2)),
         part=((-0.5, -1.0), (-0.24, -0.84), (0.24, -0.84), (0.5, -1.0), (0.54, -0.5), (0.36, -0.18),
               (-0.36, -0.18), (-0.54, -0.5)),
-        part_pattern=quarters, part_colours=((28, 30, 36), (232, 240, 236)),
+        part_pattern=quarters, part_colors=((28, 30, 36), (232, 240, 236)),
         body_pattern=quarters, context=((176, 150, 120), (198, 178, 140)),
     ),
 }
 
-BODY_COLOURS: tuple[Colour, ...] = (  # shared by all classes and distractors, so that colour names no class
+BODY_COLORS: tuple[Color, ...] = (  # shared by all classes and distractors, so that color names no class
     (196, 150, 104), (120, 148, 176), (150, 176, 126), (192, 128, 140), (168, 160, 190), (204, 196, 168),
     (112, 120, 120), (206, 176, 110), (110, 160, 156), (146, 112, 92), (226, 214, 206), (88, 92, 124),
 )
@@ -146,11 +146,11 @@ DISTRACTOR_BODIES = (
 def draw_distractor(rng: np.random.Generator) -> ObjectClass:
     """Draw the looks of a thing of no class: a body outline no class has, with at most a plain part.
 
-    Its part, if any, borrows one colour of a random class but none of the patterns.
+    Its part, if any, borrows one color of a random class but none of the patterns.
     """
     body = DISTRACTOR_BODIES[rng.integers(len(DISTRACTOR_BODIES))]
     lender = list(CATALOGUE.values())[rng.integers(len(CATALOGUE))]
-    colour = lender.part_colours[rng.integers(2)]
+    color = lender.part_colors[rng.integers(2)]
     part = _ellipse(*rng.uniform(-0.45, 0.45, 2), *rng.uniform(0.28, 0.42, 2))
     if rng.random() < 0.4:  # a part-like blob alone
         body = part
@@ -158,7 +158,7 @@ def draw_distractor(rng: np.random.Generator) -> ObjectClass:
         body=body,
         part=part if rng.random() < 0.6 else (),
         part_pattern=plain,
-        part_colours=(colour, colour),
+        part_colors=(color, color),
         body_pattern=plain,
         context=lender.context,
     )
@@ -175,15 +175,15 @@ def round_corners(corners: np.ndarray, sweeps: int = 2) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Pose:
-    """Where and how an object stands: `pixels = centre + linear @ bend(unit)`.
+    """Where and how an object stands: `pixels = center + linear @ bend(unit)`.
 
     Attributes:
-      centre: [2] pixels (x, y).
+      center: [2] pixels (x, y).
       linear: [2, 2] rotation, scale, shear and mirroring, pixels per unit.
       bend: amplitude of a sideways wave along the object, in units.
     """
 
-    centre: np.ndarray
+    center: np.ndarray
     linear: np.ndarray
     bend: float
 
@@ -191,7 +191,7 @@ class Pose:
         """Return the rounded outline of `corners` as [n, 2] pixels."""
         unit = round_corners(np.asarray(corners, np.float64))
         unit = unit + self.bend * np.stack([np.sin(2 * unit[:, 1]), np.sin(2 * unit[:, 0])], -1)
-        return self.centre + unit @ self.linear.T
+        return self.center + unit @ self.linear.T
 
 
 def draw_pose(
@@ -211,7 +211,7 @@ def draw_pose(
     mirror = -1.0 if rng.random() < 0.5 else 1.0
     shape = np.array([[mirror * (1 + stretch), shear], [0.0, 1 - stretch]])
     linear = np.array([[cos, -sin], [sin, cos]]) @ shape * (side / 2)
-    return Pose(centre=np.zeros(2), linear=linear, bend=bend / 2)
+    return Pose(center=np.zeros(2), linear=linear, bend=bend / 2)
 
 
 def outline_mask(corners: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -235,7 +235,7 @@ def paint_object(
     looks: ObjectClass,
     pose: Pose,
     *,
-    body_colour: np.ndarray,
+    body_color: np.ndarray,
     part_contrast: float,
     body_contrast: float,
     rng: np.random.Generator,
@@ -246,10 +246,10 @@ def paint_object(
       canvas: [H, W, 3] float64, 0..255.
       looks: what to paint.
       pose: where to paint it.
-      body_colour: [3] RGB.
-      part_contrast: 1 shows the part in its own colours, 0 in the body's.
+      body_color: [3] RGB.
+      part_contrast: 1 shows the part in its own colors, 0 in the body's.
       body_contrast: depth of the body's texture, as a share of its brightness.
-      rng: the source of colour jitter.
+      rng: the source of color jitter.
 
     Returns:
       [H, W] bool masks of the whole object and of its part.
@@ -263,14 +263,14 @@ def paint_object(
     x, y = _unit_grid(pose, outline, rows, columns)
     texture = looks.body_pattern(2.2 * x, 2.2 * y) - 0.5
     shade = 1 + body_contrast * texture + 0.05 * x  # a little light from one side
-    canvas[rows, columns] = body_colour * shade[:, None]
+    canvas[rows, columns] = body_color * shade[:, None]
 
     if looks.part:
         outline = pose.to_pixels(looks.part)
         part = outline_mask(outline, height, width)
         rows, columns = np.nonzero(part)
         pattern = looks.part_pattern(*_unit_grid(pose, outline, rows, columns))[:, None]
-        first, second = np.asarray(looks.part_colours) + rng.uniform(-14, 14, (2, 3))
-        colours = first * (1 - pattern) + second * pattern
-        canvas[rows, columns] = body_colour + part_contrast * (colours - body_colour)
+        first, second = np.asarray(looks.part_colors) + rng.uniform(-14, 14, (2, 3))
+        colors = first * (1 - pattern) + second * pattern
+        canvas[rows, columns] = body_color + part_contrast * (colors - body_color)
     return body | part, part

@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 
 from wsod_jax.data.synthetic.objects import (
-    BODY_COLOURS,
+    BODY_COLORS,
     CATALOGUE,
     ObjectClass,
     Pose,
@@ -52,9 +52,9 @@ class SyntheticSpec:
       max_overlap: how much of an object's mask, as a share, another thing may share with it.
       distractors: (fewest, most) things of no class in an image.
       decoys: probability that a distractor wears the part of a random class: a part alone is then no proof.
-      clutter: strength of the background's texture and blotches, 0 is flat colour.
-      context: probability that the background's colours go with a class in the image; else with a random one.
-      part_contrast: 1 shows parts in their own colours, 0 in the body's: lower makes parts less dominant.
+      clutter: strength of the background's texture and blotches, 0 is flat color.
+      context: probability that the background's colors go with a class in the image; else with a random one.
+      part_contrast: 1 shows parts in their own colors, 0 in the body's: lower makes parts less dominant.
       part_probability: how often an object shows its part at all; else the part looks like the body. Below 1 in
         pretraining pictures, so that a backbone learns bodies too, as one trained on photographs would.
       body_contrast: depth of the class-typical body texture: higher makes whole objects easier to learn.
@@ -182,7 +182,7 @@ def _draw_classes(spec: SyntheticSpec, rng: np.random.Generator) -> list[int]:
 def _draw_background(
     spec: SyntheticSpec, looks: ObjectClass, height: int, width: int, rng
 ) -> np.ndarray:
-    """Paint a [height, width, 3] float64 background: cloudy texture in two colours, and blotches."""
+    """Paint a [height, width, 3] float64 background: cloudy texture in two colors, and blotches."""
     clouds = np.zeros((height, width))
     for cells, weight in ((3, 0.5), (7, 0.35), (16, 0.3), (40, 0.25)):
         grid = rng.standard_normal((cells, cells))
@@ -193,11 +193,11 @@ def _draw_background(
 
     scale = min(height, width)
     for _ in range(round(spec.clutter * 60)):
-        colour = (first + second) / 2 + rng.normal(0, 44 * spec.clutter, 3)
+        color = (first + second) / 2 + rng.normal(0, 44 * spec.clutter, 3)
         middle = rng.uniform(0, 1, 2) * (width, height)
         radii = scale * rng.uniform(0.004, 0.06, 2) * (rng.uniform(1, 2.5), 1)
         ellipse = cv2.RotatedRect(middle.tolist(), radii.tolist(), rng.uniform(0, 180))
-        cv2.ellipse(canvas, ellipse, colour.tolist(), cv2.FILLED, cv2.LINE_AA)
+        cv2.ellipse(canvas, ellipse, color.tolist(), cv2.FILLED, cv2.LINE_AA)
     return cv2.GaussianBlur(canvas, (0, 0), 1.2)
 
 
@@ -218,7 +218,7 @@ def _place(
             side = 0.9 * side
             continue
         side = max(min(side, smallest), 0.96 * side)
-        pose = dataclasses.replace(pose, centre=2 - lowest + rng.uniform(0, 1, 2) * room)
+        pose = dataclasses.replace(pose, center=2 - lowest + rng.uniform(0, 1, 2) * room)
         mask = outline_mask(pose.to_pixels(looks.body), height, width)
         if looks.part:
             mask |= outline_mask(pose.to_pixels(looks.part), height, width)
@@ -229,10 +229,10 @@ def _place(
     return None
 
 
-def _body_colour(canvas: np.ndarray, mask: np.ndarray, rng) -> np.ndarray:
-    """Draw a body colour that stands out from the picture around it, [3] float64 RGB."""
+def _body_color(canvas: np.ndarray, mask: np.ndarray, rng) -> np.ndarray:
+    """Draw a body color that stands out from the picture around it, [3] float64 RGB."""
     surroundings = canvas[mask].mean(0)
-    palette = np.asarray(BODY_COLOURS) + rng.uniform(-10, 10, 3)
+    palette = np.asarray(BODY_COLORS) + rng.uniform(-10, 10, 3)
     distance = np.linalg.norm(palette - surroundings, axis=1)
     candidates = np.flatnonzero(distance >= min(70.0, distance.max()))
     return palette[rng.choice(candidates)]
@@ -265,7 +265,7 @@ def render_scene(spec: SyntheticSpec, index: int) -> Scene:
             canvas,
             looks,
             pose,
-            body_colour=_body_colour(canvas, mask, rng),
+            body_color=_body_color(canvas, mask, rng),
             part_contrast=spec.part_contrast if rng.random() < spec.part_probability else 0.0,
             body_contrast=spec.body_contrast,
             rng=rng,
@@ -287,7 +287,7 @@ def _draw_distractor(spec: SyntheticSpec, rng: np.random.Generator) -> ObjectCla
         looks,
         part=looks.part or looks.body,
         part_pattern=model.part_pattern,
-        part_colours=model.part_colours,
+        part_colors=model.part_colors,
     )
 
 

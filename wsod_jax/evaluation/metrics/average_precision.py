@@ -11,9 +11,9 @@ import numpy as np
 
 from wsod_jax.evaluation.metrics.tables import (
     DetectionTable,
+    GroundTruth,
     Region,
     Rle,
-    TruthTable,
     check_same_set,
 )
 
@@ -140,7 +140,7 @@ def mask_iou(a: Sequence[Rle], b: Sequence[Rle]) -> np.ndarray:
 
 def best_overlaps(
     detections: DetectionTable,
-    truth: TruthTable,
+    truth: GroundTruth,
     *,
     region: Region = "boxes",
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -187,7 +187,7 @@ def best_overlaps(
 
 def match_detections(
     detections: DetectionTable,
-    truth: TruthTable,
+    truth: GroundTruth,
     *,
     iou_thr: float = 0.5,
 ) -> np.ndarray:
@@ -229,7 +229,7 @@ def _curve(scores: np.ndarray, matched: np.ndarray, num_objects: int) -> Precisi
 
 def evaluate_detections(
     detections: DetectionTable,
-    truth: TruthTable,
+    truth: GroundTruth,
     *,
     iou_thrs: tuple[float, ...] = (0.5,),
     ap_mode: ApMode = "11point",

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from wsod_jax.evaluation.metrics.average_precision import best_overlaps, mean_over_classes
-from wsod_jax.evaluation.metrics.tables import DetectionTable, Region, TruthTable, check_same_set
+from wsod_jax.evaluation.metrics.tables import DetectionTable, GroundTruth, Region, check_same_set
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class BestOverlap:
 
 
 def average_best_overlap(
-    detections: DetectionTable, truth: TruthTable, *, region: Region = "boxes"
+    detections: DetectionTable, truth: GroundTruth, *, region: Region = "boxes"
 ) -> BestOverlap:
     """Return ABO_c = 1/|G_c| Σ_{g in G_c} max_d IoU(g, d) over the detections d of class c in g's image.
 
@@ -53,7 +53,7 @@ def average_best_overlap(
         truth.num_classes,
         counted.masks,
     )
-    as_truth = TruthTable(
+    as_truth = GroundTruth(
         detections.image_index,
         detections.classes,
         detections.boxes,

@@ -13,7 +13,7 @@ def classification_ap(
 ) -> np.ndarray:
     """Return the average precision of every class as an image classifier.
 
-    It separates "the class is not recognised" from "the box is wrong": a weakly supervised detector can
+    It separates "the class is not recognized" from "the box is wrong": a weakly supervised detector can
     be near 1 here and fail on boxes.
 
     Args:

@@ -11,8 +11,8 @@ import numpy as np
 from wsod_jax.evaluation.metrics.average_precision import IOU_SWEEP, mean_over_classes
 from wsod_jax.evaluation.metrics.tables import (
     DetectionTable,
+    GroundTruth,
     Region,
-    TruthTable,
     check_same_set,
 )
 from wsod_jax.ops.boxes import box_area
@@ -47,7 +47,7 @@ class CocoMetrics:
 
 
 def coco_ap(
-    detections: DetectionTable, truth: TruthTable, *, region: Region = "boxes"
+    detections: DetectionTable, truth: GroundTruth, *, region: Region = "boxes"
 ) -> CocoMetrics:
     """Return COCO's AP and AR of boxes or of masks.
 
@@ -92,7 +92,7 @@ def coco_ap(
     return CocoMetrics(summary, ap_at[:, 1:].mean(axis=1), ap_at)
 
 
-def _coco(table: DetectionTable | TruthTable, *, areas, crowd=None, scores=None):
+def _coco(table: DetectionTable | GroundTruth, *, areas, crowd=None, scores=None):
     """Return a table as a pycocotools `COCO` object."""
     from pycocotools.coco import COCO
 

@@ -1,4 +1,4 @@
-"""Correct localisation (CorLoc): does the best box, or any box, of each present class lie on an object?"""
+"""Correct localization (CorLoc): does the best box, or any box, of each present class lie on an object?"""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import numpy as np
 from wsod_jax.errors import DataError
 from wsod_jax.evaluation.metrics.average_precision import best_overlaps, mean_over_classes
 from wsod_jax.evaluation.metrics.best_overlap import average_best_overlap
-from wsod_jax.evaluation.metrics.tables import DetectionTable, TruthTable
+from wsod_jax.evaluation.metrics.tables import DetectionTable, GroundTruth
 from wsod_jax.ops.boxes import box_area
 
 
 @dataclass(frozen=True)
 class CorLocMetrics:
-    """Correct localisation per class.
+    """Correct localization per class.
 
     Attributes:
       corloc: [c] float64 in [0, 1]; NaN for a class that no image contains.
@@ -38,7 +38,7 @@ class CorLocMetrics:
 
 def corloc(
     best: DetectionTable,
-    truth: TruthTable,
+    truth: GroundTruth,
     *,
     iou_thr: float = 0.5,
     include_difficult: bool = True,
@@ -80,7 +80,7 @@ def corloc(
 
 def corloc_any(
     boxes: DetectionTable,
-    truth: TruthTable,
+    truth: GroundTruth,
     *,
     iou_thr: float = 0.5,
     inclusive: bool = True,
@@ -137,7 +137,7 @@ class BoxQuality:
     boxes_per_image: float
 
 
-def box_quality(boxes: DetectionTable, truth: TruthTable, *, iou_thr: float = 0.5) -> BoxQuality:
+def box_quality(boxes: DetectionTable, truth: GroundTruth, *, iou_thr: float = 0.5) -> BoxQuality:
     """Compare pseudo boxes, or any boxes, with the objects of their image and class.
 
     Args:
@@ -183,7 +183,7 @@ class ClassQuality:
 
 
 def class_quality(
-    boxes: DetectionTable, truth: TruthTable, *, iou_thr: float = 0.5
+    boxes: DetectionTable, truth: GroundTruth, *, iou_thr: float = 0.5
 ) -> ClassQuality:
     """Compare pseudo boxes with the objects of their image and class, one class after the other.
 

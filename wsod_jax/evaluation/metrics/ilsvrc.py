@@ -1,4 +1,4 @@
-"""Localisation error as in ILSVRC: one class per image, one box per guess."""
+"""Localization error as in ILSVRC: one class per image, one box per guess."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from wsod_jax.errors import DataError
 from wsod_jax.evaluation.metrics.average_precision import best_overlaps
-from wsod_jax.evaluation.metrics.tables import DetectionTable, TruthTable
+from wsod_jax.evaluation.metrics.tables import DetectionTable, GroundTruth
 
 ILSVRC_GUESSES = 5
 
@@ -96,7 +96,7 @@ def _counted(num_images: int, blacklist: Sequence[int]) -> np.ndarray:
     return counted
 
 
-def _checked_labels(labels: np.ndarray, truth: TruthTable) -> np.ndarray:
+def _checked_labels(labels: np.ndarray, truth: GroundTruth) -> np.ndarray:
     """Return the images' classes as [n] int, raising `DataError` where they are none."""
     labels = np.asarray(labels)
     legal = labels.shape == (truth.num_images,)
@@ -109,7 +109,7 @@ def _checked_labels(labels: np.ndarray, truth: TruthTable) -> np.ndarray:
 
 
 def _right_boxes(
-    classes: np.ndarray, boxes: np.ndarray, truth: TruthTable, iou_thr: float
+    classes: np.ndarray, boxes: np.ndarray, truth: GroundTruth, iou_thr: float
 ) -> np.ndarray:
     """Return [n, k] bool: the box has IoU >= `iou_thr` with an object of its class."""
     two_axes = classes.ndim == 2 and len(classes) == truth.num_images
@@ -132,12 +132,12 @@ def _error(right: np.ndarray) -> float:
 def known_class_error(
     boxes: np.ndarray,
     labels: np.ndarray,
-    truth: TruthTable,
+    truth: GroundTruth,
     *,
     iou_thr: float = 0.5,
     blacklist: Sequence[int] = (),
 ) -> float:
-    """Return the localisation error when the class is given ("GT-known"): only the box can be wrong.
+    """Return the localization error when the class is given ("GT-known"): only the box can be wrong.
 
     Args:
       boxes: [n, 4] `xyxy` original pixels, the box of the image's own class; finite. A box without area is wrong.
@@ -161,7 +161,7 @@ def localization_errors(
     classes: np.ndarray,
     boxes: np.ndarray,
     labels: np.ndarray,
-    truth: TruthTable,
+    truth: GroundTruth,
     *,
     top: Sequence[int] = (1, 5),
     iou_thr: float = 0.5,

@@ -41,7 +41,7 @@ def object_energy(energy_map: np.ndarray, boxes: np.ndarray) -> float:
     """Return the share of an energy map that lies inside the boxes of objects.
 
     Energy = (sum of E over pixels in the union of the boxes) / (sum of E over all pixels). A pixel is in a box if its
-    centre is: x1 <= x + 1/2 < x2, and likewise in y. Pixels in several boxes count once.
+    center is: x1 <= x + 1/2 < x2, and likewise in y. Pixels in several boxes count once.
 
     Args:
       energy_map: [H, W] >= 0, finite, at the size of the original image; any scale.

@@ -1,4 +1,4 @@
-"""Pointing: does the point of the highest response lie on an object of the class?"""
+"""Pointing: does the point of the highest activation lie on an object of the class?"""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 from wsod_jax.errors import DataError
 from wsod_jax.evaluation.metrics.average_precision import ApMode, mean_over_classes
 from wsod_jax.evaluation.metrics.classification import ranking_ap
-from wsod_jax.evaluation.metrics.tables import TruthTable, checked_sizes
+from wsod_jax.evaluation.metrics.tables import GroundTruth, checked_sizes
 from wsod_jax.ops.boxes import union_area
 
 SMALL_OBJECTS = 0.25  # of the image: what the objects of a class in the difficult subset stay below
@@ -50,7 +50,7 @@ def _checked(values: np.ndarray, shape: tuple[int, ...], name: str) -> np.ndarra
     return values
 
 
-def points_on_objects(points: np.ndarray, truth: TruthTable, *, tolerance_px: float) -> np.ndarray:
+def points_on_objects(points: np.ndarray, truth: GroundTruth, *, tolerance_px: float) -> np.ndarray:
     """Return [n, c] bool: the point lies in a box of its image and class, enlarged by `tolerance_px` on each side.
 
     The enlarged box is closed: x1 - tolerance <= x <= x2 + tolerance, and likewise in y. Its corners stay corners, so
@@ -83,7 +83,7 @@ def points_on_objects(points: np.ndarray, truth: TruthTable, *, tolerance_px: fl
 
 def pointing_accuracy(
     points: np.ndarray,
-    truth: TruthTable,
+    truth: GroundTruth,
     *,
     labels: np.ndarray | None = None,
     tolerance_px: float = 15.0,
@@ -95,7 +95,7 @@ def pointing_accuracy(
     image whose only objects of the class are difficult counts, and difficult ones can be hit, as in the released code.
 
     Args:
-      points: [n, c, 2] (x, y) of the highest response of every image and class, pixels of the original image. Only
+      points: [n, c, 2] (x, y) of the highest activation of every image and class, pixels of the original image. Only
         those of counted pairs matter, but each class that an image contains needs a finite one.
       truth: objects of these n images.
       labels: [n, c] 1 present, 0 absent, -1 not counted; only pairs of label 1 count, so that labels made without
@@ -126,7 +126,7 @@ def pointing_accuracy(
     )
 
 
-def difficult_subset(truth: TruthTable, image_sizes: np.ndarray) -> np.ndarray:
+def difficult_subset(truth: GroundTruth, image_sizes: np.ndarray) -> np.ndarray:
     """Return the pairs of image and class that are hard to point at: small objects among others.
 
     The objects of the class cover less than 1/4 of the image, and the image contains another class.
@@ -147,7 +147,7 @@ def difficult_subset(truth: TruthTable, image_sizes: np.ndarray) -> np.ndarray:
     return present & small & (present.sum(axis=1, keepdims=True) > 1)
 
 
-def class_area_ratios(truth: TruthTable, image_sizes: np.ndarray) -> np.ndarray:
+def class_area_ratios(truth: GroundTruth, image_sizes: np.ndarray) -> np.ndarray:
     """Return per image and class the share of the image that the objects of the class cover together.
 
     Args:
@@ -170,7 +170,7 @@ def class_area_ratios(truth: TruthTable, image_sizes: np.ndarray) -> np.ndarray:
 def pointing_with_prediction(
     points: np.ndarray,
     image_scores: np.ndarray,
-    truth: TruthTable,
+    truth: GroundTruth,
     *,
     tolerance_px: float = 18.0,
     ap_mode: ApMode = "11point",

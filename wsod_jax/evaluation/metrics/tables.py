@@ -179,7 +179,7 @@ class DetectionTable(_Rows):
 
 
 @dataclass(frozen=True)
-class TruthTable(_Rows):
+class GroundTruth(_Rows):
     """Ground-truth boxes of a whole image set. Evaluation and pictures read it; training never does.
 
     Attributes:
@@ -221,7 +221,7 @@ class TruthTable(_Rows):
         difficult: Sequence[np.ndarray] | None = None,
         *,
         num_classes: int,
-    ) -> TruthTable:
+    ) -> GroundTruth:
         """Return the table of per-image lists.
 
         Args:
@@ -244,11 +244,11 @@ class TruthTable(_Rows):
         )
 
     @classmethod
-    def from_annotations(cls, objects: Iterable[ImageObjects], *, num_classes: int) -> TruthTable:
+    def from_annotations(cls, objects: Iterable[ImageObjects], *, num_classes: int) -> GroundTruth:
         """Return the table of annotated images, in the order given.
 
         Args:
-          objects: one per image, in the order of the image set: `ground_truth.select(ids).boxes.values()`.
+          objects: one per image, in the order of the image set: `annotated_boxes.select(ids).boxes.values()`.
           num_classes: foreground classes.
         """
         objects = list(objects)
@@ -268,7 +268,7 @@ class TruthTable(_Rows):
     @classmethod
     def from_instances(
         cls, images: Sequence[tuple[tuple[int, int], ImageMasks]], *, num_classes: int
-    ) -> TruthTable:
+    ) -> GroundTruth:
         """Return the table of annotated masks; (height, width) and masks of every image."""
         rows = [(i, size, m) for i, (size, masks) in enumerate(images) for m in masks.masks]
         columns = {
@@ -318,7 +318,7 @@ def checked_sizes(image_sizes: np.ndarray, num_images: int) -> np.ndarray:
     return sizes
 
 
-def check_same_set(detections: DetectionTable, truth: TruthTable, region: Region) -> None:
+def check_same_set(detections: DetectionTable, truth: GroundTruth, region: Region) -> None:
     """Raise `DataError` unless both tables are of one image set and have what is compared.
 
     Args:

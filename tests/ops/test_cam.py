@@ -8,12 +8,12 @@ from jaxtyping import TypeCheckError
 
 from tests.oracles import localization as oracle
 from wsod_jax.errors import DataError
-from wsod_jax.ops.response import (
+from wsod_jax.ops.cam import (
+    cam_point,
     component_boxes,
     foreground,
     map_boxes,
     resize_map,
-    response_point,
 )
 
 HOWS = ["align_corners", "half_pixel"]
@@ -73,23 +73,23 @@ def test_what_cannot_be_resized_is_refused():
         resize_map(np.zeros((2, 2)), 3, 3, "corners")
 
 
-def test_point_is_the_centre_of_the_first_highest_pixel():
-    response = np.zeros((4, 6))
-    response[1, 4] = response[2, 0] = 1
-    assert response_point(response) == (4.5, 1.5)
-    assert response_point(-1 - response[::-1]) == (0.5, 0.5)
+def test_point_is_the_center_of_the_first_highest_pixel():
+    cam = np.zeros((4, 6))
+    cam[1, 4] = cam[2, 0] = 1
+    assert cam_point(cam) == (4.5, 1.5)
+    assert cam_point(-1 - cam[::-1]) == (0.5, 0.5)
 
 
 @pytest.mark.parametrize("value", [0.0, 0.1, -0.3, 1e-30, -1e30])
 @pytest.mark.parametrize("shape", [(1, 1), (3, 7), (50, 33)])
-def test_constant_map_is_all_foreground_and_points_to_the_centre(value, shape):
-    response = np.full(shape, value)
+def test_constant_map_is_all_foreground_and_points_to_the_center(value, shape):
+    cam = np.full(shape, value)
     height, width = shape
-    assert response_point(response) == (width / 2, height / 2)
+    assert cam_point(cam) == (width / 2, height / 2)
     for factor in (0.5, 1.0, 2.0):
-        assert foreground(response, factor).all()
+        assert foreground(cam, factor).all()
     for mode in ("tightest", "components"):
-        boxes, scores = map_boxes(response, mode)
+        boxes, scores = map_boxes(cam, mode)
         assert boxes.tolist() == [[0, 0, width, height]] and boxes.dtype == np.float32
         np.testing.assert_allclose(scores, [value], rtol=1e-6)
 
@@ -102,55 +102,55 @@ def test_rounding_of_the_mean_does_not_empty_a_constant_map():
 
 @pytest.mark.parametrize("shape", [(0, 0), (0, 3), (2, 0)])
 def test_map_without_cells_is_the_whole_image(shape):
-    response = resize_map(np.zeros(shape), 5, 9)
-    assert response_point(response) == (4.5, 2.5)
+    cam = resize_map(np.zeros(shape), 5, 9)
+    assert cam_point(cam) == (4.5, 2.5)
     for mode in ("tightest", "components"):
-        boxes, scores = map_boxes(response, mode)
+        boxes, scores = map_boxes(cam, mode)
         assert boxes.tolist() == [[0, 0, 9, 5]] and scores.tolist() == [0]
     assert resize_map(np.zeros((*shape, 3)), 5, 9).shape == (5, 9, 3)
 
 
 def test_foreground_reaches_the_threshold_and_scales_it():
-    response = np.array([[0.0, 1.0, 2.0, 1.0]])  # mean 1
-    assert foreground(response).tolist() == [[False, True, True, True]]
-    assert foreground(response, 1.5).tolist() == [[False, False, True, False]]
-    assert foreground(response, 9.0).tolist() == [[False, False, True, False]]  # never empty
-    assert foreground(response, 0.0).all()
-    assert foreground(response - 2).tolist() == [[False, True, True, True]]
+    cam = np.array([[0.0, 1.0, 2.0, 1.0]])  # mean 1
+    assert foreground(cam).tolist() == [[False, True, True, True]]
+    assert foreground(cam, 1.5).tolist() == [[False, False, True, False]]
+    assert foreground(cam, 9.0).tolist() == [[False, False, True, False]]  # never empty
+    assert foreground(cam, 0.0).all()
+    assert foreground(cam - 2).tolist() == [[False, True, True, True]]
     assert foreground(np.array([[1.0, 1 - 1e-6]])).tolist() == [[True, False]]
 
 
 @given(st.integers(0, 10**6), st.integers(1, 9), st.integers(1, 9), st.sampled_from([4, 8]))
 def test_components_agree_with_flooding(seed, h, w, connectivity):
     rng = np.random.default_rng(seed)
-    mask, response = rng.random((h, w)) < rng.random(), rng.normal(size=(h, w))
-    boxes, scores = component_boxes(mask, response, connectivity)
-    expected = oracle.component_boxes(mask.tolist(), response.tolist(), connectivity)
+    mask, cam = rng.random((h, w)) < rng.random(), rng.normal(size=(h, w))
+    boxes, scores = component_boxes(mask, cam, connectivity)
+    expected = oracle.component_boxes(mask.tolist(), cam.tolist(), connectivity)
     assert boxes.tolist() == [box for box, _ in expected]
     np.testing.assert_allclose(scores, [mean for _, mean in expected], rtol=1e-5, atol=1e-6)
 
 
 def test_components_join_at_corners_only_when_asked():
     mask = np.eye(3, dtype=bool)
-    response = np.diag([1.0, 2.0, 6.0])
-    boxes, scores = component_boxes(mask, response)
+    cam = np.diag([1.0, 2.0, 6.0])
+    boxes, scores = component_boxes(mask, cam)
     assert boxes.tolist() == [[0, 0, 1, 1], [1, 1, 2, 2], [2, 2, 3, 3]]
     assert scores.tolist() == [1, 2, 6]
-    boxes, scores = component_boxes(mask, response, 8)
+    boxes, scores = component_boxes(mask, cam, 8)
     assert boxes.tolist() == [[0, 0, 3, 3]] and scores.tolist() == [3]
-    boxes, scores = component_boxes(np.zeros((3, 3), bool), response)
+    boxes, scores = component_boxes(np.zeros((3, 3), bool), cam)
     assert boxes.shape == (0, 4) and scores.shape == (0,)
 
 
 @given(st.integers(0, 10**6), st.integers(1, 8), st.integers(1, 8))
 def test_tightest_covers_the_components_and_scores_their_mean(seed, h, w):
-    response = random_map(seed, h, w)
-    tight, score = map_boxes(response)
-    boxes, scores = map_boxes(response, "components")
+    cam = random_map(seed, h, w)
+    tight, score = map_boxes(cam)
+    boxes, scores = map_boxes(cam, "components")
     joined = np.concatenate([boxes[:, :2].min(axis=0), boxes[:, 2:].max(axis=0)])
     assert tight.tolist() == [joined.tolist()]
-    mask = response >= response.mean() - 1e-12
-    np.testing.assert_allclose(score, [response[mask].mean()], rtol=1e-6)
+    mask = cam >= cam.mean() - 1e-12
+    np.testing.assert_allclose(score, [cam[mask].mean()], rtol=1e-6)
     assert scores.min() - 1e-5 <= score[0] <= scores.max() + 1e-5
 
 
@@ -162,6 +162,6 @@ def test_unknown_choices_and_wrong_maps_are_refused():
     with pytest.raises(DataError, match="resize_map"):
         map_boxes(np.zeros((2, 2, 3)))
     with pytest.raises(DataError, match="not finite"):
-        response_point(np.array([[0.0, np.inf]]))
+        cam_point(np.array([[0.0, np.inf]]))
     with pytest.raises(DataError, match="agree"):
         component_boxes(np.zeros((2, 3), bool), np.zeros((2, 2)))

@@ -1,8 +1,9 @@
-"""From response maps to points and boxes, for methods that localise without proposals.
+"""From class activation maps to points and boxes, for methods that localize without proposals.
 
-A response map says how strongly every cell of the feature map speaks for a class. It is first resized to the pixels of
-the original image; points and boxes are read from that. Everything is defined on a constant map, on one pixel, and on a
-map without cells (an image smaller than a cell): the image's centre, the whole image, score 0 for want of cells.
+A class activation map says how strongly every cell of the feature map speaks for a class. It is first resized to the
+pixels of the original image; points and boxes are read from that. Everything is defined on a constant map, on one
+pixel, and on a
+map without cells (an image smaller than a cell): the image's center, the whole image, score 0 for want of cells.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ EVEN_TOLERANCE = 1e-9  # of the map's largest magnitude: differences below are r
 
 
 def _positions(cells: int, pixels: int, how: Resizing) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return per pixel the cells before and after it, [pixels] int, and how far it is towards the latter, in [0, 1)."""
+    """Return per pixel the cells before and after it, [pixels] int, and how far it is toward the latter, in [0, 1)."""
     pixel = np.arange(pixels)
     if how == "align_corners":
         numerator, denominator = pixel * (cells - 1), max(pixels - 1, 1)
@@ -47,9 +48,9 @@ def resize_map(
 ) -> np.ndarray:
     """Resize a map to an image by bilinear interpolation.
 
-    `align_corners`: the centres of the corner cells lie on the centres of the corner pixels, so pixel i of n is at
+    `align_corners`: the centers of the corner cells lie on the centers of the corner pixels, so pixel i of n is at
     cell i (m - 1) / (n - 1) of m. `half_pixel`: cells tile the image, so pixel i is at (i + 1/2) m / n - 1/2, and
-    beyond the centres of the border cells the map goes on unchanged.
+    beyond the centers of the border cells the map goes on unchanged.
 
     Args:
       values: [h, w] or [h, w, c] finite.
@@ -82,52 +83,52 @@ def _check_finite(values: np.ndarray) -> None:
     """Raise `DataError` for NaN or infinity."""
     if not np.isfinite(values).all():
         raise DataError(
-            "a response map holds values that are not finite; the checkpoint may have diverged: look at its "
+            "a class activation map holds values that are not finite; the checkpoint may have diverged: look at its "
             "loss, or evaluate an earlier step"
         )
 
 
-def _image_response(response: np.ndarray) -> np.ndarray:
-    """Return a response at image size as float64 [H, W], raising `DataError` where it is none."""
-    response = np.asarray(response, np.float64)
-    if response.ndim != 2 or response.size == 0:
+def _image_cam(cam: np.ndarray) -> np.ndarray:
+    """Return an activation at image size as float64 [H, W], raising `DataError` where it is none."""
+    cam = np.asarray(cam, np.float64)
+    if cam.ndim != 2 or cam.size == 0:
         raise DataError(
-            f"response has shape {response.shape}, needed [H, W] of at least one pixel: the map of one "
+            f"activation has shape {cam.shape}, needed [H, W] of at least one pixel: the map of one "
             "class, resized to the image with `resize_map`"
         )
-    _check_finite(response)
-    return response
+    _check_finite(cam)
+    return cam
 
 
-def response_point(response: np.ndarray) -> tuple[float, float]:
-    """Return the centre (x, y) of the pixel of the highest response.
+def cam_point(cam: np.ndarray) -> tuple[float, float]:
+    """Return the center (x, y) of the pixel of the highest activation.
 
     Args:
-      response: [H, W] finite, at the size of the image.
+      cam: [H, W] finite, at the size of the image.
     Returns:
-      (column + 1/2, row + 1/2) in pixels. A response without a peak, whose values all agree to within
-      `EVEN_TOLERANCE` of the largest magnitude, says nothing: (W / 2, H / 2), the centre of the image.
+      (column + 1/2, row + 1/2) in pixels. An activation without a peak, whose values all agree to within
+      `EVEN_TOLERANCE` of the largest magnitude, says nothing: (W / 2, H / 2), the center of the image.
     Raises:
       DataError: not an [H, W] map, or not finite.
     Ties: the first pixel in row order.
     """
-    response = _image_response(response)
-    height, width = response.shape
-    if np.ptp(response) <= EVEN_TOLERANCE * np.abs(response).max():
+    cam = _image_cam(cam)
+    height, width = cam.shape
+    if np.ptp(cam) <= EVEN_TOLERANCE * np.abs(cam).max():
         return width / 2, height / 2
-    row, column = divmod(int(np.argmax(response)), width)
+    row, column = divmod(int(np.argmax(cam)), width)
     return column + 0.5, row + 0.5
 
 
-def foreground(response: np.ndarray, factor: float = 1.0) -> np.ndarray:
-    """Return the pixels whose response is at least `factor` times the map's mean.
+def foreground(cam: np.ndarray, factor: float = 1.0) -> np.ndarray:
+    """Return the pixels whose activation is at least `factor` times the map's mean.
 
     R >= min(factor * mean(R), max(R)) - `EVEN_TOLERANCE` * max|R|. Rounding can put the mean of equal values above
     them, hence the tolerance: a constant map is all foreground. The highest pixels are always foreground, so no factor
     leaves the map empty. Of a map whose mean is negative, a larger factor takes more.
 
     Args:
-      response: [H, W] finite, at the size of the image, of any sign.
+      cam: [H, W] finite, at the size of the image, of any sign.
       factor: of the mean; 1 is the published rule.
     Returns:
       [H, W] bool with at least one True.
@@ -137,19 +138,19 @@ def foreground(response: np.ndarray, factor: float = 1.0) -> np.ndarray:
     Source: Zhu et al. 2017 (SPN), section 4.3. The text thresholds the map and then resizes; the released code resizes
     first, as is done here.
     """
-    response = _image_response(response)
-    thr = min(factor * response.mean(), response.max())
-    return response >= thr - EVEN_TOLERANCE * np.abs(response).max()
+    cam = _image_cam(cam)
+    thr = min(factor * cam.mean(), cam.max())
+    return cam >= thr - EVEN_TOLERANCE * np.abs(cam).max()
 
 
 def component_boxes(
-    mask: np.ndarray, response: np.ndarray, connectivity: Literal[4, 8] = 4
+    mask: np.ndarray, cam: np.ndarray, connectivity: Literal[4, 8] = 4
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the tightest box of every connected component and the mean response inside the component.
+    """Return the tightest box of every connected component and the mean activation inside the component.
 
     Args:
       mask: [H, W] bool.
-      response: [H, W] finite.
+      cam: [H, W] finite.
       connectivity: 4: pixels connect along their sides, 8: along corners too.
     Returns:
       boxes: [n, 4] float32 `xyxy`, continuous edges, ordered by the components' first pixels in row order.
@@ -158,9 +159,9 @@ def component_boxes(
       DataError: not an [H, W] map, not finite, or of another shape than `mask`.
       ValueError: another connectivity.
     """
-    response, mask = _image_response(response), np.asarray(mask, bool)
-    if mask.shape != response.shape:
-        raise DataError(f"mask has shape {mask.shape}, response {response.shape}; they must agree")
+    cam, mask = _image_cam(cam), np.asarray(mask, bool)
+    if mask.shape != cam.shape:
+        raise DataError(f"mask has shape {mask.shape}, activation {cam.shape}; they must agree")
     if connectivity not in (4, 8):
         raise ValueError(f"connectivity is {connectivity!r}; allowed: 4, 8")
     count, labels, stats, _ = cv2.connectedComponentsWithStats(
@@ -171,7 +172,7 @@ def component_boxes(
     first = np.zeros(count, np.int64)
     first[labels[::-1]] = np.arange(len(labels))[::-1]  # the first pixel is written last
     order = np.argsort(first[1:]) + 1  # label 0 is what is False
-    total = np.bincount(labels, weights=response[rows, columns], minlength=count)
+    total = np.bincount(labels, weights=cam[rows, columns], minlength=count)
     boxes = stats[order][:, [cv2.CC_STAT_LEFT, cv2.CC_STAT_TOP] * 2]
     boxes[:, 2:] += stats[order][:, [cv2.CC_STAT_WIDTH, cv2.CC_STAT_HEIGHT]]
     scores = total[order] / stats[order, cv2.CC_STAT_AREA]
@@ -179,33 +180,33 @@ def component_boxes(
 
 
 def map_boxes(
-    response: np.ndarray,
+    cam: np.ndarray,
     mode: BoxMode = "tightest",
     *,
     factor: float = 1.0,
     connectivity: Literal[4, 8] = 4,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the boxes that a response map of one class makes, with scores.
+    """Return the boxes that a class activation map of one class makes, with scores.
 
     Args:
-      response: [H, W] finite, at the size of the image.
+      cam: [H, W] finite, at the size of the image.
       mode: `tightest`: one box around all foreground, as the text has it and the released code for ImageNet.
         `components`: one per connected component, as the released code has it for VOC.
       factor: see `foreground`.
       connectivity: see `component_boxes`; `components` only.
     Returns:
       boxes: [n, 4] float32 `xyxy` in pixels, continuous edges; n >= 1.
-      scores: [n] float32, the mean response over the foreground pixels that the box was made of; of any sign.
+      scores: [n] float32, the mean activation over the foreground pixels that the box was made of; of any sign.
     Raises:
       DataError: not an [H, W] map, or not finite.
       ValueError: unknown mode or connectivity.
 
     Source: Zhu et al. 2017 (SPN), section 4.3 and its released code.
     """
-    mask = foreground(response, factor)
+    mask = foreground(cam, factor)
     if mode == "components":
-        return component_boxes(mask, response, connectivity)
+        return component_boxes(mask, cam, connectivity)
     if mode != "tightest":
         raise ValueError(f"unknown mode {mode!r}; allowed: 'tightest', 'components'")
-    score = np.asarray(response, np.float64)[mask].mean()
+    score = np.asarray(cam, np.float64)[mask].mean()
     return tight_box(Mask(0, 0, mask))[None], np.array([score], np.float32)
