@@ -33,6 +33,7 @@ from wsod_jax.files import atomic_write, read_npz
 from wsod_jax.types import Params
 
 META_KEY = "__meta__"
+_OLD_PIXELS = {"torchvision": "torch", "inception": "tf"}  # version 0.1 wrote these, under "pixels"
 SUFFIXES = (".npz", ".safetensors")
 MEAN_TOLERANCE = 2.0  # gray levels of 255
 
@@ -110,6 +111,9 @@ def load_weights(path: str | Path) -> tuple[Params, dict[str, Any]]:
         meta = dict(json.loads(description))
     except ValueError as error:
         raise DataError(f"weights file {path}: {META_KEY!r} is no JSON object ({error})") from error
+    if "pixels" in meta:
+        old = meta.pop("pixels")
+        meta["preprocessing"] = _OLD_PIXELS.get(old, old)
     found = array_checksum(arrays)
     if found != meta.get("checksum"):
         raise DataError(
