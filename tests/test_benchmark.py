@@ -250,6 +250,12 @@ def test_seconds_is_the_median_of_the_calls():
         assert timing.seconds(lambda: 1.0, repeats=3) == 3.0
 
 
+def test_laptop_backbones_are_timed_on_the_same_pixels():
+    squeezenet, lite = kernels.laptop_backbones(small=True, repeats=1)
+    assert (squeezenet.name, lite.name) == ("squeezenet1_1", "efficientnet_lite0")
+    assert squeezenet.note == lite.note and squeezenet.value > 0 and lite.value > 0
+
+
 BLOCKED = ("tensorflow", "tensorflow_datasets", "pycocotools", "ml_collections", "cv2")
 RUN = "import runpy, sys; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
 

@@ -7,9 +7,7 @@ import jax
 import numpy as np
 
 from wsod_jax import build, runs
-from wsod_jax.convert import efficientnet_lite
 from wsod_jax.data.images import read_image
-from wsod_jax.train.weights import check_meta
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -52,8 +50,8 @@ def test_config_for_own_images_builds():
     method = build.method(config, num_classes=3, max_classes=2, max_targets=1)
     assert method.num_stages == 3
     assert '".[lite0]"' in README
-    assert set(config.train.init_from) <= set(runs.INSTALLED_WEIGHTS)
-    check_meta(efficientnet_lite.META, config.backbone.description, path="installed")
+    assert config.train.init_from == (config.backbone.architecture,)
+    assert config.backbone.architecture in runs.INSTALLED_WEIGHTS
     build.optimizer(config)
     assert config.train.scales == config.eval.scales == (384,)
     assert config.proposals.max_proposals == 512

@@ -40,6 +40,11 @@ TASKS = {
         "soft_proposal",
         "soft proposals against NumPy, on large maps, and as a share of VGG16's forward pass",
     ),
+    "backbones": (
+        "kernels",
+        "laptop_backbones",
+        "forward passes of SqueezeNet and EfficientNet-Lite0",
+    ),
     "step": ("training", "step_on_cpu", "a training step of OIM with VGG16, split into its parts"),
     "input": ("pipeline", "input_rate", "images/s of the input pipeline, and of the step it feeds"),
     "compilations": (

