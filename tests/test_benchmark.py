@@ -1,6 +1,7 @@
 """The benchmark: it runs, on machines with little installed, and counts what it says it counts."""
 
 import dataclasses
+import importlib
 import json
 import re
 import subprocess
@@ -17,13 +18,14 @@ from tests.oracles import nms as oracle
 from tests.oracles import roi as roi_oracle
 from tests.oracles import soft_proposal as proposal_oracle
 from tests.test_packaging import run_python
+from wsod_jax.commands import benchmark as benchmark_command
 from wsod_jax.commands.benchmarks import (
     accelerator,
     counting,
     kernels,
     programs,
     published,
-    soft_proposal,
+    random_walk,
     timing,
     training,
 )
@@ -214,11 +216,11 @@ def test_references_compute_the_same():
 
 @pytest.mark.parametrize("chunk_bytes", [1, 300, 2**26])
 def test_numpy_walks_equal_the_oracle(monkeypatch, chunk_bytes):
-    monkeypatch.setattr(soft_proposal, "CHUNK_BYTES", chunk_bytes)
-    features = np.asarray(soft_proposal.draw_maps(2, 4, 5))
+    monkeypatch.setattr(random_walk, "CHUNK_BYTES", chunk_bytes)
+    features = np.asarray(random_walk.draw_maps(2, 4, 5))
     walks = [
-        soft_proposal.numpy_batch(features, distances)
-        for distances in (soft_proposal.literal_distances, soft_proposal.product_distances)
+        random_walk.numpy_batch(features, distances)
+        for distances in (random_walk.literal_distances, random_walk.product_distances)
     ]
     for i, image in enumerate(features):
         expected = proposal_oracle.walk(proposal_oracle.weight_matrix(image, 0.15 * 4))
@@ -233,13 +235,20 @@ def map_differences(notes: Iterable[str]) -> list[float]:
 
 
 def test_soft_proposals_are_measured_with_numpys_answers_beside():
-    rows = {row.name.strip(): row for row in soft_proposal.generation(3, 4, 5, 2, repeats=1)}
+    rows = {row.name.strip(): row for row in random_walk.generation(3, 4, 5, 2, repeats=1)}
     differences = map_differences(row.note for row in rows.values())
     assert len(differences) == 2 and all(one < 1e-4 for one in differences)
-    rows = {row.name.strip(): row.value for row in soft_proposal.large_map(24, 4, 16)}
+    rows = {row.name.strip(): row.value for row in random_walk.large_map(24, 4, 16)}
     held = next(value for name, value in rows.items() if name.startswith("D' held"))
     assert held > 24**4 * 4 / 2**20 and rows["working memory"] < held / 4
-    assert jax.default_backend() != "cpu" or soft_proposal.beside_published(1) == []
+    assert jax.default_backend() != "cpu" or random_walk.beside_published(1) == []
+
+
+@pytest.mark.parametrize("task", benchmark_command.TASKS)
+def test_every_task_names_a_function(task):
+    module, function, _ = benchmark_command.TASKS[task]
+    found = importlib.import_module(f"wsod_jax.commands.benchmarks.{module}")
+    assert callable(getattr(found, function))
 
 
 def test_seconds_is_the_median_of_the_calls():

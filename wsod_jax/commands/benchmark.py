@@ -36,7 +36,7 @@ TASKS = {
     ),
     "mining": ("kernels", "mining", "OIM mining of 2 000 proposals against a literal NumPy oracle"),
     "soft_proposal": (
-        "soft_proposal",
+        "random_walk",
         "soft_proposal",
         "soft proposals against NumPy, on large maps, and as a share of VGG16's forward pass",
     ),
@@ -46,9 +46,13 @@ TASKS = {
         "forward passes of SqueezeNet and EfficientNet-Lite0",
     ),
     "step": ("training", "step_on_cpu", "a training step of OIM with VGG16, split into its parts"),
-    "input": ("pipeline", "input_rate", "images/s of the input pipeline, and of the step it feeds"),
+    "input": (
+        "input_pipeline",
+        "input_rate",
+        "images/s of the input pipeline, and of the step it feeds",
+    ),
     "compilations": (
-        "pipeline",
+        "input_pipeline",
         "compilations",
         "programs compiled by five-scale training and ten-view tests",
     ),
