@@ -1,9 +1,12 @@
 """What all commands share: exit statuses, configuration files, settings on the command line."""
 
 import argparse
+import os
+import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 
 from wsod_jax.__main__ import COMMANDS, main
@@ -209,3 +212,28 @@ def test_a_setting_without_a_value_is_refused(parser, capsys, line):
 def test_options_are_not_guessed(parser):
     with pytest.raises(SystemExit, match="2"):
         parse_with_overrides(parser, ["--step", "1"])
+
+
+@pytest.mark.parametrize("platform", ["cuda", "gpu", "abacus"])
+def test_a_platform_that_is_not_there_is_named(platform):
+    if platform != "abacus" and jax.default_backend() == "gpu":
+        pytest.skip("this machine has one")
+    program = (
+        "import jax, sys; from wsod_jax.commands.command_line import run_command;"
+        "sys.exit(run_command(lambda _: print(jax.devices()), None))"
+    )
+    environment = os.environ | {"JAX_PLATFORMS": platform}
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 1 and done.stdout == "" and "Traceback" not in done.stderr
+    assert f"'{platform}'" in done.stderr and "'cpu'" in done.stderr
+    assert "JAX_PLATFORMS" in done.stderr
+
+
+def test_errors_of_a_program_itself_keep_their_traceback():
+    def fail(_):
+        raise RuntimeError("a bug")
+
+    with pytest.raises(RuntimeError, match="a bug"):
+        run_command(fail, None)

@@ -49,16 +49,46 @@ def run_command(
       interrupted: what to say after Ctrl-C.
 
     Returns:
-      The exit status: 1 after an error of `errors.py` or `OSError`, 130 after Ctrl-C.
+      The exit status: 1 after an error of `errors.py`, `OSError`, or where JAX does not start, 130 after Ctrl-C.
     """
     try:
         return run(options) or 0
     except (ConfigError, CueError, DataError, NonFiniteError, PeerError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except (AssertionError, RuntimeError):
+        fault = missing_platform()
+        if fault is None:
+            raise
+        print(f"error: {fault}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print(f"\n{interrupted}", file=sys.stderr)
         return 130
+
+
+def missing_platform() -> str | None:
+    """Say that JAX does not start on the platform it was asked for; return `None` if it does, or was not imported.
+
+    It may start on another platform afterwards: the command ends here.
+    """
+    jax = sys.modules.get("jax")
+    if jax is None:
+        return None
+    try:
+        jax.devices()
+        return None
+    except (AssertionError, RuntimeError) as error:  # the former for a plugin that is not installed
+        asked, reason = jax.config.jax_platforms, str(error).partition("\n")[0]
+    jax.config.update("jax_platforms", None)
+    try:
+        there = jax.default_backend()
+    except (AssertionError, RuntimeError):
+        there = "no other"
+    return (
+        f"JAX was asked for the platform {asked!r}, which is not here ({reason or 'no plugin for it'}); here is "
+        f"{there!r}. Unset JAX_PLATFORMS to use it, or install JAX for that platform (README.md)"
+    )
 
 
 def command_text(arguments: Sequence[str] | None = None) -> str:
