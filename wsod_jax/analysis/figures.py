@@ -113,7 +113,7 @@ def draw_maps(
     for c in sorted(maps.classes, key=lambda c: -scores[c])[:CLASSES_SHOWN]:
         cells.append(draw_cam(image, maps, int(c)))
         told = "" if maps.predicted[c] else ", not predicted"
-        captions.append(f"{class_names[c]} {scores[c]:.2f}{told}")
+        captions.append(f"{viz.shown_names(class_names)[c]} {scores[c]:.2f}{told}")
     return viz.contact_sheet(cells, captions=captions, columns=2 + CLASSES_SHOWN)
 
 
@@ -128,6 +128,7 @@ def draw_precision_recall(
     metrics: DetectionMetrics, class_names: Sequence[str], *, title: str = ""
 ) -> np.ndarray:
     """Plot the precision-recall curves of all classes that have objects, [H, W, 3] uint8 RGB."""
+    class_names = viz.shown_names(class_names)
     classes = [c for c in range(len(class_names)) if metrics.num_objects[c]]
     curves = {
         class_names[c]: (metrics.curves[c].recall, metrics.curves[c].precision) for c in classes
@@ -153,6 +154,7 @@ def draw_outcome(outcome: PassOutcome, folder: str | Path, count: int) -> list[P
     """
     folder, pictures = Path(folder), []
     names = outcome.data.images.class_names
+    numbers = viz.legend(names)
     for name in ("boxes", "masks"):
         if name in outcome.evaluations:
             chart = draw_precision_recall(outcome.evaluations[name].detail, names)
@@ -197,7 +199,8 @@ def draw_outcome(outcome: PassOutcome, folder: str | Path, count: int) -> list[P
                 dict(captions=[*figures]) if kind == "detections" else dict(columns=1, cell_px=None)
             )
             sheet = viz.contact_sheet([*figures.values()], **how)
-            pictures.append(Picture(viz.save_image(folder / f"{kind}.png", sheet), captions[kind]))
+            caption = f"{captions[kind]}; {numbers}" if numbers else captions[kind]
+            pictures.append(Picture(viz.save_image(folder / f"{kind}.png", sheet), caption))
     return pictures
 
 

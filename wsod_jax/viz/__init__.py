@@ -10,6 +10,7 @@ from wsod_jax.viz.charts import (
     plot_training,
     plot_walks,
 )
+from wsod_jax.viz.fonts import legend, shown_names
 from wsod_jax.viz.objectness import (
     add_color_key,
     draw_cam,
@@ -42,6 +43,7 @@ __all__ = [
     "draw_proposals",
     "draw_pseudo_labels",
     "draw_cam",
+    "legend",
     "metric_series",
     "plot_energy_by_size",
     "plot_energy_over_training",
@@ -50,4 +52,5 @@ __all__ = [
     "plot_training",
     "plot_walks",
     "save_image",
+    "shown_names",
 ]

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
 import cv2
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
+
+from wsod_jax.viz.fonts import font
 
 Color = tuple[int, int, int]
 Style = Literal["solid", "dashed", "corners"]
@@ -40,15 +41,6 @@ CLASS_COLORS: tuple[Color, ...] = (
 def class_color(index: int) -> Color:
     """Return the color of a class; they repeat after seven."""
     return CLASS_COLORS[index % len(CLASS_COLORS)]
-
-
-@functools.cache
-def font(size_px: int) -> ImageFont.FreeTypeFont:
-    """Return the sans-serif face that matplotlib ships, at a size."""
-    import matplotlib
-
-    path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
-    return ImageFont.truetype(str(path), size_px)
 
 
 class Canvas:
@@ -201,7 +193,8 @@ def _dashes(start: np.ndarray, end: np.ndarray, dash_px: float) -> list:
 
 def _draw_label(draw, corner, text: str, color: Color, size_px: int, canvas, taken) -> None:
     """Write a text on a plate of `color`, inside the canvas and off the plates already `taken` where possible."""
-    left, top, right, bottom = draw.textbbox((0, 0), text, font=font(size_px))
+    face = font(size_px, text)
+    left, top, right, bottom = draw.textbbox((0, 0), text, font=face)
     width, height = right - left + 6, bottom - top + 4
     x = min(max(corner[0], 0), max(canvas[0] - width, 0))
     wanted = corner[1] - height if corner[1] >= height else corner[1]
@@ -211,7 +204,7 @@ def _draw_label(draw, corner, text: str, color: Color, size_px: int, canvas, tak
             break
     taken.append((x, y, x + width, y + height))
     draw.rectangle((x, y, x + width - 1, y + height - 1), fill=color)
-    draw.text((x + 3 - left, y + 2 - top), text, fill=ink_on(color), font=font(size_px))
+    draw.text((x + 3 - left, y + 2 - top), text, fill=ink_on(color), font=face)
 
 
 def ink_on(color: Color) -> Color:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 
+import matplotlib
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from wsod_jax.errors import DataError
 from wsod_jax.viz.canvas import CLASS_COLORS
+from wsod_jax.viz.fonts import families, shown_names
 
 COLORS = tuple(tuple(part / 255 for part in color) for color in CLASS_COLORS)
 LINE_STYLES = ("-", "--", ":", "-.")
@@ -57,6 +59,15 @@ def plot_precision_recall(
     Returns:
       [H, W, 3] uint8 RGB.
     """
+    with matplotlib.rc_context({"font.family": families(curves)}):
+        return _precision_recall(curves, ap, title)
+
+
+def _precision_recall(
+    curves: Mapping[str, tuple[np.ndarray, np.ndarray]],
+    ap: Mapping[str, float] | None,
+    title: str,
+) -> np.ndarray:
     figure, (ax,) = _figure(8.0, 5.0)
     for index, (name, (recall, precision)) in enumerate(curves.items()):
         value = math.nan if ap is None else ap.get(name, math.nan)
@@ -190,6 +201,14 @@ def plot_instances(
 
     Source: Lin et al. 2020 (OIM), figure 5.
     """
+    class_names = shown_names(class_names)
+    with matplotlib.rc_context({"font.family": families(class_names)}):
+        return _instances(counts, class_names, title)
+
+
+def _instances(
+    counts: Mapping[str, np.ndarray], class_names: Sequence[str], title: str
+) -> np.ndarray:
     classes = len(class_names)
     figure, (ax,) = _figure(max(5.0, 1.8 + 0.5 * classes * max(1, len(counts)) ** 0.5), 3.8)
     width = 0.8 / max(len(counts), 1)

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw
 
-from wsod_jax.viz.canvas import CORE, HIT, INK, PAPER, Canvas, font
+from wsod_jax.viz.canvas import CORE, HIT, INK, PAPER, Canvas
+from wsod_jax.viz.fonts import font
 from wsod_jax.viz.pictures import contact_sheet
 
 HEAT_ALPHA = 0.6  # weight of a map's colors over its image

@@ -21,8 +21,8 @@ from wsod_jax.viz.canvas import (
     Canvas,
     Style,
     class_color,
-    font,
 )
+from wsod_jax.viz.fonts import font, shown_names, writable
 
 
 def draw_boxes(
@@ -139,7 +139,9 @@ def draw_label_map(image: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 def _label(index: int | None, score: float | None, class_names: Sequence[str] | None) -> str:
     """Return like "cat 0.93", whatever of it is known."""
-    name = "" if index is None else str(index) if class_names is None else class_names[index]
+    name = "" if index is None else str(index)
+    if class_names is not None and index is not None:
+        name = shown_names(class_names)[index]
     return f"{name} {'' if score is None else f'{score:.2f}'}".strip()
 
 
@@ -323,9 +325,11 @@ def contact_sheet(
             x = gap_px + i * (widths + gap_px)
             sheet.paste(Image.fromarray(image), (x + (widths - image.shape[1]) // 2, y))
             if text_px:
-                text = _cut(draw, captions[r * columns + i], widths, text_px)
+                text = _cut(draw, writable(captions[r * columns + i]), widths, text_px)
                 below = y + height - 2 * text_px + text_px // 3
-                draw.text((x + widths / 2, below), text, fill=INK, font=font(text_px), anchor="ma")
+                draw.text(
+                    (x + widths / 2, below), text, fill=INK, font=font(text_px, text), anchor="ma"
+                )
         y += height + gap_px
     return np.asarray(sheet)
 
@@ -339,8 +343,9 @@ def _fit(image: np.ndarray, side: int) -> np.ndarray:
 
 def _cut(draw, text: str, width: int, text_px: int) -> str:
     """Return the text, shortened with an ellipsis until it fits."""
-    if draw.textlength(text, font=font(text_px)) <= width:
+    face = font(text_px, text + "…")
+    if draw.textlength(text, font=face) <= width:
         return text
-    while text and draw.textlength(text + "…", font=font(text_px)) > width:
+    while text and draw.textlength(text + "…", font=face) > width:
         text = text[:-1]
     return text + "…"
