@@ -111,7 +111,7 @@ class ProposalSet:
             )
         arrays = read_npz(
             path,
-            advice="scripts/make_proposals.py writes such files; other formats are imported by its --import.",
+            advice="wsod-jax make_proposals writes such files; other formats are imported by its --import.",
         )
         missing = {"version", "ids", "sizes", "offsets", "boxes", "generator"} - arrays.keys()
         if missing:
