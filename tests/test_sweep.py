@@ -23,9 +23,9 @@ COLUMNS = sweep.SETS["cards6"].columns
 ROWS = sorted((sweep.ROOT / "results").glob("*/*.json"))
 
 
-def write_row(root, method, seed, value):
+def write_row(root, method, seed, value, **more):
     summary = dict.fromkeys(COLUMNS, value)
-    row = {"summary": summary, "train_seconds": 100, "evaluate_seconds": 20}
+    row = {"summary": summary, "train_seconds": 100, "evaluate_seconds": 20, **more}
     path = root / "results" / "cards6" / f"{method}-seed{seed}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(row))
@@ -41,6 +41,17 @@ def test_table_of_some_rows(tmp_path, monkeypatch):
     assert "| 2 of 3 | 2.0 |" in lines["| OICR"]
     assert lines["| OIM"].count("25.0") == len(COLUMNS) and "±" not in lines["| OIM"]
     assert lines["| PCL"].count("not run") == len(COLUMNS) and "0 of 3" in lines["| PCL"]
+
+
+def test_what_runs_left_out_stands_below_the_table(tmp_path, monkeypatch):
+    monkeypatch.setattr(sweep, "ROOT", tmp_path)
+    write_row(tmp_path, "oicr", 0, 0.4)
+    complete = sweep.table("cards6")
+    for seed in (0, 1):
+        write_row(tmp_path, "oicr", seed, 0.4, left_out=["1 of 9 images is missing"])
+    table = sweep.table("cards6")
+    assert table.splitlines()[-1] == "OICR: 1 of 9 images is missing"
+    assert table.count("missing") == 1 and "missing" not in complete
 
 
 def test_baselines_of_a_run_stand_below_it(tmp_path, monkeypatch):

@@ -20,11 +20,11 @@ from wsod_jax.data.input.loading import Cache
 from wsod_jax.data.input.pooled_cache import PooledCache
 from wsod_jax.errors import ConfigError
 from wsod_jax.evaluation.metrics.average_precision import evaluate_detections
-from wsod_jax.evaluation.metrics.tables import DetectionTable
+from wsod_jax.evaluation.metrics.tables import DetectionTable, GroundTruth
 from wsod_jax.methods.base import Method
 from wsod_jax.overrides import may_differ
 from wsod_jax.predictor import Predictor, check_classes
-from wsod_jax.scoring import AnnotatedImages
+from wsod_jax.scoring import AnnotatedImages, left_out_sentences
 from wsod_jax.train import loop
 from wsod_jax.train.checkpoint import Checkpoints, checkpoint_steps, load_checkpoint
 from wsod_jax.train.distributed import check_same, is_first
@@ -341,6 +341,9 @@ def validation(
         raise ConfigError(f"config.data.val_split: {images.name} has no object that counts")
     predictor = Predictor.configured(config, method, {}, {}, class_names)
     check_classes(images, class_names)
+    for text in left_out_sentences(data, ()):
+        print(f"validation: {text}")
+    truth = GroundTruth.from_annotations(data.objects, num_classes=len(class_names))
 
     def measure(number: int, state: TrainState) -> dict[str, float]:
         del number
@@ -348,8 +351,8 @@ def validation(
         results = predictor.with_weights(*weights).predict(
             images, proposals, want=frozenset({"boxes"})
         )
-        found = DetectionTable.of_results(results, len(images), len(class_names))
-        metrics = evaluate_detections(found, data.truth, ap_mode=config.eval.ap)
+        found = DetectionTable.of_results(results, len(data), len(class_names))
+        metrics = evaluate_detections(found, truth, ap_mode=config.eval.ap)
         return {"mAP50": float(metrics.mean_ap[0])}
 
     return measure

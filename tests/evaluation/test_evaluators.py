@@ -170,6 +170,15 @@ def test_images_without_a_mask_annotation_count_for_nothing():
     assert found.shares["mask AP50"][1].tolist() == [1.0]
 
 
+def test_objects_without_a_mask_are_told():
+    known = annotation_of([(BOX, 0, False)])
+    instances = dataclasses.replace(known.instances(), num_without=2)
+    without = dataclasses.replace(known, instances=lambda: instances)
+    found = computed(MaskAp(1), [result_of(0, [(0.9, BOX, 0)])], [without])
+    assert found.shares["mask AP50"][1].tolist() == [1.0]
+    assert any("2 annotated objects" in note for note in found.notes)
+
+
 def test_corloc():
     found = computed(CorLoc(CLASSES))
     expect_shares(found, {"CorLoc": [2 / 3, 1, NAN, 0]})

@@ -196,6 +196,7 @@ def run_one(
         "set": data_set,
         "method": method,
         "seed": seed,
+        "left_out": report["left_out"],
         "summary": report["summary"],
         "settings": without_locations(report["settings"], overrides.locations(config)),
         "per_class": report["per_class"],
@@ -245,6 +246,7 @@ def table(data_set: str, seeds: tuple[int, ...] = (0, 1, 2)) -> str:
         f"| method | {' | '.join(sweep.columns)} | seeds | minutes a run |",
         f"|---|{'---|' * (len(sweep.columns) + 2)}",
     ]
+    left_out: list[str] = []
     for method, name in sweep.methods.items():
         rows = [
             json.loads(path.read_text(encoding="utf-8"))
@@ -254,7 +256,8 @@ def table(data_set: str, seeds: tuple[int, ...] = (0, 1, 2)) -> str:
         lines.append(f"| {name} | {' | '.join(cells(rows, sweep.columns, len(seeds)))} |")
         if method in sweep.compare:
             lines += beside(rows, sweep, len(seeds))
-    return "\n".join(lines)
+        left_out += (f"{name}: {text}" for row in rows for text in row.get("left_out", ()))
+    return "\n".join([*lines, *([""] if left_out else []), *dict.fromkeys(left_out)])
 
 
 @dataclasses.dataclass(frozen=True)

@@ -224,6 +224,7 @@ class ImageInstances:
       ignore: [n] bool, neither found nor missed: crowds and difficult objects.
       crowd: [n] bool, COCO's regions of many objects.
       areas: [n] float32, square pixels, as annotated, else the pixels of the mask.
+      num_without: annotated objects that have no mask, and are not among the n.
     """
 
     masks: tuple[Mask, ...]
@@ -231,6 +232,7 @@ class ImageInstances:
     ignore: np.ndarray
     crowd: np.ndarray
     areas: np.ndarray
+    num_without: int = 0
 
     @classmethod
     def from_indices(cls, indices: np.ndarray, classes: Mapping[int, int]) -> ImageInstances:

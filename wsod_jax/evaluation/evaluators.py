@@ -83,6 +83,7 @@ class _OfRegions:
     num_classes: int
     region: Region = "boxes"
     num_left_out: int = field(default=0, init=False)
+    num_without: int = field(default=0, init=False)
     _results: list[Found] = field(default_factory=list, init=False)
     _masks: list[Rle] = field(default_factory=list, init=False)
     _objects: list[Any] = field(default_factory=list, init=False)
@@ -109,7 +110,9 @@ class _OfRegions:
             self._objects.append(annotation.objects)
             return
         self._masks += [mask_to_rle(mask, result.size) for mask in result.masks or ()]
-        self._objects.append((result.size, annotation.instances()))
+        instances = annotation.instances()
+        self.num_without += instances.num_without
+        self._objects.append((result.size, instances))
 
     def boxes_of(self, result: ImageResult, annotation: Annotation) -> Found:
         """Return the boxes of one image to compare."""
@@ -198,6 +201,10 @@ class MaskAp(_OfRegions):
         if self.num_left_out:
             evaluation.notes.append(
                 f"masks are not annotated in {self.num_left_out} images, which mask AP leaves out"
+            )
+        if self.num_without:
+            evaluation.notes.append(
+                f"{self.num_without} annotated objects have no mask, and mask AP leaves them out"
             )
         for t, thr in enumerate(self.iou_thrs):
             evaluation.add_share(f"mask AP{round(100 * thr)}", metrics.ap[:, t])

@@ -11,7 +11,6 @@ become (x, y, x + width, y + height).
 from __future__ import annotations
 
 import functools
-import logging
 import math
 from collections import Counter
 from collections.abc import Callable
@@ -35,8 +34,6 @@ from wsod_jax.data.records import (
 from wsod_jax.errors import DataError
 from wsod_jax.ops.masks import decode_mask, has_mask
 from wsod_jax.options import Mark
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,7 +149,7 @@ class Coco(InstanceReader):
         """Return where the masks of a split are, for evaluation; nothing is decoded before it is asked for.
 
         An annotation without segmentation, or whose polygons all have less than three corners, has no mask that could
-        be found or missed: it is left out, and the log says how many were. Image files need not be there.
+        be found or missed: it is left out and counted (`ImageInstances.num_without`). Image files need not be there.
 
         Args:
           split: as in `images`.
@@ -168,16 +165,6 @@ class Coco(InstanceReader):
         annotations = self._read(split)
         if annotations.objects is None:
             return {}
-        everything = [item for of_image in annotations.objects.values() for item in of_image]
-        without = [item.get("id") for item in everything if not has_mask(item.get("segmentation"))]
-        if without:
-            logger.warning(
-                "masks of %s in %s: left out %d annotations without a segmentation; ids %s",
-                split,
-                self.root,
-                len(without),
-                ", ".join(map(str, without[:10])) + (", …" if len(without) > 10 else ""),
-            )
         folder = self._image_folder(split, needed=False)
         return {
             image.image_id: functools.partial(
@@ -252,7 +239,7 @@ def _instances(
                 "scaled. Resize the image, or annotate it again."
             )
         size = found
-    objects = [item for item in objects if has_mask(item.get("segmentation"))]
+    annotated, objects = objects, [i for i in objects if has_mask(i.get("segmentation"))]
     masks = tuple(
         decode_mask(item["segmentation"], size, f"{annotations.path}: annotation {item.get('id')}")
         for item in objects
@@ -261,7 +248,12 @@ def _instances(
     crowd = np.array([item["iscrowd"] for item in objects], bool)
     areas = [_area(item, mask.pixels.sum()) for item, mask in zip(objects, masks, strict=True)]
     return ImageInstances(
-        masks, np.array(classes, np.int32), crowd, crowd, np.array(areas, np.float32)
+        masks,
+        np.array(classes, np.int32),
+        crowd,
+        crowd,
+        np.array(areas, np.float32),
+        num_without=len(annotated) - len(objects),
     )
 
 
