@@ -1,7 +1,6 @@
-"""The synthetic set is as hard as promised: by the committed rows, and by the whole demo at full size."""
+"""The synthetic set is as hard as promised: by the whole demo at full size."""
 
 import json
-import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -11,13 +10,6 @@ import pytest
 from wsod_jax.commands import demo
 
 ROOT = Path(__file__).parents[1]
-ROWS = ROOT / "results" / "synthetic"
-
-
-def test_wsddn_boxes_at_most_half_of_the_training_images():
-    rows = [json.loads(path.read_text(encoding="utf-8")) for path in ROWS.glob("wsddn-seed*.json")]
-    assert len(rows) == 3
-    assert statistics.mean(row["summary"]["CorLoc"] for row in rows) <= 0.5
 
 
 @pytest.mark.slow

@@ -37,6 +37,11 @@ def loss(name):
     return loss_function(build(name))
 
 
+def only_of(*names):
+    """Run a test for these methods only."""
+    return pytest.mark.parametrize("name", names, indirect=True)
+
+
 def same(value):
     return np.broadcast_to(np.asarray(value, np.float32), (2, NUM_PROPOSALS, 4))
 
@@ -119,9 +124,8 @@ def test_batch_is_its_images_each_on_another_canvas_with_more_rows(name, loss):
     assert_close(grads, average)
 
 
+@only_of("wsddn", "oicr", "oicr_reg")  # the others predict as OICR does
 def test_predictions_do_not_depend_on_canvas_or_padding(name):
-    if name not in ("wsddn", "oicr", "oicr_reg"):
-        pytest.skip("predicts as OICR does")
     batch, predict = make_batch(6), predict_function(build(name))
     short, long = predict(params(name), {}, batch), predict(params(name), {}, padded(batch))
     real = np.asarray(batch.proposal_mask)
@@ -134,9 +138,9 @@ def test_predictions_do_not_depend_on_canvas_or_padding(name):
     assert np.ptp(np.asarray(short.scores)[short.mask]) > 0.05  # X sums to at most 1 over proposals
 
 
+# PCL takes centers with equally many neighbors by their row.
+@only_of(*(name for name in METHODS if not name.startswith("pcl")))
 def test_order_of_proposals_does_not_matter(name, loss):
-    if name.startswith("pcl"):
-        pytest.skip("centers with equally many neighbors are taken by their row")
     batch = make_batch(7)
     order = np.random.default_rng(1).permutation(NUM_PROPOSALS)
     shuffled = changed(
@@ -187,9 +191,8 @@ def test_metrics_and_pseudo_boxes(name, loss):
         assert np.asarray(batch.proposal_mask)[image][index].all()
 
 
+@only_of("oim")
 def test_more_classes_than_slots_are_counted(name):
-    if name != "oim":
-        pytest.skip("tested in tests/mining")
     batch = make_batch(9, labels=np.ones((2, 3)))
     method = build(name, max_classes=1)
     out = jax.jit(lambda p: method.loss(p, {}, batch, KEY, STEP))(params(name))
@@ -197,9 +200,8 @@ def test_more_classes_than_slots_are_counted(name):
     assert float(out.metrics["mining_overflow"].mean()) >= 2 * 3  # two classes, three stages
 
 
+@only_of("wsddn", "oim")  # the others differ in their miners only
 def test_frozen_layers_get_no_gradient_but_the_image_does(name):
-    if name not in ("wsddn", "oim"):
-        pytest.skip("the others differ in their miners only")
     frozen = ("conv1", "conv2")
     method, batch = build(name, frozen=frozen), make_batch(10)
 
@@ -216,9 +218,8 @@ def test_frozen_layers_get_no_gradient_but_the_image_does(name):
     assert not np.any(to_image[1, 40:]) and not np.any(to_image[1, :, 56:])  # the margin
 
 
+@only_of("wsddn", "oim")  # the others differ in their miners only
 def test_bfloat16_runs_and_stays_close(name):
-    if name not in ("wsddn", "oim"):
-        pytest.skip("the others differ in their miners only")
     batch = make_batch(11)
     method = build(name, dtype=jnp.bfloat16)
     out, grads = loss_function(method)(params(name), batch)

@@ -9,7 +9,6 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from tests.oracles import roi as oracle
-from tests.oracles.roi_masked import masked_max_roi_pool
 from wsod_jax.ops import roi, window_max
 from wsod_jax.ops.roi import roi_align, roi_max_pool
 
@@ -156,22 +155,6 @@ def test_max_pool_bins_are_exact_at_sizes_where_float32_edges_are_not():
     pooled = pool(features, boxes, mask, size)
     expected, _ = oracle.roi_max_pool(features[0], boxes[0], mask[0], size[0], BINS, SCALE)
     np.testing.assert_array_equal(pooled[0], expected)
-
-
-def test_max_pool_equals_a_masked_maximum_over_the_whole_map():
-    features, boxes, mask, sizes, grad = make_case(3, "distinct")
-    masked = functools.partial(masked_max_roi_pool, output_size=BINS, spatial_scale=SCALE)
-
-    @jax.jit
-    def masked_and_pull(features):
-        pooled, pull = jax.vjp(lambda f: masked(f, boxes, mask, sizes), features)
-        return pooled, pull(grad)[0]
-
-    boxes = np.clip(boxes, -1e6, 1e6)
-    pooled, gradient = jitted_pool_and_pull(features, boxes, mask, sizes, grad)
-    expected_pooled, expected_gradient = masked_and_pull(features)
-    np.testing.assert_array_equal(pooled, expected_pooled)
-    np.testing.assert_array_equal(gradient, expected_gradient)
 
 
 def test_max_pool_in_bfloat16_picks_the_same_cells():

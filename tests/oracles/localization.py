@@ -2,17 +2,18 @@
 
 import math
 from collections import deque
+from fractions import Fraction
 
 from tests.oracles.evals import average_precision, iou
 
 
 def resize(values, height, width, how):
-    """Return a bilinearly resized map, pixel by pixel; `values`: list of rows."""
+    """Return a bilinearly resized map, pixel by pixel and exactly if the `values` (list of rows) are fractions."""
 
     def position(pixel, pixels, cells):
         if how == "align_corners":
-            return pixel * (cells - 1) / (pixels - 1) if pixels > 1 else 0.0
-        return min(max((pixel + 0.5) * cells / pixels - 0.5, 0.0), cells - 1.0)
+            return Fraction(pixel * (cells - 1), pixels - 1) if pixels > 1 else 0
+        return min(max(Fraction((2 * pixel + 1) * cells - pixels, 2 * pixels), 0), cells - 1)
 
     out = []
     for i in range(height):
@@ -20,10 +21,10 @@ def resize(values, height, width, how):
         row = []
         for j in range(width):
             x = position(j, width, len(values[0]))
-            total = 0.0
+            total = 0
             for a, cells in enumerate(values):
                 for b, value in enumerate(cells):
-                    total += max(0.0, 1 - abs(y - a)) * max(0.0, 1 - abs(x - b)) * value
+                    total += max(0, 1 - abs(y - a)) * max(0, 1 - abs(x - b)) * value
             row.append(total)
         out.append(row)
     return out
@@ -216,22 +217,24 @@ def localization_error(scores, boxes, labels, objects, k, iou_thr, blacklist):
 def located(views, size, how):
     """Return (point, tightest box and its score, component boxes and their scores) of one class of one image.
 
-    `views`: the class's activations [h][w] in every view; their mean over views is read.
+    `views`: the class's activations [h][w] in every view; their mean over views is read. In exact arithmetic, so that
+    equal values are equal.
     """
     height, width = size
+    views = [[[Fraction(value) for value in row] for row in view] for view in views]
     resized = [resize(view, height, width, how) for view in views]
     mean = [
-        [math.fsum(view[i][j] for view in resized) / len(resized) for j in range(width)]
+        [sum(view[i][j] for view in resized) / len(resized) for j in range(width)]
         for i in range(height)
     ]
     values = [value for row in mean for value in row]
     point, best = (width / 2, height / 2), min(values)
     for i, row in enumerate(mean):
         for j, value in enumerate(row):
-            if value > best + 1e-9 * max(map(abs, values)):
+            if value > best:
                 point, best = (j + 0.5, i + 0.5), value
-    threshold = math.fsum(values) / len(values)
-    mask = [[value >= threshold - 1e-9 * max(map(abs, values)) for value in row] for row in mean]
+    threshold = sum(values) / len(values)
+    mask = [[value >= threshold for value in row] for row in mean]
     inside = [(i, j) for i in range(height) for j in range(width) if mask[i][j]]
     box = [
         min(j for _, j in inside),

@@ -2,16 +2,8 @@
 
 import numpy as np
 
+from tests.oracles.boxes import iou
 from tests.oracles.kmeans import top_cluster
-
-
-def iou(a, b):
-    """IoU of two boxes; 0 where their union is empty."""
-    width = min(a[2], b[2]) - max(a[0], b[0])
-    height = min(a[3], b[3]) - max(a[1], b[1])
-    overlap = max(width, 0) * max(height, 0)
-    union = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - overlap
-    return overlap / union if union > 0 else 0.0
 
 
 def first_max(values):
