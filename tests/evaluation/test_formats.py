@@ -198,6 +198,14 @@ def positions(tmp_path, values, images):
     return [found[i] for i in range(len(values))]
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_json_types_and_encodings_of_other_tools(tmp_path, encoding):
+    entry = {**GOOD, "category_id": "1", "image_id": "b"}
+    (tmp_path / "p.json").write_bytes(json.dumps([entry]).encode(encoding))
+    images = image_set(("a", "b"))
+    assert read_results(tmp_path / "p.json", images)[1].classes.tolist() == [0]
+
+
 def test_ids_of_other_tools(tmp_path):
     shifted = image_set(("1", "2", "3", "4"), (0, 1, 2, 3))  # file names are not the numbers
     assert positions(tmp_path, [0, 1, 2, 3], shifted) == [0, 1, 2, 3]
@@ -313,7 +321,7 @@ IN_SET = {"image_id": 5, "category_id": 4, "bbox": [1, 2, 3, 4]}
 def test_a_data_set_is_read_by_the_names_in_it(tmp_path, numbers):
     images = image_set(("n01/x", "n02/x", "y.z"), numbers)
     crowd = {**IN_SET, "iscrowd": 1}
-    scored = {**IN_SET, "image_id": 6, "category_id": 3, "score": 0.25, "iscrowd": 0}
+    scored = {**IN_SET, "image_id": 6, "category_id": 3, "score": 0.25, "iscrowd": "0"}
     none, first, second = read(tmp_path, data_set(crowd, IN_SET, scored), images)
     assert len(none.boxes) == 0
     assert first.boxes.tolist() == [[1, 2, 4, 6]] and first.scores.tolist() == [1]

@@ -295,7 +295,9 @@ def parse_index(content: Any, path: Path, name: str = "name") -> ResultsIndex:
 def load_json(path: Path) -> Any:
     """Return the parsed file, or raise `DataError` that says what to do."""
     try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
+        return json.loads(
+            path.read_bytes()
+        )  # in UTF-8, -16 or -32, with or without a byte-order mark
     except FileNotFoundError:
         raise DataError(
             f"{path} does not exist; wsod-jax predict and wsod-jax evaluate write it"

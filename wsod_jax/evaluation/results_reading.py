@@ -70,7 +70,7 @@ def read_results(path: str | Path, images: ResultImages) -> list[ImageResult]:
         try:
             if not isinstance(entry, dict):
                 raise DataError(f"found {entry!r:.200}, needed an object")
-            if is_data_set and entry.get("iscrowd"):
+            if is_data_set and (_whole(entry.get("iscrowd")) or entry.get("iscrowd") is True):
                 continue
             position = image_of(entry.get("image_id"))
             record = images.records[position]
@@ -148,7 +148,9 @@ def _result(
 
 
 def _whole(value: Any) -> int | None:
-    """Return a whole number (7 or 7.0) as int, and `None` for all else."""
+    """Return a whole number (7, 7.0 or "7") as int, and `None` for all else."""
+    if isinstance(value, str) and re.fullmatch(r"\d+", value, re.ASCII):
+        return int(value)
     if isinstance(value, bool) or not isinstance(value, int | float) or value != value // 1:
         return None
     return int(value)
