@@ -18,6 +18,7 @@ import jax
 import numpy as np
 import pytest
 from absl import logging
+from PIL import Image
 
 import wsod_jax.train.checkpoint
 from tests.commands import refused, train
@@ -333,8 +334,9 @@ def test_every_checkpoint_is_measured(evaluated, trained_run):
         assert report["settings"]["set"].endswith("test")
         assert report["settings"]["method"]["node_neighbors"] == "paper"  # a default
         assert report["settings"]["method"]["det_temperature"] == 1.0
-        for name in ("report.md", "predictions.json", "precision_recall.png", "detections.png"):
-            assert (evaluated / step / name).stat().st_size > 0
+        assert "mAP50" in (evaluated / step / "report.md").read_text()
+        for name in ("precision_recall.png", "detections.png"):
+            assert np.ptp(np.asarray(Image.open(evaluated / step / name))) > 100
         assert len(list((evaluated / step / "detections").glob("*.png"))) == 2
     first, last = ((evaluated / step / "predictions.json").read_text() for step in ("0", "4"))
     assert first != last

@@ -8,6 +8,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 from tests.commands import refused, train
 from tests.data.readers.voc_tree import write_voc
@@ -167,8 +168,9 @@ def test_every_checkpoint_is_measured(evaluated):
         assert summary["CorLoc"] <= summary["CorLoc any"]  # the box around all can only be beaten
         assert report["settings"]["test"]["maps"]["pointing_px"] == 15.0
         assert report["settings"]["method"]["soft_proposal"]["epsilon_factor"] == 0.15  # a default
-        for name in ("report.md", "predictions.json", "points.csv", "maps.png", "detections.png"):
-            assert (evaluated / step / name).stat().st_size > 0
+        assert "pointing" in (evaluated / step / "report.md").read_text()
+        for name in ("maps.png", "detections.png"):
+            assert np.ptp(np.asarray(Image.open(evaluated / step / name))) > 100
         assert len(list((evaluated / step / "maps").iterdir())) == 2
     assert history["0"]["energy"] != history["4"]["energy"]
 
