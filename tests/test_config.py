@@ -21,9 +21,10 @@ from configs.debug_tiny import get_config
 from configs.spn_synthetic import get_config as get_spn_config
 from tests.data.readers.voc_tree import write_voc
 from wsod_jax import build, overrides, runs, training_data
-from wsod_jax.config import EvalOptions, RunConfig
+from wsod_jax.config import RunConfig
 from wsod_jax.data.records import BoxSet, ImageBoxes, ImageRecord, ImageSet
 from wsod_jax.errors import ConfigError, DataError
+from wsod_jax.eval_options import EvalOptions
 from wsod_jax.methods.base import Method
 from wsod_jax.methods.oim import Oim
 from wsod_jax.methods.wsddn import Wsddn

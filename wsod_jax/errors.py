@@ -1,5 +1,8 @@
 """The errors that users meet. Each message says what was wrong, what was found, what is allowed and what to do."""
 
+import contextlib
+from collections.abc import Iterator
+
 
 class DataError(ValueError):
     """An input file or folder that cannot be used: images, labels, proposals, weights, checkpoints."""
@@ -19,3 +22,12 @@ class CueError(RuntimeError):
 
 class NonFiniteError(FloatingPointError):
     """A loss, gradient or parameter became infinite or not a number."""
+
+
+@contextlib.contextmanager
+def error_prefix(section: str) -> Iterator[None]:
+    """Put a section's name before `ConfigError`s that begin with an option's name."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(f"{section}{error}") from error

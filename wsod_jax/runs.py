@@ -12,6 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from wsod_jax import build
+from wsod_jax.annotated_images import AnnotatedImages, left_out_sentences
 from wsod_jax.build import CUES, METHODS
 from wsod_jax.config import LogOptions, RunConfig
 from wsod_jax.convert import efficientnet_lite
@@ -24,7 +25,6 @@ from wsod_jax.evaluation.metrics.tables import DetectionTable, GroundTruth
 from wsod_jax.methods.base import Method
 from wsod_jax.overrides import may_differ
 from wsod_jax.predictor import Predictor, check_classes
-from wsod_jax.scoring import AnnotatedImages, left_out_sentences
 from wsod_jax.train import loop
 from wsod_jax.train.checkpoint import Checkpoints, checkpoint_steps, load_checkpoint
 from wsod_jax.train.distributed import check_same, is_first

@@ -15,6 +15,7 @@ import numpy as np
 from wsod_jax import build
 from wsod_jax.analysis.baselines import comparison, file_energies
 from wsod_jax.analysis.figures import draw_outcome
+from wsod_jax.annotated_images import AnnotatedImages
 from wsod_jax.commands.command_line import load_config
 from wsod_jax.config import RunConfig
 from wsod_jax.data.records import ImageSet
@@ -34,7 +35,6 @@ from wsod_jax.overrides import locations
 from wsod_jax.predictor import Predictor, bar, check_classes
 from wsod_jax.runs import load_run
 from wsod_jax.scoring import (
-    AnnotatedImages,
     PassOutcome,
     check_passes,
     distinct,

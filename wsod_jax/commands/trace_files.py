@@ -106,8 +106,9 @@ def executed(action: Callable[[], object]) -> set[str]:
 def evaluation_of(folder: Path) -> Callable[[], object]:
     """Return the evaluation of the run in a folder, up to its report."""
     from wsod_jax import runs
+    from wsod_jax.annotated_images import AnnotatedImages
     from wsod_jax.evaluation.report import Report, write_report
-    from wsod_jax.scoring import AnnotatedImages, evaluate_pass
+    from wsod_jax.scoring import evaluate_pass
     from wsod_jax.training_data import read_proposals
 
     predictor = runs.load_run(folder / "run")

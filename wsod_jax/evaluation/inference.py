@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,48 +18,14 @@ import numpy as np
 from flax import struct
 
 from wsod_jax.errors import DataError
-from wsod_jax.evaluation.maps import MapReading, image_maps
+from wsod_jax.evaluation.decoding import Decoding, Merge
+from wsod_jax.evaluation.maps import image_maps
 from wsod_jax.ops.detect import detect, detect_again
 from wsod_jax.ops.masks import paste_masks
 from wsod_jax.ops.views import label_map, to_original, to_view
 from wsod_jax.types import Batch, Detections, ImageResult, Predictions
 
-Merge = Literal["mean", "sum", "union"]
 LABEL_CANVAS = 256  # sides of the canvases of label maps are multiples of this, in original pixels
-
-
-@dataclass(frozen=True)
-class Decoding:
-    """How merged predictions become results.
-
-    Attributes:
-      merge: "mean" averages each row's scores and boxes over the views where the row is real (the released OICR code's
-        test), "sum" adds the scores, "union" detects in every view and then among all detections, for methods whose
-        rows are other regions in every view.
-      top_k: candidates of a class before NMS.
-      max_per_image: detections of an image over all classes, after NMS; `None` keeps all.
-      score_thr: scores > this are kept.
-      nms_thr: a box is removed by a better one of its class with IoU > this.
-      mask_thr: a pixel belongs to an object from this probability on.
-      semantic_thr: a pixel is background where no class's probability exceeds this.
-      reading: how maps are read.
-      with_candidates: results also tell the `top_k` best scores of every class before NMS.
-    """
-
-    merge: Merge = "mean"
-    top_k: int = 100
-    max_per_image: int | None = None
-    score_thr: float = -np.inf
-    nms_thr: float = 0.3
-    mask_thr: float = 0.5
-    semantic_thr: float = 0.5
-    reading: MapReading = MapReading()
-    with_candidates: bool = False
-
-    def num_slots(self, num_classes: int) -> int:
-        """Return how many detections of an image there can be."""
-        count = self.top_k * num_classes
-        return count if self.max_per_image is None else min(count, self.max_per_image)
 
 
 @dataclass(frozen=True)
@@ -404,61 +370,3 @@ def _results(group: _Group, decoding: Decoding, query: np.ndarray | None) -> Ite
             candidate_scores=None if best is None else best[b],
             **values,
         )
-
-
-def score_thresholds(results: Iterable[ImageResult], limit: int) -> np.ndarray | None:
-    """Return per class the score that fewer than `limit` candidates of a set exceed, counted before NMS.
-
-    Args:
-      results: of the whole set, `with_candidates`.
-      limit: candidates to collect per class, usually 40 times the number of images.
-
-    Returns:
-      [c] float32: the `limit`-th highest score of a class that has more than `limit`, else -inf; `None` without
-      results. Detections must be higher, so ties with it fall. A box's fate depends on higher boxes only, so a
-      threshold after NMS leaves the same detections as one before it.
-
-    Source: released Fast R-CNN and OICR code, whose running heap ends at this value.
-    """
-    parts = [result.candidate_scores for result in results]
-    if not parts:
-        return None
-    scores = np.concatenate(parts, axis=1)  # [c, n]
-    thrs = np.full(len(scores), -np.inf, np.float32)
-    for c, of_class in enumerate(scores):
-        real = of_class[of_class > -np.inf]
-        if len(real) > limit:
-            thrs[c] = np.partition(real, len(real) - limit)[len(real) - limit]
-    return thrs
-
-
-class Selected:
-    """Results as they count: above the score thresholds of their set, then the best of each image.
-
-    Without a limit they are what they were. Iterated as often as needed; the thresholds are found the first time.
-    """
-
-    def __init__(
-        self, results: Iterable[ImageResult], limit: int | None, max_per_image: int | None
-    ):
-        """Wrap results.
-
-        Args:
-          results: of the whole set, to be iterated several times; `with_candidates` if there is a limit.
-          limit: candidates to keep per class, see `score_thresholds`; `None` keeps all.
-          max_per_image: detections to keep of an image above the thresholds.
-        """
-        self._results, self._limit, self._max_per_image = results, limit, max_per_image
-
-    def __iter__(self) -> Iterator[ImageResult]:
-        thresholds = None if self._limit is None else self._thresholds
-        for result in self._results:
-            if thresholds is None or result.candidate_scores is None:
-                yield result
-            else:
-                yield result.above(thresholds, self._max_per_image)
-
-    @functools.cached_property
-    def _thresholds(self) -> np.ndarray | None:
-        known = (result for result in self._results if result.candidate_scores is not None)
-        return score_thresholds(known, self._limit)

@@ -22,7 +22,8 @@ from wsod_jax.data.input.plan import Order
 from wsod_jax.data.input.transforms import Canvases
 from wsod_jax.data.proposals.proposal_set import ProposalSet
 from wsod_jax.data.records import ImageRecord, ImageSet
-from wsod_jax.evaluation.inference import Decoding, Model, infer
+from wsod_jax.evaluation.decoding import Decoding
+from wsod_jax.evaluation.inference import Model, infer
 from wsod_jax.methods.oim import Oim
 from wsod_jax.nn.box_head import BoxHead
 from wsod_jax.nn.tiny import TinyNet
