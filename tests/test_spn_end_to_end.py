@@ -102,7 +102,7 @@ def test_weights_of_another_backbone_are_refused(config, tmp_path):
     save_weights(
         config.train.init_from[0], {"conv1_1": {"kernel": kernel}}, other | {"source": "a test"}
     )
-    with pytest.raises(DataError, match="pixels .*'caffe'.*'torchvision'"):
+    with pytest.raises(DataError, match="preprocessing .*'caffe'.*'torch'"):
         train(config, tmp_path / "run")
     assert not checkpoint_steps(tmp_path / "run")
 

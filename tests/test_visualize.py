@@ -114,7 +114,7 @@ def test_curves_and_instances(visualize, tree, tmp_path, capsys):
     assert visualize(["curves", *runs, "--names", "loss", "lr", "--out", str(out)]) == 0
     assert out.exists()
     assert visualize(["curves", str(tree), "--out", str(out)]) == 1
-    assert "train.py" in capsys.readouterr().err
+    assert "metrics.jsonl" in capsys.readouterr().err
     out = tmp_path / "instances.png"
     assert visualize(["instances", "--data", str(tree), "--split", "test", "--out", str(out)]) == 0
     assert out.exists()
@@ -141,7 +141,7 @@ def test_help_shows_examples(visualize, capsys):
         "graphs",
         "objectness",
     ):
-        assert f"visualize.py {name}" in text
+        assert f"visualize {name}" in text
 
 
 @pytest.fixture(scope="module")
