@@ -1,29 +1,26 @@
 """Run the whole chain on a rendered data set: two detectors from image labels alone, side by side.
 
-    wsod-jax demo --out demo            # at most a quarter of an hour on two cores
+    wsod-jax demo --out demo            # about ten minutes on two cores
     wsod-jax demo --out demo --small    # a minute or two, to see that everything works; scores mean nothing
 
-It renders pictures, finds proposals, pretrains a tiny backbone on one-object pictures, trains WSDDN and OIM with the
-instance-reweighted loss, evaluates both and writes <out>/report.md. Every step is a command of this package, printed
-before it runs. Steps that are done are skipped, so the same command goes on after an interruption.
+It renders pictures and finds proposals; then, with each of three seeds, it pretrains a tiny backbone on one-object
+pictures, trains WSDDN and OIM with the instance-reweighted loss and evaluates both; and it writes <out>/report.md.
+Every step is a command of this package, printed before it runs, on a core of its own. Steps that are done are skipped,
+so the same command goes on after an interruption.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
-import os
-import resource
-import shlex
-import subprocess
-import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-from wsod_jax.commands.command_line import command_text, load_config, make_parser, run_command
+from wsod_jax.commands.command_line import load_config, make_parser, run_command
 from wsod_jax.commands.demo_report import METHODS, score_table, stage_checksums, write_report
+from wsod_jax.commands.steps import Step, StepLog
 
 RUN = ("-m", "wsod_jax")  # what follows is a command
 NUM_STEPS_SMALL = 20
@@ -40,21 +37,6 @@ SMALL = {
 }
 
 
-@dataclass(frozen=True)
-class Step:
-    """One command of the chain.
-
-    Attributes:
-      title: what it does, for people.
-      command: arguments of Python.
-      output: a file that the command writes last.
-    """
-
-    title: str
-    command: tuple[str, ...]
-    output: Path
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status."""
     return run_command(run, parse_arguments(arguments))
@@ -63,34 +45,86 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def run(args: argparse.Namespace) -> int:
     """Run the chain's steps that are not done; return the exit status of the first that fails, or 0."""
     out = Path(args.out)
+    runs = [SeedRuns(out, seed, first=seed == args.seeds[0]) for seed in args.seeds]
     last = num_steps(args.small)
     log = StepLog(out / "steps.json")
-    for step in chain(out, args.small, args.seed, last):
-        status = log.run(step)
-        if status:
-            return status
+    started = time.monotonic()
+    status = log.run(chain(out, args.small, runs, last))
+    if status:
+        return status
+    seconds = time.monotonic() - started
     evaluations = {
-        method: out / method / "evaluation" / str(last[method]) / "report.json"
-        for method in METHODS
+        method: [run.evaluation(method, last[method]) for run in runs] for method in METHODS
     }
-    reports = {method: json.loads(path.read_text()) for method, path in evaluations.items()}
-    table = score_table({method: report["summary"] for method, report in reports.items()})
+    reports = {
+        method: [json.loads(path.read_text()) for path in paths]
+        for method, paths in evaluations.items()
+    }
+    table = score_table(
+        {m: [report["summary"] for report in found] for m, found in reports.items()}, args.seeds
+    )
     checksums = stage_checksums(
         {name: out / "data" / name for name in ("synthetic", "objects")},
         out / "data" / "synthetic_proposals.npz",
-        {"pretraining": out / "pretrain"},
-        {"pretrained weights": out / "weights" / "tiny.npz"},
-        {name: out / method for method, name in METHODS.items()},
+        {f"pretraining, seed {run.seed}": run.workdir("pretrain") for run in runs},
+        {f"pretrained weights, seed {run.seed}": run.weights for run in runs},
+        {
+            f"{name}, seed {run.seed}": run.workdir(method)
+            for method, name in METHODS.items()
+            for run in runs
+        },
     )
     report = write_report(out, reports, evaluations, table, checksums, log.entries, args.small)
     print(f"\n{table}\n")
     for stage, checksum in checksums.items():
-        print(f"{stage:24s}{checksum}")
-    for method, path in evaluations.items():
+        print(f"{stage:36s}{checksum}")
+    for method, (path, *_) in evaluations.items():
         print(f"{METHODS[method]:8s}{path.with_suffix('.md')}, pictures in {path.parent}")
     print(f"Report with the pictures of both: {report}")
-    print(f"All steps together: {log.seconds:.0f} s; largest process: {log.gibibytes:.1f} GiB")
+    print(f"This took {seconds:.0f} s; largest process: {log.gibibytes:.1f} GiB")
     return 0
+
+
+@dataclasses.dataclass(frozen=True)
+class SeedRuns:
+    """Where the runs of one seed lie: those of the first under the names that the configurations use.
+
+    Attributes:
+      out: folder of the demo.
+      seed: of pretraining and training.
+      first: whether it is the first one.
+    """
+
+    out: Path
+    seed: int
+    first: bool
+
+    @property
+    def weights(self) -> Path:
+        """The pretrained backbone."""
+        return self.out / "weights" / f"tiny{self._suffix}.npz"
+
+    def workdir(self, run: str) -> Path:
+        """Return the workdir of a run."""
+        return self.out / f"{run}{self._suffix}"
+
+    def evaluation(self, method: str, last: int) -> Path:
+        """Return the report of a method after its last update."""
+        return self.workdir(method) / "evaluation" / str(last) / "report.json"
+
+    @property
+    def elsewhere(self) -> bool:
+        """Whether the configurations, which name demo/..., have to be told of other places."""
+        return self.out != Path("demo")
+
+    @property
+    def settings(self) -> tuple[str, ...]:
+        """What the seed changes in a configuration."""
+        return (f"--config.seed={self.seed}",) if self.seed else ()
+
+    @property
+    def _suffix(self) -> str:
+        return "" if self.first else f"-seed{self.seed}"
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -99,9 +133,14 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", default="demo", help="folder for all that is made (demo)")
     parser.add_argument("--small", action="store_true", help="few pictures, few updates")
     parser.add_argument(
-        "--seed", type=int, default=0, help="of training; the pictures are always the same (0)"
+        "--seeds",
+        type=int,
+        nargs="+",
+        help="of pretraining and training; the pictures are always the same (0 1 2; 0 1 with --small)",
     )
-    return parser.parse_args(arguments)
+    args = parser.parse_args(arguments)
+    args.seeds = args.seeds or ([0, 1] if args.small else [0, 1, 2])
+    return args
 
 
 def num_steps(small: bool) -> dict[str, int]:
@@ -114,13 +153,11 @@ def num_steps(small: bool) -> dict[str, int]:
     }
 
 
-def chain(out: Path, small: bool, seed: int, last: dict[str, int]) -> list[Step]:
-    """Return the steps of the demo, in order."""
+def chain(out: Path, small: bool, runs: Sequence[SeedRuns], last: dict[str, int]) -> list[Step]:
+    """Return the steps of the demo; those of a list that may run first come first."""
     extra = SMALL if small else dict.fromkeys(SMALL, ())
-    elsewhere = out != Path("demo")  # the configurations name demo/...; other places are overrides
     data, objects = out / "data" / "synthetic", out / "data" / "objects"
-    proposals, weights = out / "data" / "synthetic_proposals.npz", out / "weights" / "tiny.npz"
-    seeded = (f"--config.seed={seed}",) if seed else ()
+    proposals = out / "data" / "synthetic_proposals.npz"
     steps = [
         Step(
             "Render the detection set",
@@ -137,141 +174,101 @@ def chain(out: Path, small: bool, seed: int, last: dict[str, int]) -> list[Step]
             (*RUN, "make_proposals", f"--data={data}", "--split", "trainval", "test")
             + (f"--out={proposals}", "--report"),
             proposals,
-        ),
-        train(
-            "Pretrain the backbone",
-            out / "pretrain",
-            last["pretrain"],
-            "pretrain_tiny",
-            *((f"--config.data.root={objects}",) if elsewhere else ()),
-            *seeded,
-            *extra["train"],
-        ),
-        Step(
-            "Take the backbone out of its checkpoint",
-            (*RUN, "convert_weights", "--from", "checkpoint", str(out / "pretrain"))
-            + ("--out", str(weights)),
-            weights,
+            (data / "spec.json",),
         ),
     ]
-    paths = (
-        f"--config.data.root={data}",
-        f"--config.proposals.path={proposals}",
-        f"--config.train.init_from={weights}",
-        f"--config.train.cache_folder={out / 'pooled'}",
-    )
-    for method, name in METHODS.items():
-        steps += [
-            train(
-                f"Train {name}",
-                out / method,
-                last[method],
-                f"synthetic:{method}",
-                *(paths if elsewhere else ()),
-                *seeded,
-                *extra["train"],
-                *extra["pictures"],
-            ),
-            Step(
-                f"Evaluate {name}",
-                (*RUN, "evaluate", f"--workdir={out / method}"),
-                out / method / "evaluation" / str(last[method]) / "report.json",
-            ),
-        ]
-    runs = [str(out / method) for method in METHODS]
+    for run in runs:
+        steps += pretraining(run, objects, last["pretrain"], extra["train"])
+    for run in runs:
+        steps += detectors(run, data, proposals, last, extra)
+    first = runs[0]
+    trained = tuple(first.evaluation(method, last[method]) for method in METHODS)
+    workdirs = [str(first.workdir(method)) for method in METHODS]
     return steps + [
         Step(
             "Draw where scores gather during training",
-            (*RUN, "visualize", "objectness", "--workdir", *runs, "--num", "4")
+            (*RUN, "visualize", "objectness", "--workdir", *workdirs, "--num", "4")
             + ("--out", str(out / "objectness")),
             out / "objectness" / "sheet.png",
+            trained,
         ),
         Step(
             "Draw how OIM finds further instances",
-            (*RUN, "visualize", "graphs", "--checkpoint", runs[-1], "--num", "4")
+            (*RUN, "visualize", "graphs", "--checkpoint", workdirs[-1], "--num", "4")
             + ("--out", str(out / "graphs")),
             out / "graphs" / "sheet.png",
+            trained,
         ),
     ]
 
 
-def train(title: str, workdir: Path, last: int, config: str, *overrides: str) -> Step:
+def pretraining(run: SeedRuns, objects: Path, last: int, extra: Sequence[str]) -> list[Step]:
+    """Return the steps that make a seed's backbone."""
+    pretrained = train(
+        f"Pretrain the backbone, seed {run.seed}",
+        run.workdir("pretrain"),
+        last,
+        "pretrain_tiny",
+        (objects / "spec.json",),
+        *((f"--config.data.root={objects}",) if run.elsewhere else ()),
+        *run.settings,
+        *extra,
+    )
+    taken = Step(
+        f"Take the backbone out of its checkpoint, seed {run.seed}",
+        (*RUN, "convert_weights", "--from", "checkpoint", str(run.workdir("pretrain")))
+        + ("--out", str(run.weights)),
+        run.weights,
+        (pretrained.output,),
+    )
+    return [pretrained, taken]
+
+
+def detectors(
+    run: SeedRuns, data: Path, proposals: Path, last: dict[str, int], extra: dict
+) -> list[Step]:
+    """Return the steps that train and evaluate both methods with one seed, one after the other: they share a cache."""
+    steps, needs = [], (proposals, run.weights)
+    paths = (
+        f"--config.data.root={data}",
+        f"--config.proposals.path={proposals}",
+        f"--config.train.cache_folder={run.out / 'pooled'}",
+    )
+    for method, name in METHODS.items():
+        steps.append(
+            train(
+                f"Train {name}, seed {run.seed}",
+                run.workdir(method),
+                last[method],
+                f"synthetic:{method}",
+                needs,
+                *(paths if run.elsewhere else ()),
+                *(
+                    (f"--config.train.init_from={run.weights}",)
+                    if run.elsewhere or not run.first
+                    else ()
+                ),
+                *run.settings,
+                *extra["train"],
+                *extra["pictures"],
+            )
+        )
+        report = run.evaluation(method, last[method])
+        command = (*RUN, "evaluate", f"--workdir={run.workdir(method)}")
+        title = f"Evaluate {name}, seed {run.seed}"
+        steps.append(Step(title, command, report, (steps[-1].output,)))
+        needs = (report, proposals, run.weights)
+    return steps
+
+
+def train(
+    title: str,
+    workdir: Path,
+    last: int,
+    config: str,
+    needs: tuple[Path, ...],
+    *overrides: str,
+) -> Step:
     """Return a training run; it is done when the last checkpoint is."""
     command = (*RUN, "train", f"--config={config}", f"--workdir={workdir}", *overrides)
-    return Step(title, command, workdir / "checkpoints" / str(last) / "manifest.json")
-
-
-class StepLog:
-    """Runs steps, and remembers in a file which are done, how long they took and how much memory."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.entries: dict[str, dict] = json.loads(path.read_text()) if path.exists() else {}
-        self._anew = False  # once a step has run, what follows from it runs again too
-
-    @property
-    def seconds(self) -> float:
-        """The time of all steps, whenever they ran."""
-        return sum(entry["seconds"] for entry in self.entries.values())
-
-    @property
-    def gibibytes(self) -> float:
-        """The memory of the largest process of any step."""
-        return max(entry["gibibytes"] for entry in self.entries.values())
-
-    def run(self, step: Step) -> int:
-        """Run a step unless it is done; return 0, or the exit status to stop with."""
-        print(f"\n== {step.title}", flush=True)
-        entry = self.entries.get(step.title, {})
-        same = entry.get("command") == list(step.command)
-        if same and step.output.exists() and not self._anew:
-            print(f"done before, in {entry['seconds']:.0f} s: {step.output}")
-            return 0
-        self._anew = True
-        print(f"$ python {shlex.join(step.command)}", flush=True)
-        started = time.monotonic()
-        status, interrupted = call(step.command)
-        seconds = time.monotonic() - started
-        if interrupted:
-            print(f"\nInterrupted. The same command goes on: {command_text()}", file=sys.stderr)
-            return 130
-        if status or not step.output.exists():
-            print(
-                f"\n{step.title}: stopped with status {status} and "
-                f"{'an' if step.output.exists() else 'no'} output {step.output}. The messages above say why; once "
-                f"that is mended, the same command goes on: {command_text()}",
-                file=sys.stderr,
-            )
-            return status or 1
-        self.entries[step.title] = {
-            "command": list(step.command),
-            "seconds": seconds,
-            "gibibytes": largest_child(),
-        }
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.path.write_text(json.dumps(self.entries, indent=1) + "\n")
-        print(f"== {seconds:.0f} s", flush=True)
-        return 0
-
-
-def call(command: tuple[str, ...]) -> tuple[int, bool]:
-    """Run a command; return its exit status and whether Ctrl-C was pressed, which the command gets too."""
-    environment = {"TF_CPP_MIN_LOG_LEVEL": "2", "MPLBACKEND": "Agg", **os.environ}
-    interrupted = False
-    with subprocess.Popen([sys.executable, *command], env=environment) as process:
-        while True:
-            try:
-                return process.wait(), interrupted
-            except KeyboardInterrupt:
-                interrupted = True  # it is saving; wait for it
-
-
-def largest_child() -> float:
-    """Return the memory of the largest process so far that was waited for, in GiB."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * unit / 2**30
-
-
-def again() -> str:
-    """Return the command line of this run."""
-    return shlex.join(["python", *sys.argv])
+    return Step(title, command, workdir / "checkpoints" / str(last) / "manifest.json", needs)

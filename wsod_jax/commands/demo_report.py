@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+from wsod_jax.commands.benchmarks.timing import hardware
+from wsod_jax.commands.seeds import paired_differences, summarize_seeds
 
 METHODS = {"wsddn": "WSDDN", "oim_ir": "OIM+IR"}
 PICTURES = {
@@ -57,47 +60,60 @@ def stage_checksums(
     return found | first_losses(training)
 
 
-def score_table(summaries: dict[str, dict[str, float]]) -> str:
-    """Return the methods' scores in percent, and what the second gains, as a Markdown table."""
-    rows = [
-        [METHODS[method], *(percent(summary[measure]) for measure in MEASURES)]
-        for method, summary in summaries.items()
-    ]
-    first, second = summaries.values()
-    gains = [(second[m] or 0.0) - (first[m] or 0.0) for m in MEASURES]
-    rows.append(["gain", *(f"{100 * gain:+.1f}" for gain in gains)])
+def score_table(summaries: dict[str, list[dict[str, float]]], seeds: Sequence[int]) -> str:
+    """Return the methods' scores in percent over seeds, and what the second gains, as a Markdown table."""
+    rows = []
+    for method, found in summaries.items():
+        scores = summarize_seeds(
+            [{m: one[m] for m in MEASURES if one.get(m) is not None} for one in found]
+        )
+        cells = (scores[m].as_percent() if m in scores else "–" for m in MEASURES)
+        rows.append([METHODS[method], *cells])
+    by_seed = [dict(zip(seeds, found, strict=True)) for found in summaries.values()]
+    gains = paired_differences(*by_seed, MEASURES)
+    rows.append(["gain", *(gains[m].as_difference() if m in gains else "–" for m in MEASURES)])
     lines = [
-        f"| {name:8s} | {' | '.join(f'{cell:>6s}' for cell in cells)} |" for name, *cells in rows
+        f"| {name:8s} | {' | '.join(f'{cell:>12s}' for cell in cells)} |" for name, *cells in rows
     ]
-    head = [f"| {'':8s} | {' | '.join(f'{m:>6s}' for m in MEASURES)} |", "|---|---:|---:|"]
+    head = [f"| {'':8s} | {' | '.join(f'{m:>12s}' for m in MEASURES)} |", "|---|---:|---:|"]
     return "\n".join(head + lines)
-
-
-def percent(value: float | None) -> str:
-    """Return a share as a percentage."""
-    return "–" if value is None else f"{100 * value:.1f}"
 
 
 def write_report(
     out: Path,
-    reports: dict,
-    evaluations: dict[str, Path],
+    reports: dict[str, list[dict]],
+    evaluations: dict[str, list[Path]],
     table: str,
     checksums: dict[str, str],
     log: dict,
     small: bool,
 ) -> Path:
-    """Write one page with the scores and pictures of both methods; return its path."""
+    """Write one page with the scores of both methods and the pictures of the first seed; return its path.
+
+    Args:
+      out: folder of the demo.
+      reports: method -> its report with each seed.
+      evaluations: method -> the files of these.
+      table: the scores.
+      checksums: stage -> checksum.
+      log: title of a step -> its entry, with "seconds".
+      small: whether this was the small demo.
+    """
+    num_seeds = len(next(iter(reports.values())))
     lines = [
         "# Boxes from image labels",
         "A small run to see that everything works: these scores mean nothing." if small else "",
         table,
         "mAP50: average precision on test images, a hit overlaps its object by IoU > 0.5. CorLoc: share of training "
         "images, per class, whose best box does. In percent. No box was seen in training.",
+        f"Mean ± standard deviation over {num_seeds} seeds of pretraining and training; the gain is the mean "
+        "difference of two runs with the same seed ± its standard error.",
     ]
-    for method, report in reports.items():
-        folder = evaluations[method].parent.relative_to(out).as_posix()
-        lines += [f"## {METHODS[method]}", f"[All numbers]({folder}/report.md)"]
+    for method, (report, *_) in reports.items():
+        folders = [path.parent.relative_to(out).as_posix() for path in evaluations[method]]
+        links = (f"[{i}]({folder}/report.md)" for i, folder in enumerate(folders, start=1))
+        lines += [f"## {METHODS[method]}", f"All numbers of each seed: {', '.join(links)}"]
+        folder = folders[0]
         for picture in report["pictures"]:
             lines += [f"![{picture['caption']}]({folder}/{picture['path']})", picture["caption"]]
         sheet = pseudo_sheet(out / method)
@@ -113,6 +129,7 @@ def write_report(
         "## Checksums",
         "Two machines that differ in a row agree in all rows above it. Pixels and proposals are the same on every "
         "instruction set; sums of the networks are not, and training makes the difference large.",
+        "This ran on: " + ", ".join(f"{name} {value}" for name, value in hardware().items()),
         "| stage | checksum |\n|---|---|",
     ]
     lines[-1] += "".join(f"\n| {stage} | {checksum} |" for stage, checksum in checksums.items())

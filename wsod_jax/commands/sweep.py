@@ -14,18 +14,15 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import math
-import os
-import platform
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
 from wsod_jax.commands.command_line import make_parser, parse_with_overrides, run_command
+from wsod_jax.commands.seeds import paired_differences, summarize_seeds
 from wsod_jax.errors import DataError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -39,6 +36,16 @@ DETECTORS = {
     "oim": "OIM",
     "oim_ir": "OIM+IR",
 }
+PAIRS = (
+    ("oicr", "wsddn"),
+    ("oim", "oicr"),
+    ("oim_ir", "oim"),
+    ("oim_ir", "wsddn"),
+    ("pcl", "oicr"),
+    ("mist", "oicr"),
+    ("oicr_reg", "oicr"),
+    ("mist_reg", "mist"),
+)
 LOCALIZERS = {"spn": "SPN", "cam": "CAM, trained alike"}
 
 
@@ -52,6 +59,9 @@ class Sweep:
       columns: names of the numbers in reports.
       compare: variants whose evaluation also makes a table of baselines.
       beside: start of a row's name in that table -> its name in this one.
+      pairs: (variant, the one it is compared with), run with the same seeds.
+      weights: file of the pretrained backbone of a seed, with "{suffix}" for "" or "-seed1", as the demo names
+        them; "" for one that no seed changes.
     """
 
     title: str
@@ -59,9 +69,11 @@ class Sweep:
     columns: tuple[str, ...] = ("mAP50", "CorLoc", "classification mAP", "top box size ratio")
     compare: tuple[str, ...] = ()
     beside: dict[str, str] = dataclasses.field(default_factory=dict)
+    pairs: tuple[tuple[str, str], ...] = PAIRS
+    weights: str = ""
 
 
-def localizers(title: str) -> Sweep:
+def localizers(title: str, weights: str = "") -> Sweep:
     """Return the sweep of SPN and its baselines."""
     return Sweep(
         title,
@@ -75,14 +87,17 @@ def localizers(title: str) -> Sweep:
             "Center": "image center",
             "proposals": "selective search",
         },
+        pairs=(("spn", "cam"),),
+        weights=weights,
     )
 
 
+TINY = "demo/weights/tiny{suffix}.npz"
 SETS = {
     "cards6": Sweep("cards6 (SqueezeNet 1.1)", DETECTORS),
-    "synthetic": Sweep("synthetic set (tiny backbone)", DETECTORS),
+    "synthetic": Sweep("synthetic set (tiny backbone)", DETECTORS, weights=TINY),
     "spn_cards6": localizers("cards6 without proposals (SqueezeNet 1.1)"),
-    "spn_synthetic": localizers("synthetic set without proposals (tiny backbone)"),
+    "spn_synthetic": localizers("synthetic set without proposals (tiny backbone)", TINY),
 }
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 
@@ -160,6 +175,7 @@ def run_one(
 ) -> None:
     """Train and evaluate one run, and write its row; do nothing if the row is there."""
     from wsod_jax import build, overrides  # brings JAX, which --help does without
+    from wsod_jax.commands.benchmarks.timing import hardware
     from wsod_jax.train.checkpoint import checkpoint_steps
 
     row = row_path(data_set, method, seed)
@@ -174,6 +190,7 @@ def run_one(
         f"--config={data_set}:{method}",
         f"--workdir={workdir}",
         f"--config.seed={seed}",
+        *pretrained(data_set, seed, settings),
         *settings,
     ]
     call(python + train)
@@ -203,11 +220,28 @@ def run_one(
         "tables": report["tables"],
         "train_seconds": round(trained - started),
         "evaluate_seconds": round(time.time() - trained),
-        "hardware": f"{os.cpu_count()} cores, {platform.machine()}",
+        "hardware": hardware(),
     }
     row.parent.mkdir(parents=True, exist_ok=True)
     row.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     print(f"row: {row}")
+
+
+def pretrained(data_set: str, seed: int, settings: Sequence[str]) -> list[str]:
+    """Return the setting that starts a run from the backbone pretrained with its seed, if the set has one for each.
+
+    Raises:
+      DataError: there is none yet.
+    """
+    pattern = SETS[data_set].weights
+    if not pattern or any(one.startswith("--config.train.init_from") for one in settings):
+        return []
+    path = Path(pattern.format(suffix=f"-seed{seed}" if seed else ""))
+    if not path.exists():
+        raise DataError(
+            f"{path}, the backbone pretrained with seed {seed}, is missing; `wsod-jax demo --seeds 0 {seed}` makes it"
+        )
+    return [f"--config.train.init_from={path}"]
 
 
 def call(command: list[str]) -> None:
@@ -229,16 +263,20 @@ def without_locations(settings: dict, locations: Sequence[str]) -> dict:
 
 def write_tables() -> None:
     """Write the tables into docs/results.md and README.md, between their markers."""
-    text = "\n\n".join(table(data_set) for data_set in SETS)
-    for path in (ROOT / "docs/results.md", ROOT / "README.md"):
+    texts = {
+        "docs/results.md": "\n\n".join(table(data_set) for data_set in SETS),
+        "README.md": table("cards6", pairs=False),
+    }
+    for name, text in texts.items():
+        path = ROOT / name
         content = path.read_text(encoding="utf-8")
         head, _, rest = content.partition(BEGIN)
         _, _, tail = rest.partition(END)
         path.write_text(f"{head}{BEGIN}\n{text}\n{END}{tail}", encoding="utf-8")
 
 
-def table(data_set: str, seeds: tuple[int, ...] = (0, 1, 2)) -> str:
-    """Return one set's table in Markdown: mean ± standard deviation over the finished seeds."""
+def table(data_set: str, seeds: tuple[int, ...] = (0, 1, 2), *, pairs: bool = True) -> str:
+    """Return one set's tables in Markdown: every method over the finished seeds, and pairs of methods if wanted."""
     sweep = SETS[data_set]
     lines = [
         f"**{sweep.title}**, percent, mean ± standard deviation over seeds",
@@ -246,62 +284,63 @@ def table(data_set: str, seeds: tuple[int, ...] = (0, 1, 2)) -> str:
         f"| method | {' | '.join(sweep.columns)} | seeds | minutes a run |",
         f"|---|{'---|' * (len(sweep.columns) + 2)}",
     ]
+    rows = {method: read_rows(data_set, method, seeds) for method in sweep.methods}
     left_out: list[str] = []
     for method, name in sweep.methods.items():
-        rows = [
-            json.loads(path.read_text(encoding="utf-8"))
-            for path in (row_path(data_set, method, seed) for seed in seeds)
-            if path.exists()
-        ]
-        lines.append(f"| {name} | {' | '.join(cells(rows, sweep.columns, len(seeds)))} |")
+        found = list(rows[method].values())
+        lines.append(f"| {name} | {' | '.join(cells(found, sweep.columns, len(seeds)))} |")
         if method in sweep.compare:
-            lines += beside(rows, sweep, len(seeds))
-        left_out += (f"{name}: {text}" for row in rows for text in row.get("left_out", ()))
-    return "\n".join([*lines, *([""] if left_out else []), *dict.fromkeys(left_out)])
+            lines += beside(found, sweep, len(seeds))
+        left_out += (f"{name}: {text}" for row in found for text in row.get("left_out", ()))
+    if pairs:
+        lines += differences(sweep, rows, len(seeds))
+    lines += ["", *dict.fromkeys(left_out)] if left_out else []
+    return "\n".join([*lines, *(["", ran_on(rows)] if pairs else [])])
 
 
-@dataclasses.dataclass(frozen=True)
-class SeedSummary:
-    """A number over several runs.
+def differences(sweep: Sweep, rows: dict[str, dict[int, dict]], wanted: int) -> list[str]:
+    """Return the lines of the table that compares pairs of methods, seed by seed."""
+    lines = ["", "Differences of runs with the same seed, mean ± standard error:", ""]
+    lines += [
+        f"| pair | {' | '.join(sweep.columns)} | seeds |",
+        f"|---|{'---|' * (len(sweep.columns) + 1)}",
+    ]
+    summaries = {
+        method: {seed: row["summary"] for seed, row in found.items()}
+        for method, found in rows.items()
+    }
+    for method, other in sweep.pairs:
+        gains = paired_differences(summaries[other], summaries[method], sweep.columns)
+        values = [gains[c].as_difference() if c in gains else "–" for c in sweep.columns]
+        count = len(summaries[other].keys() & summaries[method].keys())
+        pair = f"{sweep.methods[method]} − {sweep.methods[other]}"
+        lines.append(f"| {pair} | {' | '.join(values)} | {count} of {wanted} |")
+    return lines
 
-    Attributes:
-      mean: over the runs.
-      std: sample standard deviation (n - 1); NaN for one run.
-      count: runs.
-    """
 
-    mean: float
-    std: float
-    count: int
-
-    def as_percent(self) -> str:
-        """Return like "50.1 ± 0.4", or "50.1" for one run."""
-        spread = "" if math.isnan(self.std) else f" ± {100 * self.std:.1f}"
-        return f"{100 * self.mean:.1f}{spread}"
+def read_rows(data_set: str, method: str, seeds: Sequence[int]) -> dict[int, dict]:
+    """Return the rows of a method's finished seeds, by seed."""
+    paths = {seed: row_path(data_set, method, seed) for seed in seeds}
+    return {
+        seed: json.loads(path.read_text(encoding="utf-8"))
+        for seed, path in paths.items()
+        if path.exists()
+    }
 
 
-def summarize_seeds(runs: Sequence[Mapping[str, float]]) -> dict[str, SeedSummary]:
-    """Return mean and standard deviation of every number that all runs have.
+def ran_on(rows: dict[str, dict[int, dict]]) -> str:
+    """Return a sentence that says on what the rows ran, by method and seed."""
 
-    Args:
-      runs: one mapping name -> value per seed, such as the `summary` of their reports.
-    Raises:
-      DataError: there is no run, or a shared value is not a number.
-    """
-    if not runs:
-        raise DataError("there are no runs to summarize")
-    shared = [name for name in runs[0] if all(name in run for run in runs)]
-    summaries = {}
-    for name in shared:
-        try:
-            values = np.array([float(run[name]) for run in runs])
-        except (TypeError, ValueError):
-            raise DataError(
-                f"{name!r} is {[run[name] for run in runs]}; numbers are needed"
-            ) from None
-        std = float(values.std(ddof=1)) if len(values) > 1 else math.nan
-        summaries[name] = SeedSummary(float(values.mean()), std, len(values))
-    return summaries
+    def name(hardware: dict | str) -> str:
+        if isinstance(hardware, str):  # of version 0.1
+            return hardware
+        return (
+            f"{hardware['cpu']} ({hardware['instructions']}, {hardware['cpu_cores']} cores), "
+            f"jax {hardware['jax']}"
+        )
+
+    counts = Counter(name(row["hardware"]) for found in rows.values() for row in found.values())
+    return "Ran on " + "; ".join(f"{text}: {count} rows" for text, count in counts.items()) + "."
 
 
 def cells(rows: list[dict], columns: tuple[str, ...], wanted: int) -> list[str]:

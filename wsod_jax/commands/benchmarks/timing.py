@@ -66,6 +66,7 @@ def hardware() -> dict[str, str | int]:
         "platform": jax.default_backend(),
         "num_devices": jax.device_count(),
         "cpu": cpu_model(),
+        "instructions": instruction_set(),
         "cpu_cores": len(os.sched_getaffinity(0))
         if hasattr(os, "sched_getaffinity")
         else os.cpu_count(),
@@ -76,9 +77,18 @@ def hardware() -> dict[str, str | int]:
 
 def cpu_model() -> str:
     """Return the processor's name."""
+    return _cpuinfo("model name") or platform.processor() or platform.machine()
+
+
+def instruction_set() -> str:
+    """Return the widest vector instructions, and the flags that tell XLA to use others."""
+    flags = _cpuinfo("flags").split()
+    widest = next((f for f in ("avx512f", "avx2", "avx", "sse4_2") if f in flags), "")
+    return f"{widest or platform.machine()} {os.environ.get('XLA_FLAGS', '')}".strip()
+
+
+def _cpuinfo(name: str) -> str:
+    """Return what Linux tells of the first processor, "" elsewhere."""
     cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith(name)), "")
