@@ -5,7 +5,7 @@ Tables 1, 2 and 4).
     wsod-jax train --config spn_vgg16_voc07:560 --workdir runs/spn_560
     wsod-jax train --config spn_vgg16_voc07:112 --workdir runs/spn_112
     wsod-jax evaluate --workdir runs/spn_224 --compare
-    wsod-jax evaluate --workdir runs/spn_224 --together_with runs/spn_112 runs/spn_560
+    wsod-jax evaluate --workdir runs/spn_224 runs/spn_112 runs/spn_560
 
 Pointing is the 224-pixel model's. CorLoc 60.6 was counted with the boxes of all three, any of which may hit: that is
 "CorLoc any" of the last command. Which network has the published energy is not said.

@@ -53,14 +53,14 @@ def test_report_joins_both_methods_and_all_seeds(tmp_path):
         for seed, (ap, corloc) in enumerate(values):
             folder = tmp_path / f"{method}-{seed}" / "evaluation" / "20"
             save_image(folder / "curve.png", np.zeros((8, 8, 3), np.uint8))
-            pictures = [{"path": "curve.png", "caption": f"curve of {method}, {seed}"}]
-            report = {"summary": {"mAP50": ap, "CorLoc": corloc}, "pictures": pictures}
+            figures = [{"path": "curve.png", "caption": f"curve of {method}, {seed}"}]
+            report = {"summary": {"mAP50": ap, "CorLoc": corloc}, "figures": figures}
             (folder / "report.md").write_text("numbers")
             reports[method].append(report)
             evaluations[method].append(folder / "report.json")
     for update in (10, 20):
         name = f"{update:06d}_000007.png"
-        save_image(tmp_path / "oim_ir" / "pictures" / name, np.zeros((8, 8, 3), np.uint8))
+        save_image(tmp_path / "oim_ir" / "figures" / name, np.zeros((8, 8, 3), np.uint8))
     summaries = {m: [report["summary"] for report in found] for m, found in reports.items()}
     table = demo_report.score_table(summaries, [0, 1])
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()]

@@ -90,10 +90,10 @@ def test_run_learns_something_and_logs_it(trained_run):
 
 def test_pictures_of_training_on_several_devices(trained_run):
     """One image at a time cannot be split over the devices that the run trains on."""
-    names = sorted(path.name for path in (trained_run.workdir / "pictures").iterdir())
+    names = sorted(path.name for path in (trained_run.workdir / "figures").iterdir())
     assert [name[:6] for name in names] == ["000002", "000004"]
     assert len({name[6:] for name in names}) == 1
-    picture = read_image(trained_run.workdir / "pictures" / names[-1])
+    picture = read_image(trained_run.workdir / "figures" / names[-1])
     assert picture.std() > 10  # not a blank sheet
 
 
@@ -198,7 +198,7 @@ def test_one_device_gives_the_result_of_four(trained_run, config, tmp_path, monk
     config.log.tensorboard = True
     train(config, tmp_path)
     (events,) = (tmp_path / "tensorboard").iterdir()
-    pictures = [path.read_bytes() for path in (tmp_path / "pictures").iterdir()]
+    pictures = [path.read_bytes() for path in (tmp_path / "figures").iterdir()]
     assert pictures and all(picture in events.read_bytes() for picture in pictures)
     four, one = losses(trained_run.workdir), losses(tmp_path)
     for step, values in four.items():
@@ -276,7 +276,7 @@ def test_all_of_it_from_the_command_line(trained_run, tmp_path):
     assert "compilations of the training step: " in done.stderr
     assert list(losses(tmp_path / "run")) == list(range(1, 41))
     assert {0, 20, 40} <= set(checkpoint_steps(tmp_path / "run"))
-    assert len(list((tmp_path / "run" / "pictures").glob("000040_*.png"))) == 2
+    assert len(list((tmp_path / "run" / "figures").glob("000040_*.png"))) == 2
     assert list((tmp_path / "run" / "tensorboard").iterdir())
 
 
@@ -306,7 +306,7 @@ def test_best_checkpoint_on_a_validation_split_is_kept(config, tmp_path):
 
 # -- evaluation
 
-FAST = ["--set", "flips=(False,)", "--pictures", "2"]
+FAST = ["--set", "flips=(False,)", "--figures", "2"]
 
 
 def read_report(folder: Path) -> dict:
@@ -345,7 +345,7 @@ def test_every_checkpoint_is_measured(evaluated, trained_run):
 def test_saved_predictions_score_as_the_model_did(evaluated, trained_run, tmp_path, monkeypatch):
     predictions = evaluated / "4" / "predictions.json"
     monkeypatch.setattr(measuring, "load_run", None)  # no model
-    arguments = ["--predictions", str(predictions), "--out", str(tmp_path / "o"), "--pictures", "0"]
+    arguments = ["--predictions", str(predictions), "--out", str(tmp_path / "o"), "--figures", "0"]
     evaluate.main(["--workdir", str(trained_run.workdir), *arguments])
     again, first = read_report(tmp_path / "o"), read_report(evaluated / "4")
     assert again["summary"] == {name: first["summary"][name] for name in ("mAP50", "mAP75")}
@@ -493,7 +493,7 @@ def test_watching_a_finished_run_ends(trained_run, tmp_path, monkeypatch):
 
 def test_one_checkpoint_by_its_folder(trained_run, tmp_path):
     checkpoint = trained_run.workdir / "checkpoints" / "2"
-    evaluate.main(["--checkpoint", str(checkpoint), "--out", str(tmp_path), "--passes", *FAST])
+    evaluate.main(["--workdir", str(checkpoint), "--out", str(tmp_path), "--passes", *FAST])
     assert read_report(tmp_path / "2")["settings"]["step"] == 2
 
 

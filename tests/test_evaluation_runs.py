@@ -27,7 +27,7 @@ from wsod_jax.evaluation.results_reading import read_results
 from wsod_jax.train.sharding import make_mesh
 from wsod_jax.viz.canvas import save_image
 
-NO_FIGURES = [*FAST[:2], "--pictures", "0"]
+NO_FIGURES = [*FAST[:2], "--figures", "0"]
 
 
 def measure(run, out: Path, *arguments, status: int = 0) -> Path:
@@ -202,7 +202,7 @@ def test_a_written_data_set_is_scored_as_its_results_file(evaluated, trained_run
     found = {}
     for name in ("predictions.json", "detections.coco.json"):
         given = ["--workdir", trained_run.workdir, "--predictions", evaluated / name]
-        given += ["--out", tmp_path / name, "--pictures", "0"]
+        given += ["--out", tmp_path / name, "--figures", "0"]
         given += ["--set", "evaluators=('corloc','coco')"]
         assert evaluate.main([str(argument) for argument in given]) == 0
         found[name] = read_report(tmp_path / name)["summary"]
@@ -218,7 +218,7 @@ def test_objects_as_pseudo_boxes_are_perfect(trained_run, tmp_path, monkeypatch)
     records = as_results(reader.annotated_boxes("trainval").boxes)
     path = tmp_path / "boxes.json"
     path.write_text(json.dumps(records))
-    arguments = ["--workdir", str(trained_run.workdir), "--pseudo", str(path), "--pictures", "0"]
+    arguments = ["--workdir", str(trained_run.workdir), "--pseudo", str(path), "--figures", "0"]
     assert evaluate.main(arguments) == 0
     summary = read_report(tmp_path / "boxes_scored")["summary"]
     expected = {"precision": 1, "recall": 1, "ABO": 1, "size ratio": 1}
@@ -306,7 +306,7 @@ def test_missed_objects_lower_the_score(trained_run, moved_data, tmp_path):
         records = as_results({image_id: truth[image_id] for image_id in ids})
         (tmp_path / "p.json").write_text(json.dumps(records))
         given = ["--workdir", str(trained_run.workdir), "--predictions", str(tmp_path / "p.json")]
-        assert evaluate.main([*given, "--split", "all", "--pictures", "0", *there]) == 0
+        assert evaluate.main([*given, "--split", "all", "--figures", "0", *there]) == 0
         return read_report(tmp_path / "p_scored")
 
     perfect = score(images.image_ids)

@@ -286,7 +286,7 @@ def test_commands_know_it_by_a_line_in_the_tables(whole, tmp_path, monkeypatch):
         for name, cls in own.items():
             monkeypatch.setitem(getattr(build, table), name, cls)
     report = tmp_path / "evaluation"
-    arguments = ["--workdir", str(whole), "--out", str(report), "--pictures", "1"]
+    arguments = ["--workdir", str(whole), "--out", str(report), "--figures", "1"]
     assert evaluate.main(arguments) == 0
     content = json.loads((report / "6" / "report.json").read_text())
     summary = content["summary"]
@@ -298,8 +298,8 @@ def test_commands_know_it_by_a_line_in_the_tables(whole, tmp_path, monkeypatch):
     assert "annotations" in content["settings"]["boxes"]
     assert (report / "6" / "predictions.json").is_file()
     images = Path(content["settings"]["data"]["root"]) / "JPEGImages"
-    arguments = ["--checkpoint", str(whole), "--images", str(images), "--out", str(tmp_path / "p")]
-    assert predict.main([*arguments, "--max_pictures", "1"]) == 0
+    arguments = ["--workdir", str(whole), "--images", str(images), "--out", str(tmp_path / "p")]
+    assert predict.main([*arguments, "--max_figures", "1"]) == 0
     found = json.loads((tmp_path / "p" / "predictions.json").read_text())
     assert found and all("segmentation" in entry for entry in found)
 

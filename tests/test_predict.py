@@ -1,4 +1,4 @@
-"""`wsod-jax predict` on a tiny trained run: files written, bad pictures, messages."""
+"""`wsod-jax predict` on a tiny trained run: files written, bad images, messages."""
 
 import csv
 import json
@@ -24,33 +24,33 @@ FAST = ["--set", "flips=(False,)", "--set", "micro_batch=1"]
 
 
 @pytest.fixture
-def pictures(trained_run, tmp_path):
-    """Two readable pictures, a truncated one, a text file of that suffix, and one in a folder below."""
-    folder = tmp_path / "pictures"
+def images(trained_run, tmp_path):
+    """Two readable images, a truncated one, a text file of that suffix, and one in a folder below."""
+    folder = tmp_path / "images"
     (folder / "below").mkdir(parents=True)
     source = trained_run.data / "JPEGImages"
     for target in ("000001.jpg", "below/000002.jpg"):
         (folder / target).write_bytes((source / Path(target).name).read_bytes())
     Image.fromarray(np.full((1, 1, 3), 200, np.uint8)).save(folder / "dot.png")
     (folder / "cut.jpg").write_bytes((source / "000003.jpg").read_bytes()[:900])
-    (folder / "text.jpg").write_text("no picture")
+    (folder / "text.jpg").write_text("no image")
     return folder
 
 
 def call(trained_run, images, out, *more):
-    checkpoint = ["--checkpoint", str(trained_run.workdir), "--out", str(out)]
+    checkpoint = ["--workdir", str(trained_run.workdir), "--out", str(out)]
     given = [*checkpoint, "--images", *map(str, images), *FAST, *map(str, more)]
     assert predict.main(given) == 0
 
 
 def refused_call(run, images, out, *more, message, capsys):
-    given = ["--checkpoint", run.workdir, "--out", out, "--images", *images, *FAST, *more]
+    given = ["--workdir", run.workdir, "--out", out, "--images", *images, *FAST, *more]
     refused(predict.main, given, message, capsys)
 
 
-def test_a_folder_with_bad_pictures(trained_run, pictures, tmp_path, capsys):
+def test_a_folder_with_bad_images(trained_run, images, tmp_path, capsys):
     out = tmp_path / "out"
-    call(trained_run, [pictures], out)
+    call(trained_run, [images], out)
     printed = capsys.readouterr()
     assert "cut.jpg" in printed.err and "2 images" in printed.err
     assert "min_side=6" in printed.out and "as for the training set" in printed.out
@@ -61,7 +61,7 @@ def test_a_folder_with_bad_pictures(trained_run, pictures, tmp_path, capsys):
     assert index.class_names == classes
     assert tuple(index.images.values()) == ("000001", "below/000002", "dot")
     sizes = {
-        name: Image.open(pictures / f"{name}.jpg").size for name in ("000001", "below/000002")
+        name: Image.open(images / f"{name}.jpg").size for name in ("000001", "below/000002")
     } | {"dot": (1, 1)}
     records = json.loads((out / "predictions.json").read_text())
     assert {record["image_id"] for record in records} == set(sizes)
@@ -72,7 +72,7 @@ def test_a_folder_with_bad_pictures(trained_run, pictures, tmp_path, capsys):
         assert x + width <= limit[0] + 1e-3 and y + height <= limit[1] + 1e-3
         assert record["category_id"] in index.category_ids and 0 <= record["score"] <= 1
 
-    for path in [out / "sheet.jpg"] + [out / "pictures" / f"{name}.jpg" for name in sizes]:
+    for path in [out / "sheet.jpg"] + [out / "figures" / f"{name}.jpg" for name in sizes]:
         assert np.asarray(Image.open(path)).std() > 0
     with open(out / "image_scores.csv", newline="") as file:
         rows = list(csv.reader(file))
@@ -81,11 +81,11 @@ def test_a_folder_with_bad_pictures(trained_run, pictures, tmp_path, capsys):
 
 
 @pytest.fixture
-def spn_pictures(pictures):
+def spn_images(images):
     """With one more: a single row of pixels."""
     thin = np.random.default_rng(0).integers(0, 256, (1, 90, 3), np.uint8)
-    Image.fromarray(thin).save(pictures / "thin.png")
-    return pictures
+    Image.fromarray(thin).save(images / "thin.png")
+    return images
 
 
 def read_rows(path) -> list[dict]:
@@ -93,13 +93,13 @@ def read_rows(path) -> list[dict]:
         return list(csv.DictReader(file))
 
 
-def test_maps_of_a_folder_with_bad_pictures(spn_run, spn_pictures, tmp_path, capsys):
+def test_maps_of_a_folder_with_bad_images(spn_run, spn_images, tmp_path, capsys):
     out = tmp_path / "out"
     boxes = ["--set", "maps.predicted_thr=0.0", "--set", "maps.boxes=components"]
-    call(spn_run, [spn_pictures], out, *boxes)
+    call(spn_run, [spn_images], out, *boxes)
     assert "2 images" in capsys.readouterr().err
     names = ["000001", "below/000002", "dot", "thin"]
-    sizes = {name: Image.open(next(spn_pictures.glob(f"{name}.*"))).size for name in names}
+    sizes = {name: Image.open(next(spn_images.glob(f"{name}.*"))).size for name in names}
     assert sizes["dot"] == (1, 1) and sizes["thin"] == (90, 1)
     index = read_index(out / "predictions.json")
     assert list(index.images.values()) == names
@@ -117,26 +117,26 @@ def test_maps_of_a_folder_with_bad_pictures(spn_run, spn_pictures, tmp_path, cap
         assert x >= 0 and y >= 0 and width > 0 and height > 0
         assert x + width <= limit[0] and y + height <= limit[1]
     assert [row["image"] for row in read_rows(out / "image_scores.csv")] == names
-    for path in [out / "sheet.jpg"] + [out / "pictures" / f"{name}.jpg" for name in names]:
+    for path in [out / "sheet.jpg"] + [out / "figures" / f"{name}.jpg" for name in names]:
         assert np.asarray(Image.open(path)).std() > 10
     assert not (out / "proposals.npz").exists()
 
 
-def test_pictures_in_which_nothing_is_predicted(spn_run, spn_pictures, tmp_path, capsys):
+def test_images_in_which_nothing_is_predicted(spn_run, spn_images, tmp_path, capsys):
     out = tmp_path / "out"
-    call(spn_run, [spn_pictures], out, "--set", "eval.maps.predicted_thr=1.0")
+    call(spn_run, [spn_images], out, "--set", "eval.maps.predicted_thr=1.0")
     assert "4 of 4 images" in capsys.readouterr().out
     assert json.loads((out / "predictions.json").read_text()) == []
     points = read_rows(out / "points.csv")  # of the best class, which is drawn
     assert len(points) == 4 and {point["predicted"] for point in points} == {"0"}
     assert len(read_rows(out / "image_scores.csv")) == 4
-    assert np.asarray(Image.open(out / "pictures" / "000001.jpg")).std() > 10
+    assert np.asarray(Image.open(out / "figures" / "000001.jpg")).std() > 10
 
 
-def test_maps_need_no_proposals(spn_run, pictures, tmp_path, capsys):
+def test_maps_need_no_proposals(spn_run, images, tmp_path, capsys):
     refused_call(
         spn_run,
-        [pictures],
+        [images],
         tmp_path / "out",
         "--proposals",
         spn_run.proposals,
@@ -145,7 +145,7 @@ def test_maps_need_no_proposals(spn_run, pictures, tmp_path, capsys):
     )
     refused_call(
         spn_run,
-        [pictures],
+        [images],
         tmp_path / "out",
         "--max_boxes",
         3,
@@ -154,7 +154,7 @@ def test_maps_need_no_proposals(spn_run, pictures, tmp_path, capsys):
     )
     refused_call(
         spn_run,
-        [pictures],
+        [images],
         tmp_path / "out",
         "--set",
         "nms_thr=0.4",
@@ -163,7 +163,7 @@ def test_maps_need_no_proposals(spn_run, pictures, tmp_path, capsys):
     )
     refused_call(
         spn_run,
-        [pictures],
+        [images],
         tmp_path / "out",
         "--set",
         "maps.treshold=2",
@@ -176,15 +176,15 @@ def test_given_and_computed_proposals_agree(trained_run, tmp_path):
     names = split_test_ids(trained_run)
     files = [trained_run.data / "JPEGImages" / f"{name}.jpg" for name in names]
     given, computed = tmp_path / "given", tmp_path / "computed"
-    call(trained_run, files, given, "--proposals", trained_run.proposals, "--max_pictures", 1)
+    call(trained_run, files, given, "--proposals", trained_run.proposals, "--max_figures", 1)
     call(trained_run, files, computed, "--score_thr", 2.0)
     assert (given / "predictions.json").read_text() == (computed / "predictions.json").read_text()
-    assert [path.name for path in (given / "pictures").iterdir()] == [f"{names[0]}.jpg"]
+    assert [path.name for path in (given / "figures").iterdir()] == [f"{names[0]}.jpg"]
     assert not (given / "proposals.npz").exists()
 
-    boxless = np.asarray(Image.open(computed / "pictures" / f"{names[0]}.jpg"))
+    boxless = np.asarray(Image.open(computed / "figures" / f"{names[0]}.jpg"))
     call(trained_run, files, computed)
-    boxed = np.asarray(Image.open(computed / "pictures" / f"{names[0]}.jpg"))
+    boxed = np.asarray(Image.open(computed / "figures" / f"{names[0]}.jpg"))
     assert np.abs(boxed.astype(int) - boxless).max() > 100  # --score_thr 2 draws nothing
 
 
@@ -193,28 +193,28 @@ def split_test_ids(trained_run):
     return ids[:2]
 
 
-def test_other_pictures_of_the_same_name_are_noticed(trained_run, pictures, tmp_path, capsys):
+def test_other_images_of_the_same_name_are_noticed(trained_run, images, tmp_path, capsys):
     out = tmp_path / "out"
-    call(trained_run, [pictures / "000001.jpg"], out)
+    call(trained_run, [images / "000001.jpg"], out)
     other = tmp_path / "other" / "000001.jpg"
     other.parent.mkdir()
-    other.write_bytes((pictures / "000001.jpg").read_bytes())
+    other.write_bytes((images / "000001.jpg").read_bytes())
     refused_call(trained_run, [other], out, message="'000001'", capsys=capsys)
 
 
-def test_messages(trained_run, pictures, tmp_path, capsys):
+def test_messages(trained_run, images, tmp_path, capsys):
     out = tmp_path / "out"
     refused(
         predict.main,
-        ["--checkpoint", "nowhere", "--images", str(pictures), "--out", str(out)],
+        ["--workdir", "nowhere", "--images", str(images), "--out", str(out)],
         "no checkpoint.*nowhere",
         capsys,
     )
-    refused_call(trained_run, [pictures / "text.jpg"], out, message="no image", capsys=capsys)
-    refused_call(trained_run, [pictures / "cut.jpg"], out, message="can be read", capsys=capsys)
+    refused_call(trained_run, [images / "text.jpg"], out, message="no image", capsys=capsys)
+    refused_call(trained_run, [images / "cut.jpg"], out, message="can be read", capsys=capsys)
     refused_call(
         trained_run,
-        [pictures / "000001.jpg"],
+        [images / "000001.jpg"],
         out,
         "--proposals",
         "none.npz",
@@ -223,7 +223,7 @@ def test_messages(trained_run, pictures, tmp_path, capsys):
     )
     refused_call(
         trained_run,
-        [pictures / "dot.png"],
+        [images / "dot.png"],
         out,
         "--proposals",
         trained_run.proposals,
@@ -232,7 +232,7 @@ def test_messages(trained_run, pictures, tmp_path, capsys):
     )
     refused_call(
         trained_run,
-        [pictures / "000001.jpg"],
+        [images / "000001.jpg"],
         out,
         "--set",
         "nms_th=0.4",
@@ -241,7 +241,7 @@ def test_messages(trained_run, pictures, tmp_path, capsys):
     )
     refused_call(
         trained_run,
-        [pictures / "000001.jpg"],
+        [images / "000001.jpg"],
         out,
         "--set",
         "nms_thr=high",
@@ -264,10 +264,10 @@ def stopping(number, kept):
     return adding
 
 
-def test_interrupted_prediction_goes_on(spn_run, spn_pictures, tmp_path, monkeypatch, capsys):
+def test_interrupted_prediction_goes_on(spn_run, spn_images, tmp_path, monkeypatch, capsys):
     straight, out = tmp_path / "straight", tmp_path / "out"
-    call(spn_run, [spn_pictures], straight)
-    given = ["--checkpoint", str(spn_run.workdir), "--images", str(spn_pictures), *FAST]
+    call(spn_run, [spn_images], straight)
+    given = ["--workdir", str(spn_run.workdir), "--images", str(spn_images), *FAST]
     first, second, third = [], [], []
     with monkeypatch.context() as patch:
         patch.setattr(ResultLog, "add", stopping(3, first))
@@ -281,15 +281,15 @@ def test_interrupted_prediction_goes_on(spn_run, spn_pictures, tmp_path, monkeyp
     for name in ("predictions.json", "detections.coco.json", "image_scores.csv", "points.csv"):
         assert (out / name).read_text() == (straight / name).read_text()
     assert not list(out.glob(".*"))
-    other = spn_pictures / "000001.jpg"
-    other.write_bytes(other.read_bytes() + b" ")  # another picture of the same name
+    other = spn_images / "000001.jpg"
+    other.write_bytes(other.read_bytes() + b" ")  # another image of the same name
     monkeypatch.setattr(ResultLog, "add", stopping(None, third))
     assert predict.main([*given, "--out", str(tmp_path / "other")]) == 0
     assert sorted(third) == [0, 1, 2, 3]
 
 
-def test_predictions_are_a_coco_data_set_too(trained_run, pictures, tmp_path):
-    call(trained_run, [pictures], tmp_path / "out")
+def test_predictions_are_a_coco_data_set_too(trained_run, images, tmp_path):
+    call(trained_run, [images], tmp_path / "out")
     content = json.loads((tmp_path / "out" / "detections.coco.json").read_text())
     assert content["info"] == {"source": "oim"}
     files = ["000001.jpg", "below/000002.jpg", "dot.png"]
@@ -300,7 +300,7 @@ def test_predictions_are_a_coco_data_set_too(trained_run, pictures, tmp_path):
     assert told == [(r["image_id"], r["bbox"], r["score"]) for r in records] and told
 
 
-def test_a_classifier_writes_scores_only(pictures, tmp_path, capsys):
+def test_a_classifier_writes_scores_only(images, tmp_path, capsys):
     from configs.pretrain_tiny import get_config
 
     config = get_config()
@@ -318,7 +318,7 @@ def test_a_classifier_writes_scores_only(pictures, tmp_path, capsys):
     train(config, tmp_path / "classifier")
     out = tmp_path / "out"
     predict.main(
-        ["--checkpoint", str(tmp_path / "classifier"), "--images", str(pictures), "--out", str(out)]
+        ["--workdir", str(tmp_path / "classifier"), "--images", str(images), "--out", str(out)]
     )
     assert [path.name for path in out.iterdir()] == ["image_scores.csv"]  # and no log of results
     with open(out / "image_scores.csv", newline="") as file:
@@ -326,7 +326,7 @@ def test_a_classifier_writes_scores_only(pictures, tmp_path, capsys):
     assert len(rows) == 4
     for row in rows[1:]:
         assert len(row) == 3 and sum(map(float, row[1:])) == pytest.approx(1, abs=1e-4)
-    found = load_run(tmp_path / "classifier").detect(pictures / "000001.jpg")
+    found = load_run(tmp_path / "classifier").detect(images / "000001.jpg")
     assert found.boxes is found.names is None
     assert [f"{score:.4f}" for score in found.image_scores] == [
         f"{float(x):.4f}" for x in rows[1][1:]
@@ -338,17 +338,17 @@ def test_a_classifier_writes_scores_only(pictures, tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_as_a_program_without_tensorflow(trained_run, pictures, tmp_path):
+def test_as_a_program_without_tensorflow(trained_run, images, tmp_path):
     """Workers are started anew, and import this program: they must find all they need."""
     many = tmp_path / "many"
     many.mkdir()
     for i in range(2 * predicting.IMAGES_PER_WORKER):
-        (many / f"{i}.jpg").write_bytes((pictures / "000001.jpg").read_bytes())
+        (many / f"{i}.jpg").write_bytes((images / "000001.jpg").read_bytes())
     blocked = (
         "import sys; sys.modules['tensorflow'] = None; import runpy; sys.argv = sys.argv[1:]; "
     )
     blocked += "runpy.run_path(sys.argv[0], run_name='__main__')"
-    arguments = ["--checkpoint", trained_run.workdir, "--images", many, "--out", tmp_path / "out"]
+    arguments = ["--workdir", trained_run.workdir, "--images", many, "--out", tmp_path / "out"]
     done = subprocess.run(
         [sys.executable, "-c", blocked, "scripts/predict.py", *map(str, arguments), *FAST],
         cwd=Path(__file__).parents[1],

@@ -177,8 +177,8 @@ def test_a_cell_of_the_proposal_map_sees_just_its_field():
 def test_script_makes_them_and_compares_recall(spn_run, tmp_path, capsys):
     out = tmp_path / "fields.npz"
     arguments = ["--data", str(spn_run.data), "--split", "test", "--out", str(out)]
-    arguments += ["--from_run", str(spn_run.workdir), "--num", "150", "--sizes", "0.2", "0.6"]
-    compared = ["--report", "--beside", str(spn_run.proposals)]
+    arguments += ["--workdir", str(spn_run.workdir), "--num", "150", "--sizes", "0.2", "0.6"]
+    compared = ["--report", "--compare_with", str(spn_run.proposals)]
     assert make_proposals.main([*arguments, "--aspects", "0.5", "2", *compared]) == 0
     printed = capsys.readouterr().out
     assert re.search(rf"{out}: 4 images, 150 proposals", printed)
@@ -194,7 +194,7 @@ def test_script_makes_them_and_compares_recall(spn_run, tmp_path, capsys):
     for options, message in (
         (["--step", "3"], "step 3"),
         (["--set", "scalse=(96,)"], "scales"),
-        (["--report", "--beside", "none.npz"], "none.npz"),
+        (["--report", "--compare_with", "none.npz"], "none.npz"),
     ):
         refused(make_proposals.main, [*arguments, *options], message, capsys)
 
@@ -202,10 +202,10 @@ def test_script_makes_them_and_compares_recall(spn_run, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--num", "5"], "--num .*--from_run"),
-        (["--step", "0"], "--step .*--from_run"),
-        (["--from_run", "r", "--import", "a.mat"], "--from_run"),
-        (["--beside", "a.npz"], "--beside .*--report"),
+        (["--num", "5"], "--num .*--workdir"),
+        (["--step", "0"], "--step .*--workdir"),
+        (["--workdir", "r", "--import", "a.mat"], "--workdir"),
+        (["--compare_with", "a.npz"], "--compare_with .*--report"),
     ],
 )
 def test_script_refuses_options_that_have_no_say(arguments, message, capsys):

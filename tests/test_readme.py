@@ -45,7 +45,7 @@ def test_library_snippets(trained_run, tmp_path):
 
 def test_config_for_own_images_builds():
     names = {}
-    exec(python_block("my_pictures"), names)
+    exec(python_block("my_images"), names)
     config = build.read_config(names["get_config"]())
     method = build.method(config, num_classes=3, max_classes=2, max_targets=1)
     assert method.num_stages == 3

@@ -31,9 +31,9 @@ def config(spn_run):
     return spn_run.config.copy_and_resolve_references()
 
 
-def measure(run, out: Path, *arguments, pictures=0) -> dict:
+def measure(run, out: Path, *arguments, figures=0) -> dict:
     """Evaluate the last checkpoint; return the report."""
-    given = ["--workdir", str(run), "--out", str(out), "--pictures", str(pictures)]
+    given = ["--workdir", str(run), "--out", str(out), "--figures", str(figures)]
     evaluate.main([*given, *map(str, arguments)])
     return read_report(out / "4")
 
@@ -125,7 +125,7 @@ def evaluated(spn_run, tmp_path_factory):
     out = tmp_path_factory.mktemp("evaluation")
     energy = ["--energy_of", str(spn_run.proposals)]
     arguments = ["--workdir", str(spn_run.workdir), "--out", str(out), "--all_steps"]
-    evaluate.main([*arguments, "--compare", *energy, "--pictures", "2"])
+    evaluate.main([*arguments, "--compare", *energy, "--figures", "2"])
     return out
 
 
@@ -242,7 +242,7 @@ def test_another_proposal_map_at_test(evaluated, spn_run, tmp_path):
         (["--set", "eval.maps.nms_thr=7"], "maps.nms_thr is 7"),
         (["--set", "method.soft_proposal.num_steps=3"], "num_steps .*trained run"),
         (["--set", "localization.threshold=2"], "localization.threshold .*eval.maps.threshold"),
-        (["--together_with", "nowhere"], "nowhere"),
+        (["--workdir", "nowhere"], "nowhere"),
         (["--energy_of", "nowhere.npz"], "nowhere.npz"),
     ],
 )
@@ -257,7 +257,7 @@ BOXES = ["--set", "maps.boxes=components", "--set", "maps.predicted_thr=0.0"]
 def test_together_with_itself_changes_no_box(spn_run, tmp_path):
     found = {}
     for count in (0, 1, 2):
-        others = ["--together_with", *[spn_run.workdir] * count] if count else []
+        others = ["--workdir", *[spn_run.workdir] * count] if count else []
         report = measure(spn_run.workdir, tmp_path / str(count), *others, *BOXES)
         boxes = json.loads((tmp_path / str(count) / "4" / "predictions.json").read_text())
         found[count] = boxes, {name: report["summary"][name] for name in COLUMNS}
@@ -272,13 +272,13 @@ def test_together_with_itself_changes_no_box(spn_run, tmp_path):
 
 
 def test_table_of_joined_runs_joins_the_baselines_too(spn_run, tmp_path):
-    others = ["--together_with", spn_run.workdir]
+    others = ["--workdir", spn_run.workdir]
     rows = rows_of(measure(spn_run.workdir, tmp_path / "a", *others, "--compare"))
     uniform = ["--set", "method.soft_proposal.solver=uniform"]
     copy = tmp_path / "run"
     shutil.copytree(spn_run.workdir, copy)
     edit_metadata(copy, '"solver": "walk"', '"solver": "uniform"')
-    joined = measure(spn_run.workdir, tmp_path / "b", "--together_with", copy, *uniform)
+    joined = measure(spn_run.workdir, tmp_path / "b", "--workdir", copy, *uniform)
     expected = {name: joined["summary"][name] for name in COLUMNS}
     assert rows["M uniform (CAM)"] == pytest.approx(expected)
 
@@ -296,12 +296,12 @@ def test_runs_that_cannot_be_joined(spn_run, trained_run, tmp_path, capsys):
     shutil.copytree(spn_run.workdir, tmp_path / "run")
     name = load_checkpoint(spn_run.workdir).metadata["class_names"][0]
     edit_metadata(tmp_path / "run", json.dumps(name), '"unicorn"')
-    joined = ["--workdir", spn_run.workdir, "--out", tmp_path / "o", "--together_with"]
+    joined = ["--workdir", spn_run.workdir, "--out", tmp_path / "o", "--workdir"]
     refused(evaluate.main, [*joined, tmp_path / "run"], "unicorn", capsys)
-    message = "--together_with .*'oim'"
+    message = "--workdir .*'oim'"
     refused(evaluate.main, [*joined, trained_run.workdir], message, capsys)
     boxes = ["--workdir", trained_run.workdir, "--out", tmp_path / "o"]
-    for option in (["--compare"], ["--energy_of", "x.npz"], ["--together_with", spn_run.workdir]):
+    for option in (["--compare"], ["--energy_of", "x.npz"], ["--workdir", spn_run.workdir]):
         message = f"{option[0]} .*maps.*'oim'"
         refused(evaluate.main, [*boxes, *option], message, capsys)
 
@@ -313,7 +313,7 @@ def test_image_that_cannot_be_read_is_missed(evaluated, spn_run, tmp_path, truth
     for record in broken:
         record.path.write_bytes(record.path.read_bytes()[: record.path.stat().st_size // 2])
     report = measure(
-        spn_run.workdir, tmp_path / "o", "--set", f"data.root={data}", "--compare", pictures=2
+        spn_run.workdir, tmp_path / "o", "--set", f"data.root={data}", "--compare", figures=2
     )
     summary, rows = report["summary"], rows_of(report)
     for record, total in zip(broken, (4, 8), strict=True):
@@ -340,7 +340,7 @@ def test_split_without_boxes_is_predicted_and_not_measured(spn_run, tmp_path):
         f"data.root={data}",
         "--compare",
         *BOXES,
-        pictures=1,
+        figures=1,
     )
     assert set(report["summary"]) == {"seconds_per_image"} and not report["tables"]
     assert (

@@ -111,9 +111,11 @@ def test_curves_and_instances(visualize, tree, tmp_path, capsys):
         (tmp_path / run / "metrics.jsonl").write_text("\n".join(lines) + '\n{"step": 5, "lo')
     out = tmp_path / "curves.png"
     runs = [str(tmp_path / run) for run in ("one", "two")]
-    assert visualize(["curves", *runs, "--names", "loss", "lr", "--out", str(out)]) == 0
+    assert (
+        visualize(["curves", "--workdir", *runs, "--names", "loss", "lr", "--out", str(out)]) == 0
+    )
     assert out.exists()
-    assert visualize(["curves", str(tree), "--out", str(out)]) == 1
+    assert visualize(["curves", "--workdir", str(tree), "--out", str(out)]) == 1
     assert "metrics.jsonl" in capsys.readouterr().err
     out = tmp_path / "instances.png"
     assert visualize(["instances", "--data", str(tree), "--split", "test", "--out", str(out)]) == 0
@@ -163,7 +165,7 @@ def changed_run(trained_run, folder, change):
 def test_mining_can_be_told_where_files_lie_and_nothing_else(
     visualize, trained_run, tmp_path, capsys
 ):
-    run = ["pseudo", "--checkpoint", str(trained_run.workdir), "--out", str(tmp_path)]
+    run = ["pseudo", "--workdir", str(trained_run.workdir), "--out", str(tmp_path)]
     assert visualize([*run, "--set", "proposals.path=moved.npz"]) == 1
     assert "moved.npz" in capsys.readouterr().err
     refused(visualize, [*run, "--set", "nms_thr=0.4"], "'nms_thr=0.4'.*data.root", capsys)
@@ -217,7 +219,7 @@ def test_class_graphs_against_plain_distances(mining_run):
 
 def test_pseudo_and_graphs(visualize, trained_run, tmp_path, capsys):
     core, truth = (40, 110, 255), (0, 190, 110)
-    arguments = ["--checkpoint", str(trained_run.workdir), "--images", "000001", "000004"]
+    arguments = ["--workdir", str(trained_run.workdir), "--images", "000001", "000004"]
     assert visualize(["pseudo", *arguments, "--out", str(tmp_path / "a")]) == 0
     assert visualize(["pseudo", *arguments, "--truth", "--out", str(tmp_path / "b")]) == 0
     step = ["--step", "2", "--out", str(tmp_path / "c")]
@@ -287,5 +289,5 @@ def test_objectness(visualize, trained_run, tmp_path, capsys):
 )
 def test_runs_that_do_not_fit(visualize, trained_run, tmp_path, capsys, command, change, message):
     folder = changed_run(trained_run, tmp_path / "run", change)
-    assert visualize([command, "--checkpoint", str(folder), "--out", str(tmp_path / "out")]) == 1
+    assert visualize([command, "--workdir", str(folder), "--out", str(tmp_path / "out")]) == 1
     assert message in capsys.readouterr().err

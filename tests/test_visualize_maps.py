@@ -163,7 +163,7 @@ def test_walk_numbers_by_hand():
 
 def test_walk(spn_run, tmp_path, capsys):
     out = tmp_path / "out"
-    command = ["walk", "--checkpoint", str(spn_run.workdir), "--num", "2", "--out", str(out)]
+    command = ["walk", "--workdir", str(spn_run.workdir), "--num", "2", "--out", str(out)]
     assert main([*command, "--step", "2", "--walk_steps", "0", "3"]) == 0
     assert {path.name for path in out.iterdir()} == {
         "000009.png",
@@ -290,9 +290,8 @@ def test_energy_of_data_that_do_not_fit(spn_run, tmp_path, capsys):
 
 @pytest.mark.parametrize("command", ["proposal_maps", "walk", "energy"])
 def test_runs_without_maps_or_checkpoints(trained_run, tmp_path, capsys, command):
-    flag = "--checkpoint" if command == "walk" else "--workdir"
     out = ["--out", str(tmp_path / "out")]
-    assert main([command, flag, str(trained_run.workdir), *out]) == 1
+    assert main([command, "--workdir", str(trained_run.workdir), *out]) == 1
     assert re.search("oim.*spn", capsys.readouterr().err)
-    assert main([command, flag, str(tmp_path), *out]) == 1
+    assert main([command, "--workdir", str(tmp_path), *out]) == 1
     assert str(tmp_path) in capsys.readouterr().err

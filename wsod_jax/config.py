@@ -126,7 +126,7 @@ class LogOptions:
       checkpoint_interval: a checkpoint; the latest two are kept.
       keep_period: checkpoints kept for good (step 0 always is), for figures over training; a multiple
         of `checkpoint_interval`, or 0 for none.
-      image_interval: pictures of fixed training images with their pseudo boxes, also in TensorBoard; 0 for
+      image_interval: figures of fixed training images with their pseudo boxes, also in TensorBoard; 0 for
         none.
       num_images: how many images.
       best: also keep the checkpoint where this score of `data.val_split` is best; it is measured as

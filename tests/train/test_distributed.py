@@ -188,7 +188,7 @@ def test_oim_by_two_processes_equals_one(tiny_set, tmp_path):
         for name in ("nodes", "positives", "loss"):
             np.testing.assert_allclose(first[name], other[name], rtol=1e-5, err_msg=name)
     assert (tmp_path / "two" / "config.json").exists()
-    drawn = [[p.name for p in (tmp_path / n / "pictures").iterdir()] for n in ("one", "two")]
+    drawn = [[p.name for p in (tmp_path / n / "figures").iterdir()] for n in ("one", "two")]
     assert sorted(drawn[0]) == sorted(drawn[1]) and len(drawn[0]) == 3
 
 

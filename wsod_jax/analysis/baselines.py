@@ -1,4 +1,4 @@
-"""A localizing classifier beside its baselines: other proposal maps, image centers, gradients, proposal files."""
+"""A localizing classifier and its baselines: other proposal maps, image centers, gradients, proposal files."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def comparison(
     for name, energies in proposal_energies.items():
         mean = EnergyMetrics(energies).mean
         rows.append(_row(f"proposals of {name}", {"energy": mean}))
-    return Table("Beside its baselines", ("", *COLUMNS), rows)
+    return Table("Comparison with baselines", ("", *COLUMNS), rows)
 
 
 def with_solver(predictor: Predictor, solver: Solver) -> Predictor:

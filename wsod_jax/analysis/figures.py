@@ -16,7 +16,7 @@ from wsod_jax.evaluation.metrics.average_precision import (
     match_detections,
 )
 from wsod_jax.evaluation.metrics.tables import DetectionTable, GroundTruth
-from wsod_jax.evaluation.report import Picture
+from wsod_jax.evaluation.report import Figure
 from wsod_jax.scoring import PassOutcome
 from wsod_jax.types import ImageResult
 
@@ -42,7 +42,7 @@ def draw_detections(
       class_names: c names.
       score_thr: show scores >= this.
       iou_thr: a hit needs IoU > this. Hits are found among the boxes shown; boxes below them cannot change that.
-      max_boxes: at most so many, the best.
+      max_boxes: the highest number of boxes drawn, the best-scored.
 
     Returns:
       [H', W', 3] uint8 RGB, see `viz.draw_detections`.
@@ -140,7 +140,7 @@ def draw_precision_recall(
     return viz.plot_precision_recall(curves, ap=ap, title=f"{title}: {note}" if title else note)
 
 
-def draw_outcome(outcome: PassOutcome, folder: str | Path, count: int) -> list[Picture]:
+def draw_outcome(outcome: PassOutcome, folder: str | Path, count: int) -> list[Figure]:
     """Draw what a pass found into a folder: curves, and the first images' detections and maps.
 
     Args:
@@ -152,7 +152,7 @@ def draw_outcome(outcome: PassOutcome, folder: str | Path, count: int) -> list[P
     Returns:
       The figures that a report shows.
     """
-    folder, pictures = Path(folder), []
+    folder, listed = Path(folder), []
     names = outcome.data.images.class_names
     numbers = viz.legend(names)
     for name in ("boxes", "masks"):
@@ -160,7 +160,7 @@ def draw_outcome(outcome: PassOutcome, folder: str | Path, count: int) -> list[P
             chart = draw_precision_recall(outcome.evaluations[name].detail, names)
             kind = "" if name == "boxes" else "mask_"
             path = viz.save_image(folder / f"{kind}precision_recall.png", chart)
-            pictures.append(Picture(path, f"Precision and recall of every class, {name}"))
+            listed.append(Figure(path, f"Precision and recall of every class, {name}"))
     drawn: dict[str, dict[str, np.ndarray]] = {"detections": {}, "maps": {}}
     for result in outcome.results:
         if result.image_index >= count:
@@ -200,8 +200,8 @@ def draw_outcome(outcome: PassOutcome, folder: str | Path, count: int) -> list[P
             )
             sheet = viz.contact_sheet([*figures.values()], **how)
             caption = f"{captions[kind]}; {numbers}" if numbers else captions[kind]
-            pictures.append(Picture(viz.save_image(folder / f"{kind}.png", sheet), caption))
-    return pictures
+            listed.append(Figure(viz.save_image(folder / f"{kind}.png", sheet), caption))
+    return listed
 
 
 def _shown_above(scores: np.ndarray, most: int) -> float:

@@ -20,7 +20,9 @@ from wsod_jax.ops.nms import greedy_nms
 from wsod_jax.predictor import Predictor
 from wsod_jax.runs import load_run
 
-LEAST_SIDE = 1.0  # pixels of the original image that a clipped box keeps, or it is no box
+LEAST_SIDE = (
+    1.0  # pixels of the original image: shortest side of a clipped box; smaller boxes are left out
+)
 
 
 @dataclass(frozen=True)
@@ -153,7 +155,7 @@ def propose_fields(
     predictor = load_run(run, step, changes=changes)
     _check_maps(predictor, run)
     field = predictor.method.proposal_field()
-    # Threads, whatever the run was tested with: making proposals does without TensorFlow.
+    # Always the thread loader, so that TensorFlow is not required.
     predictor = predictor.with_settings(loader="threads")
 
     def outcomes(records: Sequence[ImageRecord]) -> Iterator[Outcome]:

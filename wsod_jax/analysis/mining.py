@@ -280,18 +280,18 @@ def draw_mined_stages(
       image: what was mined in it.
       class_names: c names.
       truth_boxes: [t, 4] annotated objects in original pixels, to compare with.
-      cell_px: longer side of each picture.
+      cell_px: longer side of each figure.
 
     Returns:
       [H', W', 3] uint8 RGB.
     """
-    pictures, captions = [], []
+    figures, captions = [], []
     for stage in range(image.num_stages):
         targets, pseudo = jax.tree.map(
             lambda x, s=stage: x[s], (image.mined.targets, image.mined.pseudo)
         )
         foreground = (targets.labels > 0) & (targets.weights > 0)
-        pictures.append(
+        figures.append(
             viz.draw_pseudo_labels(
                 pixels,
                 pseudo.replace(boxes=image.original(pseudo.boxes)),
@@ -305,7 +305,7 @@ def draw_mined_stages(
             f"head {stage + 1}: boxes {int(pseudo.mask.sum())}, "
             f"positive proposals {int(foreground.sum())}"
         )
-    return viz.contact_sheet(pictures, captions=captions, columns=len(pictures), cell_px=cell_px)
+    return viz.contact_sheet(figures, captions=captions, columns=len(figures), cell_px=cell_px)
 
 
 def draw_class_graphs(
@@ -325,19 +325,19 @@ def draw_class_graphs(
       graphs: of the class, one per stage; `None` where it has no core.
       class_name: for the captions.
       max_neighbors: how many members of the core's spatial graph to draw, the nearest.
-      cell_px: longer side of each picture.
+      cell_px: longer side of each figure.
 
     Returns:
       [H', W', 3] uint8 RGB, see `viz.draw_graphs`; numbers on the edges are D / D_avg.
     """
     boxes = image.original(image.boxes)
-    pictures, captions = [], []
+    figures, captions = [], []
     for stage, graph in enumerate(graphs, start=1):
         if graph is None:
-            pictures.append(pixels)
+            figures.append(pixels)
             captions.append(f"{class_name}, head {stage}: no core")
             continue
-        pictures.append(
+        figures.append(
             viz.draw_graphs(
                 pixels,
                 boxes[graph.core],
@@ -352,4 +352,4 @@ def draw_class_graphs(
             f"{class_name}, head {stage}: neighbors {len(graph.neighbors)}, "
             f"nodes {len(graph.nodes)}"
         )
-    return viz.contact_sheet(pictures, captions=captions, columns=len(pictures), cell_px=cell_px)
+    return viz.contact_sheet(figures, captions=captions, columns=len(figures), cell_px=cell_px)

@@ -64,7 +64,7 @@ class MapRun:
         return checkpoint_steps(self.workdir) or [self.step]
 
     def at(self, step: int) -> Predictor:
-        """Return the predictor with the weights of another checkpoint; nothing is compiled anew.
+        """Return the predictor with the weights of another checkpoint; nothing is compiled again.
 
         Raises:
           DataError: there is no such checkpoint.

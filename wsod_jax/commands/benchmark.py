@@ -5,7 +5,7 @@
     wsod-jax benchmark --task gpu              the methods on an accelerator, into runs/benchmark_gpu.json
 
 Times are medians over --repeats runs, compilation excluded. TensorFlow is needed by `input` alone.
-`gpu` runs one program after another, in order of interest, and writes a JSON file and a Markdown table beside it
+`gpu` runs one program after another, in order of interest, and writes a JSON file and a Markdown table next to it
 after each. No program starts once --budget seconds have gone by; the rest reads "not run".
 """
 
@@ -154,7 +154,7 @@ def measure_accelerator(
     measure: Callable,
     save: Callable[[Sequence[Any]], None],
 ) -> None:
-    """Run the task `gpu`: rows are saved, and a table is written beside them, as each ends."""
+    """Run the task `gpu`: rows are saved, and a table is written next to them, as each ends."""
     from wsod_jax.commands.benchmarks.published import DEFAULT, METHODS
     from wsod_jax.commands.benchmarks.rows import Options, markdown
 

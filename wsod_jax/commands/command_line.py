@@ -18,7 +18,7 @@ from typing import Any
 from wsod_jax.errors import ConfigError, CueError, DataError, NonFiniteError, PeerError
 
 PACKAGE = Path(__file__).resolve().parents[1]
-# The shipped ones: inside an installed package, beside the package of a checkout.
+# The shipped ones: inside an installed package, next to the package of a checkout.
 CONFIGS = next(
     (folder for folder in (PACKAGE / "configs", PACKAGE.parent / "configs") if folder.is_dir()),
     PACKAGE / "configs",

@@ -3,8 +3,8 @@
     wsod-jax demo --out demo            # about ten minutes on two cores
     wsod-jax demo --out demo --small    # a minute or two, to see that everything works; scores mean nothing
 
-It renders pictures and finds proposals; then, with each of three seeds, it pretrains a tiny backbone on one-object
-pictures, trains WSDDN and OIM with the instance-reweighted loss and evaluates both; and it writes <out>/report.md.
+It renders images and finds proposals; then, with each of three seeds, it pretrains a tiny backbone on one-object
+images, trains WSDDN and OIM with the instance-reweighted loss and evaluates both; and it writes <out>/report.md.
 Every step is a command of this package, printed before it runs, on a core of its own. Steps that are done are skipped,
 so the same command goes on after an interruption.
 """
@@ -33,7 +33,7 @@ SMALL = {
         "--config.log.log_interval=5",
         "--config.log.checkpoint_interval=10",
     ),
-    "pictures": ("--config.log.image_interval=10", "--config.log.num_images=4"),
+    "figures": ("--config.log.image_interval=10", "--config.log.num_images=4"),
 }
 
 
@@ -79,8 +79,8 @@ def run(args: argparse.Namespace) -> int:
     for stage, checksum in checksums.items():
         print(f"{stage:36s}{checksum}")
     for method, (path, *_) in evaluations.items():
-        print(f"{METHODS[method]:8s}{path.with_suffix('.md')}, pictures in {path.parent}")
-    print(f"Report with the pictures of both: {report}")
+        print(f"{METHODS[method]:8s}{path.with_suffix('.md')}, figures in {path.parent}")
+    print(f"Report with the figures of both: {report}")
     print(f"This took {seconds:.0f} s; largest process: {log.gibibytes:.1f} GiB")
     return 0
 
@@ -131,12 +131,12 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Return what the command line asks for."""
     parser = make_parser(__doc__)
     parser.add_argument("--out", default="demo", help="folder for all that is made (demo)")
-    parser.add_argument("--small", action="store_true", help="few pictures, few updates")
+    parser.add_argument("--small", action="store_true", help="few images, few updates")
     parser.add_argument(
         "--seeds",
         type=int,
         nargs="+",
-        help="of pretraining and training; the pictures are always the same (0 1 2; 0 1 with --small)",
+        help="of pretraining and training; the images are always the same (0 1 2; 0 1 with --small)",
     )
     args = parser.parse_args(arguments)
     args.seeds = args.seeds or ([0, 1] if args.small else [0, 1, 2])
@@ -165,7 +165,7 @@ def chain(out: Path, small: bool, runs: Sequence[SeedRuns], last: dict[str, int]
             data / "spec.json",
         ),
         Step(
-            "Render one-object pictures to pretrain on",
+            "Render one-object images to pretrain on",
             (*RUN, "make_synthetic", f"--out={objects}", "--pretraining", *extra["objects"]),
             objects / "spec.json",
         ),
@@ -194,7 +194,7 @@ def chain(out: Path, small: bool, runs: Sequence[SeedRuns], last: dict[str, int]
         ),
         Step(
             "Draw how OIM finds further instances",
-            (*RUN, "visualize", "graphs", "--checkpoint", workdirs[-1], "--num", "4")
+            (*RUN, "visualize", "graphs", "--workdir", workdirs[-1], "--num", "4")
             + ("--out", str(out / "graphs")),
             out / "graphs" / "sheet.png",
             trained,
@@ -250,7 +250,7 @@ def detectors(
                 ),
                 *run.settings,
                 *extra["train"],
-                *extra["pictures"],
+                *extra["figures"],
             )
         )
         report = run.evaluation(method, last[method])

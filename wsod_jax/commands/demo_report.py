@@ -1,4 +1,4 @@
-"""What the demo ends with: scores of its methods, checksums of its stages, and one page with both and the pictures."""
+"""What the demo ends with: scores of its methods, checksums of its stages, and one page with both and the figures."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from wsod_jax.commands.benchmarks.timing import hardware
 from wsod_jax.commands.seeds import paired_differences, summarize_seeds
 
 METHODS = {"wsddn": "WSDDN", "oim_ir": "OIM+IR"}
-PICTURES = {
+FIGURES = {
     "objectness": "Where scores gather over training",
     "graphs": "How OIM finds further instances",
 }
@@ -88,7 +88,7 @@ def write_report(
     log: dict,
     small: bool,
 ) -> Path:
-    """Write one page with the scores of both methods and the pictures of the first seed; return its path.
+    """Write one page with the scores of both methods and the figures of the first seed; return its path.
 
     Args:
       out: folder of the demo.
@@ -114,15 +114,15 @@ def write_report(
         links = (f"[{i}]({folder}/report.md)" for i, folder in enumerate(folders, start=1))
         lines += [f"## {METHODS[method]}", f"All numbers of each seed: {', '.join(links)}"]
         folder = folders[0]
-        for picture in report["pictures"]:
-            lines += [f"![{picture['caption']}]({folder}/{picture['path']})", picture["caption"]]
+        for figure in report["figures"]:
+            lines += [f"![{figure['caption']}]({folder}/{figure['path']})", figure["caption"]]
         sheet = pseudo_sheet(out / method)
         if sheet is not None:
             lines += [
                 f"![Pseudo boxes]({sheet.relative_to(out).as_posix()})",
                 "The boxes it taught itself with, over training: the best of each class blue, further instances red.",
             ]
-    for folder, caption in PICTURES.items():
+    for folder, caption in FIGURES.items():
         if (out / folder / "sheet.png").is_file():
             lines += [f"## {caption}", f"![{caption}]({folder}/sheet.png)"]
     lines += [
@@ -141,12 +141,12 @@ def write_report(
 
 
 def pseudo_sheet(workdir: Path, num_images: int = 4) -> Path | None:
-    """Put a run's pictures of pseudo boxes on a sheet, a row per image; `None` if it drew none."""
+    """Put a run's figures of pseudo boxes on a sheet, a row per image; `None` if it drew none."""
     from wsod_jax.data.images import read_image
     from wsod_jax.viz import contact_sheet, save_image  # matplotlib takes long to import
 
     rows: dict[str, list[Path]] = {}
-    for path in sorted((workdir / "pictures").glob("*.png")):
+    for path in sorted((workdir / "figures").glob("*.png")):
         rows.setdefault(path.stem.partition("_")[2], []).append(path)
     chosen = [path for row in list(rows.values())[:num_images] for path in row]
     if not chosen:

@@ -3,22 +3,26 @@
     wsod-jax evaluate --workdir runs/oim_ir                 # its newest checkpoint
     wsod-jax evaluate --workdir runs/oim_ir --all_steps     # every checkpoint, with curves
     wsod-jax evaluate --workdir runs/oim_ir --watch         # each new one as training writes it
-    wsod-jax evaluate --checkpoint runs/oim_ir/checkpoints/90000
+    wsod-jax evaluate --workdir runs/oim_ir/checkpoints/90000
     wsod-jax evaluate --config oim_ir_vgg16_voc07 --predictions results.json   # runs no model
     wsod-jax evaluate --config oim_ir_vgg16_voc07 --pseudo boxes.json   # on the training split
-    wsod-jax evaluate --workdir runs/spn --compare --energy_of voc07.npz     # SPN beside its baselines
-    wsod-jax evaluate --workdir runs/spn_560 --together_with runs/spn_224 runs/spn_112
+    wsod-jax evaluate --workdir runs/spn --compare --energy_of voc07.npz     # SPN and its baselines
+    wsod-jax evaluate --workdir runs/spn_560 runs/spn_224 runs/spn_112   # their boxes joined
 
-Written into <workdir>/evaluation/<step>/ (--out in place of <workdir>/evaluation), or for a file of results into --out
-or <file>_scored/ beside it: predictions.json (boxes, and masks as RLE where the method predicts them, in COCO's results
-format) with predictions.index.json (which numbers mean which image and class), points.csv of methods with maps,
-detections.coco.json with --coco_set (the same as a COCO data set), voc_server/ with --voc_server, and report.md,
-report.json and figures. Files hold what was predicted of the test split; further passes, such as corloc, stand in the
-report alone. A file of results is not written again, and a classifier has no boxes to write. Several checkpoints also
-have history.json and curves.png beside their folders.
+Output goes to <workdir>/evaluation/<step>/ (--out replaces <workdir>/evaluation), for a file of results to --out or
+<file>_scored/ next to it:
 
-A split without boxes, such as VOC 2012 test, is predicted and not measured. After Ctrl-C the same command goes on with
-the images that are not finished.
+  report.md, report.json, figures
+  predictions.json              boxes, and masks as RLE where the method predicts them, in COCO's results format
+  predictions.index.json        the image and the class that each number in predictions.json stands for
+  points.csv                    methods with maps: the point of each class
+  detections.coco.json          with --coco_set: the detections as a COCO data set
+  voc_server/                   with --voc_server
+  history.json, curves.png      of several checkpoints, next to their folders
+
+These files hold the predictions on the test split; further passes, such as corloc, appear in the report only. A file
+of results is not written again, and a classifier has no boxes to write. On a split without boxes, such as VOC 2012
+test, predictions are written but not measured. After Ctrl-C the same command continues with the unfinished images.
 """
 
 from __future__ import annotations
@@ -34,7 +38,7 @@ from wsod_jax.commands.command_line import (
     run_command,
 )
 
-MAP_OPTIONS = ("compare", "energy_of", "together_with", "blacklist")
+MAP_OPTIONS = ("compare", "energy_of", "blacklist")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -59,8 +63,15 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser = make_parser(__doc__)
     add = parser.add_argument
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--workdir", help="folder of a training run")
-    source.add_argument("--checkpoint", help="folder of one checkpoint")
+    source.add_argument(
+        "--workdir",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="RUN",
+        help="folder of a training run or of one checkpoint; methods with maps take further runs, such as those of "
+        "other image sizes, whose boxes join those of the first",
+    )
     source.add_argument(
         "--config",
         metavar="CONFIG[:VARIANT]",
@@ -107,31 +118,27 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         help="methods with maps: also the Object Energy of these files of proposals",
     )
     add(
-        "--together_with",
-        nargs="+",
-        type=Path,
-        default=[],
-        metavar="RUN",
-        help="methods with maps: further runs whose boxes join this one's, such as those of other image sizes",
-    )
-    add(
         "--blacklist",
         type=Path,
         metavar="FILE",
         help="single-label methods with maps: images that do not count, as in ILSVRC",
     )
-    add("--pictures", type=int, default=12, help="images to draw (default 12)")
+    add("--figures", type=int, default=12, help="images to draw (default 12)")
     add_set_argument(
         parser,
         "change a test setting, e.g. --set nms_thr=0.4, or where the data lie now, "
         "e.g. --set data.root=/data/VOCdevkit --set proposals.path=/data/voc07.npz (repeatable)",
     )
     args = parser.parse_args(arguments)
-    args.of_maps = [name for name in MAP_OPTIONS if getattr(args, name)]
+    args.workdir, args.joined = next(iter(args.workdir), None), [Path(p) for p in args.workdir[1:]]
+    args.of_maps = [f"--{name}" for name in MAP_OPTIONS if getattr(args, name)]
+    args.of_maps += ["a second run in --workdir"] * bool(args.joined)
     from_file = args.predictions or args.pseudo
     if args.config and not from_file:
-        parser.error("--config goes with --predictions; a model needs --workdir or --checkpoint")
+        parser.error("--config goes with --predictions; a model needs --workdir")
     ignored = ("all_steps", "watch", "weights", "passes", *MAP_OPTIONS)
-    if from_file and any(getattr(args, name) for name in ignored):
-        parser.error(f"--predictions and --pseudo score one file: no --{', --'.join(ignored)}")
+    if from_file and (args.joined or any(getattr(args, name) for name in ignored)):
+        parser.error(
+            f"--predictions and --pseudo score one file: no --{', --'.join(ignored)}, and one --workdir"
+        )
     return args

@@ -4,11 +4,11 @@ Selective search on a data set in VOC or COCO layout, on several processes:
 
   wsod-jax make_proposals --data VOCdevkit/VOC2007 --split trainval test --out voc07_fast.npz --workers 8
 
-on a plain folder of pictures:
+on a plain folder of images:
 
-  wsod-jax make_proposals --data my_pictures --out my_pictures.npz
+  wsod-jax make_proposals --data my_images --out my_images.npz
 
-An interrupted run goes on where it stopped when started again. Pictures that cannot be read are named and left out.
+An interrupted run goes on where it stopped when started again. Images that cannot be read are named and left out.
 
 Proposals that others have published (Selective Search or MCG .mat, Detectron-style .pkl) are converted instead:
 
@@ -17,10 +17,10 @@ Proposals that others have published (Selective Search or MCG .mat, Detectron-st
 A trained soft proposal network makes proposals too, without looking for segments: the receptive fields that its
 proposal map scores highest, each in several sizes:
 
-  wsod-jax make_proposals --data VOCdevkit/VOC2007 --split trainval test --from_run runs/spn --out spn.npz
+  wsod-jax make_proposals --data VOCdevkit/VOC2007 --split trainval test --workdir runs/spn --out spn.npz
 
 With --report, the share of annotated objects that the proposals cover is printed, where the data has boxes;
---beside names other files to compare with.
+--compare_with names other files of proposals to compare with.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         "--data",
         type=Path,
         required=True,
-        help="a folder in VOC or COCO layout, or a folder of pictures",
+        help="a folder in VOC or COCO layout, or a folder of images",
     )
     parser.add_argument(
         "--split",
@@ -82,11 +82,11 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         "--max_side",
         type=int,
         default=SearchOptions.max_side,
-        help="search pictures shrunk to this longer side, 0 never shrinks (500)",
+        help="search images shrunk to this longer side, 0 never shrinks (500)",
     )
     fields = parser.add_argument_group("receptive fields of a run's proposal maps")
     fields.add_argument(
-        "--from_run", type=Path, metavar="RUN", help="folder of a training run, or of a checkpoint"
+        "--workdir", type=Path, metavar="RUN", help="folder of a training run, or of a checkpoint"
     )
     fields.add_argument("--step", type=int, help="which checkpoint (the newest)")
     fields.add_argument("--num", type=int, help="the most boxes per image (100)")
@@ -121,7 +121,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         "--report", action="store_true", help="print the recall of annotated objects"
     )
     parser.add_argument(
-        "--beside",
+        "--compare_with",
         type=Path,
         nargs="+",
         default=[],
@@ -129,14 +129,14 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         help="with --report: also print the recall of these files of proposals, by number of boxes",
     )
     options = parser.parse_args(arguments)
-    if options.from_run and options.source:
-        parser.error("--from_run and --import make proposals in different ways; choose one")
+    if options.workdir and options.source:
+        parser.error("--workdir and --import make proposals in different ways; choose one")
     names = ("step", "num", "sizes", "aspects", "nms_thr", "set")
     given = [name for name in names if getattr(options, name) is not None]
-    if given and not options.from_run:
-        parser.error(f"--{given[0]} needs --from_run")
-    if options.beside and not options.report:
-        parser.error("--beside needs --report")
+    if given and not options.workdir:
+        parser.error(f"--{given[0]} needs --workdir")
+    if options.compare_with and not options.report:
+        parser.error("--compare_with needs --report")
     return options
 
 
@@ -154,7 +154,7 @@ def read_images(data: Path, splits: list[str] | None) -> ImageSet:
     """Return the images to work on, each once."""
     if not data.is_dir():
         raise DataError(
-            f"--data {data}: no such folder; give one in VOC or COCO layout, or one of pictures."
+            f"--data {data}: no such folder; give one in VOC or COCO layout, or a folder of images."
         )
     reader, found = reader_of(data)
     if reader is None:
@@ -228,7 +228,7 @@ def receptive_fields(images: ImageSet, options: argparse.Namespace) -> ProposalS
 
     given = {k: getattr(options, k) for k in ("num", "sizes", "aspects", "nms_thr")}
     result = propose_fields(
-        options.from_run,
+        options.workdir,
         images,
         options.out,
         options=FieldOptions(**{k: v for k, v in given.items() if v is not None}),
@@ -251,7 +251,7 @@ def convert(images: ImageSet, options: argparse.Namespace) -> ProposalSet:
 def print_recall(
     proposals: ProposalSet, others: dict[str, ProposalSet], options: argparse.Namespace
 ) -> None:
-    """Print the recall of annotated objects, of each split by class and by number of boxes beside other files."""
+    """Print the recall of annotated objects, of each split by class and by number of boxes next to other files."""
     from wsod_jax.data.proposals.recall import (  # brings JAX, which workers do without
         measure_recall,
         recall_by_count,
@@ -283,8 +283,8 @@ def run(options: argparse.Namespace) -> None:
     if options.out.suffix != ".npz":
         raise ConfigError(f"--out must end in .npz, found {options.out}.")
     images = read_images(options.data, options.split)
-    others = {str(path): ProposalSet.load(path) for path in options.beside}
-    make = receptive_fields if options.from_run else convert if options.source else search
+    others = {str(path): ProposalSet.load(path) for path in options.compare_with}
+    make = receptive_fields if options.workdir else convert if options.source else search
     try:
         proposals = make(images, options)
     except OSError as error:

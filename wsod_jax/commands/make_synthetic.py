@@ -49,7 +49,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument(
         "--pretraining",
         action="store_true",
-        help="one larger object per image and another seed: pictures to pretrain a classifier on "
+        help="one larger object per image and another seed: images to pretrain a classifier on "
         "(1200 + 200 images unless told otherwise)",
     )
     difficulty = parser.add_argument_group("difficulty")

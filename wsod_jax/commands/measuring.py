@@ -75,14 +75,14 @@ def rescore(args: argparse.Namespace) -> None:
         left_out=outcome.left_out,
         notes=outcome.notes,
     )
-    finish(report, folder, draw_outcome(outcome, folder, args.pictures))
+    finish(report, folder, draw_outcome(outcome, folder, args.figures))
 
 
 def stored_config(args: argparse.Namespace) -> RunConfig:
     """Return the configuration: of a Python file, or as a run has stored it."""
     if args.config:
         return build.read_config(load_config(args.config))
-    return read_workdir(Path(args.workdir or args.checkpoint))
+    return read_workdir(Path(args.workdir))
 
 
 def read_workdir(source: Path) -> RunConfig:
@@ -98,19 +98,19 @@ def read_workdir(source: Path) -> RunConfig:
 
 def evaluate_run(args: argparse.Namespace) -> None:
     """Evaluate the checkpoints asked for, one report each, and draw curves over them."""
-    source = Path(args.workdir or args.checkpoint)
+    source = Path(args.workdir)
     out = Path(args.out) if args.out else workdir_of(source) / "evaluation"
     history, predictor = {}, None
     for step in steps_of(source, args):
         try:
             opened = load_run(
                 source,
-                None if source.name.isdigit() else step,
+                None if is_checkpoint(source) else step,
                 weights=args.weights,
                 changes=args.set,
             )
         except (ValueError, OSError):
-            if source.name.isdigit() or step in checkpoint_steps(source):
+            if is_checkpoint(source) or step in checkpoint_steps(source):
                 raise
             print(f"step {step}: left out, training has deleted this checkpoint")
             continue
@@ -135,9 +135,14 @@ def write_history(out: Path, name: str, history: dict[int, dict[str, float]]) ->
     print(f"curves over {len(history)} checkpoints: {path}")
 
 
+def is_checkpoint(source: Path) -> bool:
+    """Return whether a folder is that of one checkpoint, not of a run."""
+    return source.name.isdigit() and not (source / "checkpoints").is_dir()
+
+
 def workdir_of(source: Path) -> Path:
     """Return the workdir of a run, of its folder of checkpoints, or of one checkpoint."""
-    if source.name.isdigit():
+    if is_checkpoint(source):
         return source.parent.parent
     return source.parent if source.name == "checkpoints" else source
 
@@ -145,9 +150,9 @@ def workdir_of(source: Path) -> Path:
 def steps_of(source: Path, args: argparse.Namespace) -> Iterator[int]:
     """Yield the steps to evaluate; with --watch, as they appear, until the run's last one.
 
-    Training deletes old checkpoints meanwhile, so they are listed anew before each.
+    Training deletes old checkpoints meanwhile, so they are listed again before each.
     """
-    if args.checkpoint and source.name.isdigit():
+    if is_checkpoint(source):
         yield int(source.name)
         return
     seen, expected = set(), set()
@@ -229,7 +234,7 @@ def evaluate_step(predictor: Predictor, args: argparse.Namespace, folder: Path) 
         + [compilation_note(predictor, outcomes)],
         tables=tables,
     )
-    finish(report, folder, draw_outcome(test, folder, args.pictures))
+    finish(report, folder, draw_outcome(test, folder, args.figures))
     for outcome in outcomes:
         outcome.discard()
     return known(report.summary)
@@ -259,11 +264,11 @@ def options_of_maps(
     method, name = predictor.method, predictor.config.method.name
     if "maps" not in method.outputs:
         for option in args.of_maps:
-            raise ConfigError(f"--{option} is for methods with maps, such as spn; this is {name!r}")
+            raise ConfigError(f"{option} is for methods with maps, such as spn; this is {name!r}")
         return [], (), {}
     places = locations(predictor.config)
     moved = [change for change in args.set if change.partition("=")[0] in places]
-    others = [open_other(run, data.images, moved) for run in args.together_with]
+    others = [open_other(run, data.images, moved) for run in args.joined]
     energies = {}
     if data.has_boxes:
         energies = {path.name: file_energies(path, data) for path in args.energy_of}
@@ -287,8 +292,8 @@ def open_other(run: Path, images: ImageSet, changes: Sequence[str]) -> Predictor
     other = load_run(run, changes=changes)
     if "maps" not in other.method.outputs:
         raise ConfigError(
-            f"--together_with {run}: method {other.config.method.name!r} makes no maps; only runs of "
-            "methods with maps, such as spn, can be joined"
+            f"--workdir {run}: boxes of several runs are joined for methods with maps, such as spn; this is "
+            f"{other.config.method.name!r}"
         )
     check_classes(images, other.class_names)
     return other
@@ -302,7 +307,7 @@ def compare(
     folder: Path,
     args: argparse.Namespace,
 ) -> list[Any]:
-    """Return the table of the detector beside its baselines, if there are boxes to measure them by."""
+    """Return the table of the detector and its baselines, if there are boxes to measure them by."""
     if not outcomes[0].data.has_boxes:
         outcomes[0].notes.append(
             "nothing is compared with baselines: there are no boxes to measure them by"

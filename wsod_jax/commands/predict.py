@@ -1,18 +1,18 @@
-"""Detect objects in pictures with a trained detector.
+"""Detect objects in images with a trained detector.
 
-    wsod-jax predict --checkpoint runs/oim_ir --images my_pictures --out found
-    wsod-jax predict --checkpoint runs/oim_ir/checkpoints/90000 --images a.jpg b.jpg --out found
-    wsod-jax predict --checkpoint runs/oim_ir --images my_pictures --out found --set "scales=(480,688)"
+    wsod-jax predict --workdir runs/oim_ir --images my_images --out found
+    wsod-jax predict --workdir runs/oim_ir/checkpoints/90000 --images a.jpg b.jpg --out found
+    wsod-jax predict --workdir runs/oim_ir --images my_images --out found --set "scales=(480,688)"
 
 No labels and no boxes are needed. The proposals that the detector chooses among are computed here, as those it was
 trained with were, and kept in the output folder; --proposals takes a file of wsod-jax make_proposals instead.
 
 Written into --out: predictions.json (all boxes, and masks where the method predicts them, in COCO's results format)
 with predictions.index.json (which numbers mean which image and class), detections.coco.json (the same as a COCO data
-set), image_scores.csv (a score per picture and class), pictures/ (each picture with its best boxes) and sheet.jpg (all
+set), image_scores.csv (a score per image and class), figures/ (each image with its best boxes) and sheet.jpg (all
 of them at a glance). Methods without proposals, such as SPN, also write points.csv, and
-draw the proposal map and the activations to classes; a picture in which no class is predicted has no boxes, and shows
-the best class's activation. A classifier writes image_scores.csv alone. Pictures that cannot be read are named and left
+draw the proposal map and the activations to classes; an image in which no class is predicted has no boxes, and shows
+the best class's activation. A classifier writes image_scores.csv alone. Images that cannot be read are named and left
 out.
 """
 
@@ -50,12 +50,12 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     """Return what the command line asks for."""
     parser = make_parser(__doc__)
     parser.add_argument(
-        "--checkpoint",
+        "--workdir",
         required=True,
-        help="folder given to train as --workdir (its newest checkpoint), or of one checkpoint",
+        help="folder of a training run (its newest checkpoint), or of one checkpoint",
     )
     parser.add_argument(
-        "--images", nargs="+", type=Path, required=True, help="picture files, or folders of them"
+        "--images", nargs="+", type=Path, required=True, help="image files, or folders of them"
     )
     parser.add_argument("--out", type=Path, required=True, help="folder to write into")
     parser.add_argument(
@@ -64,12 +64,14 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument(
         "--score_thr",
         type=float,
-        help="draw boxes with at least this score (default: half of the picture's best); "
+        help="draw boxes with at least this score (default: half of the image's best); "
         "predictions.json holds all of them anyway",
     )
-    parser.add_argument("--max_boxes", type=int, help="draw at most so many boxes per picture (20)")
     parser.add_argument(
-        "--max_pictures", type=int, default=200, help="draw at most so many pictures (200)"
+        "--max_boxes", type=int, help="highest number of boxes drawn in an image (20)"
+    )
+    parser.add_argument(
+        "--max_figures", type=int, default=200, help="highest number of images drawn (200)"
     )
     add_weights_arguments(parser)
     add_set_argument(

@@ -33,14 +33,14 @@ from wsod_jax.scoring import open_log, run_pass, source_of
 from wsod_jax.types import ImageResult
 from wsod_jax.viz import contact_sheet, save_image
 
-SHEET_PICTURES = 48
-IMAGES_PER_WORKER = 8  # a process takes seconds to start: fewer pictures are not worth one
+SHEET_FIGURES = 48
+IMAGES_PER_WORKER = 8  # a process takes seconds to start: fewer images are not worth one
 
 
 def predict(args: argparse.Namespace) -> None:
     """Predict as the arguments say."""
-    predictor = load_run(args.checkpoint, weights=args.weights, changes=args.set)
-    # Threads, whatever the run was tested with: this script does without TensorFlow.
+    predictor = load_run(args.workdir, weights=args.weights, changes=args.set)
+    # Always the thread loader, so that TensorFlow is not required.
     predictor = predictor.with_settings(loader="threads")
     outputs, names = predictor.method.outputs, predictor.class_names
     if "maps" in outputs:
@@ -109,7 +109,7 @@ def refuse_options_of_boxes(args: argparse.Namespace) -> None:
 
 
 def read_images(paths: Sequence[Path]) -> ImageSet:
-    """Return the pictures of files and folders that can be read; the others are named and counted."""
+    """Return the images of files and folders that can be read; the others are named and counted."""
     images = list_images(paths)
     with ThreadPoolExecutor(num_cores()) as pool:
         problems = list(pool.map(problem_of, images.records))
@@ -125,7 +125,7 @@ def read_images(paths: Sequence[Path]) -> ImageSet:
 
 
 def problem_of(record: ImageRecord) -> str | None:
-    """Return why a picture cannot be decoded, `None` if it can."""
+    """Return why an image cannot be decoded, `None` if it can."""
     try:
         record.load()
     except DataError as error:
@@ -136,7 +136,7 @@ def problem_of(record: ImageRecord) -> str | None:
 def with_proposals(
     images: ImageSet, trained_on: str, args: argparse.Namespace
 ) -> tuple[ImageSet, ProposalSet]:
-    """Return the pictures to predict and their proposals, read or computed as those that the detector trained on."""
+    """Return the images to predict and their proposals, read or computed as those that the detector trained on."""
     if args.proposals is not None:
         proposals = ProposalSet.load(args.proposals)
         check_proposals(proposals, images)
@@ -160,7 +160,7 @@ def with_proposals(
 
 
 def check_sources(path: Path, images: ImageSet) -> None:
-    """Make sure that proposals kept from an earlier call are not those of other pictures of the same names."""
+    """Make sure that proposals kept from an earlier call are not those of other images of the same names."""
     sources = {record.image_id: source_of(record) for record in images.records}
     known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     for image_id, source in sources.items():
@@ -181,7 +181,7 @@ def draw(
     columns, cell_px = (1, 900) if has_maps else (4, 320)
     cells, captions = [], []
     for result in results:
-        if result.image_index >= args.max_pictures:
+        if result.image_index >= args.max_figures:
             break
         record = images.records[result.image_index]
         image = record.load()
@@ -195,15 +195,15 @@ def draw(
             figure = draw_detections(
                 image, result, None, class_names=names, score_thr=threshold, max_boxes=most
             )
-        save_image(args.out / "pictures" / f"{record.image_id}.jpg", figure)
-        if len(cells) < SHEET_PICTURES:  # shrunk: sheets are many
+        save_image(args.out / "figures" / f"{record.image_id}.jpg", figure)
+        if len(cells) < SHEET_FIGURES:  # shrunk: sheets are many
             cells.append(contact_sheet([figure], columns=1, gap_px=0, cell_px=cell_px))
             captions.append(record.image_id)
     if cells:
         cell_px = None if has_maps else cell_px
         sheet = contact_sheet(cells, captions=captions, columns=columns, cell_px=cell_px)
         path = save_image(args.out / "sheet.jpg", sheet)
-        print(f"pictures: {args.out / 'pictures'} and {path}")
+        print(f"figures: {args.out / 'figures'} and {path}")
 
 
 def bar_style() -> dict:

@@ -4,7 +4,7 @@
     wsod-jax train --config synthetic:oicr --workdir runs/oicr --config.optim.learning_rate=2e-4
 
 The same command resumes an interrupted run where it stopped. The workdir gets config.json, metrics.jsonl,
-tensorboard/, checkpoints/ and pictures/ of fixed training images with their pseudo boxes. A config may take a
+tensorboard/, checkpoints/ and figures/ of fixed training images with their pseudo boxes. A config may take a
 variant after a colon, and every value in it can be set on the command line as --config.section.key=value.
 """
 

@@ -1,21 +1,21 @@
 """Draw proposals, detections, training curves, pseudo boxes and proposal maps.
 
-Proposals over pictures, with the best one of every annotated object:
+Proposals over images, with the best one of every annotated object:
 
-  wsod-jax visualize proposals --data VOCdevkit/VOC2007 --split test --proposals voc07.npz --out pictures
+  wsod-jax visualize proposals --data VOCdevkit/VOC2007 --split test --proposals voc07.npz --out figures
 
-Detections from a predictions file; hits red, false ones yellow and dashed, annotated objects green:
+Detections from a predictions file; true positives red, false positives yellow and dashed, annotated objects green:
 
   wsod-jax visualize detections --data VOCdevkit/VOC2007 --split test --predictions predictions.json \\
-      --out pictures
+      --out figures
 
-Detections in a plain folder of pictures (boxes in their classes' colors):
+Detections in a plain folder of images (boxes in their classes' colors):
 
-  wsod-jax visualize detections --data my_pictures --predictions predictions.json --out pictures
+  wsod-jax visualize detections --data my_images --predictions predictions.json --out figures
 
 Training curves of one or more runs in one chart:
 
-  wsod-jax visualize curves runs/oicr runs/oim --out curves.png
+  wsod-jax visualize curves --workdir runs/oicr runs/oim --out curves.png
 
 How many objects of a class an image holds, for one or more data sets:
 
@@ -23,7 +23,7 @@ How many objects of a class an image holds, for one or more data sets:
 
 What a run mines in its training images: cores blue, further instances red, the proposals that learn from them thin:
 
-  wsod-jax visualize pseudo --checkpoint runs/oim --truth --out pictures
+  wsod-jax visualize pseudo --workdir runs/oim --truth --out figures
 
 How good those boxes were over training, as a table (needs annotated objects):
 
@@ -31,19 +31,19 @@ How good those boxes were over training, as a table (needs annotated objects):
 
 How OIM found those instances, along its spatial and appearance graphs:
 
-  wsod-jax visualize graphs --checkpoint runs/oim --step 4000 --images 000012 --out pictures
+  wsod-jax visualize graphs --workdir runs/oim --step 4000 --images 000012 --out figures
 
 Where the scores of a class pile up over the course of training, of one or more runs:
 
-  wsod-jax visualize objectness --workdir runs/oicr runs/oim --num 8 --out pictures
+  wsod-jax visualize objectness --workdir runs/oicr runs/oim --num 8 --out figures
 
 How the proposal maps of SPN and a class activation maps evolved over the course of training, of one or more runs:
 
-  wsod-jax visualize proposal_maps --workdir runs/spn runs/cam --class cow --num 8 --out pictures
+  wsod-jax visualize proposal_maps --workdir runs/spn runs/cam --class cow --num 8 --out figures
 
 The random walk that makes a proposal map, step by step, whether it settles, and the map it would settle to:
 
-  wsod-jax visualize walk --checkpoint runs/spn --walk_steps 0 1 2 5 20 --out pictures
+  wsod-jax visualize walk --workdir runs/spn --walk_steps 0 1 2 5 20 --out figures
 
 Which share of proposal maps, and of proposals, lies on objects: against the objects' size, and over training:
 
@@ -91,7 +91,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
 
 def add_data_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
     """Add the commands that look at files and run no model."""
-    proposals = command("proposals", "files", "proposals over pictures")
+    proposals = command("proposals", "files", "proposals over images")
     proposals.add_argument("--proposals", type=Path, required=True, help="an .npz proposals file")
     detections = command("detections", "files", "detections from a predictions file")
     detections.add_argument(
@@ -103,28 +103,30 @@ def add_data_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
     detections.add_argument(
         "--iou_thr", type=float, default=0.5, help="a hit overlaps an object by more (0.5)"
     )
-    detections.add_argument("--max_boxes", type=int, default=20, help="per picture, the best (20)")
-    for pictures in (proposals, detections):
-        pictures.add_argument(
-            "--data", type=Path, required=True, help="a folder in VOC layout, or of pictures"
+    detections.add_argument("--max_boxes", type=int, default=20, help="most boxes in an image (20)")
+    for figures in (proposals, detections):
+        figures.add_argument(
+            "--data", type=Path, required=True, help="a folder in VOC layout, or a folder of images"
         )
-        pictures.add_argument("--split", help="VOC layout only: test, trainval ...")
-        add_choice_arguments(pictures)
+        figures.add_argument("--split", help="VOC layout only: test, trainval ...")
+        add_choice_arguments(figures)
 
     curves = command("curves", "files", "training curves of one or more runs")
-    curves.add_argument("workdirs", nargs="+", type=Path, help="folders given to train")
+    curves.add_argument(
+        "--workdir", nargs="+", type=Path, required=True, help="folders of runs, a line for each"
+    )
     curves.add_argument(
         "--names", nargs="+", help='scalars to show; "loss/" means all that start so (all)'
     )
     curves.add_argument("--smoothing", type=int, default=1, help="running mean over points (1)")
-    curves.add_argument("--out", type=Path, required=True, help="the picture to write")
+    curves.add_argument("--out", type=Path, required=True, help="the image file to write")
 
     instances = command("instances", "files", "objects per image and class, as bars")
     instances.add_argument(
         "--data", nargs="+", type=Path, required=True, help="folders in VOC layout, same classes"
     )
     instances.add_argument("--split", default="trainval", help="the split of each (trainval)")
-    instances.add_argument("--out", type=Path, required=True, help="the picture to write")
+    instances.add_argument("--out", type=Path, required=True, help="the image file to write")
 
 
 def add_mining_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
@@ -179,7 +181,7 @@ def add_map_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
         nargs="+",
         type=step_count,
         default=[0, 1, 2, 3, 5, 10, 20],
-        help="show the map after so many steps (0 1 2 3 5 10 20)",
+        help="numbers of steps after which the map is shown (0 1 2 3 5 10 20)",
     )
     energy = command(
         "energy",
@@ -201,8 +203,8 @@ def add_map_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
         several.add_argument(
             "--workdir", nargs="+", type=Path, help="folders of runs, to compare", **else_empty
         )
-    for pictures in (maps, walk):
-        add_choice_arguments(pictures)
+    for figures in (maps, walk):
+        add_choice_arguments(figures)
     for parser in (maps, walk, energy):
         parser.add_argument("--split", help="of the data (the first run's test split)")
         add_settings_argument(parser)
@@ -211,14 +213,14 @@ def add_map_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
 def step_count(text: str) -> int:
     """Read how many steps a walk takes."""
     if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of steps, such as 0 or 20")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of steps such as 0 or 20")
     return int(text)
 
 
 def add_checkpoint_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the choice of one checkpoint."""
     parser.add_argument(
-        "--checkpoint",
+        "--workdir",
         type=Path,
         required=True,
         help="folder of a run (its newest checkpoint), or of one checkpoint",
@@ -242,9 +244,9 @@ def add_location_argument(parser: argparse.ArgumentParser) -> None:
 
 
 def add_choice_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add what all commands that draw over pictures share."""
+    """Add what all commands that draw over images share."""
     parser.add_argument("--out", type=Path, required=True, help="the folder to write into")
     parser.add_argument(
-        "--num", type=int, default=16, help="pictures to draw, spread over the set (16)"
+        "--num", type=int, default=16, help="images to draw, spread over the set (16)"
     )
     parser.add_argument("--images", nargs="+", metavar="ID", help="draw these images instead")

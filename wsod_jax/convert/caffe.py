@@ -38,7 +38,7 @@ from wsod_jax.types import Params
 
 # Blue, green, red.
 VGG16_MEAN = (102.9801, 115.9465, 122.7717)  # as Fast R-CNN and its descendants subtract it
-CNN_S_MEAN = (103.939, 116.779, 123.68)  # average of the mean picture that comes with the weights
+CNN_S_MEAN = (103.939, 116.779, 123.68)  # average of the mean image that comes with the weights
 GOOGLENET_MEAN = (104.0, 117.0, 123.0)
 GOOGLENET_STEM = {"conv1": "conv1/7x7_s2", "conv2": "conv2/3x3_reduce", "conv3": "conv2/3x3"}
 GOOGLENET_BRANCHES = {  # layer of an inception module: Caffe's name for it

@@ -1,4 +1,4 @@
-"""The report of one evaluation: numbers as JSON, the same for people as Markdown, and pictures."""
+"""The report of one evaluation: numbers as JSON, the same for people as Markdown, and figures."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from wsod_jax.files import atomic_write
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A picture of the report: a PNG or JPEG file and what it shows."""
+class Figure:
+    """A figure of the report: a PNG or JPEG file and what it shows."""
 
     path: Path
     caption: str
@@ -131,7 +131,7 @@ class Report:
         return {name: value for part in [*parts, self.numbers] for name, value in part.items()}
 
     def content(self) -> dict:
-        """Return the report as JSON holds it, but for its pictures."""
+        """Return the report as JSON holds it, without its figures."""
         notes = [*self.notes]
         for evaluation in self.evaluations:
             notes += evaluation.notes
@@ -168,21 +168,20 @@ class Report:
         )
 
 
-def write_report(folder: str | Path, report: Report, pictures: Sequence[Picture] = ()) -> Path:
+def write_report(folder: str | Path, report: Report, figures: Sequence[Figure] = ()) -> Path:
     """Write `report.json` and `report.md` into a folder, which is made if it does not exist.
 
     Args:
       folder: where to.
       report: what to write.
-      pictures: shown in order; links are relative to the folder, so folder and pictures move together.
+      figures: shown in order; links are relative to the folder, so that the folder can be moved with its figures.
 
     Returns:
       The path of `report.md`.
     """
     folder, content = Path(folder), report.content()
-    content["pictures"] = [
-        {"path": _relative(picture.path, folder), "caption": picture.caption}
-        for picture in pictures
+    content["figures"] = [
+        {"path": _relative(figure.path, folder), "caption": figure.caption} for figure in figures
     ]
     columns = {name: mean for e in report.evaluations for name, (mean, _) in e.shares.items()}
     overall = {name for e in report.evaluations for name in e.overall}
@@ -247,11 +246,11 @@ def _markdown(content: dict, shares: set[str], columns: Mapping[str, str]) -> st
         sections += [f"## {extra['title']} (percent)", _table(extra["head"], rows)]
     rows = [[f"`{key}`", f"`{value}`"] for key, value in _flat(content["settings"])]
     sections += ["## Settings", _table(["setting", "value"], rows)]
-    if content["pictures"]:
-        sections.append("## Pictures")
+    if content["figures"]:
+        sections.append("## Figures")
         sections += [
-            f"![{picture['caption']}]({picture['path'].replace(' ', '%20')})\n\n{picture['caption']}"
-            for picture in content["pictures"]
+            f"![{figure['caption']}]({figure['path'].replace(' ', '%20')})\n\n{figure['caption']}"
+            for figure in content["figures"]
         ]
     return "\n\n".join(sections) + "\n"
 

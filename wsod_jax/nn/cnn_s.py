@@ -14,10 +14,10 @@ from wsod_jax.types import FeatureMap
 class CnnS(Backbone):
     """VGG-CNN-S without pool5; ends after conv5's ReLU, 12 pixels a cell: 17x17 cells for 224x224 pixels.
 
-    conv1 and conv2 are not padded, so the first cell's center lies some way into the picture: see `receptive_field`.
+    conv1 and conv2 are not padded, so the first cell's center lies some way into the image: see `receptive_field`.
 
     Attributes:
-      mean: of VGG's authors; their own subtracts a mean picture, of which this is the average.
+      mean: of VGG's authors; their own subtracts a mean image, of which this is the average.
 
     Source: Chatfield et al. 2014, Table 1, CNN-S; pooling rounds up, as the authors' Caffe model does.
     """

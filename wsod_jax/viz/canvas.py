@@ -1,4 +1,4 @@
-"""A picture to draw on: boxes, lines and labels over an image, readable at any image size."""
+"""An image to draw on: boxes, lines and labels over an image, readable at any image size."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from wsod_jax.viz.fonts import font
 Color = tuple[int, int, int]
 Style = Literal["solid", "dashed", "corners"]
 
-# Success, failure and truth as in the OIM paper's pictures. Line styles repeat what the colors say, so that
-# the three stay apart for color-blind readers and on gray paper.
+# True positives, false positives and ground truth have the colors of the OIM paper's figures. Line styles differ too,
+# so that the three can be told apart by color-blind readers and on gray paper.
 HIT: Color = (230, 30, 40)
 FALSE: Color = (255, 214, 0)
 TRUTH: Color = (0, 190, 110)
@@ -48,7 +48,7 @@ class Canvas:
 
     Args:
       image: [H, W, 3] uint8 RGB; it is copied.
-      min_side: smaller images are enlarged by a whole factor until their shorter side has so many pixels,
+      min_side: smaller images are enlarged by a whole factor until their shorter side has this many pixels,
         so that labels stay readable.
     """
 
@@ -68,13 +68,13 @@ class Canvas:
         self._labels: list[tuple[np.ndarray, str, Color]] = []
 
     def array(self) -> np.ndarray:
-        """Return the picture, [H', W', 3] uint8 RGB. Labels lie over everything else."""
-        picture = Image.fromarray(self._pixels)
-        draw = ImageDraw.Draw(picture)
+        """Return the drawing, [H', W', 3] uint8 RGB. Labels lie over everything else."""
+        drawn = Image.fromarray(self._pixels)
+        draw = ImageDraw.Draw(drawn)
         taken: list[tuple[float, float, float, float]] = []
         for corner, text, color in self._labels:
-            _draw_label(draw, corner, text, color, self.font_px, picture.size, taken)
-        return np.asarray(picture)
+            _draw_label(draw, corner, text, color, self.font_px, drawn.size, taken)
+        return np.asarray(drawn)
 
     def boxes(
         self,
@@ -146,7 +146,7 @@ class Canvas:
         return self
 
     def blend(self, layer: np.ndarray, alpha: np.ndarray | float) -> Canvas:
-        """Mix in a picture [H, W, 3] of the image's own size; `alpha` in [0, 1] is a number or [H, W]."""
+        """Mix in a layer [H, W, 3] of the image's own size; `alpha` in [0, 1] is a number or [H, W]."""
         size = self._pixels.shape[1::-1]
         layer = cv2.resize(np.asarray(layer, np.float32), size, interpolation=cv2.INTER_LINEAR)
         if not np.isscalar(alpha):
@@ -213,7 +213,7 @@ def ink_on(color: Color) -> Color:
 
 
 def save_image(path: str | Path, image: np.ndarray) -> Path:
-    """Write an RGB picture [H, W, 3] uint8 to a PNG or JPEG file, whose folder is made; return the path."""
+    """Write an RGB image [H, W, 3] uint8 to a PNG or JPEG file, whose folder is made; return the path."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(np.asarray(image)).save(path, quality=92)

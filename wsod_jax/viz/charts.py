@@ -122,7 +122,7 @@ def plot_training(
       runs: label -> what `metric_series` returned.
       names: scalars to show, in order; a name that ends in "/" stands for all that start with it. All that change if
         not given.
-      smoothing: running mean over so many points; the raw values stay visible in pale.
+      smoothing: running mean over this many points; the raw values stay visible in pale.
     Returns:
       [H, W, 3] uint8 RGB.
     Raises:

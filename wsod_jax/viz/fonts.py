@@ -27,18 +27,18 @@ def writable(text: str) -> str:
 
 
 def shown_names(class_names: Sequence[str]) -> tuple[str, ...]:
-    """Return class names as pictures show them: "#3", the third, for a name that no font can draw; a warning tells."""
+    """Return class names as figures show them: "#3", the third, for a name that no font can draw; a warning tells."""
     return _shown_names(tuple(class_names))
 
 
 def legend(class_names: Sequence[str]) -> str:
-    """Return a sentence that says which numbers stand for which names in pictures; empty where none does."""
+    """Return a sentence that says which numbers stand for which names in figures; empty where none does."""
     shown = zip(shown_names(class_names), class_names, strict=True)
     numbers = ", ".join(f"{number} {name}" for number, name in shown if number != name)
     if not numbers:
         return ""
     return (
-        f"no font here has the characters of some class names, so pictures show numbers: {numbers}"
+        f"no font here has the characters of some class names, so figures show numbers: {numbers}"
     )
 
 
@@ -60,7 +60,7 @@ def _shown_names(class_names: tuple[str, ...]) -> tuple[str, ...]:
     if shown != class_names:
         lacking = [name for name, label in zip(class_names, shown, strict=True) if name != label]
         logger.warning(
-            "no font here has the characters of %d class names (%s); pictures show their numbers, #1 for the first "
+            "no font here has the characters of %d class names (%s); figures show their numbers, #1 for the first "
             "class. Install a font that has them, such as Noto Sans CJK.",
             len(lacking),
             ", ".join(lacking[:5]),

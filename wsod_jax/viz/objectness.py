@@ -8,8 +8,8 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from wsod_jax.viz.canvas import CORE, HIT, INK, PAPER, Canvas
+from wsod_jax.viz.drawing import contact_sheet
 from wsod_jax.viz.fonts import font
-from wsod_jax.viz.pictures import contact_sheet
 
 HEAT_ALPHA = 0.6  # weight of a map's colors over its image
 
@@ -89,17 +89,17 @@ def _heat(share: np.ndarray) -> np.ndarray:
     return (colormaps["turbo"](share)[..., :3] * 255).astype(np.float32)
 
 
-def add_color_key(picture: np.ndarray, low: str, high: str, note: str = "") -> np.ndarray:
-    """Put a line below a picture that says what the colors of its maps mean.
+def add_color_key(figure: np.ndarray, low: str, high: str, note: str = "") -> np.ndarray:
+    """Put a line below a figure that says what the colors of its maps mean.
 
     Args:
-      picture: [H, W, 3] uint8 RGB.
+      figure: [H, W, 3] uint8 RGB.
       low, high: what blue and red stand for.
       note: a second line of text.
     Returns:
       [H', W, 3] uint8 RGB.
     """
-    width = picture.shape[1]
+    width = figure.shape[1]
     text_px = int(np.clip(width // 110, 11, 20))
     strip = Image.new("RGB", (width, (5 if note else 3) * text_px), PAPER)
     draw = ImageDraw.Draw(strip)
@@ -110,7 +110,7 @@ def add_color_key(picture: np.ndarray, low: str, high: str, note: str = "") -> n
     texts = [(start - text_px, middle, low, "rm"), (start + bar_px + text_px, middle, high, "lm")]
     for x, y, text, anchor in [*texts, (width // 2, middle + 2 * text_px, note, "mm")]:
         draw.text((x, y), text, fill=INK, font=font(text_px), anchor=anchor)
-    return np.concatenate([picture, np.asarray(strip)])
+    return np.concatenate([figure, np.asarray(strip)])
 
 
 def draw_evolution(
@@ -131,12 +131,12 @@ def draw_evolution(
       titles: such as "step 0", one per map.
       boxes, scores: per map, the detections of that checkpoint.
       shared_scale: one color scale for all maps; otherwise each map's maximum is its hottest color.
-      cell_px: longer side of each picture.
+      cell_px: longer side of each figure.
     Returns:
       [H', W', 3] uint8 RGB. Stack the rows of several images or methods with `contact_sheet(rows, columns=1)`.
     """
     highest = max((float(m.max(initial=0.0)) for m in maps), default=0.0) if shared_scale else None
-    pictures = [
+    figures = [
         draw_objectness(
             image,
             objectness,
@@ -148,5 +148,5 @@ def draw_evolution(
     ]
     captions = ["image", *titles]
     return contact_sheet(
-        [image, *pictures], captions=captions, columns=len(captions), cell_px=cell_px
+        [image, *figures], captions=captions, columns=len(captions), cell_px=cell_px
     )

@@ -12,7 +12,7 @@ from wsod_jax.errors import DataError
 
 @pytest.fixture
 def folder(tmp_path):
-    root = tmp_path / "pictures"
+    root = tmp_path / "figures"
     (root / "sub").mkdir(parents=True)
     for name, size in (("a.jpg", (8, 6)), ("b.png", (5, 9)), ("sub/c.jpg", (4, 4))):
         Image.new("RGB", size).save(root / name)

@@ -18,7 +18,7 @@ from wsod_jax.commands.benchmarks.rows import Options, Row, line
 from wsod_jax.errors import DataError
 
 GIB = 2**30
-LIMIT_S = 30.0  # timed runs of one program end after so many seconds, however many were asked for
+LIMIT_S = 30.0  # timed runs of one program end after this many seconds, even if more were asked for
 
 
 def measure(options: Options, save: Callable[[list[Row]], None]) -> list[Row]:

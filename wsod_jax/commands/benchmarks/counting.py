@@ -21,8 +21,8 @@ _HOST = re.compile(
 def model_flops(function: Callable, *arguments: Any) -> float:
     """Return 2 x the multiply-adds of every convolution and matrix product that a function asks for.
 
-    Counted in its trace: a loop of known length counts so many times, one of unknown length once, and of branches the
-    most expensive. XLA's own count sees loops once and the padding that it added as work.
+    Counted in its trace: a loop of known length counts once per iteration, one of unknown length once, and of several
+    branches the most expensive counts. XLA itself counts every loop once, and counts the padding that it adds as work.
 
     Args:
       function: pure.

@@ -39,7 +39,7 @@ def reference(name: str) -> ModuleType:
     """Return a module of literal NumPy oracles, which the tests of a checkout hold.
 
     Raises:
-      DataError: if this is no checkout.
+      DataError: if this is not a checkout.
     """
     root = Path(__file__).resolve().parents[3]
     if not (root / "tests" / "oracles" / f"{name}.py").is_file():

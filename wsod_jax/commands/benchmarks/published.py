@@ -152,7 +152,7 @@ def stored_batches(path: Path) -> list[Batch]:
     """Return the first batch of every layout in a file that `data.arrays.save_batches` wrote.
 
     Raises:
-      DataError: the file is no such file, or its batches have no labels.
+      DataError: the file does not hold batches, or its batches have no labels.
     """
     from wsod_jax.data.input.stored_batches import play_batches
 

@@ -164,7 +164,7 @@ def draw_images(batch: int, pixels: int) -> Batch:
 
 
 def share_of_forward_pass(batch: int, pixels: int, channels: int, repeats: int) -> list[Measure]:
-    """Time the module, coupling included, beside VGG16's forward pass."""
+    """Time the module, coupling included, and VGG16's forward pass."""
     backbone, images = Vgg16(dilated=False), draw_images(batch, pixels)
     one = jax.tree.map(lambda x: x[:1], images)
     params = jax.jit(backbone.init)(jax.random.key(0), one)

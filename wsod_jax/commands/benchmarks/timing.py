@@ -55,7 +55,7 @@ def compiled(function: Callable, *arguments) -> jax.stages.Compiled:
 
 
 def working_mib(program: jax.stages.Compiled) -> float:
-    """Return the memory a compiled program uses beside its arguments and results, in MiB."""
+    """Return the memory a compiled program uses in addition to its arguments and results, in MiB."""
     return program.memory_analysis().temp_size_in_bytes / 2**20
 
 

@@ -86,7 +86,7 @@ def make_batch(setting: Setting) -> Batch:
 
 @dataclasses.dataclass(frozen=True)
 class WholeStep:
-    """Median seconds of an update, MiB of the compiled program beside its state, and the parameters."""
+    """Median seconds of an update, MiB of the compiled program in addition to its state, and the parameters."""
 
     seconds: float
     working_mib: float
@@ -203,7 +203,9 @@ def step_on_cpu(*, small: bool, repeats: int) -> list[Measure]:
     subject = f"OIM + IR, VGG16, float32, {setting}"
     return [
         Measure("whole update", 1e3 * whole.seconds, "ms", subject),
-        Measure("  working memory", whole.working_mib, "MiB", "beside parameters and momentum"),
+        Measure(
+            "  working memory", whole.working_mib, "MiB", "in addition to parameters and momentum"
+        ),
         *part_rows(times),
     ]
 

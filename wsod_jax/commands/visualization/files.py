@@ -8,7 +8,7 @@ import numpy as np
 
 from wsod_jax import viz
 from wsod_jax.analysis.figures import draw_detections, draw_precision_recall
-from wsod_jax.commands.visualization.images import read_images, write_pictures
+from wsod_jax.commands.visualization.images import read_images, write_figures
 from wsod_jax.data.proposals.proposal_set import ProposalSet, check_proposals
 from wsod_jax.data.readers.voc import Voc
 from wsod_jax.data.records import ImageRecord
@@ -39,7 +39,7 @@ def show_proposals(options: argparse.Namespace) -> None:
             image, boxes, truth_boxes=objects, best_index=best, best_iou=height
         )
 
-    write_pictures(images, options, draw)
+    write_figures(images, options, draw)
 
 
 def show_detections(options: argparse.Namespace) -> None:
@@ -60,7 +60,7 @@ def show_detections(options: argparse.Namespace) -> None:
             max_boxes=options.max_boxes,
         )
 
-    write_pictures(images, options, draw)
+    write_figures(images, options, draw)
     if data.has_boxes:
         found = DetectionTable.of_results(results, len(images), len(class_names))
         metrics = evaluate_detections(found, data.truth, iou_thrs=(options.iou_thr,))
@@ -71,7 +71,7 @@ def show_detections(options: argparse.Namespace) -> None:
 def show_curves(options: argparse.Namespace) -> None:
     """Draw the training metrics of one or more runs in one chart."""
     runs = {}
-    for workdir in options.workdirs:
+    for workdir in options.workdir:
         path = workdir / "metrics.jsonl" if workdir.is_dir() else workdir
         if not path.is_file():
             raise DataError(f"{path} does not exist; give the --workdir of a wsod-jax train run.")

@@ -43,12 +43,12 @@ def choose(images: ImageSet, options: argparse.Namespace) -> list[int]:
 
 
 def spread(images: ImageSet, num: int) -> list[int]:
-    """Return the positions of so many images, at least one, evenly spread over the set."""
+    """Return the positions of `num` images (at least 1), evenly spread over the set."""
     count = min(max(num, 1), len(images))
     return np.unique(np.linspace(0, len(images) - 1, count).round().astype(int)).tolist()
 
 
-def write_pictures(
+def write_figures(
     images: ImageSet,
     options: argparse.Namespace,
     draw: Callable[[np.ndarray, int, ImageRecord], np.ndarray | None],
@@ -56,7 +56,7 @@ def write_pictures(
     rows: bool = False,
 ) -> None:
     """Draw the chosen images, one file each, and all of them on a sheet; `rows` puts each on a row of its own."""
-    pictures, captions = [], []
+    figures, captions = [], []
     for index in choose(images, options):
         record = images.records[index]
         try:
@@ -64,18 +64,18 @@ def write_pictures(
         except DataError as error:
             print(f"left out: {error}", file=sys.stderr)
             continue
-        picture = draw(image, index, record)
-        if picture is None:
+        figure = draw(image, index, record)
+        if figure is None:
             print(f"left out: nothing to draw in {record.image_id}", file=sys.stderr)
             continue
-        viz.save_image(options.out / f"{record.image_id.replace('/', '_')}.png", picture)
-        pictures.append(picture)
+        viz.save_image(options.out / f"{record.image_id.replace('/', '_')}.png", figure)
+        figures.append(figure)
         captions.append(record.image_id)
     layout = {"columns": 1, "cell_px": None} if rows else {}
     sheet = viz.save_image(
-        options.out / "sheet.png", viz.contact_sheet(pictures, captions=captions, **layout)
+        options.out / "sheet.png", viz.contact_sheet(figures, captions=captions, **layout)
     )
-    print(f"Wrote {len(pictures)} pictures and {sheet}")
+    print(f"Wrote {len(figures)} figures and {sheet}")
 
 
 def class_to_show(class_names: Sequence[str], name: str | None) -> int | None:

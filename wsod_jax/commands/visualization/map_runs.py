@@ -23,7 +23,7 @@ from wsod_jax.commands.visualization.images import (
     class_to_show,
     read_images,
     spread,
-    write_pictures,
+    write_figures,
 )
 from wsod_jax.data.records import ImageRecord
 from wsod_jax.errors import ConfigError, DataError
@@ -70,12 +70,12 @@ def show_proposal_maps(options: argparse.Namespace) -> None:
             "ring: strongest activation   red: box around the foreground   green: annotated objects",
         )
 
-    write_pictures(images, options, draw, rows=True)
+    write_figures(images, options, draw, rows=True)
 
 
 def show_walk(options: argparse.Namespace) -> None:
     """Draw the random walk of a checkpoint on images step by step, and print how it converges."""
-    run = MapRun.open(options.checkpoint, options.step, options.set)
+    run = MapRun.open(options.workdir, options.step, options.set)
     images = read_split(run, options.split).images
     module = run.predictor.method.soft_proposal
     longest = max([FOLLOWED, module.num_steps, *options.walk_steps])
@@ -87,15 +87,15 @@ def show_walk(options: argparse.Namespace) -> None:
     def draw(image: np.ndarray, index: int, record: ImageRecord) -> np.ndarray | None:
         if index not in walks:
             return None
-        picture = draw_walk(image, walks[index], options.walk_steps, upsampling)
+        figure = draw_walk(image, walks[index], options.walk_steps, upsampling)
         return viz.add_color_key(
-            picture,
+            figure,
             "0",
             "highest value of all these maps",
             "numbers: the highest value of a map, as a multiple of the uniform map",
         )
 
-    write_pictures(images, options, draw, rows=True)
+    write_figures(images, options, draw, rows=True)
     chart = viz.plot_walks(
         np.stack([walk.moved for walk in walks.values()]),
         np.stack([walk.apart for walk in walks.values()]),

@@ -12,15 +12,15 @@ from wsod_jax.analysis.mining import MiningRun, draw_class_graphs, draw_mined_st
 from wsod_jax.analysis.quality import pseudo_quality, quality_table
 from wsod_jax.analysis.scores import ScoredRun, draw_score_evolution
 from wsod_jax.annotated_images import truth_table
-from wsod_jax.commands.visualization.images import choose, class_to_show, write_pictures
+from wsod_jax.commands.visualization.images import choose, class_to_show, write_figures
 from wsod_jax.data.records import ImageRecord
 from wsod_jax.errors import DataError
 from wsod_jax.train.checkpoint import checkpoint_steps
 
 
 def show_pseudo(options: argparse.Namespace) -> None:
-    """Draw the boxes that a checkpoint mines in training images, a picture per stage."""
-    run = MiningRun.open(options.checkpoint, options.step, options.set)
+    """Draw the boxes that a checkpoint mines in training images, a figure per stage."""
+    run = MiningRun.open(options.workdir, options.step, options.set)
     images = run.data.image_set
     mined = run.mine(choose(images, options))
     truth = None
@@ -35,7 +35,7 @@ def show_pseudo(options: argparse.Namespace) -> None:
             image, mined[index], class_names=images.class_names, truth_boxes=objects
         )
 
-    write_pictures(images, options, draw, rows=True)
+    write_figures(images, options, draw, rows=True)
 
 
 def show_quality(options: argparse.Namespace) -> None:
@@ -44,7 +44,9 @@ def show_quality(options: argparse.Namespace) -> None:
     for workdir in options.workdir:
         steps = options.steps or [step for step in checkpoint_steps(workdir) if step > 0]
         if not steps:
-            raise DataError(f"{workdir} has no checkpoint after step 0; train it with train.py.")
+            raise DataError(
+                f"{workdir} has no checkpoint after step 0; train it with wsod-jax train"
+            )
         for step in steps:
             run = MiningRun.open(workdir, step, options.set)
             positions = choose(run.data.image_set, options)
@@ -55,7 +57,7 @@ def show_quality(options: argparse.Namespace) -> None:
 
 def show_graphs(options: argparse.Namespace) -> None:
     """Draw the graphs of proposals from which OIM mines, per class and stage of an image."""
-    run = MiningRun.open(options.checkpoint, options.step, options.set)
+    run = MiningRun.open(options.workdir, options.step, options.set)
     images = run.data.image_set
     print(f"step {run.step}, alpha {run.alpha():g}")
     mined = run.mine(choose(images, options))
@@ -63,17 +65,17 @@ def show_graphs(options: argparse.Namespace) -> None:
     def draw(image: np.ndarray, index: int, record: ImageRecord) -> np.ndarray | None:
         if index not in mined:
             return None
-        pictures = []
+        figures = []
         for label in np.flatnonzero(images.labels[index] == 1):
             graphs = [
                 run.class_graph(mined[index], stage, label, num_rejected=options.num_rejected)
                 for stage in range(mined[index].num_stages)
             ]
             name = images.class_names[label]
-            pictures.append(draw_class_graphs(image, mined[index], graphs, class_name=name))
-        return viz.contact_sheet(pictures, columns=1, cell_px=None)
+            figures.append(draw_class_graphs(image, mined[index], graphs, class_name=name))
+        return viz.contact_sheet(figures, columns=1, cell_px=None)
 
-    write_pictures(images, options, draw, rows=True)
+    write_figures(images, options, draw, rows=True)
 
 
 def show_objectness(options: argparse.Namespace) -> None:
@@ -105,4 +107,4 @@ def show_objectness(options: argparse.Namespace) -> None:
             )
         return viz.contact_sheet(rows, columns=1, cell_px=None)
 
-    write_pictures(images, options, draw, rows=True)
+    write_figures(images, options, draw, rows=True)

@@ -32,7 +32,7 @@ class SearchOptions:
     Attributes:
       method: "fast" (a few hundred to two thousand boxes) or "quality" (several times as many, slower).
       min_side: drop boxes with a shorter side below this many pixels of the original image. Published
-        VOC proposals used 20; small pictures need less.
+        VOC proposals used 20; small images need less.
       max_side: search a copy shrunk to this longer side, in pixels; boxes are scaled back. 0 never shrinks.
     """
 

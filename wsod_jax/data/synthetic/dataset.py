@@ -61,9 +61,9 @@ def voc_palette() -> np.ndarray:
 
 
 def _write_mask(path: Path, indices: np.ndarray) -> None:
-    picture = Image.fromarray(indices.astype(np.uint8), mode="P")
-    picture.putpalette(voc_palette().tobytes())
-    picture.save(path, optimize=False)
+    image = Image.fromarray(indices.astype(np.uint8), mode="P")
+    image.putpalette(voc_palette().tobytes())
+    image.save(path, optimize=False)
 
 
 def _add_box(parent: ElementTree.Element, box: np.ndarray) -> None:

@@ -43,7 +43,7 @@ class SyntheticSpec:
       aspects: width / height of the images, drawn uniformly; (1.0,) makes all of them square.
       classes: names out of `CATALOGUE`, in the order of their indices.
       objects_per_image: 0 draws several objects of one or two classes; 1 draws exactly one object,
-        the kind of picture a classifier is pretrained on.
+        the kind of image a classifier is pretrained on.
       object_side: (smallest, largest) side of an object over the image's shorter side, log-uniform.
       two_classes: probability that an image holds two classes instead of one.
       instances: probabilities of 1, 2, 3 … instances of each class in an image.
@@ -56,7 +56,7 @@ class SyntheticSpec:
       context: probability that the background's colors go with a class in the image; else with a random one.
       part_contrast: 1 shows parts in their own colors, 0 in the body's: lower makes parts less dominant.
       part_probability: how often an object shows its part at all; else the part looks like the body. Below 1 in
-        pretraining pictures, so that a backbone learns bodies too, as one trained on photographs would.
+        pretraining images, so that a backbone learns bodies too, as one trained on photographs would.
       body_contrast: depth of the class-typical body texture: higher makes whole objects easier to learn.
       noise: standard deviation of pixel noise, of 255.
       void: if True, masks mark a one-pixel border around objects as void (255).
@@ -156,7 +156,7 @@ class SceneObject:
 
 @dataclass(frozen=True)
 class Scene:
-    """A picture, [H, W, 3] uint8 RGB, and its objects."""
+    """An image, [H, W, 3] uint8 RGB, and its objects."""
 
     image: np.ndarray
     objects: tuple[SceneObject, ...]
@@ -204,7 +204,7 @@ def _draw_background(
 def _place(
     looks: ObjectClass, spec: SyntheticSpec, taken: list[np.ndarray], shape: tuple[int, int], rng
 ) -> tuple[Pose, np.ndarray] | None:
-    """Find a pose that fits into the picture and hides little of what stands there, or None."""
+    """Find a pose that fits into the image and hides little of what stands there, or None."""
     height, width = shape
     low, high = np.log(spec.object_side)
     side = np.exp(rng.uniform(low, high)) * min(shape)
@@ -230,7 +230,7 @@ def _place(
 
 
 def _body_color(canvas: np.ndarray, mask: np.ndarray, rng) -> np.ndarray:
-    """Draw a body color that stands out from the picture around it, [3] float64 RGB."""
+    """Draw a body color that stands out from the image around it, [3] float64 RGB."""
     surroundings = canvas[mask].mean(0)
     palette = np.asarray(BODY_COLORS) + rng.uniform(-10, 10, 3)
     distance = np.linalg.norm(palette - surroundings, axis=1)

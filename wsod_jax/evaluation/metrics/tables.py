@@ -180,7 +180,7 @@ class DetectionTable(_Rows):
 
 @dataclass(frozen=True)
 class GroundTruth(_Rows):
-    """Ground-truth boxes of a whole image set. Evaluation and pictures read it; training never does.
+    """Ground-truth boxes of a whole image set. Evaluation and figures read it; training never does.
 
     Attributes:
       image_index: [n] int32, position of the image in the set.

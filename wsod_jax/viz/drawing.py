@@ -1,4 +1,4 @@
-"""Pictures of boxes over one image: detections, proposals, pseudo labels, mining graphs; and sheets of pictures."""
+"""Figures of boxes over one image: detections, proposals, pseudo labels, mining graphs; and sheets of figures."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def draw_detections(
     missed: np.ndarray | None = None,
     min_side: int = 360,
 ) -> np.ndarray:
-    """Draw detections beside the truth: hits solid red, false ones dashed yellow, objects green brackets.
+    """Draw detections and objects: true positives solid red, false positives dashed yellow, objects green brackets.
 
     Args:
       image: [H, W, 3] uint8 RGB.
@@ -161,7 +161,7 @@ def draw_proposals(
       boxes: [r, 4] `xyxy` pixels, any number.
       truth_boxes: [g, 4] objects, green brackets.
       best_index: [g] the proposal that overlaps each object most, drawn red; -1 for none.
-      best_iou: [g] its IoU, written beside it.
+      best_iou: [g] its IoU, written next to it.
       min_side: see `Canvas`.
     Returns:
       [H', W', 3] uint8 RGB; the more outlines pass through a pixel, the bluer and denser it is.
@@ -255,7 +255,7 @@ def draw_graphs(
       node_distances: [g] appearance distance over D_avg, written on the edges.
       rejected: [m, 4] proposals beyond the distance limit; show a few.
       rejected_distances: [m] likewise.
-      title: written below the picture.
+      title: written below the figure.
       min_side: see `Canvas`.
     Returns:
       [H', W', 3] uint8 RGB.
@@ -275,8 +275,8 @@ def draw_graphs(
     ):
         texts = None if distances is None else [f"{value:.2f}" for value in distances]
         canvas.edges(center, _centers(boxes), color, labels=texts, dashed=dashed, width=0.8)
-    picture = canvas.array()
-    return contact_sheet([picture], captions=[title], columns=1, cell_px=None) if title else picture
+    figure = canvas.array()
+    return contact_sheet([figure], captions=[title], columns=1, cell_px=None) if title else figure
 
 
 def _centers(boxes: np.ndarray) -> np.ndarray:
@@ -293,16 +293,16 @@ def contact_sheet(
     cell_px: int | None = 320,
     gap_px: int = 8,
 ) -> np.ndarray:
-    """Put pictures into a grid with captions below them.
+    """Put images into a grid with captions below them.
 
     Args:
       images: [H, W, 3] uint8 RGB each, of any sizes.
-      captions: one text per picture, cut to the cell's width.
-      columns: pictures per row.
-      cell_px: pictures are shrunk or enlarged to fit a square of this side; `None` keeps the largest one's size.
+      captions: one text per image, cut to the cell's width.
+      columns: images per row.
+      cell_px: images are shrunk or enlarged to fit a square of this side; `None` keeps the largest one's size.
       gap_px: white between cells.
     Returns:
-      [H, W, 3] uint8 RGB; a small white picture if there are none.
+      [H, W, 3] uint8 RGB; a small white image if there are none.
     """
     if not len(images):
         return np.full((32, 32, 3), 255, np.uint8)
