@@ -6,7 +6,8 @@ import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from wsod_jax import build, runs
+from wsod_jax import build
+from wsod_jax.runs import training as runs
 
 
 def train(config, workdir: Path):

@@ -20,11 +20,13 @@ from PIL import Image
 from configs.debug_tiny import get_config
 from configs.spn_synthetic import get_config as get_spn_config
 from tests.data.readers.voc_tree import write_voc
-from wsod_jax import build, overrides, runs, training_data
-from wsod_jax.config import RunConfig
+from wsod_jax import build
+from wsod_jax.config import overrides
+from wsod_jax.config.eval_options import EvalOptions
+from wsod_jax.config.parsing import Chosen, described, parse, plain, to_values
+from wsod_jax.config.run_config import RunConfig
 from wsod_jax.data.records import BoxSet, ImageBoxes, ImageRecord, ImageSet
 from wsod_jax.errors import ConfigError, DataError
-from wsod_jax.eval_options import EvalOptions
 from wsod_jax.methods.base import Method
 from wsod_jax.methods.oim import Oim
 from wsod_jax.methods.wsddn import Wsddn
@@ -39,10 +41,11 @@ from wsod_jax.options import (
     members,
     option_hints,
 )
-from wsod_jax.parsing import Chosen, described, parse, plain, to_values
+from wsod_jax.runs import training as runs
+from wsod_jax.runs import training_data
+from wsod_jax.runs.training_data import TrainingData, check_labels, check_streams
 from wsod_jax.train.identity import compare_runs
 from wsod_jax.train.weights import save_weights
-from wsod_jax.training_data import TrainingData, check_labels, check_streams
 
 
 def read(config) -> RunConfig:

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 from wsod_jax import build, presets
-from wsod_jax.config import RunConfig
+from wsod_jax.config.run_config import RunConfig
 from wsod_jax.data.input.transforms import Canvases
 from wsod_jax.errors import ConfigError
 from wsod_jax.methods.regression import Regression

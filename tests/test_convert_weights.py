@@ -3,8 +3,9 @@
 import jax
 import numpy as np
 
-from wsod_jax import build, runs
+from wsod_jax import build
 from wsod_jax.commands import convert_weights
+from wsod_jax.runs import training as runs
 from wsod_jax.train.checkpoint import load_checkpoint
 from wsod_jax.train.weights import load_weights
 

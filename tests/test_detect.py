@@ -10,8 +10,8 @@ import wsod_jax
 from wsod_jax.data.images import read_image
 from wsod_jax.data.proposals.proposal_set import ProposalSet
 from wsod_jax.errors import DataError
-from wsod_jax.predictor import Predictor
-from wsod_jax.training_data import read_proposals
+from wsod_jax.runs.predictor import Predictor
+from wsod_jax.runs.training_data import read_proposals
 
 
 @pytest.fixture(scope="module")

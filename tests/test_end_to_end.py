@@ -22,7 +22,7 @@ from PIL import Image
 
 import wsod_jax.train.checkpoint
 from tests.commands import refused, train
-from wsod_jax import build, runs
+from wsod_jax import build
 from wsod_jax.commands import evaluate, measuring
 from wsod_jax.commands import train as script
 from wsod_jax.data.images import read_image
@@ -31,6 +31,7 @@ from wsod_jax.data.readers.voc import Voc
 from wsod_jax.errors import ConfigError, DataError, NonFiniteError
 from wsod_jax.evaluation import image_evaluators
 from wsod_jax.evaluation.result_log import ResultLog
+from wsod_jax.runs import training as runs
 from wsod_jax.train.checkpoint import checkpoint_steps, load_checkpoint, write_manifest
 from wsod_jax.train.logging import JsonlWriter, read_jsonl
 from wsod_jax.train.loop import Interrupted

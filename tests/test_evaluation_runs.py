@@ -16,7 +16,6 @@ from pycocotools.cocoeval import COCOeval
 from tests.commands import refused, train
 from tests.data.readers.voc_tree import pixels, write_voc
 from tests.test_end_to_end import FAST, read_report
-from wsod_jax import predictor
 from wsod_jax.commands import evaluate, measuring
 from wsod_jax.data.proposals.selective_search import SearchOptions, run_selective_search
 from wsod_jax.data.readers.coco import Coco
@@ -24,6 +23,7 @@ from wsod_jax.data.readers.voc import Voc
 from wsod_jax.evaluation import formats
 from wsod_jax.evaluation.result_log import ResultLog
 from wsod_jax.evaluation.results_reading import read_results
+from wsod_jax.runs import predictor
 from wsod_jax.train.sharding import make_mesh
 from wsod_jax.viz.canvas import save_image
 

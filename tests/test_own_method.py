@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from flax import struct
 
-from wsod_jax import build, runs
+from wsod_jax import build
 from wsod_jax.build import METHODS
 from wsod_jax.commands import evaluate, predict
 from wsod_jax.errors import ConfigError
@@ -28,6 +28,7 @@ from wsod_jax.nn.layers import valid_mask
 from wsod_jax.ops.boxes import pairwise_iou
 from wsod_jax.ops.detect import detect
 from wsod_jax.options import COUNT, NOT_NEGATIVE, SHARE
+from wsod_jax.runs import training as runs
 from wsod_jax.train.loop import Interrupted
 from wsod_jax.types import LossOutput, Predictions
 

@@ -15,40 +15,12 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
+from tests.house import LEVELS, drawing
+
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "wsod_jax"
 SCRIPTS = sorted((ROOT / "scripts").glob("*.py"))
 COMMANDS = [PACKAGE / "commands" / path.name for path in SCRIPTS]
-
-# Which level a room is on. A file imports from lower levels and from its own room; docs/architecture.md draws this.
-LEVELS = {
-    **dict.fromkeys(["types", "options", "errors", "files"], 0),
-    **dict.fromkeys(["ops", "viz"], 1),
-    **dict.fromkeys(["nn", "losses"], 2),
-    **dict.fromkeys(["methods"], 3),
-    **dict.fromkeys(["data", "evaluation", "train"], 4),
-    **dict.fromkeys(["parsing", "eval_options", "config", "presets", "overrides", "convert"], 5),
-    "build": 6,
-    **dict.fromkeys(["predictor", "training_data", "annotated_images", "scoring", "runs"], 7),
-    "analysis": 8,
-    **dict.fromkeys(["commands", "__main__"], 9),
-}
-# Single files that share a level, in the order in which the later ones may use the earlier ones.
-FILES = (
-    "options",
-    "errors",
-    "files",
-    "types",
-    "parsing",
-    "eval_options",
-    "config",
-    "overrides",
-    "predictor",
-    "training_data",
-    "annotated_images",
-    "scoring",
-    "runs",
-)
 
 
 def module_name(path: Path) -> str:
@@ -86,10 +58,15 @@ def test_imports_go_down(module):
         other = room(imported)
         if not imported.startswith("wsod_jax.") or other == own:
             continue
-        below = LEVELS[other] < LEVELS[own]
-        if own in FILES and other in FILES and LEVELS[own] == LEVELS[other]:
-            below = FILES.index(other) < FILES.index(own)
-        assert below, f"{module}:{node.lineno} imports {imported}, which is not below it"
+        assert LEVELS[other] < LEVELS[own], (
+            f"{module}:{node.lineno} imports {imported}, which is not below it"
+        )
+
+
+def test_the_architecture_draws_the_levels_that_are_enforced():
+    assert set(LEVELS) == {room(module) for module in MODULES if room(module)}
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    assert drawing() in text, "python -m tests.house draws it again"
 
 
 def test_no_circles():

@@ -6,8 +6,9 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from wsod_jax import build, runs
+from wsod_jax import build
 from wsod_jax.data.images import read_image
+from wsod_jax.runs import training as runs
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

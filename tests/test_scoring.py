@@ -5,12 +5,12 @@ import pytest
 from PIL import Image
 
 from tests.data.readers.voc_tree import pixels, write_voc, write_xml
-from wsod_jax.annotated_images import AnnotatedImages, left_out_sentences
+from wsod_jax.config.eval_options import EvalOptions
 from wsod_jax.data.readers.image_folder import ImageFolder
 from wsod_jax.data.readers.voc import Voc
 from wsod_jax.errors import DataError
-from wsod_jax.eval_options import EvalOptions
-from wsod_jax.scoring import all_evaluators, choose_evaluators, score
+from wsod_jax.runs.annotated_images import AnnotatedImages, left_out_sentences
+from wsod_jax.runs.scoring import all_evaluators, choose_evaluators, score
 from wsod_jax.types import ImageResult
 
 XML = "<annotation><size><width>8</width><height>8</height></size></annotation>"

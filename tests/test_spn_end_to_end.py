@@ -16,11 +16,11 @@ from tests.oracles import localization as oracle
 from tests.test_end_to_end import labels_only, losses, read_report
 from wsod_jax import build
 from wsod_jax.analysis.baselines import COLUMNS
-from wsod_jax.annotated_images import truth_table
 from wsod_jax.commands import evaluate
 from wsod_jax.data.readers.voc import Voc
 from wsod_jax.errors import ConfigError, DataError
-from wsod_jax.runs import load_run
+from wsod_jax.runs.annotated_images import truth_table
+from wsod_jax.runs.training import load_run
 from wsod_jax.train.checkpoint import checkpoint_steps, load_checkpoint, write_manifest
 from wsod_jax.train.weights import save_weights
 

@@ -16,7 +16,6 @@ from wsod_jax.analysis.baselines import file_energies
 from wsod_jax.analysis.edges import edge_shares, edge_table
 from wsod_jax.analysis.proposal_maps import MapRun
 from wsod_jax.analysis.walk import Walk, follow_walks, walk_table
-from wsod_jax.annotated_images import AnnotatedImages
 from wsod_jax.commands.visualize import main
 from wsod_jax.data.proposals.proposal_set import ProposalSet
 from wsod_jax.evaluation.metrics.object_energy import EnergyMetrics, object_energy
@@ -24,7 +23,8 @@ from wsod_jax.methods.spn import Spn
 from wsod_jax.nn.spn_network import SoftProposal
 from wsod_jax.nn.tiny import TinyNet
 from wsod_jax.ops.soft_proposal import soft_proposals
-from wsod_jax.runs import load_run
+from wsod_jax.runs.annotated_images import AnnotatedImages
+from wsod_jax.runs.training import load_run
 
 
 @pytest.fixture(scope="module")

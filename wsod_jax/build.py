@@ -1,4 +1,4 @@
-"""Which methods, backbones, readers and cue sources there are, and the objects that a configuration makes of them."""
+"""Tables of methods, backbones, readers and cue sources; from a configuration to objects."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from typing import Any
 
 import optax
 
-from wsod_jax import overrides
-from wsod_jax.config import RunConfig, check_run
+from wsod_jax.config import overrides
+from wsod_jax.config.parsing import Tables
+from wsod_jax.config.run_config import RunConfig, check_run
 from wsod_jax.data.proposals.proposal_set import ProposalSet
 from wsod_jax.data.readers.coco import Coco
 from wsod_jax.data.readers.folder import Folder
@@ -32,7 +33,6 @@ from wsod_jax.nn.googlenet import GoogLeNet
 from wsod_jax.nn.squeezenet import SqueezeNet
 from wsod_jax.nn.tiny import TinyNet
 from wsod_jax.nn.vgg import Vgg16
-from wsod_jax.parsing import Tables
 from wsod_jax.train.optim import Schedule
 
 METHODS = {

@@ -1,4 +1,4 @@
-"""The errors that users meet. Each message says what was wrong, what was found, what is allowed and what to do."""
+"""Errors that users see. Each message says what was wrong, what was found, what is allowed and what to do."""
 
 import contextlib
 from collections.abc import Iterator

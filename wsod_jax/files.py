@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and .npz files, whatever has become of them."""
+"""Files written whole or not at all; reading of .npz files, damaged ones included."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The containers that travel between the rooms: frozen pytrees, every field's shape, type and unit stated.
+"""Containers that travel between the rooms: frozen pytrees, each field with shape, type and unit.
 
 Axis letters: `b` image, `r` proposal, `c` foreground class, `k` = c + 1 (background first), `g` pseudo box,
 `m` detection, `h w` feature grid, `H W` pixels, `d` feature width, `s` refinement stage.

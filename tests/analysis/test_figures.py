@@ -14,14 +14,14 @@ from wsod_jax.analysis.figures import (
     draw_outcome,
     draw_precision_recall,
 )
-from wsod_jax.annotated_images import AnnotatedImages
+from wsod_jax.config.eval_options import EvalOptions
 from wsod_jax.data.images import read_image
 from wsod_jax.data.records import BoxAnnotations, ImageRecord, ImageSet
-from wsod_jax.eval_options import EvalOptions
 from wsod_jax.evaluation.evaluators import BoxAp
 from wsod_jax.evaluation.maps import ViewMaps
 from wsod_jax.evaluation.metrics.tables import GroundTruth
-from wsod_jax.scoring import PassOutcome, score
+from wsod_jax.runs.annotated_images import AnnotatedImages
+from wsod_jax.runs.scoring import PassOutcome, score
 from wsod_jax.types import ImageResult, Mask
 from wsod_jax.viz.canvas import FALSE, HIT, NEUTRAL, TRUTH
 

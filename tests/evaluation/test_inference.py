@@ -12,14 +12,14 @@ import pytest
 from tests.oracles import detect as detect_oracle
 from tests.oracles import evals as score_oracle
 from tests.oracles import inference as oracle
+from wsod_jax.config.eval_options import EvalOptions
 from wsod_jax.errors import DataError
-from wsod_jax.eval_options import EvalOptions
 from wsod_jax.evaluation import inference
 from wsod_jax.evaluation.decoding import Decoding, score_thresholds
 from wsod_jax.evaluation.inference import Model, candidates, detect_candidates, infer
 from wsod_jax.ops.detect import detect
 from wsod_jax.ops.masks import paste_masks
-from wsod_jax.predictor import Predictor
+from wsod_jax.runs.predictor import Predictor
 from wsod_jax.train.sharding import make_mesh, put
 from wsod_jax.types import (
     ActivationMaps,

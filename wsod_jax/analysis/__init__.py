@@ -1,1 +1,1 @@
-"""Looking at what a run did with single images."""
+"""What figures and studies show: mined boxes, random walks, energy, baselines, proposals from maps."""

@@ -12,7 +12,6 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from wsod_jax.analysis import energy
-from wsod_jax.annotated_images import AnnotatedImages
 from wsod_jax.data.proposals.proposal_set import ProposalSet, check_proposals
 from wsod_jax.evaluation.image_evaluators import OFF_THE_IMAGE
 from wsod_jax.evaluation.metrics.object_energy import EnergyMetrics
@@ -21,8 +20,9 @@ from wsod_jax.evaluation.report import Table
 from wsod_jax.methods.base import Method
 from wsod_jax.ops.cam import cam_point
 from wsod_jax.ops.soft_proposal import Solver
-from wsod_jax.predictor import Predictor, bar
-from wsod_jax.scoring import evaluate_pass
+from wsod_jax.runs.annotated_images import AnnotatedImages
+from wsod_jax.runs.predictor import Predictor, bar
+from wsod_jax.runs.scoring import evaluate_pass
 from wsod_jax.types import Batch, Params
 
 SOLVERS = {"walk": "M of the walk", "stationary": "M stationary", "uniform": "M uniform (CAM)"}

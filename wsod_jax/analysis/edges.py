@@ -12,9 +12,9 @@ from collections.abc import Iterator, Mapping, Sequence
 import jax
 import numpy as np
 
-from wsod_jax.annotated_images import AnnotatedImages
 from wsod_jax.ops.soft_proposal import dissimilarity, graph_nodes, kernel_epsilon
-from wsod_jax.predictor import Predictor
+from wsod_jax.runs.annotated_images import AnnotatedImages
+from wsod_jax.runs.predictor import Predictor
 
 
 @dataclasses.dataclass(frozen=True)

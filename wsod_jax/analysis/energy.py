@@ -11,12 +11,12 @@ import numpy as np
 
 from wsod_jax import viz
 from wsod_jax.analysis.proposal_maps import MapRun
-from wsod_jax.annotated_images import AnnotatedImages
 from wsod_jax.errors import DataError
 from wsod_jax.evaluation.metrics.object_energy import EnergyMetrics, object_energy
 from wsod_jax.evaluation.metrics.tables import GroundTruth, checked_sizes
 from wsod_jax.ops.boxes import box_coverage, union_area
-from wsod_jax.predictor import Predictor, bar, check_classes
+from wsod_jax.runs.annotated_images import AnnotatedImages
+from wsod_jax.runs.predictor import Predictor, bar, check_classes
 
 DEGREE = 3  # of the published fit
 

@@ -17,7 +17,7 @@ from wsod_jax.evaluation.metrics.average_precision import (
 )
 from wsod_jax.evaluation.metrics.tables import DetectionTable, GroundTruth
 from wsod_jax.evaluation.report import Figure
-from wsod_jax.scoring import PassOutcome
+from wsod_jax.runs.scoring import PassOutcome
 from wsod_jax.types import ImageResult
 
 CLASSES_SHOWN = 3  # of an image's maps

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from wsod_jax import viz
-from wsod_jax.config import RunConfig
+from wsod_jax.config.overrides import locations
+from wsod_jax.config.run_config import RunConfig
 from wsod_jax.data.records import AnnotatedBoxes
 from wsod_jax.errors import ConfigError, DataError
 from wsod_jax.methods.assign import Mined
@@ -20,10 +21,9 @@ from wsod_jax.methods.base import RefinementMethod
 from wsod_jax.methods.oim import Oim, appearance_distances, search_nodes, spatial_graph
 from wsod_jax.ops.boxes import scale_boxes
 from wsod_jax.ops.masked import masked_mean
-from wsod_jax.overrides import locations
-from wsod_jax.predictor import check_classes
-from wsod_jax.runs import load_run
-from wsod_jax.training_data import TrainingData, read_annotated_boxes
+from wsod_jax.runs.predictor import check_classes
+from wsod_jax.runs.training import load_run
+from wsod_jax.runs.training_data import TrainingData, read_annotated_boxes
 from wsod_jax.types import Batch, Params
 
 

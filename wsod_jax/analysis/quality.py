@@ -8,9 +8,9 @@ import jax
 import numpy as np
 
 from wsod_jax.analysis.mining import MinedImage, MiningRun
-from wsod_jax.annotated_images import truth_table
 from wsod_jax.evaluation.metrics.corloc import BoxQuality, box_quality
 from wsod_jax.evaluation.metrics.tables import DetectionTable
+from wsod_jax.runs.annotated_images import truth_table
 
 KINDS = ("cores", "nodes")
 

@@ -14,7 +14,7 @@ from wsod_jax.data.records import ImageSet
 from wsod_jax.methods.spn import Spn
 from wsod_jax.ops.cam import Resizing, resize_map
 from wsod_jax.ops.soft_proposal import soft_proposals
-from wsod_jax.predictor import Predictor, check_classes
+from wsod_jax.runs.predictor import Predictor, check_classes
 from wsod_jax.types import Batch, Params
 
 FOLLOWED = 100  # steps: enough to see whether a walk settles

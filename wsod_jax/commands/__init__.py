@@ -1,1 +1,1 @@
-"""The commands of `wsod-jax`: each reads its command line, opens files, calls the rooms below and prints."""
+"""The commands of `wsod-jax`: each parses its arguments, opens files, calls the rooms below, prints."""

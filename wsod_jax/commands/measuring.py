@@ -15,9 +15,9 @@ import numpy as np
 from wsod_jax import build
 from wsod_jax.analysis.baselines import comparison, file_energies
 from wsod_jax.analysis.figures import draw_outcome
-from wsod_jax.annotated_images import AnnotatedImages
 from wsod_jax.commands.command_line import load_config
-from wsod_jax.config import RunConfig
+from wsod_jax.config.overrides import locations
+from wsod_jax.config.run_config import RunConfig
 from wsod_jax.data.records import ImageSet
 from wsod_jax.data.training_labels import check_single_label
 from wsod_jax.errors import ConfigError, DataError
@@ -31,10 +31,9 @@ from wsod_jax.evaluation.metrics.ilsvrc import read_blacklist
 from wsod_jax.evaluation.report import Report, write_report
 from wsod_jax.evaluation.results_reading import read_results
 from wsod_jax.files import atomic_write
-from wsod_jax.overrides import locations
-from wsod_jax.predictor import Predictor, bar, check_classes
-from wsod_jax.runs import load_run
-from wsod_jax.scoring import (
+from wsod_jax.runs.annotated_images import AnnotatedImages
+from wsod_jax.runs.predictor import Predictor, bar, check_classes
+from wsod_jax.runs.scoring import (
     PassOutcome,
     check_passes,
     distinct,
@@ -42,8 +41,9 @@ from wsod_jax.scoring import (
     reads_of,
     score_file,
 )
+from wsod_jax.runs.training import load_run
+from wsod_jax.runs.training_data import read_proposals
 from wsod_jax.train.checkpoint import checkpoint_steps
-from wsod_jax.training_data import read_proposals
 from wsod_jax.viz import plot_training, save_image
 
 # -- a file of results

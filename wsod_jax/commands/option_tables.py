@@ -18,7 +18,9 @@ from typing import Any, get_origin
 
 from wsod_jax import build
 from wsod_jax.commands.command_line import make_parser, run_command
-from wsod_jax.config import RunConfig
+from wsod_jax.config.overrides import MOVED, MOVED_OF_OICR, REWRITTEN
+from wsod_jax.config.parsing import DTYPES, Tables, described
+from wsod_jax.config.run_config import RunConfig
 from wsod_jax.options import (
     Mark,
     choice_of,
@@ -29,8 +31,6 @@ from wsod_jax.options import (
     members,
     option_hints,
 )
-from wsod_jax.overrides import MOVED, MOVED_OF_OICR, REWRITTEN
-from wsod_jax.parsing import DTYPES, Tables, described
 
 INTRODUCTION = """\
 # Options

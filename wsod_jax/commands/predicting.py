@@ -13,7 +13,6 @@ from pathlib import Path
 from tqdm import tqdm
 
 from wsod_jax.analysis.figures import draw_detections, draw_maps
-from wsod_jax.annotated_images import AnnotatedImages
 from wsod_jax.data.input.loading import num_cores
 from wsod_jax.data.proposals.proposal_set import ProposalSet, check_proposals
 from wsod_jax.data.proposals.selective_search import SearchOptions, run_selective_search
@@ -27,9 +26,10 @@ from wsod_jax.evaluation.formats import (
     write_results,
 )
 from wsod_jax.files import atomic_write
-from wsod_jax.predictor import Predictor, bar
-from wsod_jax.runs import load_run
-from wsod_jax.scoring import open_log, run_pass, source_of
+from wsod_jax.runs.annotated_images import AnnotatedImages
+from wsod_jax.runs.predictor import Predictor, bar
+from wsod_jax.runs.scoring import open_log, run_pass, source_of
+from wsod_jax.runs.training import load_run
 from wsod_jax.types import ImageResult
 from wsod_jax.viz import contact_sheet, save_image
 

@@ -59,10 +59,11 @@ def traced(options: argparse.Namespace, folder: Path) -> set[Path]:
     """Return the files of the package and of configs/ in which a function runs."""
     import jax  # imported here, as all that brings it: --help does without
 
-    from wsod_jax import build, runs
+    from wsod_jax import build
     from wsod_jax.data.proposals.selective_search import SearchOptions, run_selective_search
     from wsod_jax.data.readers.voc import Voc
     from wsod_jax.data.synthetic.dataset import SyntheticSpec, write_synthetic
+    from wsod_jax.runs import training as runs
 
     data, proposals = folder / "data", folder / "proposals.npz"
     num_images = max(4, jax.device_count())
@@ -105,11 +106,11 @@ def executed(action: Callable[[], object]) -> set[str]:
 
 def evaluation_of(folder: Path) -> Callable[[], object]:
     """Return the evaluation of the run in a folder, up to its report."""
-    from wsod_jax import runs
-    from wsod_jax.annotated_images import AnnotatedImages
     from wsod_jax.evaluation.report import Report, write_report
-    from wsod_jax.scoring import evaluate_pass
-    from wsod_jax.training_data import read_proposals
+    from wsod_jax.runs import training as runs
+    from wsod_jax.runs.annotated_images import AnnotatedImages
+    from wsod_jax.runs.scoring import evaluate_pass
+    from wsod_jax.runs.training_data import read_proposals
 
     predictor = runs.load_run(folder / "run")
     predictor = predictor.with_settings(scales=(96,), flips=(False,), micro_batch=1, passes={})

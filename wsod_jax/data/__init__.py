@@ -1,1 +1,1 @@
-"""Readers, proposals, the synthetic set and the input pipeline; the only room that imports TensorFlow."""
+"""Readers of data sets, proposals, the synthetic set, the input pipeline. Only this room imports TensorFlow."""

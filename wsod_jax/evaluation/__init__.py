@@ -1,1 +1,1 @@
-"""Inference over views, detection and localization metrics, reports."""
+"""Inference over views, decoding, metrics, evaluators, files of results, reports."""

@@ -1,1 +1,1 @@
-"""Losses, one value per image."""
+"""Losses on an image's class scores, and on its boxes."""

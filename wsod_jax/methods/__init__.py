@@ -1,1 +1,1 @@
-"""One file tells one method: network, mining, losses, prediction."""
+"""One file tells one method: its options, network, mining, losses, prediction."""

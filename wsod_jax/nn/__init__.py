@@ -1,1 +1,1 @@
-"""flax.linen modules: backbones, box head, heads."""
+"""flax.linen modules: backbones, box head, heads, and the networks made of them."""

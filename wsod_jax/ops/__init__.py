@@ -1,1 +1,1 @@
-"""Pure array functions: boxes, masks, geometry of views, NMS, RoI pooling, masked reductions."""
+"""Pure array functions: boxes, masks, views, NMS, RoI pooling, soft proposals, class activation maps."""

@@ -1,6 +1,6 @@
-"""Families of configurations: what several published numbers, or several small sets, have in common.
+"""Families of configurations, from which the files in configs/ start.
 
-Files in `configs/` start from a function of this module and state the rest. A configuration is an
+A configuration is an
 `ml_collections.ConfigDict`, which is edited freely until `build.read_config` checks it. The families are:
 
     vgg16_detector, mist_vgg16, oim_vgg16   detectors with proposals and VGG16   then on_voc or on_coco

@@ -1,1 +1,1 @@
-"""State, step, loop, optimizer, sharding, checkpoints, logging."""
+"""State, step, loop, host stage, optimizer, weight files, sharding, checkpoints, logging."""

@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 
 from wsod_jax import viz
-from wsod_jax.annotated_images import AnnotatedImages
 from wsod_jax.data.readers.folder import list_images
 from wsod_jax.data.readers.voc import Voc
 from wsod_jax.data.records import ImageRecord, ImageSet
 from wsod_jax.errors import DataError
+from wsod_jax.runs.annotated_images import AnnotatedImages
 
 
 def read_images(data: Path, split: str | None) -> AnnotatedImages:

@@ -17,7 +17,6 @@ from wsod_jax.analysis.edges import edge_shares, edge_table
 from wsod_jax.analysis.energy import EnergyCurve, run_energies, write_energy
 from wsod_jax.analysis.proposal_maps import MapRun, draw_map_evolution
 from wsod_jax.analysis.walk import FOLLOWED, draw_walk, follow_walks, walk_table
-from wsod_jax.annotated_images import AnnotatedImages
 from wsod_jax.commands.visualization.images import (
     choose,
     class_to_show,
@@ -27,6 +26,7 @@ from wsod_jax.commands.visualization.images import (
 )
 from wsod_jax.data.records import ImageRecord
 from wsod_jax.errors import ConfigError, DataError
+from wsod_jax.runs.annotated_images import AnnotatedImages
 
 
 def show_proposal_maps(options: argparse.Namespace) -> None:

@@ -1,1 +1,1 @@
-"""What predictions are worth: one file for each family of numbers."""
+"""Metrics: one file per family."""

@@ -6,11 +6,11 @@ import ast
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from wsod_jax.config import RunConfig
+from wsod_jax.config.eval_options import EvalOptions
+from wsod_jax.config.parsing import Tables, chosen_name, fits, parse_options, plain, resolve
+from wsod_jax.config.run_config import RunConfig
 from wsod_jax.errors import ConfigError
-from wsod_jax.eval_options import EvalOptions
 from wsod_jax.options import Choice, Mark, choice_of, is_section, marks, members, option_hints
-from wsod_jax.parsing import Tables, chosen_name, fits, parse_options, plain, resolve
 from wsod_jax.train.identity import dotted
 
 OF_BOXES = (

@@ -14,16 +14,21 @@ from typing import Any
 
 import numpy as np
 
-from wsod_jax.annotated_images import AnnotatedImages, count_notes, in_order, left_out_sentences
+from wsod_jax.config.eval_options import EvalOptions
 from wsod_jax.data.proposals.proposal_set import ProposalSet
 from wsod_jax.data.records import ImageRecord, ImageSet
 from wsod_jax.errors import ConfigError
-from wsod_jax.eval_options import EvalOptions
 from wsod_jax.evaluation.evaluators import BoxAp, CocoAp, CorLoc, Evaluator, MaskAp, PseudoBoxes
 from wsod_jax.evaluation.image_evaluators import Classification, Energy, Ilsvrc, MeanIou, Pointing
 from wsod_jax.evaluation.report import Evaluation
 from wsod_jax.evaluation.result_log import ResultLog
-from wsod_jax.predictor import Predictor
+from wsod_jax.runs.annotated_images import (
+    AnnotatedImages,
+    count_notes,
+    in_order,
+    left_out_sentences,
+)
+from wsod_jax.runs.predictor import Predictor
 from wsod_jax.types import Batch, ImageResult
 
 logger = logging.getLogger(__name__)

@@ -18,7 +18,8 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from wsod_jax import build
-from wsod_jax.config import RunConfig
+from wsod_jax.config.eval_options import EvalOptions
+from wsod_jax.config.run_config import RunConfig
 from wsod_jax.data.input.loading import Loading
 from wsod_jax.data.input.pipeline import ViewStream, view_batches
 from wsod_jax.data.input.pooled_cache import PooledCache
@@ -28,7 +29,6 @@ from wsod_jax.data.proposals.selective_search import SearchOptions, search_image
 from wsod_jax.data.readers.folder import images_of, is_one_image
 from wsod_jax.data.records import ImageSet
 from wsod_jax.errors import DataError
-from wsod_jax.eval_options import EvalOptions
 from wsod_jax.evaluation import inference
 from wsod_jax.evaluation.decoding import Selected
 from wsod_jax.evaluation.inference import Candidates, Model

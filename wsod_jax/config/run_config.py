@@ -24,11 +24,11 @@ from typing import Annotated, Any, Literal
 
 import flax.linen as nn
 
+from wsod_jax.config.eval_options import EvalOptions, MapOptions
+from wsod_jax.config.parsing import Chosen, Tables, option_hints, to_values
 from wsod_jax.data.input.transforms import Canvases, ProposalRules, Resize
 from wsod_jax.errors import ConfigError, error_prefix
-from wsod_jax.eval_options import EvalOptions, MapOptions
 from wsod_jax.options import BELOW_ONE, COUNT, NOT_NEGATIVE, Choice, Mark
-from wsod_jax.parsing import Chosen, Tables, option_hints, to_values
 from wsod_jax.train.optim import Optimizer, check_expressions
 
 

@@ -12,9 +12,9 @@ import numpy as np
 from jax.sharding import Mesh
 
 from wsod_jax import build
-from wsod_jax.annotated_images import AnnotatedImages, left_out_sentences
 from wsod_jax.build import CUES, METHODS
-from wsod_jax.config import LogOptions, RunConfig
+from wsod_jax.config.overrides import may_differ
+from wsod_jax.config.run_config import LogOptions, RunConfig
 from wsod_jax.convert import efficientnet_lite
 from wsod_jax.data.input.feature_cache import FeatureCache
 from wsod_jax.data.input.loading import Cache
@@ -23,8 +23,9 @@ from wsod_jax.errors import ConfigError
 from wsod_jax.evaluation.metrics.average_precision import evaluate_detections
 from wsod_jax.evaluation.metrics.tables import DetectionTable, GroundTruth
 from wsod_jax.methods.base import Method
-from wsod_jax.overrides import may_differ
-from wsod_jax.predictor import Predictor, check_classes
+from wsod_jax.runs.annotated_images import AnnotatedImages, left_out_sentences
+from wsod_jax.runs.predictor import Predictor, check_classes
+from wsod_jax.runs.training_data import TrainingData, check_streams, read_proposals
 from wsod_jax.train import loop
 from wsod_jax.train.checkpoint import Checkpoints, checkpoint_steps, load_checkpoint
 from wsod_jax.train.distributed import check_same, is_first
@@ -34,7 +35,6 @@ from wsod_jax.train.logging import ConsoleWriter, JsonlWriter, TensorBoardWriter
 from wsod_jax.train.sharding import fetch, make_mesh
 from wsod_jax.train.state import TrainState, init_state
 from wsod_jax.train.step import TrainStep
-from wsod_jax.training_data import TrainingData, check_streams, read_proposals
 from wsod_jax.types import Params
 from wsod_jax.viz.canvas import save_image
 from wsod_jax.viz.drawing import draw_pseudo_labels

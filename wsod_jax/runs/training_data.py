@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import jax
 
 from wsod_jax import build
-from wsod_jax.config import RunConfig, TrainOptions
+from wsod_jax.config.run_config import RunConfig, TrainOptions
 from wsod_jax.data.input.loading import Cache, Loading
 from wsod_jax.data.input.pipeline import TrainStream, train_batches, view_batches
 from wsod_jax.data.input.plan import Order

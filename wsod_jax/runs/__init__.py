@@ -1,0 +1,5 @@
+"""Runs: train one in its workdir, open it again, predict with it, measure it."""
+
+from wsod_jax.runs.training import load_run, train
+
+__all__ = ["load_run", "train"]
