@@ -1028,8 +1028,8 @@ def test_test_split_may_be_of_another_year(tmp_path):
 def test_proposals_are_read_from_their_file(tmp_path):
     path = str(tmp_path / "none.npz")
     with pytest.raises(DataError, match="none.npz"):
-        runs.read_proposals(read(with_value(SECTIONS["oim_ir"], "proposals.path", path)))
-    assert runs.read_proposals(read(SECTIONS["spn"])) is None
+        training_data.read_proposals(read(with_value(SECTIONS["oim_ir"], "proposals.path", path)))
+    assert training_data.read_proposals(read(SECTIONS["spn"])) is None
 
 
 # -- runs that are there already

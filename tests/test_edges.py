@@ -5,7 +5,7 @@ import numpy as np
 from tests.oracles.soft_proposal import weight_matrix
 from wsod_jax.analysis.edges import EdgeShares, cells_on_objects, edge_shares, edge_table
 from wsod_jax.runs.annotated_images import AnnotatedImages
-from wsod_jax.runs.training import load_run
+from wsod_jax.runs.predictor import load_run
 
 
 def test_cells_on_objects_are_those_whose_centers_are():

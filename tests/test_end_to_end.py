@@ -32,6 +32,7 @@ from wsod_jax.errors import ConfigError, DataError, NonFiniteError
 from wsod_jax.evaluation import image_evaluators
 from wsod_jax.evaluation.result_log import ResultLog
 from wsod_jax.runs import training as runs
+from wsod_jax.runs.hooks import describe_schedule
 from wsod_jax.train.checkpoint import checkpoint_steps, load_checkpoint, write_manifest
 from wsod_jax.train.logging import JsonlWriter, read_jsonl
 from wsod_jax.train.loop import Interrupted
@@ -565,7 +566,7 @@ def test_steps_that_a_run_never_reaches_are_named(config, capsys):
     config.method.alpha = ((0, 5.0), (700, 2.0))
     parsed = build.read_config(config)
     method = build.method(parsed, num_classes=6, max_classes=6, max_targets=1)
-    runs.describe_schedule(print, parsed, method)
+    describe_schedule(print, parsed, method)
     schedule, *warnings = capsys.readouterr().out.splitlines()
     assert schedule == (
         "schedule: 100 updates; optim.warmup_steps 10; optim.decay_steps 70, 100; method.alpha 700"
@@ -580,7 +581,7 @@ def test_ctrl_c_outside_the_loop_says_how_to_go_on(monkeypatch, capsys):
     def interrupted(*args, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(runs, "train", interrupted)
+    monkeypatch.setattr("wsod_jax.runs.train", interrupted)
     given = ["--workdir", "runs/one", "--config", "configs/debug_tiny.py", "--config.seed", "3"]
     monkeypatch.setattr(sys, "argv", ["train.py", *given])
     assert script.main() == 130

@@ -29,6 +29,7 @@ from wsod_jax.ops.boxes import pairwise_iou
 from wsod_jax.ops.detect import detect
 from wsod_jax.options import COUNT, NOT_NEGATIVE, SHARE
 from wsod_jax.runs import training as runs
+from wsod_jax.runs.predictor import load_run
 from wsod_jax.train.loop import Interrupted
 from wsod_jax.types import LossOutput, Predictions
 
@@ -241,7 +242,7 @@ def whole(tiny_set, tmp_path_factory):
 
 
 def test_it_trains_and_is_loaded_by_its_name(whole, tiny_set):
-    predictor = runs.load_run(whole, **OWN)
+    predictor = load_run(whole, **OWN)
     assert type(predictor.method) is CellClassifier
     assert predictor.method.side == 2.0 and predictor.method.momentum == 0.9
     assert np.any(predictor.extras["mean"])
@@ -251,7 +252,7 @@ def test_it_trains_and_is_loaded_by_its_name(whole, tiny_set):
     for result in results:
         assert len(result.masks) == len(result.scores) > 0
         assert set(result.classes) <= set(range(len(images.class_names)))
-    first = runs.load_run(whole, 0, **OWN)
+    first = load_run(whole, 0, **OWN)
     assert not np.any(first.extras["mean"])
     assert not np.array_equal(predictor.params["head"]["kernel"], first.params["head"]["kernel"])
     assert "annotations" in predictor.metadata["boxes"]
@@ -264,10 +265,10 @@ def test_interrupted_and_resumed_it_ends_bit_for_bit_the_same(whole, tiny_set, t
             runs.train(config(tiny_set[0]), tmp_path)
     finally:
         Attention.kill_at = None
-    stopped = runs.load_run(tmp_path, **OWN)
+    stopped = load_run(tmp_path, **OWN)
     assert stopped.metadata["step"] == 3
     runs.train(config(tiny_set[0]), tmp_path)
-    one, other = (runs.load_run(folder, **OWN) for folder in (whole, tmp_path))
+    one, other = (load_run(folder, **OWN) for folder in (whole, tmp_path))
     assert one.metadata["step"] == other.metadata["step"] == 6
     same = jax.tree.map(np.array_equal, (one.params, one.extras), (other.params, other.extras))
     assert all(jax.tree.leaves(same))

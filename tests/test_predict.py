@@ -17,7 +17,7 @@ from wsod_jax.commands import evaluate, predict, predicting
 from wsod_jax.data.proposals.proposal_set import ProposalSet
 from wsod_jax.evaluation.formats import index_path, read_index
 from wsod_jax.evaluation.result_log import ResultLog
-from wsod_jax.runs.training import load_run
+from wsod_jax.runs.predictor import load_run
 from wsod_jax.train.checkpoint import load_checkpoint
 
 FAST = ["--set", "flips=(False,)", "--set", "micro_batch=1"]

@@ -23,7 +23,7 @@ from wsod_jax.nn.layers import Window, receptive_field
 from wsod_jax.nn.spn_network import SoftProposal
 from wsod_jax.nn.tiny import TinyNet
 from wsod_jax.nn.vgg import Vgg16
-from wsod_jax.runs.training import load_run
+from wsod_jax.runs.predictor import load_run
 from wsod_jax.runs.training_data import TrainingData
 
 FEW = FieldOptions(20, (0.25, 0.5))

@@ -20,7 +20,7 @@ from wsod_jax.commands import evaluate
 from wsod_jax.data.readers.voc import Voc
 from wsod_jax.errors import ConfigError, DataError
 from wsod_jax.runs.annotated_images import truth_table
-from wsod_jax.runs.training import load_run
+from wsod_jax.runs.predictor import load_run
 from wsod_jax.train.checkpoint import checkpoint_steps, load_checkpoint, write_manifest
 from wsod_jax.train.weights import save_weights
 

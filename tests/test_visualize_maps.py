@@ -24,7 +24,7 @@ from wsod_jax.nn.spn_network import SoftProposal
 from wsod_jax.nn.tiny import TinyNet
 from wsod_jax.ops.soft_proposal import soft_proposals
 from wsod_jax.runs.annotated_images import AnnotatedImages
-from wsod_jax.runs.training import load_run
+from wsod_jax.runs.predictor import load_run
 
 
 @pytest.fixture(scope="module")

@@ -17,8 +17,7 @@ from wsod_jax.evaluation.maps import ViewMaps
 from wsod_jax.nn.layers import ReceptiveField
 from wsod_jax.ops.boxes import flip_boxes, scale_boxes
 from wsod_jax.ops.nms import greedy_nms
-from wsod_jax.runs.predictor import Predictor
-from wsod_jax.runs.training import load_run
+from wsod_jax.runs.predictor import Predictor, load_run
 
 LEAST_SIDE = (
     1.0  # pixels of the original image: shortest side of a clipped box; smaller boxes are left out

@@ -21,8 +21,7 @@ from wsod_jax.methods.base import RefinementMethod
 from wsod_jax.methods.oim import Oim, appearance_distances, search_nodes, spatial_graph
 from wsod_jax.ops.boxes import scale_boxes
 from wsod_jax.ops.masked import masked_mean
-from wsod_jax.runs.predictor import check_classes
-from wsod_jax.runs.training import load_run
+from wsod_jax.runs.predictor import check_classes, load_run
 from wsod_jax.runs.training_data import TrainingData, read_annotated_boxes
 from wsod_jax.types import Batch, Params
 

@@ -12,8 +12,7 @@ from wsod_jax import viz
 from wsod_jax.analysis.scores import spread_steps
 from wsod_jax.data.records import ImageSet
 from wsod_jax.errors import DataError
-from wsod_jax.runs.predictor import Predictor, check_classes
-from wsod_jax.runs.training import load_run
+from wsod_jax.runs.predictor import Predictor, check_classes, load_run
 from wsod_jax.train.checkpoint import checkpoint_steps, load_checkpoint
 from wsod_jax.types import ImageResult
 

@@ -13,8 +13,7 @@ from wsod_jax.data.records import ImageSet
 from wsod_jax.errors import DataError
 from wsod_jax.evaluation.inference import Candidates, detect_candidates
 from wsod_jax.ops.boxes import box_coverage
-from wsod_jax.runs.predictor import Predictor, check_classes
-from wsod_jax.runs.training import load_run
+from wsod_jax.runs.predictor import Predictor, check_classes, load_run
 from wsod_jax.runs.training_data import read_proposals
 from wsod_jax.train.checkpoint import checkpoint_steps, load_checkpoint
 

@@ -32,7 +32,7 @@ from wsod_jax.evaluation.report import Report, write_report
 from wsod_jax.evaluation.results_reading import read_results
 from wsod_jax.files import atomic_write
 from wsod_jax.runs.annotated_images import AnnotatedImages
-from wsod_jax.runs.predictor import Predictor, bar, check_classes
+from wsod_jax.runs.predictor import Predictor, bar, check_classes, load_run
 from wsod_jax.runs.scoring import (
     PassOutcome,
     check_passes,
@@ -41,7 +41,6 @@ from wsod_jax.runs.scoring import (
     reads_of,
     score_file,
 )
-from wsod_jax.runs.training import load_run
 from wsod_jax.runs.training_data import read_proposals
 from wsod_jax.train.checkpoint import checkpoint_steps
 from wsod_jax.viz import plot_training, save_image

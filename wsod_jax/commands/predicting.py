@@ -27,9 +27,8 @@ from wsod_jax.evaluation.formats import (
 )
 from wsod_jax.files import atomic_write
 from wsod_jax.runs.annotated_images import AnnotatedImages
-from wsod_jax.runs.predictor import Predictor, bar
+from wsod_jax.runs.predictor import Predictor, bar, load_run
 from wsod_jax.runs.scoring import open_log, run_pass, source_of
-from wsod_jax.runs.training import load_run
 from wsod_jax.types import ImageResult
 from wsod_jax.viz import contact_sheet, save_image
 

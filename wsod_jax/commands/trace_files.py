@@ -59,11 +59,10 @@ def traced(options: argparse.Namespace, folder: Path) -> set[Path]:
     """Return the files of the package and of configs/ in which a function runs."""
     import jax  # imported here, as all that brings it: --help does without
 
-    from wsod_jax import build
+    from wsod_jax import build, runs
     from wsod_jax.data.proposals.selective_search import SearchOptions, run_selective_search
     from wsod_jax.data.readers.voc import Voc
     from wsod_jax.data.synthetic.dataset import SyntheticSpec, write_synthetic
-    from wsod_jax.runs import training as runs
 
     data, proposals = folder / "data", folder / "proposals.npz"
     num_images = max(4, jax.device_count())
@@ -106,8 +105,8 @@ def executed(action: Callable[[], object]) -> set[str]:
 
 def evaluation_of(folder: Path) -> Callable[[], object]:
     """Return the evaluation of the run in a folder, up to its report."""
+    from wsod_jax import runs
     from wsod_jax.evaluation.report import Report, write_report
-    from wsod_jax.runs import training as runs
     from wsod_jax.runs.annotated_images import AnnotatedImages
     from wsod_jax.runs.scoring import evaluate_pass
     from wsod_jax.runs.training_data import read_proposals

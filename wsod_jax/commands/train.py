@@ -66,8 +66,7 @@ def run(options: argparse.Namespace, *, resume_command: str) -> None:
     """Train as the arguments say."""
     from absl import logging  # what orbax writes its messages with
 
-    from wsod_jax import build
-    from wsod_jax.runs import training as runs
+    from wsod_jax import build, runs
     from wsod_jax.train import distributed
 
     logging.set_verbosity(logging.WARNING)  # else every checkpoint brings a page of messages

@@ -26,7 +26,8 @@ import flax.linen as nn
 
 from wsod_jax.config.eval_options import EvalOptions, MapOptions
 from wsod_jax.config.parsing import Chosen, Tables, option_hints, to_values
-from wsod_jax.data.input.transforms import Canvases, ProposalRules, Resize
+from wsod_jax.data.input.proposal_rows import ProposalRules
+from wsod_jax.data.input.transforms import Canvases, Resize
 from wsod_jax.errors import ConfigError, error_prefix
 from wsod_jax.options import BELOW_ONE, COUNT, NOT_NEGATIVE, Choice, Mark
 from wsod_jax.train.optim import Optimizer, check_expressions

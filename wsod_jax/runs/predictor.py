@@ -8,9 +8,9 @@ import logging
 import sys
 import warnings
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -18,12 +18,13 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from wsod_jax import build
+from wsod_jax.build import CUES, METHODS
 from wsod_jax.config.eval_options import EvalOptions
 from wsod_jax.config.run_config import RunConfig
 from wsod_jax.data.input.loading import Loading
 from wsod_jax.data.input.pipeline import ViewStream, view_batches
 from wsod_jax.data.input.pooled_cache import PooledCache
-from wsod_jax.data.input.transforms import ProposalRules
+from wsod_jax.data.input.proposal_rows import ProposalRules
 from wsod_jax.data.proposals.proposal_set import ProposalSet
 from wsod_jax.data.proposals.selective_search import SearchOptions, search_images
 from wsod_jax.data.readers.folder import images_of, is_one_image
@@ -33,6 +34,7 @@ from wsod_jax.evaluation import inference
 from wsod_jax.evaluation.decoding import Selected
 from wsod_jax.evaluation.inference import Candidates, Model
 from wsod_jax.methods.base import Method
+from wsod_jax.train.checkpoint import load_checkpoint
 from wsod_jax.train.distributed import refuse_several
 from wsod_jax.train.sharding import make_mesh, put, replicate
 from wsod_jax.types import Batch, Detections, ImageResult, Params, Predictions
@@ -308,3 +310,35 @@ def check_classes(images: ImageSet, class_names: tuple[str, ...]) -> None:
             f"{images.name} has classes {', '.join(images.class_names)}, but the checkpoint was trained "
             f"for {', '.join(class_names)}; choose the data or the checkpoint that fits"
         )
+
+
+def load_run(
+    workdir: str | Path,
+    step: int | None = None,
+    *,
+    weights: Literal["params", "ema"] | None = None,
+    changes: Sequence[str] = (),
+    methods: Mapping[str, type] = METHODS,
+    cues: Mapping[str, type] = CUES,
+) -> Predictor:
+    """Open a trained run, ready to predict.
+
+    Args:
+      workdir: of the run, its `checkpoints` folder, or the folder of one step.
+      step: which step; `None` takes the newest, or the one that `workdir` names.
+      weights: the trained parameters, or their running average; `None` takes those that are the method's detector.
+      changes: to how it is tested and where its files lie, such as "nms_thr=0.4" and "data.root=/data/VOCdevkit".
+      methods: name -> class, a frozen dataclass each.
+      cues: name -> class of the cue sources.
+
+    Raises:
+      DataError: if there is no such checkpoint, it is damaged, of version 0.1, or has no running average.
+      ConfigError: for a change that is not possible.
+    """
+    params, extras, metadata = load_checkpoint(workdir, step=step, weights=weights)
+    config = build.read_config(metadata["config"], methods=methods, cues=cues)
+    config = build.change(config, changes)
+    class_names = tuple(metadata["class_names"])
+    count = len(class_names)
+    method = build.method(config, num_classes=count, max_classes=count, max_targets=1)
+    return Predictor.configured(config, method, params, extras, class_names, metadata)

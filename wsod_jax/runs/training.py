@@ -3,31 +3,25 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jax
-import numpy as np
-from jax.sharding import Mesh
 
 from wsod_jax import build
-from wsod_jax.build import CUES, METHODS
 from wsod_jax.config.overrides import may_differ
-from wsod_jax.config.run_config import LogOptions, RunConfig
+from wsod_jax.config.run_config import RunConfig
 from wsod_jax.convert import efficientnet_lite
 from wsod_jax.data.input.feature_cache import FeatureCache
 from wsod_jax.data.input.loading import Cache
 from wsod_jax.data.input.pooled_cache import PooledCache
 from wsod_jax.errors import ConfigError
-from wsod_jax.evaluation.metrics.average_precision import evaluate_detections
-from wsod_jax.evaluation.metrics.tables import DetectionTable, GroundTruth
 from wsod_jax.methods.base import Method
-from wsod_jax.runs.annotated_images import AnnotatedImages, left_out_sentences
-from wsod_jax.runs.predictor import Predictor, check_classes
-from wsod_jax.runs.training_data import TrainingData, check_streams, read_proposals
+from wsod_jax.runs.hooks import describe, pseudo_figures, validation
+from wsod_jax.runs.training_data import TrainingData
 from wsod_jax.train import loop
-from wsod_jax.train.checkpoint import Checkpoints, checkpoint_steps, load_checkpoint
+from wsod_jax.train.checkpoint import Checkpoints, checkpoint_steps
 from wsod_jax.train.distributed import check_same, is_first
 from wsod_jax.train.identity import run_metadata
 from wsod_jax.train.init_from import init_from, read_sources
@@ -36,53 +30,9 @@ from wsod_jax.train.sharding import fetch, make_mesh
 from wsod_jax.train.state import TrainState, init_state
 from wsod_jax.train.step import TrainStep
 from wsod_jax.types import Params
-from wsod_jax.viz.canvas import save_image
-from wsod_jax.viz.drawing import draw_pseudo_labels
 
 # What stands in train.init_from for weights that a package brings -> the function that reads them.
 INSTALLED_WEIGHTS = {efficientnet_lite.NAME: efficientnet_lite.installed_weights}
-
-__all__ = [
-    "Predictor",
-    "TrainingData",
-    "check_classes",
-    "check_streams",
-    "load_run",
-    "read_proposals",
-    "train",
-]
-
-
-def load_run(
-    workdir: str | Path,
-    step: int | None = None,
-    *,
-    weights: Literal["params", "ema"] | None = None,
-    changes: Sequence[str] = (),
-    methods: Mapping[str, type] = METHODS,
-    cues: Mapping[str, type] = CUES,
-) -> Predictor:
-    """Open a trained run, ready to predict.
-
-    Args:
-      workdir: of the run, its `checkpoints` folder, or the folder of one step.
-      step: which step; `None` takes the newest, or the one that `workdir` names.
-      weights: the trained parameters, or their running average; `None` takes those that are the method's detector.
-      changes: to how it is tested and where its files lie, such as "nms_thr=0.4" and "data.root=/data/VOCdevkit".
-      methods: name -> class, a frozen dataclass each.
-      cues: name -> class of the cue sources.
-
-    Raises:
-      DataError: if there is no such checkpoint, it is damaged, of version 0.1, or has no running average.
-      ConfigError: for a change that is not possible.
-    """
-    params, extras, metadata = load_checkpoint(workdir, step=step, weights=weights)
-    config = build.read_config(metadata["config"], methods=methods, cues=cues)
-    config = build.change(config, changes)
-    class_names = tuple(metadata["class_names"])
-    count = len(class_names)
-    method = build.method(config, num_classes=count, max_classes=count, max_targets=1)
-    return Predictor.configured(config, method, params, extras, class_names, metadata)
 
 
 def train(
@@ -251,53 +201,6 @@ def warm_start(
     return merge
 
 
-def describe(
-    say: Callable[[str], None],
-    config: RunConfig,
-    method: Method,
-    data: TrainingData,
-    mesh: Mesh,
-    state: TrainState,
-) -> None:
-    """Say what is about to run, and how many compilations it can take."""
-    size = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-    boxes = "" if data.boxes is None else f" with boxes ({data.boxes.source})"
-    say(
-        f"{config.method.name}: {len(data.image_set)} images of {data.image_set.name}{boxes}, "
-        f"{len(data.image_set.class_names)} classes, {size / 1e6:.1f} M parameters, "
-        f"{mesh.size} x {mesh.devices.flat[0].device_kind}"
-    )
-    canvases = config.train.canvases.shapes()
-    say(f"canvases (training compiles once for each): {', '.join(f'{h}x{w}' for h, w in canvases)}")
-    describe_schedule(say, config, method)
-    if int(fetch(state.step)):
-        say(f"resuming at step {int(fetch(state.step))}")
-
-
-def describe_schedule(say: Callable[[str], None], config: RunConfig, method: Method) -> None:
-    """Say at which updates the run changes, and warn of those that it never reaches."""
-    num_steps, optim = config.train.num_steps, config.optim
-    changes = {
-        "optim.warmup_steps": (optim.warmup_steps,),
-        "optim.decay_steps": optim.decay_steps,
-        "optim.momentum_reset_steps": optim.momentum_reset_steps,
-        **{f"method.{option}": steps for option, steps in method.changes_at().items()},
-    }
-    for number, group in enumerate(optim.groups):
-        changes[f"optim.groups[{number}].warmup_steps"] = (group.warmup_steps or 0,)
-        changes[f"optim.groups[{number}].decay_steps"] = group.decay_steps or ()
-    changes = {name: [n for n in steps if n > 0] for name, steps in changes.items()}
-    known = [f"{name} {', '.join(map(str, steps))}" for name, steps in changes.items() if steps]
-    say("; ".join([f"schedule: {num_steps} updates", *known]))
-    for name, steps in changes.items():
-        late = [str(n) for n in steps if n >= num_steps]
-        if late:
-            say(
-                f"warning: config.{name} has update {', '.join(late)}, which a run of {num_steps} updates "
-                "never reaches; it does not follow config.train.num_steps, so set both"
-            )
-
-
 def open_cache(
     config: RunConfig, method: Method, data: TrainingData, state: TrainState
 ) -> Cache | None:
@@ -327,80 +230,5 @@ def open_cache(
     return cache
 
 
-def validation(
-    config: RunConfig, method: Method, class_names: tuple[str, ...]
-) -> Callable[[int, TrainState], dict[str, float]]:
-    """Return a function that measures a state's mAP50 on the validation split.
-
-    Raises:
-      ConfigError: if its detections cannot be measured.
-    """
-    data = AnnotatedImages.read(config.data, config.data.val_split)
-    images, proposals = data.images, read_proposals(config)
-    if not data.has_boxes or data.truth.difficult.all():
-        raise ConfigError(f"config.data.val_split: {images.name} has no object that counts")
-    predictor = Predictor.configured(config, method, {}, {}, class_names)
-    check_classes(images, class_names)
-    for text in left_out_sentences(data, ()):
-        print(f"validation: {text}")
-    truth = GroundTruth.from_annotations(data.objects, num_classes=len(class_names))
-
-    def measure(number: int, state: TrainState) -> dict[str, float]:
-        del number
-        weights = _detector(method, state), state.extras
-        results = predictor.with_weights(*weights).predict(
-            images, proposals, want=frozenset({"boxes"})
-        )
-        found = DetectionTable.of_results(results, len(data), len(class_names))
-        metrics = evaluate_detections(found, truth, ap_mode=config.eval.ap)
-        return {"mAP50": float(metrics.mean_ap[0])}
-
-    return measure
-
-
-def pseudo_figures(
-    step: TrainStep,
-    data: TrainingData,
-    log: LogOptions,
-    folder: Path,
-    board: TensorBoardWriter | None,
-) -> loop.Hook:
-    """Return a hook that draws the pseudo boxes of the last stage on fixed training images."""
-    device = jax.local_devices()[0]
-    batches = data.fixed_batches(log.num_images)
-
-    def draw(number: int, state: TrainState, micro_batches: Any, metrics: Any) -> None:
-        del micro_batches, metrics
-        if number % log.image_interval or not is_first():
-            return
-        # A copy on one device: the batches have one image each.
-        copy = jax.device_put(fetch(state.replace(opt_state=())), device)
-        for batch in batches:
-            pseudo = step.examine(copy, jax.device_put(batch, device)).pseudo
-            if pseudo is None:
-                return
-            last = jax.tree.map(lambda x: np.asarray(x)[0, -1], pseudo)  # first image, last stage
-            height, width = batch.image_size[0]
-            figure = draw_pseudo_labels(
-                batch.image[0, :height, :width],
-                last,
-                class_names=data.image_set.class_names,
-            )
-            name = data.image_set.records[int(batch.image_index[0])].image_id
-            path = folder / f"{number:06d}_{name}.png"
-            save_image(path, figure)
-            if board is not None:
-                height, width = figure.shape[:2]
-                board.write_png(
-                    number, f"figures/{name}", path.read_bytes(), height=height, width=width
-                )
-
-    return draw
-
-
 def _say_nothing(line: str) -> None:
     """Take a line for humans in processes that write nothing."""
-
-
-def _detector(method: Method, state: TrainState) -> Any:
-    return state.ema if method.result == "ema" else state.params

@@ -13,7 +13,7 @@ from wsod_jax.config.run_config import RunConfig, TrainOptions
 from wsod_jax.data.input.loading import Cache, Loading
 from wsod_jax.data.input.pipeline import TrainStream, train_batches, view_batches
 from wsod_jax.data.input.plan import Order
-from wsod_jax.data.input.transforms import ProposalRules
+from wsod_jax.data.input.proposal_rows import ProposalRules
 from wsod_jax.data.proposals.proposal_set import ProposalSet
 from wsod_jax.data.records import (
     AnnotatedBoxes,

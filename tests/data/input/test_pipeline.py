@@ -15,7 +15,8 @@ from tests.data.readers.voc_tree import write_voc
 from wsod_jax.data.input.loading import Loading, load
 from wsod_jax.data.input.pipeline import train_batches, view_batches
 from wsod_jax.data.input.plan import Order
-from wsod_jax.data.input.transforms import Canvases, ProposalRules
+from wsod_jax.data.input.proposal_rows import ProposalRules
+from wsod_jax.data.input.transforms import Canvases
 from wsod_jax.data.proposals.proposal_set import ProposalSet
 from wsod_jax.data.readers.voc import Voc
 from wsod_jax.data.records import BoxSet, ImageBoxes, ImageRecord, ImageSet

@@ -17,7 +17,8 @@ from wsod_jax.data.input.loading import Loading
 from wsod_jax.data.input.pipeline import train_batches, view_batches
 from wsod_jax.data.input.plan import Order
 from wsod_jax.data.input.pooled_cache import PooledCache
-from wsod_jax.data.input.transforms import Canvases, ProposalRules
+from wsod_jax.data.input.proposal_rows import ProposalRules
+from wsod_jax.data.input.transforms import Canvases
 from wsod_jax.data.readers.voc import Voc
 from wsod_jax.errors import ConfigError, DataError
 

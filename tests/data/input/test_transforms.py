@@ -9,17 +9,13 @@ import numpy as np
 import pytest
 
 from tests.data.readers.voc_tree import pixels
-from wsod_jax.data.input.transforms import (
-    Canvases,
+from wsod_jax.data.input.proposal_rows import (
     ProposalRules,
-    View,
     clean_proposals,
     merge_duplicates,
-    place_boxes,
-    place_image,
     place_proposals,
-    view_factors,
 )
+from wsod_jax.data.input.transforms import Canvases, View, place_boxes, place_image, view_factors
 from wsod_jax.errors import ConfigError
 from wsod_jax.ops.views import to_original
 from wsod_jax.types import Views

@@ -17,16 +17,8 @@ import numpy as np
 
 from wsod_jax.data.input.loading import Loading
 from wsod_jax.data.input.plan import FILLER, PlannedBatch
-from wsod_jax.data.input.transforms import (
-    Canvases,
-    ProposalRules,
-    View,
-    clean_proposals,
-    place_boxes,
-    place_image,
-    place_proposals,
-    view_factors,
-)
+from wsod_jax.data.input.proposal_rows import ProposalRules, clean_proposals, place_proposals
+from wsod_jax.data.input.transforms import Canvases, View, place_boxes, place_image, view_factors
 from wsod_jax.data.proposals.proposal_set import ProposalSet, check_proposals
 from wsod_jax.data.records import BoxSet, ImageSet
 from wsod_jax.errors import DataError

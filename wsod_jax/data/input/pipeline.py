@@ -15,7 +15,8 @@ import numpy as np
 from wsod_jax.data.input.assembling import COUNTS, Assembler, ProposalRows, RowPart, TargetRows
 from wsod_jax.data.input.loading import Cache, Loading, load
 from wsod_jax.data.input.plan import Order, TrainPlan, ViewPlan
-from wsod_jax.data.input.transforms import Canvases, ProposalRules
+from wsod_jax.data.input.proposal_rows import ProposalRules
+from wsod_jax.data.input.transforms import Canvases
 from wsod_jax.data.proposals.proposal_set import ProposalSet
 from wsod_jax.data.records import BoxSet, ImageSet
 from wsod_jax.errors import ConfigError
