@@ -67,7 +67,7 @@ def check_single_label(image_set: ImageSet) -> None:
     """Check that every image shows exactly one class, as a softmax over the classes assumes.
 
     Args:
-      image_set: any labelled set; unknown labels (-1) count as absent.
+      image_set: any labeled set; unknown labels (-1) count as absent.
 
     Raises:
       DataError: otherwise, naming the first image that does not, and its classes.

@@ -265,8 +265,8 @@ def framework_uniform(fan_in: int) -> nn.initializers.Initializer:
 
 
 def per_image_dropout(
-    x: Float[Array, "b *rest"], keys: Key[Array, " b"], rate: float
-) -> Float[Array, "b *rest"]:
+    x: Float[Array, "b ..."], keys: Key[Array, " b"], rate: float
+) -> Float[Array, "b ..."]:
     """Zero each value with probability `rate` and divide the others by 1 − `rate`.
 
     Args:

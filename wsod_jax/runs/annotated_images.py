@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -15,6 +16,8 @@ from wsod_jax.errors import DataError
 from wsod_jax.evaluation.evaluators import Annotation, evaluation_labels
 from wsod_jax.evaluation.metrics.tables import GroundTruth
 from wsod_jax.types import ImageResult
+
+logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import logging
 import math
 import time
 import zlib
@@ -30,8 +29,6 @@ from wsod_jax.runs.annotated_images import (
 )
 from wsod_jax.runs.predictor import Predictor
 from wsod_jax.types import Batch, ImageResult
-
-logger = logging.getLogger(__name__)
 
 # Measured of whatever has them; the others where they are named.
 USUAL = ("boxes", "classification", "pointing", "energy", "ilsvrc", "masks", "miou")

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import numpy as np
 
+from wsod_jax.data.input.transforms import View, place_boxes
 from wsod_jax.errors import ConfigError
 from wsod_jax.ops.boxes import box_area, clip_boxes
 from wsod_jax.options import BELOW_ONE, COUNT, NOT_NEGATIVE, POSITIVE
