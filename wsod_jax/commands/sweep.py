@@ -175,8 +175,8 @@ def run_one(
 ) -> None:
     """Train and evaluate one run, and write its row; do nothing if the row is there."""
     from wsod_jax import build
-    from wsod_jax.config import overrides
     from wsod_jax.commands.benchmarks.timing import hardware
+    from wsod_jax.config import overrides
     from wsod_jax.train.checkpoint import checkpoint_steps
 
     row = row_path(data_set, method, seed)

@@ -11,10 +11,10 @@ from wsod_jax import viz
 from wsod_jax.analysis.mining import MiningRun, draw_class_graphs, draw_mined_stages
 from wsod_jax.analysis.quality import pseudo_quality, quality_table
 from wsod_jax.analysis.scores import ScoredRun, draw_score_evolution
-from wsod_jax.runs.annotated_images import truth_table
 from wsod_jax.commands.visualization.images import choose, class_to_show, write_figures
 from wsod_jax.data.records import ImageRecord
 from wsod_jax.errors import DataError
+from wsod_jax.runs.annotated_images import truth_table
 from wsod_jax.train.checkpoint import checkpoint_steps
 
 
