@@ -95,6 +95,11 @@ def localizers(title: str, weights: str = "") -> Sweep:
 TINY = "demo/weights/tiny{suffix}.npz"
 SETS = {
     "cards6": Sweep("cards6 (SqueezeNet 1.1)", DETECTORS),
+    "cards6_lite0": Sweep(
+        "cards6 (EfficientNet-Lite0)",
+        {method: DETECTORS[method] for method in ("wsddn", "oicr", "pcl", "oim_ir")},
+        pairs=(("oicr", "wsddn"), ("oim_ir", "wsddn"), ("pcl", "oicr")),
+    ),
     "synthetic": Sweep("synthetic set (tiny backbone)", DETECTORS, weights=TINY),
     "spn_cards6": localizers("cards6 without proposals (SqueezeNet 1.1)"),
     "spn_synthetic": localizers("synthetic set without proposals (tiny backbone)", TINY),
