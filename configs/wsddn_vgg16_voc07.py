@@ -1,7 +1,7 @@
 """WSDDN with VGG16 on VOC 2007: mAP 34.8, CorLoc 53.5 (Bilen and Vedaldi 2016, as cited in OIM's Table 6).
 
 The network and schedule of the OICR family without its refinement heads, so that the rows of one table differ in one
-thing. The original's own recipe, beside EdgeBoxes proposals with scores, is a matter of overrides:
+thing. The original recipe, in addition to EdgeBoxes proposals with scores, is a matter of overrides:
 --config.method.score_gate=10 --config.method.det_temperature=2 --config.method.spatial_weight=1e-4
 --config.method.mil_reduction=sum --config.data.difficult=ignore --config.backbone.dilated=False
 --config.backbone.frozen="()" --config.proposals.dedup_stride=1 --config.proposals.min_side_px=20

@@ -64,13 +64,13 @@ CUES: dict[str, type] = {}
 
 
 def union_tables(methods: Mapping[str, type] = METHODS, cues: Mapping[str, type] = CUES) -> Tables:
-    """Return the unions of a configuration; raise `ConfigError` for a method that is no frozen dataclass."""
+    """Return the unions of a configuration; raise `ConfigError` for a method that is not a frozen dataclass."""
     for name, cls in methods.items():
         settings = vars(cls).get("__dataclass_params__")
         if settings is None or not settings.frozen:
             raise ConfigError(
-                f"method {name!r}: {cls.__name__} is no frozen dataclass; write @dataclass(frozen=True, kw_only=True) "
-                "above it"
+                f"method {name!r}: {cls.__name__} is not a frozen dataclass; write "
+                "@dataclass(frozen=True, kw_only=True) above it"
             )
     return {"methods": methods, "backbones": BACKBONES, "readers": READERS, "cues": cues}
 

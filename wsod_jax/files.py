@@ -32,7 +32,7 @@ BAD_NPZ = (
 def atomic_write(path: str | Path, mode: Literal["w", "wb"] = "w") -> Iterator[IO[Any]]:
     """Open a file to write so that readers see either the old file or the whole new one.
 
-    What is written lies beside `path` under a hidden name of its own until the block ends, and is then moved. Whatever
+    The text is written to a hidden file in the same folder until the block ends, and is then moved. Whatever
     ends the block early, a full disk or Ctrl-C, removes it and leaves `path` as it was. Of several writers the last
     one to finish wins.
 

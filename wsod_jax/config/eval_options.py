@@ -113,7 +113,7 @@ class EvalOptions:
       flips: whether the views are mirrored.
       resize: which side a scale means: the "short" or the "long" one, or both sides, with "warp".
       max_long: no side exceeds this, in pixels.
-      aspect: a canvas is so many times as long as the scale, see `Canvases`.
+      aspect: the length of a canvas divided by the scale, see `Canvases`.
       micro_batch: images per forward pass; more where the devices are more.
       merge: how views meet: "mean" or "sum" of scores, or the "union" of their detections.
       top_k: best boxes kept per class and image before NMS.

@@ -229,7 +229,7 @@ def _split(setting: str, example: str = "train.num_steps=100") -> tuple[list[str
     key, equals, text = setting.partition("=")
     path = key.strip().removeprefix("config.").split(".")
     if not equals or not all(path):
-        raise ConfigError(f"{setting!r} is no setting; settings look like {example}")
+        raise ConfigError(f"{setting!r} is not a setting; settings look like {example}")
     return path, text
 
 
@@ -257,7 +257,7 @@ def _full_path(path: Sequence[str], config: RunConfig) -> list[str]:
     can_be_set = [name for name in found if name.startswith("eval.") or name in _settable(config)]
     if can_be_set:
         raise ConfigError(
-            f"{key} is no option of eval; did you mean {' or '.join(can_be_set)}, which is written with its section?"
+            f"{key} is not an option of eval; did you mean {' or '.join(can_be_set)}, with its section?"
         )
     if found:
         raise ConfigError(_not_for_trained_runs(" or ".join(found), config))

@@ -67,10 +67,10 @@ class TrainOptions:
       scales: side lengths of the image in pixels, at most 32; one is drawn per micro-batch. See `Canvases`.
       resize: which side a scale means, see `Canvases`.
       max_long: no side exceeds this, in pixels.
-      aspect: a canvas is so many times as long as the scale, see `Canvases`.
-      crop_margin: resize to scale + crop_margin pixels, and cut out a random window of the scale, drawn anew in
+      aspect: the length of a canvas divided by the scale, see `Canvases`.
+      crop_margin: resize to scale + crop_margin pixels, and cut out a random window of the scale, drawn again in
         every epoch; see `Canvases`. For methods without proposals; 0 shows whole images.
-      flip: mirror an image with probability 1/2, drawn anew in every epoch.
+      flip: mirror an image with probability 1/2, drawn again in every epoch.
       loader: "threads", or "tf" (tf.data); the batches are the same.
       ema_decay: keep a running average of the parameters; `None` keeps none.
       cache: what is kept of a wholly frozen backbone, in float16: its "features", in memory, or the pooled
@@ -146,7 +146,7 @@ class LogOptions:
     profile_steps: Annotated[tuple[int, int] | None, COUNT] = None
 
     def __post_init__(self) -> None:
-        """Raise `ConfigError` for milestones that are no checkpoints, and updates in the wrong order."""
+        """Raise `ConfigError` for a `keep_period` between checkpoints, and for updates in the wrong order."""
         if self.profile_steps is not None and self.profile_steps[0] > self.profile_steps[1]:
             raise ConfigError(
                 f"config.log.profile_steps is {self.profile_steps!r}; allowed are (first, last) with first <= last"
@@ -161,7 +161,7 @@ class LogOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """All that a run is a function of, beside its data and weights. `build.read_config` makes and checks it.
+    """Everything that determines a run, except its data and weights. `build.read_config` makes and checks it.
 
     Attributes:
       seed: of order, augmentation, drawn parameters and dropout.

@@ -138,7 +138,7 @@ class _OfRegions:
 
 @dataclass
 class BoxAp(_OfRegions):
-    """Average precision in the manner of PASCAL VOC; IoU > 0.75 always stands beside what is asked for.
+    """Average precision in the manner of PASCAL VOC; IoU > 0.75 is always measured too.
 
     Attributes:
       iou_thrs: thresholds, the headline first.
@@ -257,7 +257,7 @@ class CorLoc(_OfRegions):
         return result.boxes[rows], result.scores[rows], result.classes[rows]
 
     def compute(self) -> Evaluation:
-        """Return CorLoc, and how large the best boxes are beside the objects."""
+        """Return CorLoc, and how large the best boxes are relative to the objects."""
         best, truth = self.detections, self.truth
         metrics = corloc(best, truth, include_difficult=self.include_difficult)
         found = Evaluation(counts={"images": metrics.num_images}, detail=metrics)

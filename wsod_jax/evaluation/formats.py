@@ -3,7 +3,7 @@
 A results file is the list that COCO's tools read: an object per detection with `image_id`, `category_id`, `bbox`
 [x, y, width, height] in pixels of the original image, `score`, and `segmentation` (RLE) where there are masks. The ids
 are the data set's own. Ours hold two more keys where they are known, `row` and `view`, which other tools ignore, and
-an index lies beside them, `x.index.json` of `x.json`: the images that were predicted (those without a detection too)
+there is an index file, `x.index.json` of `x.json`: the images that were predicted (those without a detection too)
 and the classes, each with its id and its name.
 """
 
@@ -66,7 +66,7 @@ def index_path(path: str | Path) -> Path:
 
 
 def write_results(path: str | Path, results: Iterable[ImageResult], images: ResultImages) -> Path:
-    """Write detections in COCO's results format, and their index beside it.
+    """Write detections in COCO's results format, and their index file.
 
     Reading the file back gives bit-identical scores, boxes and masks. Results are written as they come and not kept.
 
@@ -113,7 +113,7 @@ def write_coco_set(
       results: of images of the set, in any order, not kept. Images without boxes have no annotation.
       images: the set. Images have its own numbers as ids, else 1, 2 ... A `file_name` is the image id with the suffix
         of the file, a path below the folder of images.
-      source: what the boxes are, for `info`; every annotation holds its `score` beside COCO's keys.
+      source: what the boxes are, for `info`; every annotation holds its `score` in addition to COCO's keys.
     Returns:
       `path`.
     Raises:

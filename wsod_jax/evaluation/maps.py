@@ -28,7 +28,7 @@ class MapReading:
         one, a side < min_side_px, or a score <= 0 are left out.
       is_nms_first: NMS sees the small boxes too.
       predicted_thr: a class is predicted where its image score exceeds this; `None`: the best class alone is predicted.
-      num_best: so many of an image's best-scored classes are read even if they are not predicted.
+      num_best: number of an image's best-scored classes that are read even if they are not predicted.
       separate_views: components come from every view by itself instead of the mean over views.
     """
 

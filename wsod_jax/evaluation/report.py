@@ -48,7 +48,7 @@ class Evaluation:
       shares: name of a column -> name of its mean in the summary, and the share in [0, 1] of every class, [c]; NaN
         where a class has none, which the mean leaves out.
       overall: further shares in [0, 1] of the summary, by name.
-      numbers: its other numbers, which are no shares.
+      numbers: its other numbers, which are not shares.
       counts: name of a column -> what the shares of every class rest on, [c] int.
       iou_sweep: mAP by IoU threshold, where there are several.
       tables: shown after the classes.

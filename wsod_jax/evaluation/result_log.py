@@ -20,7 +20,7 @@ _PLAIN += ("candidate_scores",)
 class ResultLog:
     """A file of results, appended to as they come.
 
-    Its first line tells what the results are of. A file of something else is started anew; of the same, its results
+    Its first line tells what the results are of. A file of something else is overwritten; of the same, its results
     are kept and a record cut off in the middle is dropped. Each record is a line of JSON and the bytes of an .npz.
 
     Attributes:

@@ -29,17 +29,17 @@ from wsod_jax.types import ImageResult, Mask
 def read_results(path: str | Path, images: ResultImages) -> list[ImageResult]:
     """Read boxes, masks or both of a COCO results file or data set, from this project or elsewhere.
 
-    Images are found by the ids of the set that the file was made for. With an index beside the file, that says which.
+    Images are found by the ids of the set that the file was made for. An index file, where there is one, says which.
     Without, ids that are numbers are the set's own numbers, if it has them; else image ids, for which leading
     zeros do not count ("000012" is 12). Ids that are texts are image ids, numbers as text, or names of files without
     folder and suffix. Classes are found by the names in the index, else by the set's own category ids, else 1, 2 ...
 
     A data set is its own index: its images are found by their `file_name`, its classes by their names. Annotations
-    without `score` have 1; crowds are left out, since they are no single objects.
+    without `score` have 1; crowds are left out, since they are not single objects.
 
     Args:
       path: a list of {image_id, category_id, score, bbox or segmentation or both}; segmentations are RLE. Or an object
-        with such a list as `annotations`, whose segmentations may be polygons, beside `images` and `categories`.
+        with such a list as `annotations`, whose segmentations may be polygons, and `images` and `categories`.
       images: the set to read for. If it has no classes, those of the index count.
     Returns:
       One result per image of the set, in its order, detections of higher score first, equal ones as in the file. Boxes
@@ -198,7 +198,7 @@ class _ImageFinder:
         if self._index is not None:
             if key not in self._index.images:
                 raise DataError(
-                    f"image {key!r} is not among the {len(self._index.images)} that the file, or the index beside it, "
+                    f"image {key!r} is not among the {len(self._index.images)} that the file, or its index file, "
                     "names; delete the index if it belongs to another file"
                 )
             key = self._index.images[key]

@@ -133,7 +133,7 @@ class Predictor:
         return f"{value:08x}"
 
     def with_weights(self, params: Params, extras: dict) -> Predictor:
-        """Return the same detector with the weights of another checkpoint; nothing is compiled anew."""
+        """Return the same detector with the weights of another checkpoint; nothing is compiled again."""
         params, extras = replicate((params, extras), self.mesh)
         return dataclasses.replace(self, params=params, extras=extras)
 

@@ -167,7 +167,7 @@ def train(
 
 
 def describe_run(config: RunConfig, method: Method, data: TrainingData) -> dict[str, Any]:
-    """Return what is written beside each checkpoint of a run; see `run_metadata`."""
+    """Return the metadata written with each checkpoint of a run; see `run_metadata`."""
     metadata = run_metadata(
         method=config.method.name,
         class_names=data.image_set.class_names,

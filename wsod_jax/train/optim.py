@@ -82,7 +82,7 @@ class Optimizer:
       shape: of the schedule: constant with drops, or half a cosine that ends at 0 with the last update.
       decay_steps: updates from which on (inclusive) η is multiplied once more by `decay_factor`; ascending.
       decay_factor: of shape "steps"; it may exceed 1.
-      warmup_steps: η rises linearly over so many updates, from `warmup_factor` of it.
+      warmup_steps: number of updates over which η rises linearly, from `warmup_factor` of it.
       warmup_factor: in [0, 1].
       momentum: μ (SGD only; so are `momentum_reset_steps` and `update_rule`).
       momentum_reset_steps: updates that start from zero momentum, as a fresh solver would.

@@ -77,7 +77,7 @@ def read_blacklist(path: str | Path, image_ids: Sequence[str]) -> list[int]:
     for line, text in enumerate(path.read_text(encoding="utf-8").split(), start=1):
         place = places.get(text, numbers.get(int(text)) if text.isdecimal() else None)
         if place is None:
-            raise DataError(f"{path}: entry {line}, {text!r}, is no image of the set")
+            raise DataError(f"{path}: entry {line}, {text!r}, is not an image of the set")
         found.append(place)
     return found
 

@@ -32,7 +32,7 @@ class MeanIou:
           predicted: [H, W] uint8, 0 background, class + 1. Anything may stand where the truth is void.
           truth: [H, W] uint8, likewise, 255 void.
         Raises:
-          DataError: the maps differ in size, or hold a label that is no class.
+          DataError: the maps differ in size, or hold a label that is not a class.
         """
         predicted, truth = np.asarray(predicted), np.asarray(truth)
         if predicted.shape != truth.shape:
