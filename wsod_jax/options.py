@@ -14,7 +14,7 @@ import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 
 @dataclass(frozen=True)
@@ -140,3 +140,13 @@ def members(hint: Any) -> tuple:
     if origin in UNIONS:
         return tuple(member for part in parts for member in members(part))
     return (hint,)
+
+
+def literals_of(hint: Any) -> tuple:
+    """Return the literals in an annotation."""
+    parts = typing.get_args(hint)
+    if typing.get_origin(hint) is Literal:
+        return parts
+    if typing.get_origin(hint) is Annotated:
+        parts = parts[:1]
+    return tuple(literal for part in parts for literal in literals_of(part))

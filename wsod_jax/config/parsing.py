@@ -26,6 +26,7 @@ from wsod_jax.options import (
     default_of,
     is_required,
     is_section,
+    literals_of,
     marks,
     members,
     option_hints,
@@ -139,7 +140,7 @@ def parse_value(value: Any, hint: Any, tables: Tables, where: str) -> Any:
     except _Misfit:
         raise ConfigError(
             f"{where} is {value!r}; allowed are {described(hint)}"
-            + suggestion(str(value), [str(choice) for choice in _literals(hint)])
+            + suggestion(str(value), [str(choice) for choice in literals_of(hint)])
         ) from None
 
 
@@ -392,13 +393,3 @@ def _leaf(value: Any, hint: Any, where: str, bounds: Range) -> Any:
 
 def _bounds(hint: Any, outer: Range) -> Range:
     return next((mark for mark in marks(hint) if isinstance(mark, Range)), outer)
-
-
-def _literals(hint: Any) -> tuple:
-    """Return the literals in an annotation."""
-    parts = typing.get_args(hint)
-    if typing.get_origin(hint) is Literal:
-        return parts
-    if typing.get_origin(hint) is Annotated:
-        parts = parts[:1]
-    return tuple(literal for part in parts for literal in _literals(part))
