@@ -15,7 +15,8 @@ def rooms(files: list[str]) -> list[str]:
     """Return the lines in which the documents list files: a room's name, and its files."""
     found: dict[str, list[str]] = {}
     for file in map(Path, files):
-        found.setdefault(file.parent.name, []).append(file.stem)
+        room = file.parent.as_posix().removeprefix("wsod_jax/")
+        found.setdefault(room, []).append(file.stem)
     return [f"{room}: {', '.join(names)}" for room, names in found.items()]
 
 
@@ -35,7 +36,7 @@ def test_files_of_a_training_run(capsys, monkeypatch):
     assert {config, "wsod_jax/methods/oim.py", "wsod_jax/train/step.py"} <= set(files)
     assert "wsod_jax/commands/trace_files.py" not in files
     text = ARCHITECTURE.read_text(encoding="utf-8")
-    (told,) = re.findall(r"trace_files\.py`: (\d+) files", text)
+    (told,) = re.findall(r"trace_files`: (\d+) files", text)
     assert int(told) == len(files)
     for line in rooms(files):
         assert f"\n{line}\n" in text

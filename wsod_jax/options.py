@@ -1,7 +1,7 @@
 """Marks on the fields of option classes: allowed values, and what a trained run may change.
 
 A class of options is a frozen dataclass (or a flax module) whose fields carry their default, their type and, as
-`Annotated[type, mark, ...]`, these marks. `parsing.py` and `config.py` read them; nothing else needs to.
+`Annotated[type, mark, ...]`, these marks. `config/` reads them.
 """
 
 from __future__ import annotations

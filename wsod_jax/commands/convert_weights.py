@@ -18,8 +18,8 @@ Where to get what can be converted:
                                                for i, p in enumerate(ps)})
                             Detectron's pickles and PyTorch's vgg16_caffe.pth work as they are. BGR, mean only.
   caffe_cnn_s               VGG_CNN_S, exported likewise. BGR, mean only.
-  caffe_googlenet           BVLC's GoogLeNet, exported likewise. BGR, mean only; set the backbone's pixels to "caffe",
-                            branch3_kernel to 5, pool4_window to 3 and lrn to True.
+  caffe_googlenet           BVLC's GoogLeNet, exported likewise. BGR, mean only; set the backbone's preprocessing to
+                            "caffe", branch3_kernel to 5, pool4_window to 3 and lrn to True.
   keras_squeezenet_npz      SqueezeNet 1.1 with keys <layer>/kernel and <layer>/bias. BGR, mean only.
   checkpoint                a run of wsod-jax train: its workdir (the newest step) or the folder of one step. All but
                             the layers that score classes is written: backbone, box head, SPN's extra convolution.

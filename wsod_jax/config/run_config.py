@@ -3,9 +3,9 @@
     seed       int
     method     name, and the options of its class in `methods/`
     backbone   name, and the fields of its module in `nn/`
-    data       reader, and the options of its class in `data/`
+    data       reader, and the options of its class in `data/readers/`
     proposals  `Proposals`; None for methods that use none
-    cues       name, and the options of its class in `data/cues`; None for methods that ask for none
+    cues       name, and the options of its class; None for methods that ask for none (no cue source is shipped)
     train      `TrainOptions`
     optim      `Optimizer`
     log        `LogOptions`

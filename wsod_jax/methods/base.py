@@ -154,9 +154,7 @@ class ProposalMethod(Method):
     paper: ClassVar[str] = "Bilen and Vedaldi 2016 (WSDDN)"
     outputs: ClassVar[frozenset[Output]] = frozenset({"boxes", "image_scores"})
     uses_proposals: ClassVar[bool] = True
-    min_classes: ClassVar[int] = (
-        2  # Σ_c φ_c = 1: with one class always right, and no image is of none
-    )
+    min_classes: ClassVar[int] = 2  # a softmax over one class is 1, whatever the image shows
     num_stages: ClassVar[int] = 0
     regression: ClassVar[Regression | None] = None
 

@@ -135,7 +135,7 @@ def run_pass(
       want: outputs of the method; `None` for all.
 
     Returns:
-      What the input met, by name; see `data.assembling.COUNTS`.
+      What the input met, by name; see `data.input.assembling.COUNTS`.
     """
     todo = [i for i in range(len(data.images)) if i not in log]
     query = data.query if query is None else query

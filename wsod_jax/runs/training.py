@@ -1,4 +1,4 @@
-"""Runs: train one in its workdir, and open it again."""
+"""Train a run in its workdir, or resume it."""
 
 from __future__ import annotations
 
@@ -75,7 +75,8 @@ def train(
     # -- state: resumed, or drawn and warm-started
     mesh = make_mesh()
     folder = workdir / "checkpoints"
-    merge = None if checkpoint_steps(folder) else warm_start(config)  # before the workdir is there
+    # Read first, so that a missing file leaves no workdir.
+    start_from = None if checkpoint_steps(folder) else warm_start(config)
     checkpoints = Checkpoints(
         folder,
         describe_run(config, method, data),
@@ -97,7 +98,7 @@ def train(
         batch=data.example(),
         mesh=mesh,
         ema=settings.ema_decay is not None,
-        warm_start=merge,
+        warm_start=start_from,
     )
     state = checkpoints.restore(state) or state
     if is_done:

@@ -33,7 +33,7 @@ class TrainingData:
     """A training split: images with labels, boxes where the method trains on boxes, and proposals.
 
     Attributes:
-      image_set: the images; those with at least one positive label, where there are no boxes.
+      image_set: the images that the method learns from.
       boxes: the same images with boxes, for methods whose stream has them, else `None`.
       proposals: `None` for methods without.
       rules: which proposals are used, `None` likewise.

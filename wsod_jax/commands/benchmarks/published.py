@@ -149,7 +149,7 @@ def random_batch(size: Size) -> Batch:
 
 
 def stored_batches(path: Path) -> list[Batch]:
-    """Return the first batch of every layout in a file that `data.arrays.save_batches` wrote.
+    """Return the first batch of every layout in a file that `data.input.stored_batches.save_batches` wrote.
 
     Raises:
       DataError: the file does not hold batches, or its batches have no labels.
