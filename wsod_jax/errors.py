@@ -1,11 +1,11 @@
-"""Errors that users see. Each message says what was wrong, what was found, what is allowed and what to do."""
+"""Errors for users. Each message says what was wrong, what was found, what is allowed and what to do."""
 
 import contextlib
 from collections.abc import Iterator
 
 
 class DataError(ValueError):
-    """An input file or folder that cannot be used: images, labels, proposals, weights, checkpoints."""
+    """An unusable input file or folder: images, labels, proposals, weights, checkpoints."""
 
 
 class ConfigError(ValueError):
@@ -17,7 +17,7 @@ class PeerError(RuntimeError):
 
 
 class CueError(RuntimeError):
-    """A cue source raised an error, was killed, or returned other than what it was asked for."""
+    """A cue source raised an error, was killed, or returned an invalid answer."""
 
 
 class NonFiniteError(FloatingPointError):

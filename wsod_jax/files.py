@@ -1,4 +1,4 @@
-"""Files written whole or not at all; reading of .npz files, damaged ones included."""
+"""Atomic writes, and reading .npz files that may be damaged."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import numpy as np
 
 from wsod_jax.errors import DataError
 
-# What reading arrays of an .npz file raises that is damaged, or no such file.
+# Exceptions when reading arrays of a file that is damaged or not an .npz file.
 BAD_NPZ = (
     OSError,
     ValueError,
@@ -32,9 +32,8 @@ BAD_NPZ = (
 def atomic_write(path: str | Path, mode: Literal["w", "wb"] = "w") -> Iterator[IO[Any]]:
     """Open a file to write so that readers see either the old file or the whole new one.
 
-    The text is written to a hidden file in the same folder until the block ends, and is then moved. Whatever
-    ends the block early, a full disk or Ctrl-C, removes it and leaves `path` as it was. Of several writers the last
-    one to finish wins.
+    The data goes to a hidden file next to `path`, which is renamed when the block ends. If the block fails (full disk,
+    Ctrl-C) the hidden file is removed and `path` is unchanged. Of several writers the last one to finish wins.
 
     Args:
       path: the file; its folder is made.
@@ -63,10 +62,10 @@ def read_npz(path: str | Path, *, advice: str) -> dict[str, np.ndarray]:
 
     Args:
       path: the file.
-      advice: what to do where that fails, a sentence for the error.
+      advice: sentence for the error: what to do.
 
     Raises:
-      DataError: it is missing, damaged, or holds anything but plain arrays.
+      DataError: the file is missing, damaged, or contains anything but plain arrays.
     """
     try:
         with np.load(path, allow_pickle=False) as file:

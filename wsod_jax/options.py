@@ -1,7 +1,7 @@
-"""Marks on the fields of option classes: allowed values, and what a trained run may change.
+"""Marks on the fields of option classes: allowed values, and whether they may change after training.
 
-A class of options is a frozen dataclass (or a flax module) whose fields carry their default, their type and, as
-`Annotated[type, mark, ...]`, these marks. `config/` reads them.
+A class of options is a frozen dataclass (or a flax module) whose fields have a default, a type and, as
+`Annotated[type, mark, ...]`, these marks. Only `config/` reads them.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal
 
 @dataclass(frozen=True)
 class Range:
-    """Which numbers are allowed; of a tuple it bounds every number in it.
+    """Allowed numbers; bounds every number of a tuple.
 
     Attributes:
       low: the lowest one.
@@ -38,7 +38,7 @@ class Range:
         return above and (value <= self.high if self.is_high_in else value < self.high)
 
     def __str__(self) -> str:
-        """Return what follows "numbers": " from 0 to 1", " above 0", or nothing."""
+        """Return the text after "numbers" in messages: " from 0 to 1", " above 0", or nothing."""
         low = f" {'from' if self.is_low_in else 'above'} {self.low:g}"
         if self.high == math.inf:
             return "" if self.low == -math.inf else low + " up" * self.is_low_in
@@ -52,7 +52,7 @@ class Choice:
     Attributes:
       table: name of the table.
       key: the entry.
-      what: what a class of the table is, for messages about a table without any.
+      what: noun for a class of the table, for messages about an empty table.
     """
 
     table: str
@@ -61,10 +61,10 @@ class Choice:
 
 
 class Mark(enum.Enum):
-    """What may change without making another run of it.
+    """Options that may change while the run stays the same one.
 
     TEST: how a trained detector is tested; `--set` changes it for one command.
-    LOCATION: where files lie. `--set` changes it, and a resumed run may.
+    LOCATION: paths of files. `--set` changes it, and a resumed run may.
     RESUME: a resumed run may change it.
     """
 
@@ -89,11 +89,11 @@ def option_hints(cls: type, with_parts: bool = True) -> Mapping[str, Any]:
 
     Args:
       cls: a dataclass or a flax module.
-      with_parts: fields without a default are options too, else they are parts that code fills.
+      with_parts: include fields without a default, which code may fill.
     """
     hints = typing.get_type_hints(cls, include_extras=True)
     fields = dataclasses.fields(cls)
-    # every flax module has these two; looked for by name, since importing flax takes a second
+    # Every flax module has these two; checked by name, since importing flax takes a second.
     hidden = ("parent", "name") if any(field.name == "parent" for field in fields) else ()
     return {
         field.name: hints[field.name]
@@ -128,7 +128,7 @@ def marks(hint: Any) -> tuple:
 
 
 def choice_of(hint: Any) -> Choice | None:
-    """Return the union that an annotation says to choose from, or `None`."""
+    """Return the `Choice` on an annotation, or `None`."""
     return next((mark for mark in marks(hint) if isinstance(mark, Choice)), None)
 
 

@@ -1,10 +1,10 @@
-"""Containers that travel between the rooms: frozen pytrees, each field with shape, type and unit.
+"""The containers that modules exchange: frozen pytrees, with every field's shape, type and unit.
 
 Axis letters: `b` image, `r` proposal, `c` foreground class, `k` = c + 1 (background first), `g` pseudo box,
 `m` detection, `h w` feature grid, `H W` pixels, `d` feature width, `s` refinement stage.
 Boxes are `xyxy`, float32, absolute pixels of the image given to the network, with continuous edges
-(width = x2 - x1). A field that a method does not use is `None`; `None` is a pytree without leaves, so one
-container serves methods with and without proposals.
+(width = x2 - x1). A field that a method does not use is `None`, a pytree without leaves, so one container serves
+methods with and without proposals.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def static(**options: Any) -> Any:
 
 @struct.dataclass
 class FeatureMap:
-    """A map that a backbone makes of every image.
+    """A backbone's map of every image.
 
     Attributes:
       features: [b, h, w, d].
@@ -43,11 +43,11 @@ class FeatureMap:
 
 @struct.dataclass
 class Views:
-    """How each row of a batch was made: original pixel = (network pixel, mirrored back, + offset) / scale.
+    """The transform of each row of a batch: original pixel = (network pixel, mirrored back, + offset) / scale.
 
     Attributes:
       scale: [b, 2] float32, network pixels per pixel of the original image, (x, y).
-      offset: [b, 2] int32 network pixels, (x, y), where the window shown lies in the resized image.
+      offset: [b, 2] int32 network pixels, (x, y), position of the view in the resized image.
       flipped: [b] bool, True if mirrored left-right.
       original_size: [b, 2] int32, (height, width) of the original image in pixels.
     """
@@ -60,14 +60,14 @@ class Views:
 
 @struct.dataclass
 class Targets:
-    """Boxes to learn from. They exist only in a stream that reads a `BoxSet`.
+    """Boxes to learn from, in a stream that reads a `BoxSet`.
 
     Attributes:
-      boxes: [b, g, 4] float32 network pixels, clipped to what the view shows.
+      boxes: [b, g, 4] float32 network pixels, clipped to the view.
       classes: [b, g] int32, 0-based.
       weights: [b, g] float32.
       ignore: [b, g] bool, neither positive nor negative: crowds and difficult objects.
-      mask: [b, g] bool, False for padding and for boxes of which the view shows nothing.
+      mask: [b, g] bool, False for padding and for boxes outside the view.
     """
 
     boxes: jax.Array
@@ -90,18 +90,18 @@ class Batch:
       image_size: [b, 2] int32, valid (height, width) in pixels.
       image_mask: [b] bool, False for rows that only fill the batch.
       image_index: [b] int32, position in the image set; seeds per-image randomness and joins results.
-      views: how the rows were made of the original images.
+      views: the transforms from the original images.
       labels: [b, c] int32, 1 present, 0 absent, -1 unknown (no loss).
       proposals: [b, r, 4] float32 boxes, or `None` for methods without proposals. Row r is the same region
         of an image in all of its views.
       proposal_mask: [b, r] bool, False for padding and for proposals merged into another one.
-      proposal_scores: [b, r] float32 objectness, where the proposal file has it.
+      proposal_scores: [b, r] float32 objectness, if the proposal file has it.
       representative: [b, r] int32, the row whose scores a merged proposal shares (its own index if kept).
       features: maps of a frozen backbone by name, in place of `image`.
       pooled: [b, r, p, p, d] float16 or float32, proposals pooled from maps of a frozen backbone, in place of
         `image`; 0 where `proposal_mask` is False.
       targets: boxes to learn from, in streams that have them.
-      cues: what the cue source made of the method's request, a pytree whose arrays lead with images.
+      cues: the cue source's answer to the method's request, a pytree of arrays [b, ...].
     """
 
     image: jax.Array | None
@@ -146,14 +146,14 @@ class Term:
 
 @struct.dataclass
 class LossOutput:
-    """What `method.loss` returns.
+    """The result of `method.loss`.
 
     Attributes:
       terms: name -> `Term`; the objective is the sum of their means.
       extras: the new non-gradient state (may be the one given).
       metrics: name -> `Term`, logged, no gradient.
       pseudo: the mined boxes, for figures; `None` for methods that mine none.
-      figures: further arrays to draw, by name, images leading. A training step does not compute them.
+      figures: further arrays [b, ...] to draw, by name. A training step does not compute them.
     """
 
     terms: dict[str, Term]
@@ -165,12 +165,11 @@ class LossOutput:
 
 @struct.dataclass
 class Source:
-    """What a miner sees of one image and one refinement stage; made by `Source.of`, without gradient.
+    """A miner's input for one image and one refinement stage; made by `Source.of`, without gradient.
 
     Attributes:
       scores: [r, c] float32 scores of the stage before, in [0, 1], without background; 0 where masked.
-      boxes: [r, 4] the boxes of these scores, network pixels; [r, c, 4] where the stage before regresses them
-        class by class.
+      boxes: [r, 4] the boxes of these scores, network pixels; [r, c, 4] if the stage before regresses them per class.
       proposals: [r, 4].
       mask: [r] bool, True = real proposal; masked rows of boxes and features may hold anything.
       labels: [c] int32, 1 present, 0 absent, -1 unknown; only 1 is mined.
@@ -220,7 +219,7 @@ class PseudoBoxes:
       boxes: [g, 4] float32.
       classes: [g] int32 foreground class, 0-based.
       scores: [g] float32 source score.
-      index: [g] int32, the proposal it is.
+      index: [g] int32, the mined proposal.
       is_seed: [g] bool, True for a class's top box, False for further instances.
       mask: [g] bool.
     """
@@ -254,19 +253,18 @@ class RefineTargets:
 
 @struct.dataclass
 class Predictions:
-    """What `method.predict` returns of one view: candidate boxes with per-class scores, before merging views and NMS.
+    """The result of `method.predict` for one view: candidate boxes with class scores, before merging views and NMS.
 
-    What was not asked for, and what the method does not have, is `None`.
+    Outputs that were not requested, or that the method does not have, are `None`.
 
     Attributes:
-      boxes: [b, m, 4] float32 network pixels, or [b, m, c, 4], each class its own; where `aligned_rows` holds, row m
-        is proposal m.
+      boxes: [b, m, 4] float32 network pixels, or [b, m, c, 4], one per class; if `aligned_rows`, row m is proposal m.
       scores: [b, m, c] float32.
       mask: [b, m] bool.
       image_scores: [b, c] float32 image-level class scores.
-      maps: where a method without proposals sees its classes and objects.
+      maps: class activation maps and proposal map of a method without proposals.
       semantic: [b, h, w, c] probabilities of every class in every cell.
-      memo: what `predict_masks` of the same view needs again, such as feature maps; it never leaves the device.
+      memo: values that `predict_masks` of the same view needs again, such as feature maps; it stays on the device.
     """
 
     boxes: jax.Array | None = None
@@ -280,14 +278,14 @@ class Predictions:
 
 @struct.dataclass
 class Detections:
-    """What is left of candidate boxes after thresholds and NMS, the best first; see `ops.detect`.
+    """Candidate boxes that pass thresholds and NMS, the best first; see `ops.detect`.
 
     Attributes:
       boxes: [b, n, 4] float32.
       scores: [b, n] float32.
       classes: [b, n] int32, 0-based.
       mask: [b, n] bool, False in empty slots, which are last.
-      row: [b, n] int32, the candidate it was.
+      row: [b, n] int32, row of the candidate.
     """
 
     boxes: jax.Array
@@ -299,14 +297,14 @@ class Detections:
 
 @struct.dataclass
 class ActivationMaps:
-    """Where a method that localizes without proposals sees its classes and objects.
+    """Class activation maps and proposal map of a method that localizes without proposals.
 
-    Both maps are in units that do not depend on the number of cells, so that views of different sizes can be averaged
-    and their boxes ranked together.
+    The units of both do not depend on the number of cells, so that views of different sizes can be averaged and their
+    boxes ranked together.
 
     Attributes:
-      cams: [b, h, w, c] float32, the evidence for every class, of any sign: its mean over valid cells is the
-        class's logit without bias; 0 in the margin.
+      cams: [b, h, w, c] float32 of any sign: the mean over valid cells is the class's logit without bias; 0 in the
+        margin.
       size: [b, 2] int32, valid (rows, columns) of `cams`; 0 for an image smaller than one cell.
       proposal_map: [b, h', w'] float32 objectness >= 0; its mean over the valid cells of an image is 1.
       proposal_size: [b, 2] int32, valid (rows, columns) of `proposal_map`.
@@ -322,7 +320,7 @@ class Mask(NamedTuple):
     """The pixels of one object, as a window of its image; all pixels outside the window are background.
 
     Attributes:
-      top, left: where the window lies, pixels; 0 or more.
+      top, left: position of the window in pixels; 0 or more.
       pixels: [h, w] bool; h and w may be 0.
     """
 
@@ -333,9 +331,9 @@ class Mask(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class ImageResult:
-    """What was predicted of one image, all views merged: NumPy, pixels of the original image, picklable.
+    """The predictions for one image, all views merged: NumPy, pixels of the original image, picklable.
 
-    What was not asked for, and what the method does not have, is `None`.
+    Outputs that were not requested, or that the method does not have, are `None`.
 
     Attributes:
       image_index: position in the image set.
@@ -343,13 +341,13 @@ class ImageResult:
       boxes: [n, 4] float32, the best first.
       scores: [n] float32.
       classes: [n] int32, 0-based.
-      rows: [n] int32, the candidate that each detection was, and `views`: [n] int32, the view it came from, -1 where
-        views were averaged. `None` where a file does not tell.
+      rows: [n] int32, row of each detection's candidate, and `views`: [n] int32, its view, -1 if views were averaged.
+        `None` if read from a file without them.
       masks: one per detection.
       image_scores: [c] float32.
-      maps: what a method without proposals sees; `evaluation.maps.ImageMaps`.
-      semantic: [height, width] uint8, 0 background, class + 1.
-      candidate_scores: [c, k] float32, the best scores of every class before NMS, where they were asked for.
+      maps: class activation maps and proposal map, `evaluation.maps.ImageMaps`.
+      semantic: [height, width] uint8, 0 background, else class + 1.
+      candidate_scores: [c, k] float32, the best scores of every class before NMS, if requested.
     """
 
     image_index: int
@@ -366,7 +364,7 @@ class ImageResult:
     candidate_scores: np.ndarray | None = None
 
     def above(self, thresholds: np.ndarray, limit: int | None = None) -> ImageResult:
-        """Return the `limit` best detections whose score exceeds their class's threshold, [c]; all else is the same."""
+        """Keep only the `limit` best detections whose score exceeds their class's threshold, [c]."""
         keep = np.flatnonzero(self.scores > thresholds[self.classes])[:limit]
         masks = None if self.masks is None else tuple(self.masks[i] for i in keep)
         columns = {

@@ -115,7 +115,7 @@ def cnn_s_blobs(seed=0):
 def cnn_s_forward(x, blobs):
     """Run VGG-CNN-S up to conv5's ReLU on [b, 3, H, W]."""
     apply = biased(blobs)
-    x = F.local_cam_norm(apply("conv1", x, stride=2), 5, alpha=5e-4, beta=0.75, k=2)
+    x = F.local_response_norm(apply("conv1", x, stride=2), 5, alpha=5e-4, beta=0.75, k=2)
     x = apply("conv2", F.max_pool2d(x, 3, 3, ceil_mode=True))
     x = F.max_pool2d(x, 2, 2, ceil_mode=True)
     for name in ("conv3", "conv4", "conv5"):
@@ -205,7 +205,7 @@ def googlenet_forward(x, apply, *, branch3_pad, pool4, lrn):
     outputs = {}
 
     def norm(x):
-        return F.local_cam_norm(x, 5, alpha=1e-4, beta=0.75, k=1) if lrn else x
+        return F.local_response_norm(x, 5, alpha=1e-4, beta=0.75, k=1) if lrn else x
 
     x = F.max_pool2d(apply("conv1", x, stride=2, padding=3), 3, 2, ceil_mode=True)
     x = norm(apply("conv3", apply("conv2", norm(x)), padding=1))

@@ -13,7 +13,7 @@ from wsod_jax.nn.backbone import normalize_pixels
 from wsod_jax.nn.layers import (
     ConvRelu,
     clear_margin,
-    local_cam_norm,
+    local_response_norm,
     max_pool,
     valid_mask,
 )
@@ -89,12 +89,12 @@ def test_conv_equals_a_loop_over_the_kernel(stride, dilation, pad, groups):
 
 
 @pytest.mark.parametrize("window, depth", [(5, 7), (5, 2), (3, 4), (1, 3)])
-def test_local_cam_norm_equals_a_loop_over_channels(window, depth):
+def test_local_response_norm_equals_a_loop_over_channels(window, depth):
     rng = np.random.default_rng(3)
     x = rng.uniform(0, 30, (2, 3, 4, depth)).astype(np.float32)
     size = jnp.array([[3, 4], [2, 1]])
     maps = FeatureMap(clear_margin(jnp.asarray(x), size), size, 8.0)
-    out = local_cam_norm(maps, window=window, alpha=0.4, beta=0.75, k=2.0)
+    out = local_response_norm(maps, window=window, alpha=0.4, beta=0.75, k=2.0)
     expected = np.zeros(x.shape)
     for i, y, z, c in np.ndindex(x.shape):
         near = range(max(c - window // 2, 0), min(c + window // 2 + 1, depth))
@@ -105,12 +105,12 @@ def test_local_cam_norm_equals_a_loop_over_channels(window, depth):
     np.testing.assert_array_equal(out.size, size)
 
 
-def test_local_cam_norm_sums_squares_in_float32():
+def test_local_response_norm_sums_squares_in_float32():
     """Squares of values below 256, and the differences of their sums, are lost in bfloat16."""
     values = np.array([255.0, 1.0, 3.0, 0.5, 254.0])
     x = jnp.asarray(values, jnp.bfloat16).reshape(1, 1, 1, 5)
     maps = FeatureMap(x, jnp.array([[1, 1]]), 8.0)
-    out = local_cam_norm(maps, window=3, alpha=3.0, beta=0.5, k=0.25)
+    out = local_response_norm(maps, window=3, alpha=3.0, beta=0.5, k=0.25)
     assert out.features.dtype == jnp.bfloat16
     total = np.convolve(values**2, np.ones(3), "same")
     exact = jnp.asarray(values / np.sqrt(0.25 + total), jnp.bfloat16)

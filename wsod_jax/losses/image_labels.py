@@ -10,7 +10,7 @@ import optax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
-EPSILON = 1e-6  # the smallest distance to 0 and 1 that float32 keeps apart safely
+EPSILON = 1e-6  # scores are clipped to [EPSILON, 1 - EPSILON], which float32 resolves
 
 
 def mil_loss(
@@ -24,19 +24,19 @@ def mil_loss(
 
         L = - scale/C * sum_c [ y_c log phi_c + (1 - y_c) log(1 - phi_c) ]
 
-    over the C classes whose label is known, with phi clipped to [1e-6, 1 - 1e-6]. The clipping bounds
-    the gradient but does not cut it off: a class whose score has sunk to 0 can still rise.
+    over the C classes whose label is known, with phi clipped to [1e-6, 1 - 1e-6]. Clipping bounds the
+    gradient but does not zero it: a score of 0 can still rise.
 
     Args:
       image_scores: [c] phi in [0, 1], e.g. proposal scores summed over proposals.
       labels: [c] 1 present, 0 absent, -1 unknown (no loss).
-      reduction: "mean" divides by the number of known labels, as the gradient of the released OICR
-        code effectively does; "sum" does not, as the papers print it.
-      scale: factor on the loss. The mean weighs each class by 1/C; with 80 classes 4 restores the
-        strength that 20 classes had.
+      reduction: "mean" divides by the number of known labels, as the released OICR code effectively
+        does; "sum" does not, as printed in the papers.
+      scale: factor on the loss. The mean weighs each class by 1/C, so 4 weighs each of 80 classes
+        like each of 20.
 
     Returns:
-      [] float32, >= 0. 0 where no label is known.
+      [] float32, >= 0. 0 if no label is known.
 
     Raises:
       ValueError: unknown `reduction`.
@@ -69,8 +69,8 @@ def classification_loss(
 
     Args:
       logits: [b, c] y.
-      labels: [b, c] 1 present, 0 absent, -1 unknown, which carries no sigmoid loss.
-      activation: for one class per image, or for any number.
+      labels: [b, c] 1 present, 0 absent, -1 unknown, excluded from the sigmoid loss.
+      activation: "softmax" for one class per image, "sigmoid" for any number.
     """
     present = (labels == 1).astype(jnp.float32)
     if activation == "softmax":
@@ -81,7 +81,7 @@ def classification_loss(
 
 
 def class_scores(logits: Float[Array, "b c"], activation: Activation) -> Float[Array, "b c"]:
-    """Return class probabilities: together 1 by softmax, each on its own by sigmoid."""
+    """Return class probabilities: a softmax over classes, or a sigmoid of each."""
     return jax.nn.softmax(logits, axis=-1) if activation == "softmax" else jax.nn.sigmoid(logits)
 
 

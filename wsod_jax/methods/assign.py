@@ -1,4 +1,4 @@
-"""What all miners share: the positive classes of an image, slots of pseudo boxes, and who belongs to which box."""
+"""Shared parts of miners: an image's positive classes, slots of pseudo boxes, assignment of proposals to them."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from wsod_jax.types import PseudoBoxes, RefineTargets
 
 
 class Mined(NamedTuple):
-    """What a miner returns for one image; nothing in it carries a gradient.
+    """A miner's result for one image, without gradient.
 
     Attributes:
       targets: supervision of every proposal.
-      pseudo: the mined boxes in the order recorded: class ascending; within a class as the miner says.
-      num_overflow: [] int32, positive classes and pseudo boxes that found no slot. Anything above 0
-        means that the miner's static maxima are too small for this image.
+      pseudo: the mined boxes, class ascending; within a class in the miner's order.
+      num_overflow: [] int32, positive classes and pseudo boxes without a slot. If above 0, the miner's static maxima
+        are too small for this image.
     """
 
     targets: RefineTargets
@@ -32,7 +32,7 @@ class Mined(NamedTuple):
 def positive_classes(
     labels: Int[Array, " c"], max_classes: int
 ) -> tuple[Int[Array, " m"], Int[Array, ""]]:
-    """Return the classes an image is labeled with, in ascending order, and how many do not fit.
+    """Return the classes that an image is labeled with, ascending, and how many do not fit.
 
     Args:
       labels: [c] 1 present, 0 absent, -1 unknown; only 1 counts.
@@ -40,7 +40,7 @@ def positive_classes(
 
     Returns:
       classes: [m] int32, -1 in empty slots, which are last.
-      num_overflow: [] int32, positive classes beyond `m` (the highest ones are left out).
+      num_overflow: [] int32, positive classes beyond `m` (the highest ones are omitted).
     """
     (classes,) = jnp.nonzero(labels > 0, size=max_classes, fill_value=-1)
     num_positive = jnp.sum(labels > 0, dtype=jnp.int32)
@@ -59,7 +59,7 @@ def fill_slots(
 
     Args:
       boxes: [g, 4] the box in each slot.
-      index: [g] the proposal whose box it is.
+      index: [g] the mined proposal.
       classes: [g] its foreground class.
       scores: [g] its source score.
       is_seed: [g] True for a class's top box.
@@ -83,14 +83,13 @@ def assign_proposals(
     *,
     iou_thrs: tuple[ArrayLike, ArrayLike],
     ignore_iou_thr: ArrayLike,
-    spreads: Bool[Array, " g"] | None = None,
+    labels_neighbors: Bool[Array, " g"] | None = None,
 ) -> RefineTargets:
     """Give every proposal the label and the weight of the pseudo box that it overlaps most.
 
-    With pseudo boxes q of class c_q and score s_q, proposal j belongs to
-    g(j) = argmax_q IoU(p_j, q) and is weighted w_j = s_g(j). Its label is c_g(j) + 1 if
-    IoU >= foreground threshold and the box spreads its label to its neighbors or p_j is itself a pseudo box;
-    else 0 (background).
+    With pseudo boxes q of class c_q and score s_q, proposal j is matched to g(j) = argmax_q IoU(p_j, q) and weighted
+    w_j = s_g(j). Its label is c_g(j) + 1 if IoU >= foreground threshold and either g(j) labels its neighbors or p_j is
+    itself a pseudo box; else 0 (background).
 
     Args:
       pseudo: [g] slots; empty ones are never assigned.
@@ -100,15 +99,14 @@ def assign_proposals(
       iou_thrs: (background, foreground): IoU >= foreground is foreground (inclusive); background <= IoU <
         foreground gets weight 0.
       ignore_iou_thr: IoU < this gets weight 0; 0 ignores nothing.
-      spreads: [g] whether neighbors of the box take its label; all do by default.
+      labels_neighbors: [g] whether neighbors of the box take its label; all do by default.
 
     Returns:
-      The targets of each proposal. Masked proposals, and all of them where there is no pseudo box,
-      have label 0, weight 0 and `matched_idx` -1. `is_pseudo_box` is True where g(j) is p_j itself and p_j is
-      foreground.
+      The targets of each proposal. Masked proposals, and all proposals of an image without pseudo boxes, have label 0,
+      weight 0 and `matched_idx` -1. `is_pseudo_box` is True if g(j) is p_j itself and p_j is foreground.
 
-    Ties: the first slot wins; so a proposal that overlaps no pseudo box belongs to the first one.
-    Cost: O(r) memory; time for the slots in use only.
+    Ties: the first slot wins, so a proposal that overlaps no pseudo box is matched to the first one.
+    Cost: O(r) memory; time only for used slots.
     Source: Tang et al. 2017 (OICR), section 3.
     """
     assigned, overlap = _closest(pseudo, boxes)
@@ -116,29 +114,27 @@ def assign_proposals(
     background_thr, foreground_thr = iou_thrs
     foreground = real & (overlap >= foreground_thr)
     between = (overlap >= background_thr) & (overlap < foreground_thr)
-    if spreads is not None:
-        foreground &= spreads[assigned] | is_pseudo(pseudo, mask.shape[0])
+    if labels_neighbors is not None:
+        foreground &= labels_neighbors[assigned] | is_pseudo(pseudo, mask.shape[0])
     counts = real & (overlap >= ignore_iou_thr) & ~between
     weights = jnp.where(counts, pseudo.scores[assigned], 0.0)
     classes = pseudo.classes[assigned]
-    own_score = jnp.take_along_axis(scores, classes[:, None], axis=1)[:, 0]
-    own_index = jnp.arange(mask.shape[0])
+    label_scores = jnp.take_along_axis(scores, classes[:, None], axis=1)[:, 0]
     return RefineTargets(
         labels=jnp.where(foreground, classes + 1, 0).astype(jnp.int32),
         weights=weights,
         matched_idx=jnp.where(real, assigned, -1).astype(jnp.int32),
-        is_pseudo_box=foreground & (pseudo.index[assigned] == own_index),
-        source_scores=jnp.where(foreground, own_score, weights),
+        is_pseudo_box=foreground & (pseudo.index[assigned] == jnp.arange(mask.shape[0])),
+        source_scores=jnp.where(foreground, label_scores, weights),
     )
 
 
 def _closest(
     pseudo: PseudoBoxes, boxes: Float[Array, "r 4"]
 ) -> tuple[Int[Array, " r"], Float[Array, " r"]]:
-    """Return the slot that each box overlaps most, the first of equals, and their IoU; -1 without slots.
+    """Return the slot that each box overlaps most (ties: the first) and their IoU; -1 without slots.
 
-    Most slots of a miner are empty in most images: walking over the used ones costs less than the
-    [r, g] matrix and its arg-max.
+    Most slots are empty in most images: a loop over the used ones is cheaper than the [r, g] matrix and its argmax.
     """
     (used,) = jnp.nonzero(pseudo.mask, size=pseudo.mask.shape[0], fill_value=0)
 

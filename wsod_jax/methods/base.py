@@ -1,8 +1,8 @@
-"""What training and evaluation know of a method, and what methods that score proposals share.
+"""The interface between methods and training or evaluation, and the base classes of methods that score proposals.
 
 A method is a frozen, hashable dataclass. Fields without a default are parts that `build` fills by name (`backbone`,
-`num_classes`, `max_classes`, `max_targets`); all others are its options, each with its default and range. Its
-functions are pure. `params["backbone"]` holds the backbone's parameters.
+`num_classes`, `max_classes`, `max_targets`); all others are options, with default and range. Its functions are pure.
+`params["backbone"]` holds the backbone's parameters.
 """
 
 from __future__ import annotations
@@ -43,20 +43,20 @@ class Method:
     """Base class of all methods. A subclass is a frozen dataclass that defines `init`, `loss` and `predict`.
 
     Attributes:
-      supervision: stream -> what it is labeled with: "image" (labels) or "boxes" (`Batch.targets`). With several
-        streams `init`, `loss` and `propose` get a dict of batches.
-      outputs: what `predict` can return.
+      supervision: stream -> its labels: "image" (labels) or "boxes" (`Batch.targets`). With several streams `init`,
+        `loss` and `propose` get a dict of batches.
+      outputs: the outputs that `predict` can return.
       aligned_rows: row m of `Predictions.boxes` is the same region in every view, so views can be averaged.
-      result: the weights that are the detector: the trained ones, or their running average.
-      requires_image: gradients reach the pixels, so no cached features can stand in for them.
-      pool: `None`, or (params, batch) -> [b, r, p, p, d]: proposals pooled from the backbone's maps, of which `params`
-        needs the backbone's alone. As `Batch.pooled` they stand in for the image where the backbone is frozen.
-      single_label: the image scores sum to 1, and the best class alone is predicted.
-      uses_negatives: an image that shows none of the classes teaches it something; else such images are left out.
-      min_classes: with fewer it learns nothing.
+      result: the weights used for prediction: the trained ones, or their running average.
+      requires_image: the loss differentiates with respect to pixels, so cached features cannot replace them.
+      pool: `None`, or (params, batch) -> [b, r, p, p, d]: proposals pooled from the backbone's maps; only the
+        backbone's `params` are needed. As `Batch.pooled` they replace the image if the backbone is frozen.
+      single_label: the image scores sum to 1, and only the best class is predicted.
+      uses_negatives: images without any of the classes are used for training; else they are omitted.
+      min_classes: the fewest classes that can be learned.
       uses_proposals: the batch needs proposals.
-      propose: `None`, or (params, extras, batch, key, step) -> (request, batch): what the cue source is asked for on
-        the host before an update, and the batch, to which features may have been added.
+      propose: `None`, or (params, extras, batch, key, step) -> (request, batch): the request to the cue source, which
+        answers on the host before an update, and the batch, to which features may have been added.
       predict_masks: `None`, or (params, extras, batch, memo, detections) -> [b, n, p, p] probabilities: the masks of
         detections in one view, each in the frame of its box. `detections` are in the view's pixels, `memo` is the
         view's `Predictions.memo`.
@@ -78,43 +78,42 @@ class Method:
     predict_masks: ClassVar[Any] = None
 
     def changes_at(self) -> dict[str, tuple[int, ...]]:
-        """Return option -> the updates at which it changes what the loss does, to say them before a run."""
+        """Return option -> updates at which its value changes, to print them before a run."""
         return {}
 
     def init(self, key: jax.Array, batch: Batches) -> tuple[Params, dict]:
-        """Return (params, extras) for batches shaped like `batch`; extras are what gradients do not train."""
+        """Return (params, extras) for batches shaped like `batch`; extras are state without gradients."""
         raise TypeError(f"{type(self).__name__} defines no init(key, batch)")
 
     def loss(
         self, params: Params, extras: dict, batch: Batches, key: jax.Array, step: jax.Array
     ) -> LossOutput:
-        """Return per-image loss terms. `key` belongs to the update; `image_keys` makes one per image of it."""
+        """Return per-image loss terms. `key` is the update's; `image_keys` derives one per image."""
         raise TypeError(f"{type(self).__name__} defines no loss(params, extras, batch, key, step)")
 
     def predict(
         self, params: Params, extras: dict, batch: Batch, want: frozenset[Output]
     ) -> Predictions:
-        """Return what is wanted of one view, before views are merged; `want` is static under jit."""
+        """Return the outputs `want` of one view, before views are merged; `want` is static under jit."""
         raise TypeError(f"{type(self).__name__} defines no predict(params, extras, batch, want)")
 
 
 def image_keys(key: jax.Array, batch: Batch) -> jax.Array:
     """Derive one key per image from the update's key and the image's index, [b].
 
-    The key depends on nothing else, so an image sees one dropout mask whatever the batch or device
-    split.
+    The key depends on nothing else, so an image has the same dropout mask in any batch and on any number of devices.
     """
     return jax.vmap(jax.random.fold_in, (None, 0))(key, batch.image_index)
 
 
 def image_term(values: jax.Array, batch: Batch) -> Term:
-    """Make the mean over real images of per-image `values` [b]."""
+    """Return the mean over real images of per-image `values` [b]."""
     real = batch.image_mask.astype(jnp.float32)
     return Term(jnp.where(batch.image_mask, values, 0.0).astype(jnp.float32), real)
 
 
 def counted_term(values: jax.Array, mask: jax.Array, per: str) -> Term:
-    """Make the mean over masked-in entries of `values` [b, ...], e.g. over all mined boxes."""
+    """Return the mean over entries of `values` [b, ...] where `mask` is True, e.g. over all mined boxes."""
     axes = tuple(range(1, mask.ndim))
     total = jnp.sum(jnp.where(mask, values, 0.0).astype(jnp.float32), axis=axes)
     return Term(total, jnp.sum(mask.astype(jnp.float32), axis=axes), per=per)
@@ -122,7 +121,7 @@ def counted_term(values: jax.Array, mask: jax.Array, per: str) -> Term:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ProposalMethod(Method):
-    """A method that scores proposals by WSDDN's two streams, and learns the image's labels from their sum.
+    """A method that scores proposals by WSDDN's two streams, trained by image labels through their sum.
 
         X = softmax_r(A) ⊙ softmax_c(B),   φ_c = Σ_r X_rc,   L_mil = BCE(φ, y)
 
@@ -132,12 +131,12 @@ class ProposalMethod(Method):
       max_classes: part: static maximum of positive classes in an image.
       box_head: fully connected layers between RoI pooling and the scores.
       roi_size: bins per side of a pooled proposal.
-      pooling: quantized max pooling, which published numbers rest on, or RoIAlign.
-      det_temperature: divides A before its softmax over proposals; 2 in WSDDN's own code.
-      score_gate: pooled features are multiplied by 1 + score_gate * objectness where proposals carry scores (WSDDN
-        with EdgeBoxes: 10); 0 switches it off.
-      mil_reduction: L_mil's "mean" over classes (what the released code of OICR optimizes) or "sum" (the papers).
-      mil_scale: factor on L_mil; with the mean, 4 makes 80 classes weigh like 20.
+      pooling: quantized max pooling ("max"), as in published results, or RoIAlign ("align").
+      det_temperature: divides A before its softmax over proposals; 2 in the released WSDDN code.
+      score_gate: pooled features are multiplied by 1 + score_gate * objectness if proposals have scores (WSDDN with
+        EdgeBoxes: 10); 0 disables it.
+      mil_reduction: L_mil is the "mean" (released OICR code) or the "sum" (the papers) over classes.
+      mil_scale: factor on L_mil; with the mean, 4 weighs each of 80 classes like each of 20.
     """
 
     backbone: nn.Module
@@ -154,7 +153,7 @@ class ProposalMethod(Method):
     paper: ClassVar[str] = "Bilen and Vedaldi 2016 (WSDDN)"
     outputs: ClassVar[frozenset[Output]] = frozenset({"boxes", "image_scores"})
     uses_proposals: ClassVar[bool] = True
-    min_classes: ClassVar[int] = 2  # a softmax over one class is 1, whatever the image shows
+    min_classes: ClassVar[int] = 2  # Σ_c φ_c = 1, so φ of a single class is constant
     num_stages: ClassVar[int] = 0
     regression: ClassVar[Regression | None] = None
 
@@ -208,20 +207,20 @@ def mil_metrics(scored: ProposalOutputs, batch: Batch) -> dict[str, Term]:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RefinementMethod(ProposalMethod):
-    """Online refinement, L = L_mil + Σ_k L_k: head k learns from what is mined out of the scores of head k - 1.
+    """Online refinement, L = L_mil + Σ_k L_k: head k is trained on pseudo boxes mined from the scores of head k - 1.
 
-    The scores that stage k mines are S^0 = X, S^k = softmax of head k. All are known after one forward pass, so
-    stages are vmapped; so are regressed boxes, since proposals are not pooled again. A subclass says how it mines
-    (`mine`) and what a stage's loss is (`stage_loss`).
+    The scores are S^0 = X, S^k = softmax of head k. All are known after one forward pass, so stages are vmapped; so are
+    regressed boxes, since proposals are not pooled again. A subclass defines the miner (`mine`) and the loss of a stage
+    (`stage_loss`).
 
     Attributes:
       num_stages: refinement heads; 3 in the papers.
-      iou_thrs: (background, foreground): IoU >= foreground with a pseudo box takes its label, IoU < background is
-        background, what lies between has weight 0.
-      ignore_iou_thr: IoU < this with every pseudo box has weight 0; 0 ignores nothing, 0.1 is the later trick of
-        PCL's authors.
+      iou_thrs: (background, foreground): proposals of IoU >= foreground with a pseudo box take its label, those of
+        IoU < background are background, those between have weight 0.
+      ignore_iou_thr: proposals of IoU < this with every pseudo box have weight 0; 0 ignores none, 0.1 is PCL's later
+        practice.
       first_stage_scale: factor on L_1, box regression included.
-      regression: each head also regresses boxes, with a loss of its own; `None` leaves the proposals as they are.
+      regression: each head also regresses boxes; `None`: boxes are the proposals.
     """
 
     num_stages: Annotated[int, COUNT] = 3
@@ -255,7 +254,7 @@ class RefinementMethod(ProposalMethod):
         return scored.features
 
     def assign(
-        self, pseudo: PseudoBoxes, source: Source, spreads: Bool[Array, " g"] | None = None
+        self, pseudo: PseudoBoxes, source: Source, labels_neighbors: Bool[Array, " g"] | None = None
     ) -> RefineTargets:
         """Label every proposal by the pseudo box that it overlaps most; see `assign_proposals`."""
         return assign_proposals(
@@ -265,7 +264,7 @@ class RefinementMethod(ProposalMethod):
             source.mask,
             iou_thrs=self.iou_thrs,
             ignore_iou_thr=self.ignore_iou_thr,
-            spreads=spreads,
+            labels_neighbors=labels_neighbors,
         )
 
     def loss(
@@ -302,10 +301,10 @@ class RefinementMethod(ProposalMethod):
             boxes: jax.Array,
             mask: jax.Array,
             labels: jax.Array,
-            seen: jax.Array,
+            features: jax.Array,
         ) -> Mined:
             def one_stage(scores: jax.Array, regressed: jax.Array | None) -> Mined:
-                source = Source.of(scores, boxes, mask, labels, seen, regressed)
+                source = Source.of(scores, boxes, mask, labels, features, regressed)
                 return self.mine(source, step)
 
             return jax.vmap(one_stage)(scores, regressed)
@@ -316,19 +315,19 @@ class RefinementMethod(ProposalMethod):
         )
 
     def regressed_boxes(self, scored: ProposalOutputs, batch: Batch) -> jax.Array | None:
-        """Return the boxes [b, s, r, c, 4] that each stage mines; `None` where all mine the proposals."""
+        """Return the boxes [b, s, r, c, 4] that each stage mines; `None` if all mine the proposals."""
         if self.regression is None or self.regression.mined_boxes == "proposals":
             return None
         regress = jax.vmap(self.regression.boxes, in_axes=(None, 1, None), out_axes=1)
         later = regress(batch.proposals, scored.deltas[:, :-1], batch.image_size)
-        first = batch.proposals[:, None, :, None]  # X is of the proposals
+        first = batch.proposals[:, None, :, None]  # X scores the proposals
         first = jnp.broadcast_to(first, scored.deltas[:, :1].shape)
         return jnp.concatenate([first, later], axis=1)
 
     def predict(
         self, params: Params, extras: dict, batch: Batch, want: frozenset[Output]
     ) -> Predictions:
-        """Score proposals by the mean of the heads' softmaxes without background, and move them by the mean deltas."""
+        """Score proposals by the mean of the heads' softmaxes without background; apply the mean deltas."""
         del extras, want
         scored, boxes = self.score(params, batch), batch.proposals
         scores = jnp.mean(scored.refine_scores(), axis=1)
@@ -340,7 +339,7 @@ class RefinementMethod(ProposalMethod):
 
 
 def mining_metrics(mined: Mined, batch: Batch) -> dict[str, Term]:
-    """Return what is logged of the mining, averaged over stages: boxes, positives, scores."""
+    """Return the logged metrics of mining, averaged over stages: boxes, positives, scores."""
     pseudo, targets = mined.pseudo, mined.targets
     real = batch.image_mask[:, None, None]
     nodes = pseudo.mask & ~pseudo.is_seed
@@ -364,5 +363,5 @@ def log_likelihood(
     """Return log x_{y_j, j} of every proposal's label, x the softmax of `logits`; 0 for masked rows."""
     logits = jnp.where(mask[:, None], logits.astype(jnp.float32), 0.0)
     log_probs = jax.nn.log_softmax(logits, axis=-1)
-    chosen = jnp.take_along_axis(log_probs, targets.labels[:, None], axis=1)[:, 0]
-    return jnp.where(mask, chosen, 0.0)
+    label_log_probs = jnp.take_along_axis(log_probs, targets.labels[:, None], axis=1)[:, 0]
+    return jnp.where(mask, label_log_probs, 0.0)

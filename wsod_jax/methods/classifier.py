@@ -1,7 +1,7 @@
-"""A plain image classifier: how a small backbone gets its weights before it detects anything.
+"""Image classification, to pretrain small backbones.
 
-Global average pooling over valid cells and one linear layer; softmax cross-entropy where every image
-shows one class, sigmoid cross-entropy where it may show several.
+Global average pooling over valid cells and one linear layer; softmax cross-entropy for one class per image, sigmoid
+cross-entropy for several.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class Classifier(Method):
 
     @property
     def uses_negatives(self) -> bool:
-        """Whether an image without any class teaches something."""
+        """Whether images without any class are used for training."""
         return not self.single_label
 
     @property
@@ -80,7 +80,7 @@ class Classifier(Method):
     def loss(
         self, params: Params, extras: dict, batch: Batch, key: jax.Array, step: jax.Array
     ) -> LossOutput:
-        """Return the cross-entropy of every image; unknown labels (-1) carry no sigmoid loss."""
+        """Return the cross-entropy of every image; unknown labels (-1) are excluded from the sigmoid loss."""
         del key, step
         logits = self.network.apply({"params": params}, batch)
         values = classification_loss(logits, batch.labels, self.activation)
@@ -94,7 +94,7 @@ class Classifier(Method):
     def predict(
         self, params: Params, extras: dict, batch: Batch, want: frozenset[Output]
     ) -> Predictions:
-        """Return image-level class probabilities; there are no boxes."""
+        """Return image-level class probabilities, without boxes."""
         del extras, want
         logits = self.network.apply({"params": params}, batch)
         return Predictions(image_scores=class_scores(logits, self.activation))

@@ -1,8 +1,7 @@
 """MIST: multiple instance self-training (Ren et al., CVPR 2020), on OICR's refinement loop.
 
-Instead of one box per class, a stage keeps several: of the best-scored 15 % of the proposals, those
-with IoU < 0.2 to every better-ranked one. Assignment and loss are OICR's; the released heads also regress boxes
-(`regression`).
+Instead of one box per class, a stage mines several: of the best-scored 15 % of the proposals, those with IoU < 0.2 to
+every better-ranked one. Assignment and loss are OICR's; the released heads also regress boxes (`regression`).
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ class Mist(Oicr):
     """OICR's loop with MIST's pseudo boxes.
 
     Attributes:
-      top_fraction: share of the proposals that are candidates.
+      top_fraction: fraction of the proposals that are candidates.
       overlap_thr: a candidate is kept if its IoU with every better-ranked one is < this.
       max_boxes: static cap of pseudo boxes per class; the metric `mining_overflow` counts the rest.
       first_stage_scale: factor on L_1, box regression included.
@@ -46,16 +45,16 @@ class Mist(Oicr):
         super().__post_init__()
         if not 0.0 < self.top_fraction <= 1.0:
             raise ConfigError(
-                f"config.method.top_fraction is {self.top_fraction}; it must lie in (0, 1]"
+                f"config.method.top_fraction is {self.top_fraction}; it must be in (0, 1]"
             )
 
     def mine(self, source: Source, step: jax.Array) -> Mined:
         """Mine several boxes per positive class of one image and label all proposals by them.
 
-        Of the n real proposals the floor(`top_fraction` n) best of a class, at least one, are ranked by
-        score. A proposal of this list is an instance if its IoU with *every* better-ranked one, instances or
-        not, is < `overlap_thr` (exclusive); so the best one always is. Instances are weighted by their own scores.
-        Classes do not see each other: two may mine the same proposal, which then belongs to the lower one.
+        For each class, the floor(`top_fraction` n) best of the n real proposals, at least one, are ranked by score. A
+        proposal of this list is an instance if its IoU with *every* better-ranked one, instance or not, is
+        < `overlap_thr` (exclusive); so the best one always is. Instances are weighted by their scores. Classes are
+        mined independently: of two that mine the same proposal it is assigned to the lower one.
 
         Args:
           source: of one image and stage.
@@ -67,31 +66,29 @@ class Mist(Oicr):
 
         Ties: lowest index ranks first.   Gradient: none.
         Cost: O((top_fraction r)^2) memory per class slot.
-        Source: Ren et al. 2020, arXiv:2004.04725, algorithm 1; as in the released code, except that small
-        images keep their best proposal, where that code keeps none of fewer than seven.
+        Source: Ren et al. 2020, arXiv:2004.04725, algorithm 1, and the released code, which however keeps no candidate
+        of fewer than seven proposals.
         """
         del step
         mask, max_boxes = source.mask, self.max_boxes
         classes, num_overflow = positive_classes(source.labels, self.max_classes)
         list_size = max(1, math.floor(self.top_fraction * mask.shape[0] + 1e-6))
-        num_top = jnp.floor(
-            self.top_fraction * jnp.sum(mask) + 1e-6
-        )  # 1e-6: float32 must not lose a box
+        num_top = jnp.floor(self.top_fraction * jnp.sum(mask) + 1e-6)  # 1e-6: float32 rounding
         in_list = jnp.arange(list_size) < jnp.maximum(num_top, 1)
 
         def mine_class(c: Array) -> tuple[Array, ...]:
             score, index, valid = masked_top_k(source.scores[:, c], mask, list_size)
             listed = valid & in_list & (c >= 0)
             ranked = source.boxes_of(c)[index]
-            near = pairwise_iou(ranked, ranked) >= self.overlap_thr  # [l, l]
-            instance = listed & ~jnp.any(jnp.tril(near, -1), axis=1)
+            overlaps = pairwise_iou(ranked, ranked) >= self.overlap_thr  # [l, l]
+            instance = listed & ~jnp.any(jnp.tril(overlaps, -1), axis=1)
             slot = jnp.where(instance, jnp.cumsum(instance) - 1, max_boxes)
-            lost = jnp.maximum(jnp.sum(instance) - max_boxes, 0)
-            chosen = jnp.full(max_boxes, -1, jnp.int32).at[slot].set(index, mode="drop")
-            return chosen, jnp.zeros(max_boxes).at[slot].set(score, mode="drop"), lost
+            overflow = jnp.maximum(jnp.sum(instance) - max_boxes, 0)
+            mined = jnp.full(max_boxes, -1, jnp.int32).at[slot].set(index, mode="drop")
+            return mined, jnp.zeros(max_boxes).at[slot].set(score, mode="drop"), overflow
 
-        chosen, weights, lost = jax.vmap(mine_class)(classes)  # [m, n], [m, n], [m]
-        index, slot_classes = chosen.reshape(-1), jnp.repeat(classes, max_boxes)
+        mined, weights, overflow = jax.vmap(mine_class)(classes)  # [m, n], [m, n], [m]
+        index, slot_classes = mined.reshape(-1), jnp.repeat(classes, max_boxes)
         pseudo = fill_slots(
             source.boxes_at(index, slot_classes),
             index=index,
@@ -100,4 +97,4 @@ class Mist(Oicr):
             is_seed=jnp.tile(jnp.arange(max_boxes) == 0, self.max_classes),
             mask=index >= 0,
         )
-        return Mined(self.assign(pseudo, source), pseudo, num_overflow + jnp.sum(lost))
+        return Mined(self.assign(pseudo, source), pseudo, num_overflow + jnp.sum(overflow))

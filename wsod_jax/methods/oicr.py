@@ -1,7 +1,7 @@
 """OICR: online instance classifier refinement (Tang et al., CVPR 2017).
 
-WSDDN's X supervises the first of three refinement heads, each head the next (`RefinementMethod`). For every positive
-class the best-scored proposal j_c is the pseudo box; proposals with IoU >= 0.5 share its label, all others are
+WSDDN's X supervises the first of three refinement heads, and each head the next (`RefinementMethod`). The best-scored
+proposal j_c of every positive class is a pseudo box; proposals with IoU >= 0.5 take its label, all others are
 background, and each is weighted by the score of the pseudo box that it overlaps most:
 
     j_c = argmax_r x_cr,     L = L_mil + Σ_k L_k,     L_k = -(1/|P|) Σ_j w_j log x_{y_j, j}.
@@ -27,7 +27,8 @@ class Oicr(RefinementMethod):
     """OICR.
 
     Attributes:
-      normalizer: |P| counts the proposals with weight ("weighted", as released) or all ("real", as PyTorch ports do).
+      normalizer: |P| is the number of proposals of nonzero weight ("weighted", released code) or of all ("real",
+        PyTorch ports).
     """
 
     normalizer: Literal["weighted", "real"] = "weighted"
@@ -39,8 +40,8 @@ class Oicr(RefinementMethod):
 
             j_c = argmax_r x_cr,
 
-        after which proposal j_c is out of the race: its scores are 0 for every later class. Each proposal
-        then takes label and weight of the j_c it overlaps most (`assign_proposals`).
+        after which the scores of proposal j_c are 0 for every later class. Each proposal then takes label and
+        weight of the j_c that it overlaps most (`assign_proposals`).
 
         Args:
           source: of one image and stage.
@@ -88,18 +89,18 @@ def weighted_cross_entropy(
 
         L = - 1/|P| sum_j w_j m_j log x_{y_j, j}
 
-    with w_j, y_j from `targets`, m_j = `multiplier` (1 in OICR, 1 + z_j in OIM), and x the softmax of `logits`.
+    with w_j, y_j from `targets`, m_j = `multiplier` (1 in OICR, 1 + z_j in OIM), x = softmax(`logits`).
 
     Args:
       logits: [r, k] background first; masked rows may hold anything.
       targets: mined labels and weights.
-      multiplier: [r] factor on each weight; it does not enter the normalizer.
+      multiplier: [r] factor on each weight; the normalizer does not include it.
       mask: [r] True = real proposal.
       normalizer: |P|. "weighted": proposals with w_j > 1e-12, at least 1 (released OICR code);
         "real": all real proposals, at least 1. They differ only by ignored proposals.
 
     Returns:
-      [] float32. 0 where all weights are 0.
+      [] float32. 0 if all weights are 0.
 
     Gradient: to `logits` only; finite, and 0 for masked rows.
     Source: Tang et al. 2017 (OICR), section 3; Lin et al. 2020 (OIM), eqs. 3 and 4.

@@ -1,8 +1,8 @@
 """PCL: proposal cluster learning (Tang et al., TPAMI 2018), on OICR's refinement loop.
 
-For every positive class, k-means on the scores picks the highest cluster of proposals; on the graph
-that joins those with IoU > 0.4, centers are taken greedily by degree (`Pcl.mine`). A cluster n is a center with
-its IoU >= 0.5 neighbors M_n, and is learned as one small bag, background proposal by proposal (`cluster_loss`):
+For every positive class, k-means on the scores selects the highest cluster of proposals; on the graph that joins those
+with IoU > 0.4, centers are chosen greedily by degree (`Pcl.mine`). A cluster n is a center with its IoU >= 0.5
+neighbors M_n. The loss treats it as one bag, and background proposals one by one (`cluster_loss`):
 
     L_k = -(1/R) [ Σ_bg w_r log x_{0,r} + Σ_n S_n log( (1/|M_n|) Σ_{r∈M_n} x_{c_n,r} ) ],   S_n = Σ_{r∈M_n} w_r.
 """
@@ -25,7 +25,7 @@ from wsod_jax.ops.masked import masked_top_k
 from wsod_jax.options import COUNT, SHARE
 from wsod_jax.types import PseudoBoxes, RefineTargets, Source
 
-NUM_LEFT = 5  # the search for centers ends when no more proposals than this are left
+NUM_LEFT = 5  # the search for centers ends when at most this many proposals are left
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,8 +35,7 @@ class Pcl(RefinementMethod):
     Attributes:
       num_kmeans_clusters: k of the k-means on scores.
       graph_iou_thr: proposals with IoU > this are joined by an edge (exclusive).
-      max_centers: at most this many clusters per class, those of the highest scores. (The greedy
-        search itself stops when at most 5 candidates are left, as released.)
+      max_centers: at most this many clusters per class, those of the highest scores.
     """
 
     num_kmeans_clusters: Annotated[int, COUNT] = 3
@@ -49,27 +48,27 @@ class Pcl(RefinementMethod):
         """Mine the cluster centers of each positive class of one image and label all proposals by them.
 
         For the classes c with y_c = 1 in ascending order:
-        1. k-means with `num_kmeans_clusters` clusters on the scores of the proposals still in the pool; those of
-           the cluster with the highest mean are kept (`top_cluster`).
-        2. Kept proposals with IoU > `graph_iou_thr` are joined (each with itself too). The one of highest
-           degree becomes a center, scored by the best of its neighbors, and is taken away with them; and so
-           on until at most five are left. The `max_centers` best-scored centers stay (`find_centers`).
-        3. These leave the pool before the next class. A class that finds the pool empty is skipped.
-        Each proposal then takes label and weight of the center it overlaps most (`assign_proposals`).
+        1. k-means with `num_kmeans_clusters` clusters on the scores of the proposals in the pool; the cluster with
+           the highest mean is selected (`top_cluster`).
+        2. Its proposals with IoU > `graph_iou_thr` are joined (each with itself too). The one of highest degree
+           becomes a center, scored by the best of its neighbors, and is removed with them; this repeats until at
+           most five are left, as released. The `max_centers` best-scored centers stay (`find_centers`).
+        3. These are removed from the pool before the next class. A class is skipped if the pool is empty.
+        Each proposal then takes label and weight of the center that it overlaps most (`assign_proposals`).
 
         Args:
           source: of one image and stage.
           step: not used.
 
         Returns:
-          `Mined` with `max_centers` slots per class, by descending score, of which the first is the core. No
+          `Mined` with `max_centers` slots per class, by descending score, of which the first is the seed. No
           positive class, or no real proposal: all weights 0.
 
         Ties: of equal degrees the last index wins, of equal center scores the first.
         Gradient: none.
         Cost: O(r^2) bytes for the graph, shared by the stages unless they regress boxes.
         Source: Tang et al. 2018 (PCL), arXiv:1807.03342, section 3; constants as in the released code, whose
-        k-means starts at random and may end in a clustering that is not the best.
+        k-means starts at random and may end in a local optimum.
         """
         del step
         count, max_centers = source.mask.shape[0], self.max_centers
@@ -83,9 +82,9 @@ class Pcl(RefinementMethod):
         def mine_class(pool: Array, c: Array) -> tuple[Array, tuple[Array, Array, Array]]:
             scores = source.scores[:, c]
             joined = graph(source.boxes_of(c)) if shared is None else shared
-            kept = top_cluster(scores, pool & (c >= 0), num_clusters=self.num_kmeans_clusters)
-            center_scores, is_pseudo_box = find_centers(scores, joined, kept)
-            score, index, valid = masked_top_k(center_scores, is_pseudo_box, max_centers)
+            top = top_cluster(scores, pool & (c >= 0), num_clusters=self.num_kmeans_clusters)
+            center_scores, is_center = find_centers(scores, joined, top)
+            score, index, valid = masked_top_k(center_scores, is_center, max_centers)
             pool = pool.at[jnp.where(valid, index, count)].set(False, mode="drop")
             return pool, (index, score, valid)
 
@@ -109,20 +108,20 @@ class Pcl(RefinementMethod):
 
 
 def find_centers(
-    scores: Float[Array, " r"], joined: Bool[Array, "r r"], kept: Bool[Array, " r"]
+    scores: Float[Array, " r"], joined: Bool[Array, "r r"], is_node: Bool[Array, " r"]
 ) -> tuple[Float[Array, " r"], Bool[Array, " r"]]:
-    """Return which proposals are centers of the graph on the kept ones, and the centers' scores.
+    """Return the centers of a graph of proposals, and the centers' scores.
 
     Args:
       scores: [r].
       joined: [r, r] symmetric, True on the diagonal.
-      kept: [r] True = node of the graph.
+      is_node: [r] True = node of the graph.
 
     Returns:
       center_scores: [r] the best score among a center's neighbors, itself included; else 0.
-      is_pseudo_box: [r].
+      is_center: [r].
 
-    Ties: of equal degrees the last index wins.   Cost: O(r) for each kept proposal.
+    Ties: of equal degrees the last index wins.   Cost: O(r) for each node.
     """
     last = scores.shape[0] - 1
 
@@ -132,22 +131,21 @@ def find_centers(
         return jax.lax.fori_loop(0, jnp.sum(nodes), lambda n, d: d + joined[index[n]], degree)
 
     def unfinished(state: tuple[Array, ...]) -> Array:
-        left, _, _, is_pseudo_box = state
-        begun = jnp.any(is_pseudo_box)
-        return jnp.any(left) & ((jnp.sum(left) > NUM_LEFT) | ~begun)
+        left, _, _, is_center = state
+        return jnp.any(left) & ((jnp.sum(left) > NUM_LEFT) | ~jnp.any(is_center))
 
     def add_center(state: tuple[Array, ...]) -> tuple[Array, ...]:
-        left, degree, center_scores, is_pseudo_box = state
+        left, degree, center_scores, is_center = state
         center = last - jnp.argmax(jnp.where(left, degree, 0)[::-1])
         taken = joined[center] & left
         best = jnp.max(scores, where=taken, initial=0.0)
-        degree = degree - neighbors_among(taken)  # each node is taken, and counted out, once
+        degree = degree - neighbors_among(taken)
         center_scores = center_scores.at[center].set(best)
-        return left & ~taken, degree, center_scores, is_pseudo_box.at[center].set(True)
+        return left & ~taken, degree, center_scores, is_center.at[center].set(True)
 
-    start = (kept, neighbors_among(kept), jnp.zeros_like(scores), jnp.zeros_like(kept))
-    _, _, center_scores, is_pseudo_box = jax.lax.while_loop(unfinished, add_center, start)
-    return center_scores, is_pseudo_box
+    start = (is_node, neighbors_among(is_node), jnp.zeros_like(scores), jnp.zeros_like(is_node))
+    _, _, center_scores, is_center = jax.lax.while_loop(unfinished, add_center, start)
+    return center_scores, is_center
 
 
 def cluster_loss(
@@ -156,23 +154,23 @@ def cluster_loss(
     pseudo: PseudoBoxes,
     mask: Bool[Array, " r"],
 ) -> Float[Array, ""]:
-    """Return PCL's loss: each cluster of proposals is classified as one bag, the background singly.
+    """Return PCL's loss: each cluster of proposals is classified as one bag, background proposals one by one.
 
         L = - 1/R [ sum_{r: y_r = 0} w_r log x_{0,r}
                     + sum_n S_n log( 1/|M_n| sum_{r in M_n} x_{y_n, r} ) ],   S_n = sum_{r in M_n} w_r,
 
-    where cluster n has the foreground proposals M_n assigned to pseudo box n and R counts the real
-    proposals. The mean over a cluster is taken in the log domain, so it needs no clamp and does not
-    lose its gradient where probabilities are tiny. Clusters without members add nothing.
+    where M_n are the foreground proposals assigned to pseudo box n and R is the number of real proposals.
+    The mean over a cluster is taken in the log domain, so it needs no clamp, and tiny probabilities keep
+    their gradient. Clusters without members add nothing.
 
     Args:
       logits: [r, k] of the head being trained, background first; masked rows may hold anything.
       targets: mined labels, weights and cluster slots.
-      pseudo: the boxes mined; only their number of slots matters.
+      pseudo: the mined boxes; only their number of slots is used.
       mask: [r] True = real proposal.
 
     Returns:
-      [] float32. 0 where all weights are 0.
+      [] float32. 0 if all weights are 0.
 
     Gradient: to `logits` only; -S_n / (R |M_n| mean_n) for the probability of each member.
     Source: Tang et al. 2018 (PCL), arXiv:1807.03342, section 3. The released code clamps at 1e-12.
@@ -184,9 +182,7 @@ def cluster_loss(
     member = mask & (targets.labels > 0)
     background = jnp.sum(jnp.where(member, 0.0, weights) * log_probs)
 
-    slot = jnp.where(
-        member, targets.matched_idx, num_slots
-    )  # all others share a last, unused segment
+    slot = jnp.where(member, targets.matched_idx, num_slots)  # background: a last, unused segment
     peak = jax.ops.segment_max(jax.lax.stop_gradient(log_probs), slot, num_slots + 1)
     peak = jnp.where(jnp.isfinite(peak), peak, 0.0)
     size = jax.ops.segment_sum(member.astype(jnp.float32), slot, num_slots + 1)

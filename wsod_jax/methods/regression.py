@@ -1,4 +1,4 @@
-"""Box regression as a part of refinement: every head learns to move proposals onto the pseudo boxes they belong to."""
+"""Box regression in refinement: every head regresses proposals to their pseudo boxes."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from wsod_jax.options import NOT_NEGATIVE, POSITIVE
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Regression:
-    """Class-specific box regression, beside the classification of each refinement head.
+    """Class-specific box regression, in addition to the classification of each refinement head.
 
         L_reg = (1/R) Σ_{r: y_r > 0} w_r Σ_4 smoothL1_β(d_{r, y_r} - encode(p_r, q_g(r)))
 
-    with R real proposals p_r, deltas d_rc, and w_r, y_r weight and label that r has of its pseudo box q_g(r).
+    with R real proposals p_r, deltas d_rc, and weight w_r and label y_r from the pseudo box q_g(r).
 
     Attributes:
       weights: of the four deltas, see `encode_boxes`.
       beta: β; 0 is the L1 loss.
       scale: factor on L_reg.
-      mined_boxes: stage k > 1 mines among the "proposals", or among those that head k - 1 "regressed". Proposals
-        belong to the mined box that they overlap most either way, and are not pooled again.
+      mined_boxes: stage k > 1 mines the "proposals", or the boxes "regressed" by head k - 1. Either way proposals are
+        assigned to the mined box that they overlap most, and are not pooled again.
     """
 
     weights: Annotated[tuple[float, float, float, float], POSITIVE] = CODE_WEIGHTS
@@ -47,22 +47,22 @@ class Regression:
 
         Args:
           deltas: [r, c, 4] of the head.
-          mined: what the head learns from.
+          mined: the head's pseudo labels.
           proposals: [r, 4].
           mask: [r] True = real proposal; masked rows of deltas and proposals may hold anything.
 
         Returns:
           [] float32. 0 without foreground.
 
-        Gradient: to the deltas of a foreground proposal's own class only.
+        Gradient: only to the deltas of foreground proposals for their class.
         Source: Ren et al. 2020 (MIST), as released, with smooth L1.
         """
         pseudo, targets = mined.pseudo, mined.targets
         foreground = mask & (targets.labels > 0)
-        wanted = encode_boxes(proposals, pseudo.boxes[targets.matched_idx], self.weights)  # [r, 4]
-        own_class = jnp.maximum(targets.labels - 1, 0)
-        own = jnp.take_along_axis(deltas, own_class[:, None, None], axis=1)[:, 0]
-        difference = jnp.where(foreground[:, None], own - jax.lax.stop_gradient(wanted), 0.0)
+        target = encode_boxes(proposals, pseudo.boxes[targets.matched_idx], self.weights)  # [r, 4]
+        classes = jnp.maximum(targets.labels - 1, 0)
+        predicted = jnp.take_along_axis(deltas, classes[:, None, None], axis=1)[:, 0]
+        difference = jnp.where(foreground[:, None], predicted - jax.lax.stop_gradient(target), 0.0)
         distance = jnp.sum(smooth_l1(difference, self.beta), axis=1)
         total = jnp.sum(jnp.where(foreground, targets.weights, 0.0) * distance)
         return self.scale * total / jnp.maximum(jnp.sum(mask), 1)

@@ -1,12 +1,11 @@
 """SPN: soft proposal networks (Zhu et al., ICCV 2017).
 
-A classifier that finds, in its own features U and without supervision, where objects are, and gathers its evidence
-there:
+A classifier that estimates an objectness map M from its features U, unsupervised, and weights the features by M:
 
-    M ← D(U) × M  until stable        a proposal map: mass walks to cells unlike their surroundings     (Eq. 2)
-    V_k = U_k ∘ M                     features are coupled with it, in the gradient too         (Eq. 3, 6 to 8)
-    y_c = Σ_k w_kc Σ_ij V_kij + b_c   an image's class scores, E = ℓ(y, t)
-    R_c = Σ_k w_kc V_k                where class c is: its maximum is a point, what exceeds its mean a box
+    M ← D(U) × M  until stable        proposal map: mass moves to cells unlike their surroundings       (Eq. 2)
+    V_k = U_k ∘ M                     coupled features, in the gradient too                     (Eq. 3, 6 to 8)
+    y_c = Σ_k w_kc Σ_ij V_kij + b_c   class scores of the image, E = ℓ(y, t)
+    R_c = Σ_k w_kc V_k                class activation map: its maximum gives a point, cells above its mean a box
 
 With M uniform this is class activation mapping (CAM): train with `soft_proposal.solver="uniform"` for that baseline.
 """
@@ -42,13 +41,12 @@ class Spn(Method):
     Attributes:
       backbone: part: the network that makes the map "c5".
       num_classes: part: c.
-      soft_proposal: how the proposal map is found; its solver may be another one at test.
-      extra_channels: width of the 3x3 convolution that the released networks put after the backbone; `None`
-        leaves it out.
+      soft_proposal: the module that computes the proposal map; its solver may differ at test time.
+      extra_channels: width of the 3x3 convolution that the released networks put after the backbone; `None`: none.
       extra_groups: its groups of channels.
-      insert_after: name of the backbone's layer that the soft proposal module follows; `None` puts it at the very
-        end. Before the end V feeds further layers, so `soft_proposal.unit_mean` goes with it; the last map is then
-        averaged over its cells.
+      insert_after: name of the backbone's layer that the soft proposal module follows; `None`: after the last. In the
+        middle V feeds further layers, which requires `soft_proposal.unit_mean`; the last map is then averaged over
+        its cells.
       dropout_rate: of the summed features, when training.
       activation: "sigmoid" for any number of classes per image, "softmax" for exactly one (ImageNet).
     """
@@ -69,8 +67,8 @@ class Spn(Method):
         if (self.insert_after is not None) != self.soft_proposal.unit_mean:
             raise ConfigError(
                 f"config.method.insert_after is {self.insert_after!r} and config.method.soft_proposal.unit_mean is "
-                f"{self.soft_proposal.unit_mean}, which do not go together: before further layers M has to have mean 1 "
-                "(unit_mean=True), or activations vanish; before the spatial sum it has to sum to 1 (unit_mean=False)"
+                f"{self.soft_proposal.unit_mean}, which contradict each other: before further layers M must have mean "
+                "1 (unit_mean=True), or activations vanish; before the spatial sum it must sum to 1 (unit_mean=False)"
             )
 
     @property
@@ -93,7 +91,7 @@ class Spn(Method):
 
     @property
     def uses_negatives(self) -> bool:
-        """Whether an image without any class teaches something."""
+        """Whether images without any class are used for training."""
         return not self.single_label
 
     @property
@@ -108,7 +106,7 @@ class Spn(Method):
     def loss(
         self, params: Params, extras: dict, batch: Batch, key: jax.Array, step: jax.Array
     ) -> LossOutput:
-        """Return the cross-entropy of every image, and how far M is from uniform (as a metric)."""
+        """Return the cross-entropy of every image, and the peak of M as a metric."""
         del step
         outputs = self.network.apply({"params": params}, batch, image_keys(key, batch))
         values = classification_loss(outputs.logits, batch.labels, self.activation)
@@ -131,17 +129,14 @@ class Spn(Method):
         return Predictions(image_scores=scores, maps=outputs.maps if "maps" in want else None)
 
     def coupled_features(self, params: Params, batch: Batch) -> FeatureMap:
-        """Return U, the features that meet their proposal map."""
+        """Return U, the input of the soft proposal module."""
         return self.network.apply({"params": params}, batch).features
 
     def proposal_field(self) -> ReceptiveField:
-        """Return what the cells of the proposal map see of the image; see `SpnNetwork.proposal_field`."""
+        """Return the receptive field of the proposal map's cells; see `SpnNetwork.proposal_field`."""
         return self.network.proposal_field()
 
 
 def proposal_peak(proposal_map: Float[Array, "b h w"]) -> Float[Array, " b"]:
-    """Return how many times the uniform value M reaches at its highest cell.
-
-    1 for a uniform map, 0 for a map without cells.
-    """
+    """Return M's maximum relative to a uniform map: 1 for a uniform map, 0 for a map without cells."""
     return jnp.max(proposal_map, axis=(1, 2), initial=0.0)

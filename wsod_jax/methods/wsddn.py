@@ -1,11 +1,11 @@
 """WSDDN: weakly supervised deep detection network (Bilen and Vedaldi, CVPR 2016).
 
-Two streams score every proposal, one by a softmax over proposals, one by a softmax over classes:
+Two streams score every proposal, by a softmax over proposals and by a softmax over classes:
 
     X = softmax_r(A) ⊙ softmax_c(B),   φ_c = Σ_r X_rc,
     L = BCE(φ, y)  (+ λ · spatial regularizer).
 
-OICR, PCL, MIST and OIM start from the same X (`methods/base.py`); here it is the detector itself.
+OICR, PCL, MIST and OIM start from the same X (`methods/base.py`); WSDDN detects by it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Wsddn(ProposalMethod):
     """Plain WSDDN.
 
     Attributes:
-      spatial_weight: λ of the spatial regularizer, 1e-4 in the original; 0 leaves it out.
+      spatial_weight: λ of the spatial regularizer, 1e-4 in the original; 0 disables it.
     """
 
     spatial_weight: Annotated[float, NOT_NEGATIVE] = 0.0
@@ -38,7 +38,7 @@ class Wsddn(ProposalMethod):
     def loss(
         self, params: Params, extras: dict, batch: Batch, key: jax.Array, step: jax.Array
     ) -> LossOutput:
-        """Return the MIL loss of every image, and the spatial regularizer where asked for."""
+        """Return the MIL loss of every image, and the spatial regularizer if it has a weight."""
         del step
         scored = self.score(params, batch, key)
         terms = {"mil": self.mil_term(scored, batch)}
@@ -69,25 +69,25 @@ def spatial_regularizer(
     num_best: int = 10,
     max_classes: int,
 ) -> Float[Array, ""]:
-    """Return how much the features of good boxes differ from those of the best box next to them.
+    """Penalize differences between the features of a class's best box and of good boxes that overlap it.
 
         L = 1/2 sum_{c: y_c = 1} sum_{k in N_c} || p_k (f_k - f_*) ||^2
 
-    where * is the best proposal of class c, N_c those of the next nine best with IoU(k, *) > `iou_thr`,
+    where * is the best proposal of class c, N_c are those of the next nine best with IoU(k, *) > `iou_thr`,
     and p_k = x_ck is a constant.
 
     Args:
       source: scores, proposals, mask and labels of one image; only classes with label 1 count.
       features: [r, f] features that the class scores are computed from.
       iou_thr: IoU > this makes a neighbor (exclusive).
-      num_best: how many of the best boxes are looked at, the best included.
-      max_classes: static maximum of positive classes; further (higher) ones are left out.
+      num_best: number of best boxes to compare, the best included.
+      max_classes: static maximum of positive classes; further (higher) ones are omitted.
 
     Returns:
       [] float32, >= 0, not yet weighted (the authors use 1e-4).
 
-    Ties: lower index ranks first.   Gradient: to features only, f_* included; that of the printed loss,
-    with p_k squared, where the authors' hand-written one has p_k once.
+    Ties: lower index ranks first.   Gradient: to features only, f_* included; it has p_k squared, as the
+    printed loss, where the authors' hand-written gradient has p_k once.
     Source: Bilen & Vedaldi 2016 (WSDDN), section 3.4.
     """
     boxes = source.proposals
@@ -96,8 +96,8 @@ def spatial_regularizer(
         weight, best, valid = masked_top_k(column, source.mask, num_best)
         overlap = pairwise_iou(boxes[best], boxes[best[:1]])[:, 0]
         neighbor = valid & (overlap > iou_thr) & (jnp.arange(num_best) > 0)
-        chosen = features[best].astype(jnp.float32)  # [num_best, f]
-        difference = jnp.where(neighbor[:, None], chosen - chosen[:1], 0.0)
+        best_features = features[best].astype(jnp.float32)  # [num_best, f]
+        difference = jnp.where(neighbor[:, None], best_features - best_features[:1], 0.0)
         return 0.5 * jnp.sum((weight[:, None] * difference) ** 2)
 
     (classes,) = jnp.nonzero(source.labels == 1, size=max_classes, fill_value=-1)

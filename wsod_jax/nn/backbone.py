@@ -1,4 +1,4 @@
-"""What every backbone shares: pixel convention, compute type, frozen layers, and the facts others ask for."""
+"""The base class of backbones: preprocessing, compute type, frozen layers, geometry."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ class Backbone(nn.Module):
     """A convolutional network from a batch's RGB pixels to its last map, under the name "c5".
 
     A subclass adds `last_map(pixels) -> FeatureMap` and the properties `channels`, `layers` and `geometry`, the
-    windows that its layers slide, along the path with the largest ones where it branches. Sizes, stride and receptive
-    field follow from `geometry`.
+    windows of its layers, along the path with the largest ones where it branches. Sizes, stride and receptive field
+    follow from `geometry`.
 
     Attributes:
-      preprocessing: how the weights were trained; the module converts RGB 0..255 itself.
+      preprocessing: convention that the weights were trained with; the module converts RGB 0..255 itself.
       mean: blue, green, red mean, used when `preprocessing` is "caffe".
       dtype: type of the computation (float32 or bfloat16); parameters stay float32.
       frozen: prefixes of layer names whose parameters get no gradient. The gradient still reaches the image. The
-        optimizer must leave them alone too (weight decay): see `is_frozen`.
+        optimizer must exclude them too (weight decay): see `is_frozen`.
       roi_mapping: how pooling finds a proposal's cells: "stride" divides its edges by the stride, as published VGG16
-        models do, wherever the cells' centers are; "receptive_field" counts from the center of the first cell.
+        models do; "receptive_field" also corrects for the position of the first cell's center.
     """
 
     preprocessing: Preprocessing = "caffe"
@@ -50,7 +50,7 @@ class Backbone(nn.Module):
 
     @property
     def description(self) -> dict[str, Any]:
-        """What weights must have been made for, in JSON types; weight files carry the same keys."""
+        """The properties that fitting weights must share, in JSON types; weight files carry the same keys."""
         facts = {"architecture": self.architecture, "preprocessing": self.preprocessing}
         if self.preprocessing == "caffe":
             facts["mean"] = list(self.mean)
@@ -62,7 +62,7 @@ class Backbone(nn.Module):
         return self.receptive_field().stride_px
 
     def receptive_field(self) -> ReceptiveField:
-        """Return what the map's cells see of the image."""
+        """Return the receptive field of the map's cells."""
         return receptive_field(self.geometry)
 
     def output_size(self, image_size: Int[Array | np.ndarray, "b 2"]) -> Int[Array, "b 2"]:
@@ -73,7 +73,7 @@ class Backbone(nn.Module):
         return size
 
     def __call__(self, batch: Batch) -> dict[str, FeatureMap]:
-        """Return {"c5": features [b, h, w, channels] after ReLU}, or the batch's own features where it has them.
+        """Return {"c5": features [b, h, w, channels] after ReLU}, or the batch's cached features if it has any.
 
         Args:
           batch: needs `image` or `features`.
@@ -90,7 +90,7 @@ class Backbone(nn.Module):
         """Check the module's fields and return normalized pixels as a `FeatureMap`.
 
         Raises:
-          ConfigError: `preprocessing` is no known convention, or a `frozen` prefix names no layer.
+          ConfigError: `preprocessing` is unknown, or a `frozen` prefix matches no layer.
         """
         if self.preprocessing not in get_args(Preprocessing):
             raise ConfigError(
@@ -99,7 +99,7 @@ class Backbone(nn.Module):
         for prefix in self.frozen:
             if not any(is_frozen(layer, (prefix,)) for layer in self.layers):
                 raise ConfigError(
-                    f"frozen prefix {prefix!r} names no layer of {type(self).__name__}; "
+                    f"frozen prefix {prefix!r} matches no layer of {type(self).__name__}; "
                     f"its layers: {', '.join(self.layers)}"
                 )
         size = jnp.asarray(image_size, jnp.int32)
@@ -116,7 +116,7 @@ class Backbone(nn.Module):
         dilation: int = 1,
         pad: int | None = None,
     ) -> ConvRelu:
-        """Make the layer `name`, frozen if its name says so."""
+        """Make the layer `name`, frozen if `frozen` has a prefix of its name."""
         return ConvRelu(
             channels,
             kernel=kernel,
@@ -146,11 +146,11 @@ def normalize_pixels(
     Args:
       image: [b, H, W, 3] uint8 or float, RGB, 0..255.
       image_size: [b, 2] int32, valid (height, width).
-      preprocessing: the convention the weights were trained with.
+      preprocessing: convention that the weights were trained with.
       mean: blue, green, red; used by "caffe" only.
 
     Returns:
-      [b, H, W, 3] float32; exactly 0 outside `image_size`, where zero padding would be.
+      [b, H, W, 3] float32; exactly 0 outside `image_size`, like zero padding.
     """
     x = jnp.asarray(image).astype(jnp.float32)
     if preprocessing == "caffe":
@@ -166,5 +166,5 @@ def normalize_pixels(
 
 
 def is_frozen(layer: str, frozen: tuple[str, ...]) -> bool:
-    """Say whether a layer's name starts with one of the `frozen` prefixes."""
+    """Return whether a layer's name starts with one of the `frozen` prefixes."""
     return any(layer.startswith(prefix) for prefix in frozen)

@@ -28,9 +28,9 @@ class BoxHead(nn.Module):
     Attributes:
       dims: widths of the layers, named fc6, fc7 and so on.
       dropout_rate: after every layer; kept values are scaled up, so prediction needs no scaling.
-      log_input: fc6 sees log(1 + x) of the pooled maps. Networks without batch normalization have heavy-tailed
-        features (SqueezeNet: mean 5, maximum 300), on which layers that start from nothing train badly; leave it
-        False for pretrained fc6, fc7.
+      log_input: apply log(1 + x) to the pooled maps. Networks without batch normalization have heavy-tailed features
+        (SqueezeNet: mean 5, maximum 300), on which randomly initialized layers train badly; leave it False for
+        pretrained fc6, fc7.
       dtype: type of the computation; parameters stay float32.
     """
 
@@ -47,7 +47,7 @@ class BoxHead(nn.Module):
 
         Args:
           pooled: [b, r, p, p, d].
-          dropout_keys: [b] typed keys, one per image; `None` switches dropout off.
+          dropout_keys: [b] typed keys, one per image; `None` disables dropout.
         """
         features = clean = pooled.reshape(*pooled.shape[:2], -1).astype(self.dtype)
         if self.log_input:

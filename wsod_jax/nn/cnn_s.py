@@ -7,17 +7,17 @@ from typing import ClassVar
 import flax.linen as nn
 
 from wsod_jax.nn.backbone import CAFFE_MEAN_IMAGENET, Backbone
-from wsod_jax.nn.layers import Window, local_cam_norm, max_pool
+from wsod_jax.nn.layers import Window, local_response_norm, max_pool
 from wsod_jax.types import FeatureMap
 
 
 class CnnS(Backbone):
     """VGG-CNN-S without pool5; ends after conv5's ReLU, 12 pixels a cell: 17x17 cells for 224x224 pixels.
 
-    conv1 and conv2 are not padded, so the first cell's center lies some way into the image: see `receptive_field`.
+    conv1 and conv2 are not padded, so the first cell's center is well inside the image: see `receptive_field`.
 
     Attributes:
-      mean: of VGG's authors; their own subtracts a mean image, of which this is the average.
+      mean: of VGG's authors. They subtract a mean image here; this is its average.
 
     Source: Chatfield et al. 2014, Table 1, CNN-S; pooling rounds up, as the authors' Caffe model does.
     """
@@ -41,7 +41,7 @@ class CnnS(Backbone):
     def last_map(self, maps: FeatureMap) -> FeatureMap:
         """Map normalized pixels to features [b, h, w, 512] after ReLU."""
         maps = self.conv("conv1", 96, kernel=7, stride=2, pad=0)(maps)
-        maps = local_cam_norm(maps, window=5, alpha=5e-4, beta=0.75, k=2.0)
+        maps = local_response_norm(maps, window=5, alpha=5e-4, beta=0.75, k=2.0)
         maps = max_pool(maps, window=3, stride=3, ceil_mode=True)
         maps = self.conv("conv2", 256, kernel=5, pad=0)(maps)
         maps = max_pool(maps, window=2, stride=2, ceil_mode=True)

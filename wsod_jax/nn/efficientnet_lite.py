@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0: ImageNet features whose weights a package index has."""
+"""EfficientNet-Lite0; its ImageNet weights come as a pip package."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from wsod_jax.types import FeatureMap
 
 
 class BlockShape(NamedTuple):
-    """One inverted residual block: its depthwise window, output channels, and how often it widens its input."""
+    """One inverted residual block: its depthwise window, output channels and expansion factor."""
 
     kernel: int
     stride: int
@@ -51,10 +51,10 @@ BLOCKS = (
 
 
 def same_window(kernel: int, stride: int) -> Window:
-    """Return TensorFlow's "SAME" window as it lies in maps of even length: ⌈length / stride⌉ cells.
+    """Return TensorFlow's "SAME" window for maps of even length: ⌈length / stride⌉ cells.
 
-    TensorFlow shifts the windows of odd maps by a cell. Here they always start at the same place, so the first cell's
-    center is the same in every image and on every canvas.
+    TensorFlow shifts the windows by a cell if the length is odd. Here they always start at the same place, so the first
+    cell's center is the same in every image and on every canvas.
     """
     low = (kernel - stride) // 2
     return Window(kernel, stride, low, pad_high=kernel - 1 - low)
@@ -67,8 +67,8 @@ class FoldedConv(nn.Module):
       channels: output width.
       kernel: cells per side, odd.
       stride: 1, or 2 as in `same_window`.
-      depthwise: every channel has its own kernel [kernel, kernel, 1, channels] and sees itself only.
-      clips: ReLU6 follows.
+      depthwise: one kernel per channel, [kernel, kernel, 1, channels].
+      clips: apply ReLU6.
       frozen: stop the gradient at the parameters.
       dtype: type of the computation.
     """
@@ -112,10 +112,7 @@ class FoldedConv(nn.Module):
 def depthwise_conv(
     x: Float[Array, "b h w d"], kernel: Float[Array | np.ndarray, "k k 1 d"], window: Window
 ) -> Float[Array, "b p q d"]:
-    """Convolve every channel with its own kernel, as a sum of shifted maps.
-
-    On CPUs this is several times as fast as a convolution with a group per channel.
-    """
+    """Depthwise convolution as a sum of shifted maps: on CPUs several times as fast as a grouped convolution."""
     rows, columns = (window.output_length(length) for length in x.shape[1:3])
     edges = (window.pad, window.pad_high)
     x = jnp.pad(x, ((0, 0), edges, edges, (0, 0)))
@@ -128,7 +125,7 @@ def depthwise_conv(
 
 
 class InvertedResidual(nn.Module):
-    """Widen by 1x1, convolve every channel, narrow by 1x1 without activation; add the input if the shape allows.
+    """Expand by 1x1, convolve depthwise, project by 1x1 without activation; add the input if shapes agree.
 
     Attributes:
       shape: of the block.
@@ -161,15 +158,15 @@ class InvertedResidual(nn.Module):
 class EfficientNetLite0(Backbone):
     """EfficientNet-Lite0 up to one of its blocks, batch normalization folded in.
 
-    The blocks end without activation, so features have both signs: pool them by RoIAlign, not by maxima. The last
-    layer standardizes channels: the converted weights bring each channel's mean and variance on ImageNet, which are
-    those of the batch normalization that ends the block (summed over blocks that add their input).
+    Blocks end without activation, so features have both signs: pool them by RoIAlign, not by maxima. The last layer
+    standardizes channels by their mean and variance on ImageNet, which the converted weights take from the batch
+    normalization at the block's end (summed over residual blocks).
 
     Attributes:
       ends_at: the last block, 0 to 15: 10 has 112 channels and 16 pixels a cell; 15 has 320 and 32.
 
-    Source: Tan and Le 2019 (EfficientNet), Table 1, and the release of the Lite variants, which leave squeeze and
-    excitation out and put ReLU6 in place of swish.
+    Source: Tan and Le 2019 (EfficientNet), Table 1, and the release of the Lite variants, which drop squeeze and
+    excitation and replace swish by ReLU6.
     """
 
     preprocessing: Preprocessing = "efficientnet_lite"
@@ -195,7 +192,7 @@ class EfficientNetLite0(Backbone):
 
     @property
     def geometry(self) -> tuple[Window, ...]:
-        """The windows that the layers slide, in order."""
+        """The windows of the layers, in order."""
         return (same_window(3, 2), *(shape.window() for shape in self.blocks.values()))
 
     @nn.compact

@@ -1,4 +1,4 @@
-"""GoogLeNet, Inception's first version: four branches side by side in every module."""
+"""GoogLeNet (Inception v1): four parallel branches in every module."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from wsod_jax.nn.backbone import Backbone, Preprocessing, is_frozen
-from wsod_jax.nn.layers import ConvRelu, Window, local_cam_norm, max_pool
+from wsod_jax.nn.layers import ConvRelu, Window, local_response_norm, max_pool
 from wsod_jax.types import FeatureMap
 
 
@@ -37,7 +37,7 @@ INCEPTIONS = {
 
 
 class Inception(nn.Module):
-    """Apply side by side: 1x1; 1x1 then 3x3; 1x1 then a larger kernel; 3x3 maxima then 1x1.
+    """Concatenate four branches: 1x1; 1x1 then 3x3; 1x1 then a larger kernel; 3x3 max pooling then 1x1.
 
     Attributes:
       widths: channels of the six convolutions.
@@ -75,19 +75,18 @@ class Inception(nn.Module):
 class GoogLeNet(Backbone):
     """GoogLeNet's convolutions, without auxiliary classifiers; pooling rounds up.
 
-    Every convolution has a bias and no batch normalization. The importer of torchvision's weights folds its batch
-    normalization, statistics included, into kernels and biases, which changes no output; Caffe's BVLC weights, trained
-    without, fit as they are. The two differ in three details, which weight files record:
+    Every convolution has a bias and no batch normalization: the importer of torchvision's weights folds it into kernels
+    and biases, and Caffe's BVLC weights were trained without. The two differ in details that weight files record:
 
-        weights                    pixels       branch3_kernel   pool4_window   lrn
-        torchvision (default)      inception    3                2              False
-        Caffe's BVLC GoogLeNet     caffe        5                3              True
+        weights                    preprocessing   branch3_kernel   pool4_window   lrn
+        torchvision (default)      tf              3                2              False
+        Caffe's BVLC GoogLeNet     caffe           5                3              True
 
     Attributes:
-      ends_at: "inception4e" leaves the last pooling, inception5a and inception5b out, for 832 channels and 16 pixels a
-        cell, as class activation maps and soft proposals have it; "inception5b" has 1024 channels and 32 pixels.
-      branch3_kernel: cells per side of every module's third branch. Szegedy et al. have 5.
-      pool4_window: of the pooling, with step 2, before inception5a.
+      ends_at: "inception4e" omits the last pooling, inception5a and inception5b, for 832 channels and 16 pixels a
+        cell, as in CAM and SPN; "inception5b" has 1024 channels and 32 pixels a cell.
+      branch3_kernel: cells per side of every module's third branch; 5 in Szegedy et al.
+      pool4_window: cells per side of the pooling, of stride 2, before inception5a.
       lrn: normalize over channels after the first pooling and after conv3, as Szegedy et al. do.
 
     Source: Szegedy et al. 2015, Table 1; ending at inception4e: Zhou et al. 2016, section 3.
@@ -120,7 +119,7 @@ class GoogLeNet(Backbone):
 
     @property
     def description(self) -> dict[str, Any]:
-        """What weights must have been made for, in JSON types; weight files carry the same keys."""
+        """The properties that fitting weights must share, in JSON types; weight files carry the same keys."""
         facts = {
             **super().description,
             "branch3_kernel": self.branch3_kernel,
@@ -132,7 +131,7 @@ class GoogLeNet(Backbone):
 
     @property
     def geometry(self) -> tuple[Window, ...]:
-        """The windows that the layers slide, in order, through the third branch of the inception modules."""
+        """The windows of the layers, in order, through the third branch of the inception modules."""
         widest = Window(self.branch3_kernel, pad=self.branch3_kernel // 2)
         windows = [Window(7, 2, pad=3), Window(3, 2, ceil_mode=True), Window(1), Window(3, pad=1)]
         windows.append(Window(3, 2, ceil_mode=True))
@@ -144,7 +143,7 @@ class GoogLeNet(Backbone):
 
     @property
     def pool_windows(self) -> dict[str, int]:
-        """Cells per side of the pooling after an inception module, by the module's name; none after the last one."""
+        """Cells per side of the pooling after each inception module that has one, by name; not after the last."""
         windows = {"inception3b": 3, "inception4e": self.pool4_window}
         return {name: side for name, side in windows.items() if name != self.ends_at}
 
@@ -170,7 +169,7 @@ class GoogLeNet(Backbone):
         return maps
 
     def norm(self, maps: FeatureMap) -> FeatureMap:
-        """Normalize over channels if `lrn` says so."""
+        """Normalize over channels if `lrn` is set."""
         if not self.lrn:
             return maps
-        return local_cam_norm(maps, window=5, alpha=1e-4, beta=0.75, k=1.0)
+        return local_response_norm(maps, window=5, alpha=1e-4, beta=0.75, k=1.0)

@@ -1,4 +1,4 @@
-"""Linear heads. Logits are float32, and so are their products, whatever the type of the features."""
+"""Linear heads. Logits and their matrix products are float32, whatever the type of the features."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from wsod_jax.ops.masked import masked_mean, masked_softmax
 from wsod_jax.types import FeatureMap
 
 HEAD_INIT = nn.initializers.normal(0.01)
-EXACT = jax.lax.Precision.HIGHEST  # by default accelerators round the factors to fewer bits
+EXACT = jax.lax.Precision.HIGHEST  # by default accelerators round the operands
 
 
 def _linear(num_outputs: int, name: str) -> nn.Dense:
@@ -32,7 +32,7 @@ def _stages(
 
 
 class MidnHead(nn.Module):
-    """Score proposals by two streams, one choosing among proposals, one among classes.
+    """Score proposals by two streams, detection and classification (a multiple-instance detection network).
 
         X_rc = softmax_r(A_rc / T) · softmax_c(B_rc)
 
@@ -40,7 +40,7 @@ class MidnHead(nn.Module):
 
     Attributes:
       num_classes: c, without background.
-      det_temperature: T; the released WSDDN code has 2, its descendants 1.
+      det_temperature: T; 2 in the released WSDDN code, 1 in its descendants.
 
     Source: Bilen and Vedaldi 2016, section 3.
     """
@@ -56,11 +56,10 @@ class MidnHead(nn.Module):
 
         Args:
           features: [b, r, f].
-          mask: [b, r] bool, True = real proposal; the softmax over proposals sees no others.
+          mask: [b, r] bool, True = real proposal; the softmax over proposals excludes the others.
 
         Returns:
-          X [b, r, c] float32. It sums to at most 1 over r, is 0 where masked, and all 0 for an image without
-          proposals.
+          X [b, r, c] float32. It sums to at most 1 over r, and is 0 where masked.
         """
         features = features.astype(jnp.float32)
         det_logits = _linear(self.num_classes, "det")(features)
@@ -94,12 +93,12 @@ class RefinementHeads(nn.Module):
 
 
 class BoxRegression(nn.Module):
-    """Say for every class how to move and grow a proposal, once per refinement stage.
+    """Predict class-specific box deltas of every proposal, once per refinement stage.
 
     The stages share one `kernel` [s, f, 4c] and one `bias` [s, 4c], initialized from N(0, 0.001²) and 0.
 
     Attributes:
-      num_classes: c; there are no deltas of the background.
+      num_classes: c; the background has no deltas.
       num_stages: s.
 
     Source: Girshick 2015 (Fast R-CNN), section 2.3.
@@ -133,7 +132,7 @@ class GapClassifier(nn.Module):
 
 
 class CamHead(nn.Module):
-    """Sum a coupled feature map over its cells and classify the sums by the linear layer `cls`.
+    """Sum a coupled feature map over its cells and classify the sums by a linear layer.
 
         y_c = Σ_k w_kc Σ_ij V_kij + b_c,      R_c = Σ_k w_kc V_k
 
@@ -143,7 +142,7 @@ class CamHead(nn.Module):
       num_classes: c.
       dropout_rate: of the sums, when training.
 
-    Source: Zhu et al. 2017, section 3.3; the bias has no place in R, as in the released code.
+    Source: Zhu et al. 2017, section 3.3; R excludes the bias, as in the released code.
     """
 
     num_classes: int
@@ -155,9 +154,8 @@ class CamHead(nn.Module):
     ) -> tuple[Float[Array, "b c"], Float[Array, "b h w c"]]:
         """Map features V [b, h, w, d], 0 in the margin, to class logits y and class activation maps R, float32.
 
-        The paper calls R response maps.
-
-        An empty map sums to 0. `dropout_keys` [b], one mask per image; `None` switches dropout off.
+        The paper calls R response maps. An empty map sums to 0. `dropout_keys` [b], one mask per image; `None`
+        disables dropout.
         """
         features = maps.features.astype(jnp.float32)
         depth = features.shape[-1]

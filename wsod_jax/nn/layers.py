@@ -1,9 +1,9 @@
-"""Layers from `FeatureMap` to `FeatureMap` that keep the padded margin at zero and its size exact; the windows that
-they slide, and what a cell sees through them; dropout with one key per image.
+"""Layers from `FeatureMap` to `FeatureMap` that keep the padded margin at zero; their windows and receptive fields;
+dropout with one key per image.
 
-A map is valid in the top-left `size` rectangle of every image. A convolution's bias would leak into the
-margin and from there back into the map, so every layer ends by zeroing the margin; to the next layer it
-then looks like zero padding, and an image gives the same features on any canvas.
+A map is valid in the top-left `size` rectangle of every image. A convolution's bias would leak into the margin and from
+there back into the map, so every layer ends by zeroing the margin. The next layer sees it as zero padding, and an image
+gives the same features on any canvas.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ class Window(NamedTuple):
       stride: step between windows.
       pad: cells added before the first cell and, without `pad_high`, after the last.
       dilation: spacing of the window's cells.
-      ceil_mode: round the number of steps up, so that the last window may hang over the edge (Caffe's pooling), or
-        down. Only without padding and with `stride` up to `kernel`: every window then starts in the map.
-      pad_high: cells added after the last cell, where they are not as many as before the first.
+      ceil_mode: round the number of steps up, so that the last window may extend over the edge (Caffe's pooling), else
+        down. Up only without padding and with `stride` up to `kernel`: every window then starts in the map.
+      pad_high: cells added after the last cell; `None`: as many as before the first.
     """
 
     kernel: int
@@ -65,13 +65,12 @@ class Window(NamedTuple):
 class ReceptiveField(NamedTuple):
     """The pixels that the cells of a map see, along either axis.
 
-    Cell i sees pixels with edges from `center_px` + i·`stride_px` − `size_px`/2 to `center_px` + i·`stride_px` +
-    `size_px`/2, as far as they are in the image.
+    Cell i sees `center_px` + i·`stride_px` ± `size_px`/2, clipped to the image.
 
     Attributes:
       size_px: side of the square that one cell sees.
       stride_px: from one cell to the next.
-      center_px: center of what cell 0 sees, in continuous pixel coordinates: pixel 0 reaches from 0 to 1.
+      center_px: center of cell 0's square, in continuous pixel coordinates: pixel 0 spans 0 to 1.
     """
 
     size_px: int
@@ -80,7 +79,7 @@ class ReceptiveField(NamedTuple):
 
 
 class ConvRelu(nn.Module):
-    """Convolve, add the bias, rectify, and clear the margin.
+    """Convolve, add the bias, apply ReLU, and clear the margin.
 
     Attributes:
       channels: output width.
@@ -88,8 +87,7 @@ class ConvRelu(nn.Module):
       stride: step.
       dilation: spacing of the kernel's cells.
       pad: zeros on each side; `None` keeps the size at stride 1.
-      groups: split input and output channels into as many groups, in order; each output group sees its own input
-        group only.
+      groups: split input and output channels into this many groups, in order; each output group sees one input group.
       initializer: "he" draws the kernel from He's normal distribution, with zero bias; "uniform" draws both with
         `framework_uniform`.
       frozen: stop the gradient at kernel and bias; it still reaches the input.
@@ -111,7 +109,7 @@ class ConvRelu(nn.Module):
         """Map features [b, h, w, d] to [b, h', w', channels].
 
         Raises:
-          ConfigError: d or `channels` is no multiple of `groups`, or `initializer` is unknown.
+          ConfigError: d or `channels` is not a multiple of `groups`, or `initializer` is unknown.
         """
         kernel, bias = self.parameters(maps.features.shape[-1])
         if self.frozen:
@@ -152,7 +150,7 @@ class ConvRelu(nn.Module):
 
 
 def receptive_field(windows: tuple[Window, ...]) -> ReceptiveField:
-    """Return what the last of a chain of layers sees of the image.
+    """Return the receptive field of the last of a chain of layers.
 
         size = 1 + Σ (extent − 1)·j,   center = ½ + Σ ((extent − 1)/2 − pad)·j,   j = Π strides of the layers before
 
@@ -191,14 +189,14 @@ def max_pool(
       maps: features [b, h, w, d] of any sign.
       window: cells per side.
       stride: step between windows.
-      ceil_mode: True as in Caffe (a last window that hangs over the edge counts), False to drop it.
-      pad: how far the first and the last window hang over the edges of the valid map, less than `window`. What is
-        outside never wins, as in every framework.
+      ceil_mode: keep (True, as in Caffe) or drop a last window that extends over the edge.
+      pad: how far the first and the last window extend over the edges of the valid map, less than `window`. Cells
+        outside are never the maximum, as in every framework.
 
     Returns:
       The pooled map; its size follows from the valid size alone, never from the canvas.
 
-    Ties, gradient: the first cell of the window in row order gets it all.
+    Gradient: to the first maximum of the window in row order.
     Cost: `window²` strided comparisons; on CPUs their gradient is far faster than a windowed reduction's.
     """
     rule = Window(window, stride, pad, ceil_mode=ceil_mode).output_length
@@ -206,10 +204,11 @@ def max_pool(
     rows, columns = rule(height), rule(width)
     lowest = jnp.asarray(-jnp.inf, maps.features.dtype)
     x = jnp.where(valid_mask(maps.size, height, width), maps.features, lowest)
-    reach = ((rows - 1) * stride + window, (columns - 1) * stride + window)
-    overhang = (max(reach[0] - pad - height, 0), max(reach[1] - pad - width, 0))
-    edges = ((0, 0), (pad, overhang[0]), (pad, overhang[1]), (0, 0))
-    x = jnp.pad(x, edges, constant_values=lowest)
+    overhang = [
+        (pad, max((steps - 1) * stride + window - pad - length, 0))
+        for steps, length in ((rows, height), (columns, width))
+    ]
+    x = jnp.pad(x, ((0, 0), *overhang, (0, 0)), constant_values=lowest)
     best = None
     for i in range(window):
         for j in range(window):
@@ -219,17 +218,17 @@ def max_pool(
     return FeatureMap(clear_margin(best, size), size, maps.stride * stride)
 
 
-def local_cam_norm(
+def local_response_norm(
     maps: FeatureMap, *, window: int, alpha: float, beta: float, k: float
 ) -> FeatureMap:
-    """Divide every value by a norm of its neighbors among the channels, in float32.
+    """Divide every value by a norm of the neighboring channels (LRN), in float32.
 
         b_c = a_c / (k + α/n · Σ_{|c' − c| ≤ n/2} a_{c'}²)^β
 
     Args:
       maps: features [b, h, w, d].
       window: channels in the sum, n; odd, and fewer at the first and last channels.
-      alpha: as Caffe has it, which divides it by n; the paper's is α/n.
+      alpha: Caffe's, which is divided by n; the paper's is α/n.
       beta: exponent.
       k: offset, positive.
 
@@ -239,8 +238,8 @@ def local_cam_norm(
     Source: Krizhevsky et al. 2012, section 3.3; Caffe's LRN layer across channels.
     """
     x = maps.features.astype(jnp.float32)
-    depth, reach = x.shape[-1], window // 2
-    squares = jnp.pad(x * x, ((0, 0), (0, 0), (0, 0), (reach, reach)))
+    depth, half = x.shape[-1], window // 2
+    squares = jnp.pad(x * x, ((0, 0), (0, 0), (0, 0), (half, half)))
     total = sum(squares[..., i : i + depth] for i in range(window))  # [b, h, w, d]
     x = x * (k + alpha / window * total) ** -beta
     return maps.replace(features=x.astype(maps.features.dtype))
@@ -249,12 +248,10 @@ def local_cam_norm(
 def framework_uniform(fan_in: int) -> nn.initializers.Initializer:
     """Return an initializer that draws from U(−1/√fan_in, 1/√fan_in).
 
-    What PyTorch gives the kernels and, unlike other frameworks, the biases of linear and convolutional layers that
-    a release does not initialize itself.
+    PyTorch's default for kernels and, unlike in other frameworks, biases of linear and convolutional layers.
 
     Args:
-      fan_in: inputs of one output value: rows · columns · input channels / groups of a kernel. A bias takes that of
-        its layer's kernel.
+      fan_in: inputs of one output value: rows · columns · input channels / groups of a kernel; the same for its bias.
     """
     bound = fan_in**-0.5
 
@@ -271,8 +268,8 @@ def per_image_dropout(
 
     Args:
       x: [b, ...].
-      keys: [b] typed keys. The same key gives the same mask whatever the batch; appended rows of axis 1 (masked
-        proposals) leave the mask of the others as it was.
+      keys: [b] typed keys. The same key gives the same mask in any batch; rows appended to axis 1 (masked proposals)
+        do not change the mask of the others.
       rate: in [0, 1); 0 returns `x`.
 
     Returns:

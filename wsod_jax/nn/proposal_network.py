@@ -14,14 +14,14 @@ from wsod_jax.nn.heads import BoxRegression, MidnHead, RefinementHeads
 from wsod_jax.ops.roi import roi_align, roi_max_pool
 from wsod_jax.types import Batch, FeatureMap
 
-# How to pool, and where that takes the center of cell 0 to lie, in cells from the image's corner: quantized pooling
+# Pooling function, and where it assumes the center of cell 0, in cells from the image's corner: quantized pooling
 # rounds an edge to the nearest center. Proposals were clipped to their image at reading.
 POOLING = {"max": (functools.partial(roi_max_pool, inside=True), 0.0), "align": (roi_align, 0.5)}
 
 
 @struct.dataclass
 class ProposalOutputs:
-    """What the network says of every proposal.
+    """The network's outputs for every proposal.
 
     Attributes:
       mil_scores: [b, r, c] float32, X of WSDDN: softmax over proposals times softmax over classes.
@@ -29,8 +29,8 @@ class ProposalOutputs:
       features: [b, r, f], the last fully connected layer after ReLU and (when training) dropout.
       clean: [b, r, f], the same before dropout.
       mask: [b, r] bool, real proposals of real images.
-      deltas: [b, s, r, c, 4] float32, how each head moves a proposal, see `ops.boxes.decode_boxes`; `None` without
-        box regression.
+      deltas: [b, s, r, c, 4] float32, each head's box deltas, see `ops.boxes.decode_boxes`; `None` without box
+        regression.
     """
 
     mil_scores: jax.Array
@@ -60,8 +60,8 @@ class ProposalNetwork(nn.Module):
       roi_size: bins per side, p.
       pooling: quantized max pooling (published numbers need it) or RoIAlign.
       det_temperature: divides the detection logits before their softmax over proposals.
-      score_gate: pooled features are multiplied by 1 + score_gate * objectness where the proposals
-        carry scores (WSDDN with EdgeBoxes: 10); 0 switches it off.
+      score_gate: pooled features are multiplied by 1 + score_gate * objectness if proposals have scores (WSDDN with
+        EdgeBoxes: 10); 0 disables it.
       regresses: whether the refinement heads regress boxes.
     """
 
@@ -87,7 +87,7 @@ class ProposalNetwork(nn.Module):
 
         Args:
           batch: needs `proposals`, `proposal_mask` and one of `image`, `features`, `pooled`.
-          dropout_keys: [b] typed keys, one dropout mask per image; `None` switches dropout off.
+          dropout_keys: [b] typed keys, one dropout mask per image; `None` disables dropout.
 
         Returns:
           `ProposalOutputs`; masked proposals score 0 in `mil_scores`.
@@ -97,7 +97,7 @@ class ProposalNetwork(nn.Module):
         return self.score(pooled, mask, dropout_keys)
 
     def pooled(self, batch: Batch) -> jax.Array:
-        """Return the pooled proposals [b, r, p, p, d], masked rows 0: the batch's own where it has them."""
+        """Return the pooled proposals [b, r, p, p, d], masked rows 0; cached ones if the batch has any."""
         if batch.pooled is not None:
             return batch.pooled.astype(self.backbone.dtype)
         mask = batch.proposal_mask & batch.image_mask[:, None]
@@ -120,7 +120,7 @@ class ProposalNetwork(nn.Module):
         )
 
     def gate(self, pooled: jax.Array, batch: Batch, mask: jax.Array) -> jax.Array:
-        """Multiply pooled proposals by what their objectness says."""
+        """Multiply pooled proposals by 1 + `score_gate` * objectness."""
         if not self.score_gate or batch.proposal_scores is None:
             return pooled
         gate = 1.0 + self.score_gate * jnp.where(mask, batch.proposal_scores, 0.0)
@@ -129,7 +129,7 @@ class ProposalNetwork(nn.Module):
     def score(
         self, pooled: jax.Array, mask: jax.Array, dropout_keys: jax.Array | None
     ) -> ProposalOutputs:
-        """Run box head and scores on pooled maps."""
+        """Apply the box head and the scoring heads to pooled maps."""
         boxes = self.box_head(pooled, dropout_keys)
         mil_scores = self.midn(boxes.features, mask)
         if self.num_stages:

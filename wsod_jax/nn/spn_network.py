@@ -1,5 +1,4 @@
-"""The soft proposal module, and the network of SPN:
-backbone, an extra convolution, the module, a sum over cells, a linear layer."""
+"""The soft proposal module, and SPN's network: backbone, extra convolution, the module, spatial sum, linear layer."""
 
 from __future__ import annotations
 
@@ -35,14 +34,14 @@ class Coupled:
 class SoftProposal(nn.Module):
     """Couple a feature map with its own proposal map, V_k = U_k ∘ M.
 
-    It has no parameters and may stand after any layer whose output is a `FeatureMap`.
+    The module has no parameters and may follow any layer whose output is a `FeatureMap`.
 
     Attributes:
-      solver: how M is found, see `ops.soft_proposal`.
-      epsilon_rule, epsilon_factor: reach of the spatial kernel, see there.
+      solver: how M is computed, see `ops.soft_proposal`.
+      epsilon_rule, epsilon_factor: ε of the spatial kernel, see there.
       num_steps, tolerance: of the walk.
-      block_nodes: for maps so large that D' cannot be held, see there.
-      unit_mean: multiply by M · n instead of M, n being the number of valid cells. ΣM is 1, so M alone makes values
+      block_nodes: rows of D' at a time, for maps too large for a dense D', see there.
+      unit_mean: multiply by M · n instead of M, where n is the number of valid cells. ΣM is 1, so M alone makes values
         n times smaller: right before a spatial sum, wrong before further layers with biases.
 
     Gradient: as if M were a constant, ∂E/∂U = M ∘ ∂E/∂V (equations 6 to 8).
@@ -82,12 +81,12 @@ EXTRA_WINDOW = Window(3, pad=1)
 
 @struct.dataclass
 class SpnOutputs:
-    """What the network says of every image.
+    """The network's outputs for every image.
 
     Attributes:
       logits: [b, c] float32 class scores y.
       maps: class activation maps R and the proposal map M.
-      features: U, the map that met M, wherever in the network the soft proposal module stands.
+      features: U, the input of the soft proposal module.
     """
 
     logits: jax.Array
@@ -96,18 +95,16 @@ class SpnOutputs:
 
 
 class SpnNetwork(nn.Module):
-    """A classifier whose features are gathered where its own proposal map says there are objects.
+    """A classifier that pools features weighted by its proposal map.
 
     Attributes:
       backbone: module from a batch to maps by name, of which "c5" is the last.
-      soft_proposal: how the proposal map is found.
+      soft_proposal: the module that computes the proposal map.
       num_classes: c.
-      extra_channels: width of the 3x3 convolution that the released networks put after the backbone; `None`
-        leaves it out.
+      extra_channels: width of the 3x3 convolution that the released networks put after the backbone; `None`: none.
       extra_groups: its groups of channels.
-      insert_after: name of the backbone's layer that the module follows; `None` puts it at the very end. Before
-        the end V feeds further layers, so give `soft_proposal` a `unit_mean`; the last map is then averaged over its
-        cells.
+      insert_after: name of the backbone's layer that the module follows; `None`: after the last. In the middle V feeds
+        further layers, so set `unit_mean` of `soft_proposal`; the last map is then averaged over its cells.
       dropout_rate: of the summed features, when training.
     """
 
@@ -131,11 +128,11 @@ class SpnNetwork(nn.Module):
             )
 
     def __call__(self, batch: Batch, dropout_keys: jax.Array | None = None) -> SpnOutputs:
-        """Classify a batch's images and say where the evidence lies.
+        """Classify a batch's images and compute class activation maps.
 
         Args:
           batch: needs `image` or `features`.
-          dropout_keys: [b] typed keys, one mask per image; `None` switches dropout off.
+          dropout_keys: [b] typed keys, one mask per image; `None` disables dropout.
         """
         if self.insert_after is None:
             features = self.final_map(self.backbone(batch)["c5"])
@@ -145,61 +142,61 @@ class SpnNetwork(nn.Module):
             last, features, coupled = self.coupled_inside(batch)
             maps, proposal_size = _averaged(self.final_map(last)), coupled.maps.size
         logits, cams = self.head(maps, dropout_keys)
-        where = ActivationMaps(
+        activation_maps = ActivationMaps(
             cams * _num_cells(maps.size)[..., None],
             maps.size,
             coupled.proposal_map * _num_cells(proposal_size),
             proposal_size,
         )
-        return SpnOutputs(logits, where, features)
+        return SpnOutputs(logits, activation_maps, features)
 
     def proposal_field(self) -> ReceptiveField:
-        """Return what the cells of the proposal map see of the image.
+        """Return the receptive field of the proposal map's cells.
 
         Raises:
-          ConfigError: the map is made inside the backbone, whose description tells of its last map alone.
+          ConfigError: the module is inside the backbone, where receptive fields are not known.
         """
         if self.insert_after is not None:
             raise ConfigError(
-                f"method.insert_after is {self.insert_after!r}: receptive fields are known of a proposal map behind "
-                "the backbone; use a run with insert_after = None"
+                f"method.insert_after is {self.insert_after!r}: the receptive field of a proposal map is only known "
+                "after the backbone; use a run with insert_after = None"
             )
         extra = () if self.extra_channels is None else (EXTRA_WINDOW,)
         return receptive_field((*self.backbone.geometry, *extra))
 
     def final_map(self, maps: FeatureMap) -> FeatureMap:
-        """Run what stands between the backbone and the head."""
+        """Apply the extra convolution, if there is one."""
         return maps if self.extra_channels is None else self.extra(maps)
 
     def coupled_inside(self, batch: Batch) -> tuple[FeatureMap, FeatureMap, Coupled]:
         """Run the backbone with the soft proposal module after `insert_after`; return its last map, U and V.
 
         Raises:
-          ConfigError: the backbone has no such layer, or its map comes from a cache, which has left the layer behind.
+          ConfigError: the backbone has no such layer, or its last map is cached.
         """
         if batch.features is not None:
             raise ConfigError(
                 f"method.insert_after is {self.insert_after!r}, inside a backbone whose maps are cached; set "
                 'config.train.cache to "none"'
             )
-        found: list[tuple[FeatureMap, Coupled]] = []
+        calls: list[tuple[FeatureMap, Coupled]] = []
 
         def couple(layer, args, kwargs, context):
             output = layer(*args, **kwargs)
             path = (self.backbone.name, self.insert_after)
             if context.method_name == "__call__" and context.module.path[-2:] == path:
-                found.append((output, self.soft_proposal(output)))
-                output = found[-1][1].maps
+                calls.append((output, self.soft_proposal(output)))
+                output = calls[-1][1].maps
             return output
 
         with nn.intercept_methods(couple):
             maps = self.backbone(batch)["c5"]
-        if not found:
+        if not calls:
             raise ConfigError(
-                f"method.insert_after is {self.insert_after!r}, which is no layer of "
+                f"method.insert_after is {self.insert_after!r}, which is not a layer of "
                 f"{type(self.backbone).__name__}; its layers are {', '.join(self.backbone.layers)}"
             )
-        return maps, *found[0]
+        return maps, *calls[0]
 
 
 def _averaged(maps: FeatureMap) -> FeatureMap:

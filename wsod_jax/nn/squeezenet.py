@@ -1,4 +1,4 @@
-"""SqueezeNet 1.1: ImageNet features at a laptop's price."""
+"""SqueezeNet 1.1: ImageNet features that are cheap enough for a laptop."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ FIRES = {  # name: (channels of the squeeze layer, channels of each of the two e
 
 
 class Fire(nn.Module):
-    """Squeeze by 1x1, then expand by 1x1 and by 3x3 side by side.
+    """Squeeze by 1x1, then expand by 1x1 and 3x3 in parallel.
 
     Attributes:
-      squeeze: channels in between.
+      squeeze: channels of the squeeze layer.
       expand: channels of each expand layer; the output has twice as many.
       dilation: of the 3x3 layer.
       frozen: stop the gradient at the parameters.
@@ -65,8 +65,8 @@ class SqueezeNet(Backbone):
 
     Attributes:
       mean: the Keras weights' by default.
-      stride: 16 pools 3x3 with step 2 after conv1, fire3 and fire5; 8 leaves the last pooling out, and fire6 to
-        fire9 then have dilation 2.
+      stride: 16 pools 3x3 with stride 2 after conv1, fire3 and fire5; 8 omits the last pooling and dilates fire6 to
+        fire9 by 2.
       ceil_mode: how pooling rounds: False for the Keras weights, True for torchvision's.
 
     Source: Iandola et al. 2016, and the release of version 1.1.
@@ -82,7 +82,7 @@ class SqueezeNet(Backbone):
 
     @property
     def description(self) -> dict[str, Any]:
-        """What weights must have been made for, in JSON types; weight files carry the same keys."""
+        """The properties that fitting weights must share, in JSON types; weight files carry the same keys."""
         return {**super().description, "ceil_mode": self.ceil_mode}
 
     @property
@@ -96,7 +96,7 @@ class SqueezeNet(Backbone):
 
     @property
     def geometry(self) -> tuple[Window, ...]:
-        """The windows that the layers slide, in order, through the 3x3 layers of the fire modules."""
+        """The windows of the layers, in order, through the 3x3 layers of the fire modules."""
         pool = Window(3, 2, ceil_mode=self.ceil_mode)
         windows = [Window(3, 2), pool]
         for fire in FIRES:

@@ -45,7 +45,7 @@ class TinyNet(Backbone):
 
     @property
     def geometry(self) -> tuple[Window, ...]:
-        """The windows that the layers slide, in order."""
+        """The windows of the layers, in order."""
         windows = []
         for stage in (1, 2, 3, 4):
             dilation = self.dilation(stage)

@@ -1,4 +1,4 @@
-"""VGG16 as weakly supervised detectors use it: no last pooling, and a finer map by dilation."""
+"""VGG16 as in weakly supervised detectors: without the last pooling, and dilated for a finer map."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ class Vgg16(Backbone):
     """The 13 convolutional layers of VGG16, without pool5; ends after conv5_3's ReLU.
 
     Attributes:
-      dilated: remove pool4 as well and give conv5 dilation 2, for a stride of 8 (OICR, PCL, OIM); else the stride
-        is 16 (WSDDN).
-      frozen: conv1 and conv2 by default, as OICR and its descendants train it.
+      dilated: remove pool4 as well and dilate conv5 by 2, for a stride of 8 (OICR, PCL, OIM); else the stride is 16
+        (WSDDN).
+      frozen: conv1 and conv2 by default, as in OICR and its descendants.
 
     Pooling rounds sizes up as Caffe does, so the map is ceil(ceil(ceil(W / 2) / 2) / 2) wide at stride 8.
     Source: Simonyan and Zisserman 2015; released OICR code (train.prototxt).
@@ -45,7 +45,7 @@ class Vgg16(Backbone):
 
     @property
     def geometry(self) -> tuple[Window, ...]:
-        """The windows that the layers slide, in order."""
+        """The windows of the layers, in order."""
         windows = []
         for stage, (num_convs, _) in enumerate(STAGES, start=1):
             dilation = self.dilation(stage)

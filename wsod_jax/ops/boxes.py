@@ -1,7 +1,7 @@
 """Geometry of boxes: `xyxy`, absolute pixels, continuous edges (width = x2 - x1).
 
-Every function takes NumPy arrays and returns NumPy, or takes `jax.Array`s and returns `jax.Array`s; what boxes cover
-together is counted in NumPy alone.
+Functions take NumPy arrays and return NumPy, or take `jax.Array`s and return `jax.Array`s; `box_coverage` and
+`union_area` are NumPy only.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from jax.typing import ArrayLike
 from jaxtyping import Float
 
 CODE_WEIGHTS = (10.0, 10.0, 5.0, 5.0)  # of Fast R-CNN's deltas
-MAX_LOG_GROWTH = math.log(1000 / 16)  # a side grows at most so much
-MIN_SIDE = 0.01  # pixels: shorter sides are coded as if they were this long
+MAX_LOG_GROWTH = math.log(1000 / 16)  # a side grows at most by this factor
+MIN_SIDE = 0.01  # pixels; shorter sides count as this long
 
 
 def _namespace(*arrays: object) -> ModuleType:
@@ -69,7 +69,7 @@ def pairwise_iou(
 def clip_boxes(
     boxes: Float[Array | np.ndarray, "*n 4"], height: ArrayLike, width: ArrayLike
 ) -> Float[Array | np.ndarray, "*n 4"]:
-    """Move every edge of the boxes that lies outside the image onto its border.
+    """Clip boxes to the image.
 
     Args:
       boxes: [..., 4] xyxy in pixels.
@@ -110,7 +110,7 @@ def flip_boxes(
 def scale_boxes(
     boxes: Float[Array | np.ndarray, "*n 4"], factor_x: ArrayLike, factor_y: ArrayLike
 ) -> Float[Array | np.ndarray, "*n 4"]:
-    """Multiply the horizontal edges' positions by `factor_x` and the vertical ones' by `factor_y`.
+    """Multiply x coordinates by `factor_x` and y coordinates by `factor_y`.
 
     Args:
       boxes: [..., 4] xyxy in pixels.
@@ -132,7 +132,7 @@ def encode_boxes(
     targets: Float[Array | np.ndarray, "*n 4"],
     weights: tuple[float, float, float, float] = CODE_WEIGHTS,
 ) -> Float[Array | np.ndarray, "*n 4"]:
-    """Return what turns proposals into targets: how far the center moves and the sides grow.
+    """Return the regression deltas from proposals to targets: shifts of the center and log growth of the sides.
 
         (w_x (x' - x) / w,  w_y (y' - y) / h,  w_w log(w' / w),  w_h log(h' / h))
 
@@ -144,7 +144,7 @@ def encode_boxes(
       weights: (w_x, w_y, w_w, w_h), all positive.
 
     Returns:
-      [..., 4] deltas. Sides below `MIN_SIDE` count as `MIN_SIDE`, so boxes without area have finite ones.
+      [..., 4] deltas. Sides below `MIN_SIDE` count as `MIN_SIDE`, so deltas of boxes without area are finite.
 
     Gradient: finite.
     Source: Girshick et al. 2014 (R-CNN), appendix C; weights as in Fast R-CNN's descendants.
@@ -161,17 +161,17 @@ def decode_boxes(
     deltas: Float[Array | np.ndarray, "*m 4"],
     weights: tuple[float, float, float, float] = CODE_WEIGHTS,
 ) -> Float[Array | np.ndarray, "*m 4"]:
-    """Return the boxes that deltas make of proposals; undoes `encode_boxes`.
+    """Apply deltas to proposals; the inverse of `encode_boxes`.
 
     Args:
       proposals: [..., 4] xyxy in pixels; broadcasts against `deltas`, as [r, 1, 4] against one delta per class.
       deltas: [..., 4] as `encode_boxes` returns them.
-      weights: the same as there.
+      weights: as in `encode_boxes`.
 
     Returns:
       [..., 4] xyxy in pixels, not clipped to any image. No side grows by more than 1000 / 16, whatever the deltas.
 
-    Gradient: finite; none to deltas of sides that grow more than they may.
+    Gradient: finite; none to deltas beyond that bound.
     Source: as `encode_boxes`; the bound is torchvision's and detectron2's.
     """
     xp = _namespace(proposals, deltas)
@@ -201,7 +201,7 @@ def box_coverage(
       mask: [r] bool, True = real.
     Returns:
       [height, width] float32.
-    Cost: O(r + height * width), by differences at the boxes' corners.
+    Cost: O(r + height * width): differences at the boxes' corners, then cumulative sums.
 
     Source: Lin et al. 2020 (OIM), figures 1 and 6.
     """
@@ -221,14 +221,14 @@ def box_coverage(
 
 
 def union_area(boxes: np.ndarray, height: ArrayLike, width: ArrayLike) -> float:
-    """Return the area that boxes cover together inside an image.
+    """Return the area of the union of boxes inside an image.
 
     Args:
       boxes: [n, 4] `xyxy` pixels, continuous edges; parts outside the image do not count.
       height, width: of the image.
     Returns:
-      float in [0, height * width], exact for any edges, not only whole pixels.
-    Cost: O(n^3), for the objects of an image.
+      float in [0, height * width], exact for fractional edges too.
+    Cost: O(n^3); meant for the objects of one image.
     """
     boxes = np.clip(np.reshape(boxes, (-1, 4)).astype(np.float64), 0, [width, height] * 2)
     x, y = np.unique(boxes[:, 0::2]), np.unique(boxes[:, 1::2])  # edges cut the image into a grid

@@ -1,9 +1,8 @@
 """From class activation maps to points and boxes, for methods that localize without proposals.
 
-A class activation map says how strongly every cell of the feature map speaks for a class. It is first resized to the
-pixels of the original image; points and boxes are read from that. Everything is defined on a constant map, on one
-pixel, and on a
-map without cells (an image smaller than a cell): the image's center, the whole image, score 0 for want of cells.
+A class activation map scores a class in every cell of the feature map. It is resized to the pixels of the original
+image; points and boxes are read from the resized map. A constant map gives the image's center and the whole image, and
+so does a map without cells (an image smaller than a cell), with score 0.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ EVEN_TOLERANCE = 1e-9  # of the map's largest magnitude: differences below are r
 
 
 def _positions(cells: int, pixels: int, how: Resizing) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return per pixel the cells before and after it, [pixels] int, and how far it is toward the latter, in [0, 1)."""
+    """Return per pixel the cells before and after it, [pixels] int, and the interpolation weight of the latter."""
     pixel = np.arange(pixels)
     if how == "align_corners":
         numerator, denominator = pixel * (cells - 1), max(pixels - 1, 1)
@@ -48,9 +47,9 @@ def resize_map(
 ) -> np.ndarray:
     """Resize a map to an image by bilinear interpolation.
 
-    `align_corners`: the centers of the corner cells lie on the centers of the corner pixels, so pixel i of n is at
-    cell i (m - 1) / (n - 1) of m. `half_pixel`: cells tile the image, so pixel i is at (i + 1/2) m / n - 1/2, and
-    beyond the centers of the border cells the map goes on unchanged.
+    `align_corners`: the centers of the corner cells coincide with the centers of the corner pixels, so pixel i of n is
+    at cell i (m - 1) / (n - 1) of m. `half_pixel`: cells tile the image, so pixel i is at (i + 1/2) m / n - 1/2, and
+    the map is constant beyond the centers of the border cells.
 
     Args:
       values: [h, w] or [h, w, c] finite.
@@ -83,13 +82,13 @@ def _check_finite(values: np.ndarray) -> None:
     """Raise `DataError` for NaN or infinity."""
     if not np.isfinite(values).all():
         raise DataError(
-            "a class activation map holds values that are not finite; the checkpoint may have diverged: look at its "
-            "loss, or evaluate an earlier step"
+            "a class activation map has values that are not finite; training may have diverged: look at its loss, or "
+            "evaluate an earlier step"
         )
 
 
 def _image_cam(cam: np.ndarray) -> np.ndarray:
-    """Return an activation at image size as float64 [H, W], raising `DataError` where it is none."""
+    """Return a class activation map at image size as float64 [H, W]; raise `DataError` for anything else."""
     cam = np.asarray(cam, np.float64)
     if cam.ndim != 2 or cam.size == 0:
         raise DataError(
@@ -106,8 +105,8 @@ def cam_point(cam: np.ndarray) -> tuple[float, float]:
     Args:
       cam: [H, W] finite, at the size of the image.
     Returns:
-      (column + 1/2, row + 1/2) in pixels. An activation without a peak, whose values all agree to within
-      `EVEN_TOLERANCE` of the largest magnitude, says nothing: (W / 2, H / 2), the center of the image.
+      (column + 1/2, row + 1/2) in pixels. A constant map, whose values all agree to within `EVEN_TOLERANCE` of the
+      largest magnitude, gives (W / 2, H / 2), the center of the image.
     Raises:
       DataError: not an [H, W] map, or not finite.
     Ties: the first pixel in row order.
@@ -124,8 +123,8 @@ def foreground(cam: np.ndarray, factor: float = 1.0) -> np.ndarray:
     """Return the pixels whose activation is at least `factor` times the map's mean.
 
     R >= min(factor * mean(R), max(R)) - `EVEN_TOLERANCE` * max|R|. Rounding can put the mean of equal values above
-    them, hence the tolerance: a constant map is all foreground. The highest pixels are always foreground, so no factor
-    leaves the map empty. Of a map whose mean is negative, a larger factor takes more.
+    them, hence the tolerance: a constant map is all foreground. The highest pixels are always foreground, so there is
+    always some. If the mean is negative, a larger factor gives more foreground.
 
     Args:
       cam: [H, W] finite, at the size of the image, of any sign.
@@ -171,7 +170,7 @@ def component_boxes(
     labels = labels[rows, columns]
     first = np.zeros(count, np.int64)
     first[labels[::-1]] = np.arange(len(labels))[::-1]  # the first pixel is written last
-    order = np.argsort(first[1:]) + 1  # label 0 is what is False
+    order = np.argsort(first[1:]) + 1  # label 0 is the background
     total = np.bincount(labels, weights=cam[rows, columns], minlength=count)
     boxes = stats[order][:, [cv2.CC_STAT_LEFT, cv2.CC_STAT_TOP] * 2]
     boxes[:, 2:] += stats[order][:, [cv2.CC_STAT_WIDTH, cv2.CC_STAT_HEIGHT]]
@@ -186,17 +185,17 @@ def map_boxes(
     factor: float = 1.0,
     connectivity: Literal[4, 8] = 4,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the boxes that a class activation map of one class makes, with scores.
+    """Return the boxes of one class's activation map, with scores.
 
     Args:
       cam: [H, W] finite, at the size of the image.
-      mode: `tightest`: one box around all foreground, as the text has it and the released code for ImageNet.
-        `components`: one per connected component, as the released code has it for VOC.
+      mode: `tightest`: one box around all foreground, as in the paper and in the released code for ImageNet.
+        `components`: one per connected component, as in the released code for VOC.
       factor: see `foreground`.
       connectivity: see `component_boxes`; `components` only.
     Returns:
       boxes: [n, 4] float32 `xyxy` in pixels, continuous edges; n >= 1.
-      scores: [n] float32, the mean activation over the foreground pixels that the box was made of; of any sign.
+      scores: [n] float32, the mean activation over the box's foreground pixels; of any sign.
     Raises:
       DataError: not an [H, W] map, or not finite.
       ValueError: unknown mode or connectivity.

@@ -12,17 +12,16 @@ _OVER_CORNERS = ((1, 1), (1, -1), (-1, 1), (-1, -1))
 
 
 def connected_components(mask: Bool[Array, "h w"], connectivity: int = 4) -> Int[Array, "h w"]:
-    """Name the connected components of a mask.
+    """Label the connected components of a mask.
 
-    Every True cell points to a cell of its component, at first to the start of its horizontal run. A round
-    lets each cell look at where its neighbors' targets point, keeps the lowest for itself and for its own target, and
-    jumps: each pointer goes on to where its target points. Pointers only ever decrease, and rest when a component
-    agrees on its lowest cell. Because a pointer's length can double per round, a path that winds through the whole mask
-    settles in a handful of rounds, about log2 of its length, where passing labels from cell to cell takes its length.
+    Every True cell points to a cell of its component, at first to the start of its horizontal run. In each round a
+    cell takes the lowest target of its neighbors' targets for itself and for its own target, then pointers are
+    doubled. Pointers only decrease, and converge to the lowest cell of each component. A path that winds through the
+    whole mask takes about log2 of its length in rounds; passing labels from cell to cell would take its length.
 
     Args:
       mask: [h, w] bool; both sides may be 0, and h * w < 2**31.
-      connectivity: static. 4: cells connect along their sides, 8: over corners too.
+      connectivity: static. 4: cells connect along their sides, 8: along corners too.
 
     Returns:
       [h, w] int32: the smallest flat index (row * w + column) in the cell's component; -1 where False.
@@ -95,7 +94,7 @@ def component_boxes(
       boxes: [g, 4] float32 `xyxy` in cells, continuous edges: one cell (row i, column j) gives (j, i, j + 1, i + 1).
         Components are ordered by their label, that is by their first cell in row order; 0 in empty slots.
       mask: [g] bool, False in empty slots, which are last.
-      overflow: [] int32, components that found no slot.
+      overflow: [] int32, components without a slot.
 
     Gradient: none.   Cost: O(h w + g) memory.
     """

@@ -1,4 +1,4 @@
-"""From candidate boxes with scores per class to detections: threshold, NMS in each class, the best of all classes."""
+"""From candidate boxes with class scores to detections: threshold, NMS per class, top k of all classes."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from wsod_jax.ops.masked import masked_top_k
 from wsod_jax.ops.nms import nms_mask
 from wsod_jax.types import Detections
 
-_PAIRS_AT_ONCE = 2**20  # IoUs of an image that are held at a time
-_SLOTS_AT_ONCE = 2**11  # detections of an image that are compared all with all
+_PAIRS_AT_ONCE = 2**20  # IoUs of an image in memory at a time
+_SLOTS_AT_ONCE = 2**11  # detections of an image up to which all pairs are compared in one matrix
 
 
 @functools.partial(jax.jit, static_argnames=("top_k", "class_top_k"))
@@ -32,15 +32,14 @@ def detect(
     """Return the best detections of an image, or of each image of a batch, over all classes.
 
     A candidate (row, class) takes part if its row is real, its score > `score_thr`, and it is among the `class_top_k`
-    best of its class. Within each class greedy non-maximum suppression removes those that overlap a better one that
-    was kept by IoU > `iou_thr` (`nms_mask`). Of what is left in all classes the `top_k` best are returned, in
-    descending score. One row may be detected as several classes.
+    best of its class. Greedy non-maximum suppression with `iou_thr` runs per class (`nms_mask`). The `top_k` best
+    survivors of all classes are returned, in descending score. One row may be detected as several classes.
 
     Args:
-      boxes: [m, 4] xyxy in pixels, shared by the classes, or [m, c, 4], each class its own; [b, ...] for a batch.
+      boxes: [m, 4] xyxy in pixels, shared by the classes, or [m, c, 4], one per class; [b, ...] for a batch.
       scores: [m, c] or [b, m, c] of any range. A candidate whose score is NaN takes no part.
       mask: [m] or [b, m] True = real; masked rows may hold anything.
-      score_thr: scores > this take part (exclusive); -inf lets all.
+      score_thr: scores > this take part (exclusive); -inf for all.
       iou_thr: boxes overlapping a kept one of their class by IoU > this are suppressed; IoU == `iou_thr` survives.
       top_k: n, slots of the result; may exceed m c. Static.
       class_top_k: k, candidates of a class before NMS; `None` takes all m. Static.
@@ -58,8 +57,8 @@ def detect(
     shared, per_class = (*scores.shape[:-1], 4), (*scores.shape, 4)
     if boxes.shape not in (shared, per_class):
         raise ValueError(
-            f"boxes have shape {boxes.shape} beside scores of {scores.shape}; they must be {shared}, shared by the "
-            f"classes, or {per_class}, a box for each class"
+            f"boxes have shape {boxes.shape}, scores {scores.shape}; boxes must be {shared}, shared by the classes, or "
+            f"{per_class}, one box per class"
         )
     if top_k < 1 or (class_top_k is not None and class_top_k < 1):
         raise ValueError(f"top_k is {top_k}, class_top_k {class_top_k}; each must be at least 1")
@@ -74,9 +73,9 @@ def detect(
         by_class = jnp.moveaxis(boxes, 1, 0) if boxes.ndim == 3 else None  # [c, m, 4]
 
         def one_class(of_class: tuple[Array, Array, Array | None]) -> tuple[Array, ...]:
-            scores, mask, own = of_class
+            scores, mask, class_boxes = of_class
             best, row, valid = masked_top_k(scores, mask, count)
-            candidates = (boxes if own is None else own)[row]  # [k, 4]
+            candidates = (boxes if class_boxes is None else class_boxes)[row]  # [k, 4]
             return best, row, candidates, nms_mask(candidates, best, valid, iou_thr=iou_thr)
 
         best, row, candidates, keep = jax.lax.map(  # each [c, k, ...]
@@ -94,16 +93,16 @@ def detect(
 
 @functools.partial(jax.jit, static_argnames=("top_k", "num_classes", "class_top_k"))
 def detect_again(
-    found: Detections, *, iou_thr: ArrayLike, top_k: int, num_classes: int, class_top_k: int
+    detections: Detections, *, iou_thr: ArrayLike, top_k: int, num_classes: int, class_top_k: int
 ) -> Detections:
-    """Suppress overlaps among detections of several views of one image, put together.
+    """Run NMS on the concatenated detections of several views of one image.
 
     Args:
-      found: [n] or [b, n] slots, in any order; their `row` tells them apart: it decides ties, lowest first.
+      detections: [n] or [b, n] slots, in any order; of equal scores the lower `row`, distinct for each, comes first.
       iou_thr: as in `detect`.
       top_k: slots of the result. Static.
       num_classes: c. Static.
-      class_top_k: k, the most detections of a class there are, such as `class_top_k` of `detect` times views. Static.
+      class_top_k: k, bound on detections per class, such as `class_top_k` of `detect` times views. Static.
 
     Returns:
       `Detections` with `top_k` slots; `row` as given.
@@ -111,24 +110,24 @@ def detect_again(
     Gradient: none.
     Cost: for each image O(n^2) memory and time; above 2048 slots class by class, O(k^2) memory and O(c k^2) time.
     """
-    count = min(class_top_k, found.scores.shape[-1])
+    count = min(class_top_k, detections.scores.shape[-1])
 
-    def one_image(found: Detections) -> Detections:
-        order = jnp.argsort(found.row, stable=True)
-        found = jax.tree.map(lambda x: x[order], found)
-        boxes, scores, classes, row = found.boxes, found.scores, found.classes, found.row
+    def one_image(image: Detections) -> Detections:
+        order = jnp.argsort(image.row, stable=True)
+        image = jax.tree.map(lambda x: x[order], image)
+        boxes, scores, classes, row = image.boxes, image.scores, image.classes, image.row
         if len(scores) <= _SLOTS_AT_ONCE:
-            keep = nms_mask(boxes, scores, found.mask, iou_thr=iou_thr, groups=classes)
+            keep = nms_mask(boxes, scores, image.mask, iou_thr=iou_thr, groups=classes)
             return best_of(boxes, scores, classes, row, keep, top_k)
 
         def one_class(c: Array) -> tuple[Array, Array, Array]:
-            best, index, valid = masked_top_k(scores, found.mask & (classes == c), count)
+            best, index, valid = masked_top_k(scores, image.mask & (classes == c), count)
             return best, index, nms_mask(boxes[index], best, valid, iou_thr=iou_thr)
 
         best, index, keep = jax.lax.map(one_class, jnp.arange(num_classes))  # each [c, k]
         return best_of(boxes[index], best, classes[index], row[index], keep, top_k)
 
-    return one_image(found) if found.scores.ndim == 1 else jax.vmap(one_image)(found)
+    return one_image(detections) if detections.scores.ndim == 1 else jax.vmap(one_image)(detections)
 
 
 def best_of(
@@ -139,7 +138,7 @@ def best_of(
     keep: Bool[Array, "*n"],
     top_k: int,
 ) -> Detections:
-    """Return the `top_k` best of one image's candidates that are kept; of equal scores the lower row, then class."""
+    """Return the `top_k` best of one image's kept candidates; of equal scores the lower row, then class, is first."""
     scores, keep = scores.reshape(-1), keep.reshape(-1)
     falling = jnp.where(keep, -jnp.where(scores == 0, 0.0, scores), jnp.inf)
     keys = (falling, row.reshape(-1), classes.reshape(-1), jnp.arange(scores.size))
@@ -157,7 +156,7 @@ def best_of(
 
 
 def _none(leading: tuple[int, ...], top_k: int) -> Detections:
-    """Return empty slots, for images that cannot have a candidate."""
+    """Return empty slots, for images without candidates."""
     slots = (*leading, top_k)
     index = jnp.zeros(slots, jnp.int32)
     return Detections(

@@ -1,4 +1,4 @@
-"""The best k-means clustering of numbers: exact, by dynamic programming over the sorted values."""
+"""Exact one-dimensional k-means, by dynamic programming over the sorted values."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float, Int
 
-BLOCK = 64  # values in whose blocks all intervals are laid out; longer ones are joined from parts of blocks
+BLOCK = 64  # intervals within blocks of this many values are tabulated; longer ones are joined from parts of blocks
 
 
 def top_cluster(
     values: Float[Array, " n"], mask: Bool[Array, " n"], *, num_clusters: int
 ) -> Bool[Array, " n"]:
-    """Return the members of the highest cluster of the k-means clustering of numbers, the best there is.
+    """Return the members of the highest cluster of the optimal k-means clustering of numbers.
 
-    The best clustering minimizes the sum of squared distances from the clusters' means. In one dimension its clusters
+    The optimal clustering minimizes the inertia, the sum of squared distances from the clusters' means. Its clusters
     are intervals of the sorted values x_0 >= x_1 >= ..., so with C(j, i) the inertia of x_j .. x_i the least inertia of
     x_0 .. x_i in q clusters is
 
         E_1[i] = C(0, i),   E_q[i] = min_j E_{q-1}[j - 1] + C(j, i),
 
-    and walking back from the last value finds where the clusters begin. Inertias are sums of terms >= 0 (a value or a
-    set that joins another), never differences of sums of squares, which float32 would not bear.
+    and backtracking from the last value finds where the clusters begin. Inertias are sums of terms >= 0 (a value or a
+    set that joins another), never differences of sums of squares, which would cancel in float32.
 
     Args:
       values: [n] finite where real.
@@ -31,12 +31,12 @@ def top_cluster(
       num_clusters: k, at least 1. Static.
 
     Returns:
-      [n] bool; not empty unless the mask is. Equal values are never divided, so that there are fewer clusters than k
-      if there are fewer distinct values, and all of one value are one cluster.
+      [n] bool; not empty unless the mask is. Equal values share a cluster, so there are fewer than k clusters if there
+      are fewer distinct values.
 
     Raises:
-      ValueError: no cluster asked for.
-    Ties: of clusterings equally good (to float32 rounding) the one whose lowest cluster is largest, then the next.
+      ValueError: `num_clusters` < 1.
+    Ties: of equally good clusterings (to float32 rounding) the one whose lowest cluster is largest, then the next.
     Gradient: none.   Cost: k - 2 times n^2 / 2 evaluations of C; memory for n * `BLOCK` numbers.
     Source: Wang and Song 2011, Ckmeans.1d.dp.
     """
@@ -50,7 +50,7 @@ def top_cluster(
     may_begin = (place > 0) & (jnp.roll(ranked, 1) > ranked)
 
     def before(least: Array) -> Array:
-        """Return the inertia left of a cluster that begins at each place."""
+        """Return the inertia of all clusters before one that begins at each place."""
         return jnp.where(may_begin, jnp.roll(least, 1), jnp.inf)
 
     least = [_inertia_from_first(ranked)]  # E_1, E_2, ...
@@ -69,16 +69,16 @@ def _grow(offsets: Float[Array, "*b n"], count: Array) -> tuple[Array, Array]:
     """Return the means and inertias of growing sets of numbers.
 
     Args:
-      offsets: [..., n] the number that joins, less the first of its set (so that float32 bears the sums).
-      count: [..., n] how many the set then has; 1 where a set begins, and before.
+      offsets: [..., n] the number that joins minus the first of its set, which keeps float32 sums accurate.
+      count: [..., n] size of the set with it; 1 where a set begins, and before.
 
     Returns:
-      The sets' means, less their first numbers, and inertias, both [..., n].
+      The sets' means minus their first numbers, and inertias, both [..., n].
     """
     means = jnp.cumsum(offsets, axis=-1) / count
     before = jnp.concatenate([jnp.zeros_like(means[..., :1]), means[..., :-1]], axis=-1)
-    apart = offsets - before
-    return means, jnp.cumsum(apart * apart * ((count - 1) / count), axis=-1)
+    difference = offsets - before
+    return means, jnp.cumsum(difference**2 * ((count - 1) / count), axis=-1)
 
 
 def _inertia_from_first(values: Float[Array, " n"]) -> Float[Array, " n"]:
@@ -97,10 +97,9 @@ def _least_with_one_more(
 ) -> Float[Array, " n"]:
     """Return E_q from E_{q-1}.
 
-    Intervals within a block of `BLOCK` values are laid out. Every longer one crosses the middle of just one block of
-    two halves, among blocks of 2, 4, 8, ... times `BLOCK` values: there it is joined from the tail of a left half and
-    the head of a right one, which are known for all places. The intervals of a block are an outer product, which is
-    reduced as it is made.
+    Intervals within a block of `BLOCK` values are tabulated. Every longer one crosses the middle of exactly one block
+    among those of 2, 4, 8, ... times `BLOCK` values: it joins a tail of the left half with a head of the right half,
+    which are known for all places. The intervals of a block are an outer product, reduced as it is made.
 
     Args:
       least: E_{q-1}.
@@ -144,5 +143,5 @@ def _within_blocks(values: Float[Array, "b n"]) -> tuple[Array, Array]:
 def _join(a: Sequence[Array], b: Sequence[Array]) -> tuple[Array, Array]:
     """Return mean and inertia of two sets together, each given by count, mean and inertia."""
     share = b[0] / (a[0] + b[0])
-    apart = b[1] - a[1]
-    return a[1] + apart * share, a[2] + b[2] + apart * apart * (a[0] * share)
+    difference = b[1] - a[1]
+    return a[1] + difference * share, a[2] + b[2] + difference**2 * (a[0] * share)

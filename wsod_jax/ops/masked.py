@@ -1,4 +1,4 @@
-"""Reductions that see only the entries whose mask is True, finite (values and gradients) when none is.
+"""Reductions over the entries whose mask is True; values and gradients are finite even when none is.
 
 Masks broadcast against the values at equal rank: scores [r, c] take a mask of [r, c] or [r, 1].
 """

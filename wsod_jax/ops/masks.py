@@ -1,9 +1,9 @@
-"""Masks of objects: pasting them into images, and segmentations as COCO writes them, polygons and run lengths.
+"""Masks of objects: pasting them into images, and COCO's segmentations, polygons and run lengths.
 
-A run-length encoding (RLE) is a dict of `size`, [height, width] of the image, and `counts`: the lengths of runs of
-background and object in turn, down the columns, as a list of numbers or compressed into a text. pycocotools draws
-polygons and encodes; its decoder takes counts that end too soon, and fills the rest of the mask with what memory held
-before, so counts are decoded and checked here.
+A run-length encoding (RLE) is a dict of `size`, [height, width] of the image, and `counts`: the lengths of alternating
+runs of background and object, down the columns, as a list of numbers or a compressed string. pycocotools draws polygons
+and encodes; its decoder accepts counts that end too soon and fills the rest of the mask from uninitialized memory, so
+counts are decoded and checked here.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ import numpy as np
 from wsod_jax.errors import DataError
 from wsod_jax.types import Mask
 
-_FARTHEST = 2.0**16  # pixels; the outline of a corner at 1e9 would be walked pixel by pixel
+_MAX_COORDINATE = 2.0**16  # pixels; pycocotools traces outlines pixel by pixel
 
 
 def paste_masks(
     masks: np.ndarray, boxes: np.ndarray, size: tuple[int, int], *, threshold: float = 0.5
 ) -> tuple[Mask, ...]:
-    """Lay masks that were predicted in the frame of their boxes into the image.
+    """Paste masks predicted in the frame of their boxes into the image.
 
-    The center (x, y) of a pixel lies at u = (x - x1) / (x2 - x1) · p - 1/2 and v = (y - y1) / (y2 - y1) · p - 1/2, in
-    cells whose centers are the integers 0 .. p - 1. The mask's value there is bilinear between the four nearest
-    cells, with zeros around the mask: from the outermost centers to the box's edge it falls to a half.
+    The center (x, y) of a pixel is at u = (x - x1) / (x2 - x1) · p - 1/2 and v = (y - y1) / (y2 - y1) · p - 1/2, in
+    cells whose centers are the integers 0 .. p - 1. The mask is interpolated there bilinearly, with zeros around it:
+    from the outermost centers to the box's edge its value falls to a half.
 
     Args:
       masks: [n, p, p] float32 probabilities, rows first.
@@ -94,7 +94,7 @@ def mask_areas(masks: Sequence[dict[str, Any]]) -> np.ndarray:
 
 
 def window_of(pixels: np.ndarray) -> Mask:
-    """Return an object [H, W] bool as the smallest window that holds it; without any pixel, of side 0."""
+    """Crop an object's [H, W] bool to the smallest window around it; of side 0 if there is no pixel."""
     left, top, right, bottom = tight_box(Mask(0, 0, pixels)).astype(int).tolist()
     return Mask(top, left, np.ascontiguousarray(pixels[top:bottom, left:right]))
 
@@ -114,8 +114,8 @@ def mask_to_rle(mask: Mask, size: tuple[int, int]) -> dict[str, Any]:
     bottom, right = np.add((mask.top, mask.left), mask.pixels.shape)
     if mask.top < 0 or mask.left < 0 or bottom > size[0] or right > size[1]:
         raise DataError(
-            f"a mask covers rows {mask.top} to {bottom} and columns {mask.left} to {right}; its image has (height, "
-            f"width) {tuple(size)}. Give the mask the size of the image that it was made of"
+            f"a mask covers rows {mask.top} to {bottom} and columns {mask.left} to {right}, but its image has (height, "
+            f"width) {tuple(size)}; pass the size of the image that the mask was made for"
         )
     image = np.zeros(size, np.uint8, order="F")
     image[mask.top : bottom, mask.left : right] = mask.pixels
@@ -124,22 +124,22 @@ def mask_to_rle(mask: Mask, size: tuple[int, int]) -> dict[str, Any]:
 
 
 def has_mask(segmentation: Any) -> bool:
-    """Return whether a segmentation says anything: run lengths, or a polygon of three corners and more."""
+    """Return whether a segmentation has run lengths, or a polygon of at least three corners."""
     if isinstance(segmentation, list):
         return any(isinstance(polygon, list) and len(polygon) >= 6 for polygon in segmentation)
     return bool(segmentation)
 
 
 def decode_mask(segmentation: Any, size: tuple[int, int], name: str) -> Mask:
-    """Return the mask of a segmentation, cut to its pixels.
+    """Return the mask of a segmentation, cropped to its pixels.
 
     Args:
-      segmentation: an RLE, or a list of polygons [x, y, x, y, ...], whose union counts, those of less than three
-        corners left out.
+      segmentation: an RLE, or a list of polygons [x, y, x, y, ...], whose union is taken; polygons of fewer than three
+        corners are ignored.
       size: (height, width) of the image that the mask belongs to.
-      name: what to call it in errors.
+      name: of the segmentation, for errors.
     Raises:
-      DataError: neither, a polygon that is none, or what `rle_to_mask` refuses.
+      DataError: neither of the two, or an invalid polygon or RLE.
     """
     if isinstance(segmentation, list):
         return window_of(_from_polygons(segmentation, size, name))
@@ -147,32 +147,32 @@ def decode_mask(segmentation: Any, size: tuple[int, int], name: str) -> Mask:
 
 
 def rle_to_mask(rle: Any, size: tuple[int, int], name: str = "a mask") -> Mask:
-    """Return the mask of an RLE, cut to its pixels.
+    """Return the mask of an RLE, cropped to its pixels.
 
     Args:
       rle: `size` and `counts`, compressed (text or bytes) or not (list of numbers).
       size: (height, width) of the image that the mask belongs to.
-      name: what to call it in errors.
+      name: of the mask, for errors.
     Raises:
-      DataError: no RLE, one of another size, or one whose runs do not fill the image.
+      DataError: not an RLE, one of another size, or one whose runs do not add up to the image.
     """
     try:
         height, width = rle["size"]
         runs = _run_lengths(rle["counts"])
     except (KeyError, TypeError, ValueError, OverflowError):
         raise DataError(
-            f"{name}: found {rle!r:.200}; needed an RLE as pycocotools writes it, a `size` [height, width] and "
-            "`counts`. Polygons are turned into one by pycocotools.mask.frPyObjects and merge"
+            f"{name}: found {rle!r:.200}; needed an RLE as pycocotools writes it, with `size` [height, width] and "
+            "`counts`. pycocotools.mask.frPyObjects and merge make one from polygons"
         ) from None
     if (height, width) != tuple(size):
         raise DataError(
-            f"{name}: it has (height, width) {(height, width)}, its image {tuple(size)}; masks are needed at the size "
-            "of the image as it lies on disk. Resize the mask, or correct the size that the file names"
+            f"{name}: the mask has (height, width) {(height, width)}, its image {tuple(size)}; masks must have the "
+            "size of the image file. Resize the mask, or correct the size in the file"
         )
     if runs.sum() != height * width:
         raise DataError(
-            f"{name}: its runs cover {runs.sum()} pixels; its image {tuple(size)} has {height * width}. Was the file "
-            "damaged?"
+            f"{name}: its runs add up to {runs.sum()} pixels; its image {tuple(size)} has {height * width}. Is the "
+            "file damaged?"
         )
     is_object = np.arange(len(runs)) % 2 == 1
     return window_of(np.repeat(is_object, runs).reshape(width, height).T)
@@ -188,10 +188,10 @@ def _from_polygons(polygons: list, size: tuple[int, int], name: str) -> np.ndarr
             values = np.array(polygon, np.float64)
         except (TypeError, ValueError):
             values = np.array(np.nan)
-        if values.ndim != 1 or values.size % 2 or not (np.abs(values) <= _FARTHEST).all():
+        if values.ndim != 1 or values.size % 2 or not (np.abs(values) <= _MAX_COORDINATE).all():
             raise DataError(
-                f"{name}: {polygon!r:.80} is no polygon; it must be a list [x, y, x, y, ...] of numbers up to "
-                f"{_FARTHEST:.0f}"
+                f"{name}: {polygon!r:.80} is not a polygon; needed a list [x, y, x, y, ...] of numbers up to "
+                f"{_MAX_COORDINATE:.0f}"
             )
         if values.size >= 6:
             corners.append(values.tolist())
@@ -201,10 +201,10 @@ def _from_polygons(polygons: list, size: tuple[int, int], name: str) -> np.ndarr
 
 
 def _run_lengths(counts: str | bytes | list[int]) -> np.ndarray:
-    """Return the lengths of an RLE's runs, [n] int64; raise `ValueError` or `TypeError` where it holds none.
+    """Return the lengths of an RLE's runs, [n] int64; raise `ValueError` or `TypeError` for malformed counts.
 
-    Each character of compressed counts holds 5 bits, lowest first, and whether more follow; from the fourth run on,
-    lengths are differences to the run before the last.
+    Each character of compressed counts has 5 bits, lowest first, and a flag whether more follow; from the fourth run
+    on, lengths are differences from the run before the last.
     """
     if isinstance(counts, list):
         lengths = np.array(counts).reshape(-1)

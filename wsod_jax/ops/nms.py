@@ -28,16 +28,16 @@ def nms_mask(
 
         keep[j] = not any_i (S[j, i] and keep[i]),
 
-    because row j depends on earlier rows only. Sweeping that equation from "keep all" settles at
-    least one more row each time, so the loop ends, after as many sweeps as the longest chain of boxes
-    that decide about each other: a handful in practice, where walking takes n steps.
+    because row j depends on earlier rows only. Each sweep of that equation, starting from "keep all", fixes at
+    least one more row, so the loop ends after as many sweeps as the longest chain of boxes that suppress each
+    other: a handful in practice, instead of n steps.
 
     Args:
       boxes: [n, 4] xyxy in pixels.
       scores: [n] finite.
       mask: [n] True = real. Masked boxes are neither kept nor suppress.
       iou_thr: boxes overlapping a kept one by IoU > this are suppressed; IoU == `iou_thr` survives.
-      groups: [n] boxes suppress those of their own group (class) alone; `None` is one group.
+      groups: [n] boxes suppress only boxes of the same group (class); `None` is one group.
 
     Returns:
       [n] bool, in the order given.
@@ -65,12 +65,12 @@ def nms_mask(
 
 
 def greedy_nms(boxes: np.ndarray, *, iou_thr: float, limit: int | None = None) -> np.ndarray:
-    """Return the rows that greedy NMS keeps of boxes in descending score, on the host and of any number.
+    """Return the rows that greedy NMS keeps of boxes in descending score; NumPy, any number of boxes.
 
     Args:
       boxes: [n, 4] xyxy in pixels, the best first.
       iou_thr: as in `nms_mask`.
-      limit: stop after so many; `None` goes on to the end.
+      limit: the most boxes to keep; `None` for all.
 
     Returns:
       [k] int64, ascending.

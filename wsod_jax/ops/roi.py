@@ -9,11 +9,9 @@ from jaxtyping import Bool, Float, Int
 
 from wsod_jax.ops.window_max import Cover, Longest, cover_intervals, max_over_rectangles
 
-# Box edges further out than this count as this far, so that integers stay small.
-LIMIT_CELLS = 2**20
-# A map may end up to this many cells before its image does (convolutions without padding).
-SHORT_CELLS = 4
-ALIGN_BYTES = 256 * 2**20  # size that the half-pooled maps of one block of proposals may reach
+LIMIT_CELLS = 2**20  # box edges are clipped to this, so that integers stay small
+SHORT_CELLS = 4  # cells by which a map may fall short of its image (convolutions without padding)
+ALIGN_BYTES = 256 * 2**20  # limit of the half-pooled maps of one block of proposals
 
 
 def roi_max_pool(
@@ -29,29 +27,29 @@ def roi_max_pool(
     """Pool each box's part of the feature map onto a fixed grid by maxima over quantized bins.
 
     With x1, x2 = round(spatial_scale * edges) (half away from zero) and n = max(x2 - x1 + 1, 1), bin i
-    covers the cells from x1 + floor(i n / p) to x1 + ceil((i + 1) n / p), end excluded, that lie in
-    the map; neighboring bins may share a cell. The vertical axis is alike.
+    covers the map's cells from x1 + floor(i n / p) to x1 + ceil((i + 1) n / p), end excluded;
+    neighboring bins may share a cell. The same holds along y.
 
     Args:
       features: [b, h, w, d] finite, float32 or bfloat16.
-      boxes: [b, r, 4] xyxy in pixels; may be empty and, unless `inside`, reach out of the image.
+      boxes: [b, r, 4] xyxy in pixels; may be empty and, unless `inside`, extend outside the image.
       mask: [b, r] True = real proposal.
       map_size: [b, 2] valid (rows, columns) of the map; cells beyond are never read.
       output_size: p, bins per side.
       spatial_scale: map cells per pixel, 1 / stride.
-      inside: True says that all real boxes lie in their image, as proposals do that were clipped at reading. Results
-        are the same, and only the program for such boxes is compiled. A box that reaches out nevertheless is cut to
-        the map and `SHORT_CELLS` beyond it.
+      inside: True promises that all real boxes are inside their image, as proposals clipped at reading are. Results
+        are the same, and only the program for such boxes is compiled. A box that extends outside nevertheless is
+        clipped `SHORT_CELLS` beyond the map.
 
     Returns:
       [b, r, p, p, d] in the features' type; 0 in bins without a cell and where masked.
 
     Ties: the gradient of a bin goes to its first maximum, rows before columns.   Gradient: to
     `features` only.   Cost: O(b h w d log(h / p) log(w / p) + b r p^2 d) operations; blocks of channels
-    keep working memory near `TABLE_BYTES` beyond a few times the output.
+    limit working memory to about `TABLE_BYTES` plus a few times the output.
     Source: Girshick 2015, section 2.1; bins as in Caffe's RoI pooling layer, which every released
-    OICR-family model uses. Differs from it in computing the bin edges in exact integers: in float32 they
-    come out one cell off at some sizes, 57, 114 and 121 cells among them.
+    OICR-family model uses. Differs in that bin edges are exact integers: in float32 they are one cell off
+    at some sizes, such as 57, 114 and 121 cells.
     """
     edges = spatial_scale * jax.lax.stop_gradient(boxes).astype(jnp.float32)
     edges = _round_half_away(jnp.clip(edges, -LIMIT_CELLS, LIMIT_CELLS))  # [b, r, 4] int32
@@ -92,7 +90,7 @@ def roi_align(
     sampling_ratio: int = 2,
     aligned: bool = True,
 ) -> Float[Array, "b r {output_size} {output_size} d"]:
-    """Pool each box's part of the feature map onto a fixed grid by means of bilinear samples.
+    """Pool each box's part of the feature map onto a fixed grid by averages of bilinear samples.
 
     Sample positions form a grid, and bilinear interpolation is a product of a vertical and a horizontal
     weight, so out[i, j] = sum_yx V[i, y] H[j, x] features[y, x]: two matrix products, no gathers.
@@ -105,15 +103,15 @@ def roi_align(
       output_size: p, bins per side.
       spatial_scale: map cells per pixel, 1 / stride.
       sampling_ratio: samples per bin and side, at least 1.
-      aligned: cell n's center lies at n + 0.5; if False it lies at n, and boxes are at least a cell
-        wide, as in the first release of RoIAlign.
+      aligned: cell n's center is at n + 0.5; if False it is at n, and boxes are at least a cell wide, as
+        in the first release of RoIAlign.
 
     Returns:
       [b, r, p, p, d] in the features' type; 0 where masked. Samples more than a cell outside the map
       count as 0, those nearer take the border's value.
 
-    Gradient: to `features` only.   Cost: O(b r p h w d) operations; blocks of proposals keep the
-    intermediate near `ALIGN_BYTES`.
+    Gradient: to `features` only.   Cost: O(b r p h w d) operations; blocks of proposals limit the
+    intermediate to about `ALIGN_BYTES`.
     Source: He et al. 2017, section 3; `aligned` as in Detectron2. Samples follow torchvision's operator.
     """
     boxes = jax.lax.stop_gradient(boxes).astype(jnp.float32) * spatial_scale
@@ -127,9 +125,10 @@ def roi_align(
         )
         for axis in (1, 0)
     ]
+    # [b, r, p, h], [b, r, p, w]
     vertical, horizontal = (
         jnp.where(mask[..., None, None], w, 0).astype(features.dtype) for w in weights
-    )  # [b, r, p, h], [b, r, p, w]
+    )
 
     def pool(weights: tuple[Array, Array]) -> Array:
         vertical, horizontal = weights
@@ -160,7 +159,7 @@ def _align_weights(
 
 
 def _by_proposal_blocks(pool, vertical: Array, horizontal: Array, shape: tuple[int, ...]) -> Array:
-    """Apply `pool` to as many proposals at once as `ALIGN_BYTES` allows."""
+    """Apply `pool` to blocks of as many proposals as `ALIGN_BYTES` allows."""
     batch, height, _, channels = shape
     num_rois, num_bins = vertical.shape[1:3]
     roi_bytes = 4 * batch * num_bins * height * channels

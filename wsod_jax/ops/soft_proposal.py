@@ -1,14 +1,14 @@
 """Soft proposals: the objectness of every cell of a feature map, by a random walk over its cells (SPN).
 
-Cells are the nodes of a graph whose edges weigh how different two cells are and how near:
+Cells are the nodes of a graph whose edge weights grow with the difference of two cells and fall with their distance:
 
     D'_ab = ‖u_a − u_b‖₂ · exp(−|a − b|² / (2 ε²)),      D_ab = D'_ab / Σ_a D'_ab,      M ← D M.
 
 Mass gathers in cells unlike their surroundings. D' is symmetric, so the walk's stationary distribution is its
-row sums, divided by their sum. The walk need not come near it: D' has a zero diagonal, and where a map has about
-two kinds of cells the mass hops between them, from step to step. Published numbers come from walks of 20 steps.
+row sums, divided by their sum. The walk need not converge to it: D' has a zero diagonal, and where a map has about
+two kinds of cells the mass alternates between them. Published numbers come from walks of 20 steps.
 
-D' is held as a matrix [n, n], or made anew in blocks of rows wherever it is needed.
+D' is a dense matrix [n, n], or is computed in blocks of rows whenever it is needed.
 
 Source: Zhu et al. 2017, section 3.1.
 """
@@ -33,7 +33,7 @@ class Nodes(NamedTuple):
     """The cells of one image's map, row by row.
 
     Attributes:
-      features: [n, d] float32, 0 where masked; all of them moved by one vector, which leaves distances as they are.
+      features: [n, d] float32, 0 where masked; shifted by one common vector, which preserves distances.
       squares: [n] float32, squared norms of `features`.
       position: [n, 2] float32, row and column in cells.
       mask: [n] bool, True = inside the image.
@@ -61,30 +61,29 @@ def soft_proposals(
     Args:
       features: [b, h, w, d] deep features U; anything outside `size` is ignored.
       size: [b, 2] int32, valid (rows, columns).
-      solver: "walk" takes at most `num_steps` steps from the uniform map; "stationary" gives what the walk would
-        converge to if it did; "uniform" gives 1 / n, which turns a soft proposal network into class activation
-        mapping.
+      solver: "walk" takes at most `num_steps` steps from the uniform map; "stationary" gives the stationary
+        distribution; "uniform" gives 1 / n, which turns a soft proposal network into class activation mapping.
       epsilon_rule: ε = epsilon_factor · √(h w) ("side": the paper's 0.15 N on an N x N map), or · h w ("area":
         the released VGG networks, whose kernel is nearly flat).
-      epsilon_factor: see there.
+      epsilon_factor: see `epsilon_rule`.
       num_steps: the most steps of the walk.
-      tolerance: the walk ends before a step that would change M by less than this, in the L2 norm; 0 never does.
-      block_nodes: make D' in blocks of so many rows and never hold more, one image at a time; `None` holds D' of
-        all images, 4 b n² bytes.
+      tolerance: the walk ends before a step that would change M by less than this, in the L2 norm; 0: never.
+      block_nodes: compute D' in blocks of this many rows, one image at a time; `None` stores D' of all images,
+        4 b n² bytes.
 
     Returns:
-      [b, h, w] float32, >= 0; sums to 1 over each image's valid cells and is 0 outside them. Uniform where all
-      valid cells are equal, and where there is one; all 0 where there is none.
+      [b, h, w] float32, >= 0; sums to 1 over each image's valid cells and is 0 outside them. Uniform if all valid
+      cells are equal, or there is only one; all 0 if there is none.
 
     Raises:
       ConfigError: an option is not one of those allowed.
 
-    Gradient: none; M is a constant to whoever uses it.
-    Cost: one product [n, d] x [d, n] per image, and one pass over D' per step of the walk; in blocks D' is made
-      again for every step, so there "stationary" is as much faster as the walk has steps.
+    Gradient: none; M is a constant.
+    Cost: one product [n, d] x [d, n] per image, and one pass over D' per step of the walk. Blocks are computed again
+      in every step, which "stationary" avoids.
 
-    Source: Zhu et al. 2017, section 3.1 and equation 1. Differs from the released code, which reads node positions
-      wrongly on maps that are not square and gives NaN on constant ones; it renormalizes M as here.
+    Source: Zhu et al. 2017, section 3.1 and equation 1. The released code renormalizes M too, but mistakes node
+      positions on maps that are not square and gives NaN on constant ones.
     """
     _check(solver, epsilon_rule, epsilon_factor, block_nodes)
     features = jax.lax.stop_gradient(features)
@@ -92,7 +91,7 @@ def soft_proposals(
     def solve(image: Float[Array, "h w d"], valid: Int[Array, " 2"]) -> Float[Array, "h w"]:
         nodes = graph_nodes(image, valid)
         if solver == "uniform":
-            found = _uniform(nodes)
+            mass = _uniform(nodes)
         else:
             epsilon = kernel_epsilon(valid, epsilon_rule, epsilon_factor)
             multiply = (
@@ -100,8 +99,8 @@ def soft_proposals(
                 if block_nodes is None
                 else _blocked(nodes, epsilon, block_nodes)
             )
-            found = _solve(nodes, multiply, solver, num_steps, tolerance)
-        return found.reshape(image.shape[:2])
+            mass = _solve(nodes, multiply, solver, num_steps, tolerance)
+        return mass.reshape(image.shape[:2])
 
     if block_nodes is None:
         return jax.vmap(solve)(features, size)
@@ -114,14 +113,14 @@ def kernel_epsilon(
     """Return ε, the standard deviation of the spatial kernel in cells, for a map of valid (rows, columns) `size`."""
     area = (size[0] * size[1]).astype(jnp.float32)
     side = jnp.sqrt(area) if epsilon_rule == "side" else area
-    return jnp.maximum(epsilon_factor * side, 1e-6)  # a map of no cells has none
+    return jnp.maximum(epsilon_factor * side, 1e-6)  # a map may have no cells
 
 
 def graph_nodes(features: Float[Array, "h w d"], size: Int[Array, " 2"]) -> Nodes:
     """Return the nodes of one image's map.
 
-    Features are taken relative to the first cell and then to their mean: both leave distances as they are, the first
-    makes equal cells exactly 0, the second keeps the distances' rounding error small.
+    Features are taken relative to the first cell and then to their mean. Both preserve distances; the first makes
+    equal cells exactly 0, the second keeps rounding errors small.
     """
     height, width, depth = features.shape
     rows, columns = jnp.meshgrid(jnp.arange(height), jnp.arange(width), indexing="ij")
@@ -212,7 +211,7 @@ def _solve(
 def _dense(
     nodes: Nodes, epsilon: Float[Array, ""]
 ) -> Callable[[Float[Array, " n"]], Float[Array, " n"]]:
-    """Return x -> D' x with D' in memory."""
+    """Return x -> D' x with the whole of D' in memory."""
     matrix = dissimilarity(nodes, nodes, epsilon)  # [n, n]
     return lambda x: jnp.matmul(matrix, x, precision=EXACT)
 
@@ -220,7 +219,7 @@ def _dense(
 def _blocked(
     nodes: Nodes, epsilon: Float[Array, ""], block: int
 ) -> Callable[[Float[Array, " n"]], Float[Array, " n"]]:
-    """Return x -> D' x with D' made in blocks of rows."""
+    """Return x -> D' x with D' computed in blocks of rows."""
     count = nodes.mask.shape[0]
     block = min(block, count)
     starts = jnp.minimum(jnp.arange(0, count, block), count - block)  # the last block overlaps
@@ -240,7 +239,7 @@ def _blocked(
 
 
 def _check(solver: str, epsilon_rule: str, epsilon_factor: float, block_nodes: int | None) -> None:
-    """Raise `ConfigError` for options that do not exist."""
+    """Raise `ConfigError` for invalid options."""
     for name, value, allowed in (
         ("solver", solver, get_args(Solver)),
         ("epsilon_rule", epsilon_rule, get_args(EpsilonRule)),
@@ -248,8 +247,6 @@ def _check(solver: str, epsilon_rule: str, epsilon_factor: float, block_nodes: i
         if value not in allowed:
             raise ConfigError(f"{name} is {value!r}; allowed are {', '.join(allowed)}")
     if epsilon_factor <= 0:
-        raise ConfigError(
-            f"epsilon_factor is {epsilon_factor}; it must be > 0 (the paper has 0.15)"
-        )
+        raise ConfigError(f"epsilon_factor is {epsilon_factor}; it must be > 0 (0.15 in the paper)")
     if block_nodes is not None and block_nodes < 1:
         raise ConfigError(f"block_nodes is {block_nodes}; it must be at least 1, or None")

@@ -34,7 +34,7 @@ def _of_corners(views: Views, ndim: int) -> tuple[jax.Array, jax.Array]:
 
 
 def _mirrored(boxes: ArrayLike, flipped: ArrayLike, width: ArrayLike) -> jax.Array:
-    """Mirror the boxes of the rows that are flipped, [b]."""
+    """Mirror the boxes of the images where `flipped` [b] is True."""
     rows = (len(boxes), *(1,) * (boxes.ndim - 2))
     return jnp.where(flipped.reshape(*rows, 1), flip_boxes(boxes, width.reshape(rows)), boxes)
 
@@ -45,27 +45,27 @@ def label_map(
 ) -> jax.Array:
     """Return every pixel's class: that of the highest probability, averaged over views.
 
-    A pixel of the original image reads a view's map at its center, by bilinear interpolation between the centers of
-    valid cells; beyond the outermost centers the map goes on unchanged, and a map without valid cells is 0.
+    Each view's map is sampled at the pixel's center, by bilinear interpolation between the centers of valid cells;
+    beyond the outermost centers the map is constant, and a map without valid cells is 0.
 
     Args:
       maps: probabilities [b, h, w, c], one map per view.
-      batches: of these views; pixels are not looked at.
+      batches: of these views; pixels are not needed.
       canvas: (H, W), at least the size of every image.
       threshold: a pixel is background where no class exceeds this.
 
     Returns:
-      [b, H, W] uint8, 0 background, class + 1; what lies outside an image has no meaning.
+      [b, H, W] uint8, 0 background, else class + 1; values outside an image are arbitrary.
 
     Ties: the lower class wins.   Cost: O(32 W c) memory for each image.
     """
     blocks = -(-canvas[0] // _ROWS_AT_ONCE)
     views = []
-    for found, batch in zip(maps, batches, strict=True):
-        rows = _interpolation(found, batch, 0, blocks * _ROWS_AT_ONCE)  # [b, H, h]
-        columns = _interpolation(found, batch, 1, canvas[1])  # [b, W, w]
+    for view, batch in zip(maps, batches, strict=True):
+        rows = _interpolation(view, batch, 0, blocks * _ROWS_AT_ONCE)  # [b, H, h]
+        columns = _interpolation(view, batch, 1, canvas[1])  # [b, W, w]
         rows = jnp.moveaxis(rows.reshape(len(rows), blocks, _ROWS_AT_ONCE, -1), 1, 0)
-        views.append((rows, found.features.astype(jnp.float32), columns))
+        views.append((rows, view.features.astype(jnp.float32), columns))
 
     def block(number: jax.Array) -> jax.Array:
         parts = [
@@ -76,12 +76,12 @@ def label_map(
         best = jnp.argmax(mean, axis=-1) + 1
         return jnp.where(jnp.max(mean, axis=-1) > threshold, best, 0).astype(jnp.uint8)
 
-    found = jax.lax.map(block, jnp.arange(blocks))  # [blocks, b, 32, W]
-    return jnp.moveaxis(found, 0, 1).reshape(-1, blocks * _ROWS_AT_ONCE, canvas[1])[:, : canvas[0]]
+    labels = jax.lax.map(block, jnp.arange(blocks))  # [blocks, b, 32, W]
+    return jnp.moveaxis(labels, 0, 1).reshape(-1, blocks * _ROWS_AT_ONCE, canvas[1])[:, : canvas[0]]
 
 
 def _interpolation(maps: FeatureMap, batch: Batch, axis: int, pixels: int) -> jax.Array:
-    """Return the weights [b, pixels, cells] that read a map at pixel centers of the original images."""
+    """Return the weights [b, pixels, cells] that sample a map at pixel centers of the original images."""
     center = jnp.arange(pixels)[None, :] + 0.5
     place = center * batch.views.scale[:, 1 - axis, None] - batch.views.offset[:, 1 - axis, None]
     if axis == 1:

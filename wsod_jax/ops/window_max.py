@@ -1,8 +1,7 @@
 """Maxima of a feature map over many rectangles of cells, with gradients, by gathers alone.
 
-A rectangle is covered by four windows whose sides are powers of two, one in each of its corners. So
-the maps of running maxima over all such windows (the tables) are computed once, and the maximum over
-a rectangle is the maximum of four table entries, however large it is.
+Four windows whose sides are powers of two, one in each corner, cover a rectangle. The running maxima over all such
+windows (the tables) are computed once; the maximum over any rectangle is the maximum of four table entries.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float, Int
 
-TABLE_BYTES = 128 * 2**20  # size that the tables of one block of channels may reach
+TABLE_BYTES = 128 * 2**20  # limit of the tables of one block of channels
 
 
 class Cover(NamedTuple):
@@ -52,13 +51,13 @@ def cover_intervals(start: Int[Array, "b r p"], end: Int[Array, "b r p"]) -> Cov
 
 
 class Longest(NamedTuple):
-    """How many cells the intervals have at most: static, and what decides how many tables are compiled.
+    """The most cells that intervals have: static; it determines the number of compiled tables.
 
     Attributes:
       rows: cells of the longest vertical interval to expect, at least 1.
       columns: of the longest horizontal one.
-      bounded: True promises that no interval is longer; longer ones then give arbitrary results. If False, intervals
-        up to the whole map are legal, for which a second, larger program is compiled: it runs where one is longer.
+      bounded: True promises that no interval is longer; longer ones give arbitrary results. False allows intervals up
+        to the whole map: a second, larger program is compiled, and runs if any is longer.
     """
 
     rows: int
@@ -83,7 +82,7 @@ def max_over_rectangles(
 
     Ties: the gradient goes to the first maximum, rows before columns.   Gradient: to `features`.
     Cost: O(b h w d) operations for each of the log^2 tables, O(b r p^2 d) for the look-ups; blocks of
-    channels keep the working memory of both passes near four times `TABLE_BYTES`, beside the result.
+    channels limit the working memory of both passes to about four times `TABLE_BYTES`, plus the result.
     """
     pooled = _at_levels(_block_max, (features,), rows, columns, longest)
     return _unflatten(pooled, rows)
@@ -132,9 +131,9 @@ def _first_rows(tables: list[Array], axis: int) -> list[Array]:
 def _corners(
     rows: Cover, columns: Cover, levels: tuple[int, int], size: tuple[int, int]
 ) -> list[Array]:
-    """Return where the windows that cover each rectangle lie in the flattened tables.
+    """Return the positions in the flattened tables of the windows that cover each rectangle.
 
-    Four [b, n] int32, n = r p p: the windows at top left, bottom left, top right, bottom right.
+    Four [b, n] int32, n = r p p: top left, bottom left, top right, bottom right.
     """
 
     def index(y: Array, x: Array) -> Array:
@@ -147,7 +146,7 @@ def _corners(
 
 
 def _filled(rows: Cover, columns: Cover) -> Array:
-    """Return which rectangles have a cell, [b, n, 1]."""
+    """Return which rectangles have any cell, [b, n, 1]."""
     filled = rows.filled[..., :, None] & columns.filled[..., None, :]  # [b, r, p, p]
     return filled.reshape(filled.shape[0], -1, 1)
 
@@ -185,20 +184,18 @@ def _block_max(features: Array, rows: Cover, columns: Cover, levels: tuple[int, 
 def _block_max_fwd(
     features: Array, rows: Cover, columns: Cover, levels: tuple[int, int]
 ) -> tuple[Array, Array]:
-    """Return the maxima as `_block_max`, and which corner's window (0..3) holds the first of each (-1: no cell).
+    """Return the maxima as `_block_max`, and which corner's window (0..3) has the first of each (-1: no cell).
 
-    Windows overlap, so several may hold it. Of an upper and a lower window with equal maxima the upper
-    holds the first one. Of a left and a right one it is the one whose maximum lies in the earlier
-    row, and the left one if the rows are equal.
+    Windows overlap, so several may have it. Of an upper and a lower window with equal maxima the upper has the first.
+    Of a left and a right one it is the one whose maximum is in the earlier row, or the left one in the same row.
     """
     _, tables = _tables(features, levels)
     table, first_row = _flat(tables), _flat(_first_rows(tables, axis=2))
     corners = _corners(rows, columns, levels, features.shape[1:3])
     top_left, low_left, top_right, low_right = (_take(table, index) for index in corners)
     row_tl, row_ll, row_tr, row_lr = (_take(first_row, index) for index in corners)
-    below = (rows.last - rows.first).astype(jnp.int16)[
-        ..., None
-    ]  # lower windows start this much lower
+    # The lower windows start `below` rows after the upper ones.
+    below = (rows.last - rows.first).astype(jnp.int16)[..., None]
     below = jnp.broadcast_to(below, (*rows.level.shape, columns.level.shape[-1]))
     below = below.reshape(below.shape[0], -1, 1)  # [b, n, 1]
     left, right = jnp.maximum(top_left, low_left), jnp.maximum(top_right, low_right)
@@ -222,8 +219,8 @@ def _block_max_vjp(
 ) -> Array:
     """Send gradients [b, n, d] of the maxima to the cells [b, h, w, d].
 
-    Whole rows of channels are added to the tables' entries, each channel at the window that won; from
-    there the gradients descend the tables, rows first, since that is the order of the first maximum.
+    Whole rows of channels are added to the tables' entries, each channel at the winning window; the gradients then
+    descend the tables, rows first, which is the order of the first maximum.
     """
     batch, height, width, channels = features.shape
     horizontal, tables = _tables(features, levels)
