@@ -67,7 +67,7 @@ def test_torchvision_googlenet(tmp_path, image, state):
 @pytest.mark.parametrize(
     "backbone, wrong",
     [
-        (GoogLeNet(preprocessing="torch"), "pixels"),
+        (GoogLeNet(preprocessing="torch"), "preprocessing"),
         (GoogLeNet(branch3_kernel=5), "branch3_kernel"),
         (GoogLeNet(lrn=True), "lrn"),
         (GoogLeNet(ends_at="inception5b", pool4_window=3), "pool4_window"),

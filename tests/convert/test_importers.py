@@ -105,7 +105,7 @@ def test_keras_squeezenet(tmp_path, image):
     assert_same_features(
         features(backbone, params, image), networks.squeezenet_forward(x, layers, False)
     )
-    with pytest.raises(DataError, match=r"pixels .*'caffe'.*'torchvision'"):
+    with pytest.raises(DataError, match=r"preprocessing .*'caffe'.*'torch'"):
         check_meta(meta, SqueezeNet(preprocessing="torch").description, path=path)
     with pytest.raises(DataError, match="ceil_mode"):
         check_meta(meta, SqueezeNet(ceil_mode=True).description, path=path)
@@ -150,7 +150,7 @@ def test_caffe_vgg16_spellings(tmp_path, blobs, spelling):
         np.testing.assert_array_equal(params[name]["kernel"], kernel.transpose(2, 3, 1, 0))
         np.testing.assert_array_equal(params[name]["bias"], bias)
     check_meta(meta, Vgg16().description, path=path)
-    with pytest.raises(DataError, match="pixels"):
+    with pytest.raises(DataError, match="preprocessing"):
         check_meta(meta, Vgg16(preprocessing="torch").description, path=path)
 
 

@@ -165,7 +165,7 @@ def test_bfloat16_computes_in_bfloat16_with_float32_parameters():
     "backbone, found",
     [
         (TinyNet(frozen=("fire",)), "fire.*conv1_1"),
-        (TinyNet(preprocessing="keras"), "keras.*torchvision"),
+        (TinyNet(preprocessing="keras"), "keras.*torch"),
         (EfficientNetLite0(frozen=("block11",)), "block11.*standardize10"),
         (GoogLeNet(frozen=("inception5a",)), "inception5a.*inception4e"),
     ],

@@ -78,7 +78,7 @@ def test_damaged_and_foreign_safetensors(tmp_path, weights):
     with pytest.raises(DataError, match="damaged.*sha256"):
         load_weights(path)
     safetensors.numpy.save_file(arrays, path)
-    with pytest.raises(DataError, match="__meta__.*pixel convention"):
+    with pytest.raises(DataError, match="__meta__.*preprocessing"):
         load_weights(path)
     path.write_bytes(path.read_bytes()[:40])
     with pytest.raises(DataError, match="cannot be read"):

@@ -1,1 +1,1 @@
-"""Files of other frameworks -> ours: weights and proposals. Only commands use it."""
+"""Converters of other frameworks' weights and proposals. Used by commands only."""

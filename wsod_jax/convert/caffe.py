@@ -1,14 +1,14 @@
 """Import Caffe's VGG16, VGG-CNN-S and GoogLeNet: blue, green, red, 0..255 minus the mean, no scaling.
 
-The .caffemodel itself needs Caffe; everybody's exports of it do not. Read are
+Reading a .caffemodel needs Caffe, but exports of it do not. Supported are
 
 - .npz, .npy and .pkl files with a dict of arrays, flat or nested, by Caffe's layer names: conv1_1_w and conv1_1_b
   (Detectron, also under "blobs"), conv1_1/weights and conv1_1/biases, conv1_1.weight and conv1_1.bias, or a list
-  [weights, bias] per layer as net.params gives it;
-- .pth files with the same names or, VGG16 only, with torchvision's (features.0.weight), as several PyTorch detectors
-  use.
+  [weights, bias] per layer as in net.params;
+- .pth files with the same names or, VGG16 only, with torchvision's (features.0.weight), as in several PyTorch
+  detectors.
 
-Kernels may be [out, in, rows, columns], as Caffe has them, or [rows, columns, in, out], as TensorFlow exports do.
+Kernels may be [out, in, rows, columns], as in Caffe, or [rows, columns, in, out], as in TensorFlow.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from wsod_jax.nn.vgg import Vgg16
 from wsod_jax.types import Params
 
 # Blue, green, red.
-VGG16_MEAN = (102.9801, 115.9465, 122.7717)  # as Fast R-CNN and its descendants subtract it
+VGG16_MEAN = (102.9801, 115.9465, 122.7717)  # as in Fast R-CNN and its descendants
 CNN_S_MEAN = (103.939, 116.779, 123.68)  # average of the mean image that comes with the weights
 GOOGLENET_MEAN = (104.0, 117.0, 123.0)
 GOOGLENET_STEM = {"conv1": "conv1/7x7_s2", "conv2": "conv2/3x3_reduce", "conv3": "conv2/3x3"}
@@ -57,8 +57,8 @@ def convert_vgg16(path: str | Path, *, with_fc: bool = True) -> tuple[Params, di
     """Read an export of Caffe's VGG16, fc6 and fc7 included.
 
     Args:
-      path: .npz, .npy, .pkl or .pth; pickles are read without running what they contain.
-      with_fc: False leaves fc6 and fc7 out, for networks with another box head.
+      path: .npz, .npy, .pkl or .pth; pickles are read without executing code in them.
+      with_fc: False omits fc6 and fc7, for networks with another box head.
 
     Returns:
       params: conv1_1 to conv5_3, fc6, fc7; fc6 takes maps flattened by row, column, channel.
@@ -80,10 +80,10 @@ def convert_vgg16(path: str | Path, *, with_fc: bool = True) -> tuple[Params, di
 def convert_cnn_s(path: str | Path) -> tuple[Params, dict[str, Any]]:
     """Read the convolutions of an export of VGG_CNN_S.
 
-    VGG_CNN_M, another network, has kernels of the same shapes: its files cannot be told apart.
+    VGG_CNN_M, another network, has kernels of the same shapes: its files cannot be distinguished.
 
     Args:
-      path: .npz, .npy, .pkl or .pth; pickles are read without running what they contain.
+      path: .npz, .npy, .pkl or .pth; pickles are read without executing code in them.
 
     Returns:
       params: conv1 to conv5.
@@ -102,7 +102,7 @@ def convert_googlenet(path: str | Path) -> tuple[Params, dict[str, Any]]:
     """Read the convolutions of an export of BVLC's GoogLeNet, without its classifiers.
 
     Args:
-      path: .npz, .npy, .pkl or .pth; pickles are read without running what they contain.
+      path: .npz, .npy, .pkl or .pth; pickles are read without executing code in them.
 
     Returns:
       params: conv1 to conv3 and inception3a to inception5b; third branches have 5x5 kernels.
@@ -133,7 +133,7 @@ def _read_blobs(path: Path) -> dict[str, np.ndarray]:
     if path.suffix in (".pth", ".safetensors"):
         return read_torch_file(path)
     if path.suffix == ".npz":
-        return read_npz(path, advice="Export it anew.")
+        return read_npz(path, advice="Export it again.")
     if path.suffix not in (".npy", ".pkl"):
         raise DataError(
             f"{path} ends in {path.suffix!r}; allowed are .npz, .npy, .pkl, .pth and .safetensors (see "
@@ -144,9 +144,9 @@ def _read_blobs(path: Path) -> dict[str, np.ndarray]:
             _skip_npy_header(file, path)
         content = load_pickle(file, path=path)
     if path.suffix == ".npy" and isinstance(content, list) and len(content) == 1:
-        content = content[0]  # the dict within an array of objects
+        content = content[0]  # the dict in an array of objects
     if not isinstance(content, dict):
-        raise DataError(f"{path} holds {type(content).__name__}; expected a dict of arrays")
+        raise DataError(f"{path} contains {type(content).__name__}; expected a dict of arrays")
     if isinstance(content.get("blobs"), dict):
         content = content["blobs"]
     return dict(_flatten(content))
@@ -162,9 +162,9 @@ def _skip_npy_header(file: Any, path: Path) -> None:
         }[version]
         _, _, dtype = read_header(file)
     except (ValueError, KeyError) as error:
-        raise DataError(f"{path} is no .npy file ({error})") from error
+        raise DataError(f"{path} is not a .npy file ({error})") from error
     if not dtype.hasobject:
-        raise DataError(f"{path} holds a plain array of {dtype}; expected a dict of arrays")
+        raise DataError(f"{path} contains a plain array of {dtype}; expected a dict of arrays")
 
 
 def _flatten(tree: Any, prefix: str = "") -> Iterator[tuple[str, np.ndarray]]:
@@ -181,13 +181,13 @@ def _flatten(tree: Any, prefix: str = "") -> Iterator[tuple[str, np.ndarray]]:
 def _from_caffe_names(
     blobs: dict[str, np.ndarray], names: Mapping[str, str], *, first_kernel: tuple[int, ...]
 ) -> dict[str, np.ndarray]:
-    """Find each layer's blobs under any of the spellings and put them into the product's layout.
+    """Find each layer's blobs under any of the spellings and convert them to this library's layout.
 
     Args:
       blobs: name in the file -> array.
-      names: the product's name of a layer -> Caffe's, the network's first layer first.
-      first_kernel: shape of the first layer's kernel, [rows, columns, in, out], by which a file is recognized that has
-        all its axes in this order already.
+      names: this library's name of a layer -> Caffe's, the network's first layer first.
+      first_kernel: shape of the first layer's kernel as [rows, columns, in, out]; if the file's has this shape, no
+        kernel of it is transposed.
     """
     arrays = {}
     channels_last = None
@@ -204,7 +204,7 @@ def _from_caffe_names(
 
 
 def _to_last(layer: str, kernel: np.ndarray) -> np.ndarray:
-    """Turn a kernel in Caffe's order of axes into the product's."""
+    """Convert a kernel from Caffe's order of axes to this library's."""
     if layer not in ("fc6", "fc7"):
         return conv_kernel(kernel)
     kernel = kernel.reshape(kernel.shape[-2:])  # old Caffe: [1, 1, out, in]

@@ -1,4 +1,4 @@
-"""What all importers check: files, hashes, names, shapes, values."""
+"""Checks shared by all importers: files, hashes, names, shapes, values."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from wsod_jax.errors import DataError
 from wsod_jax.nn.backbone import Backbone
 from wsod_jax.types import Params
 
-# First eight hex digits of the SHA-256 of files in circulation -> (what it is, how to import it).
+# First eight hex digits of the SHA-256 of published files -> (description, importer).
 KNOWN_FILES = {
     "397923af": ("torchvision's VGG16 (RGB, mean and std)", "torchvision_vgg16"),
     "b8a52dc0": ("torchvision's SqueezeNet 1.1 (RGB, mean and std)", "torchvision_squeezenet1_1"),
@@ -50,14 +50,14 @@ class SourceFile(NamedTuple):
 
 
 def open_source(path: str | Path, *, importer: str) -> SourceFile:
-    """Check that a file exists, is what its name says, and belongs to `importer`.
+    """Check that a file exists, has the hash in its name, and belongs to `importer`.
 
-    Names like "vgg16-397923af.pth" carry the first digits of the file's SHA-256; a name without them warns that
+    Names like "vgg16-397923af.pth" contain the first digits of the file's SHA-256; a name without them warns that
     the file cannot be checked.
 
     Raises:
-      DataError: missing file, wrong hash, or a file known to belong to another importer: reading it with the wrong
-        channel order would work and give wrong features.
+      DataError: missing file, wrong hash, or a file known to belong to another importer, which would silently give
+        wrong features.
     """
     path = Path(path)
     if not path.is_file():
@@ -70,7 +70,7 @@ def open_source(path: str | Path, *, importer: str) -> SourceFile:
     if named and not sha256.startswith(named[1]):
         raise DataError(
             f"{path} is damaged or renamed: its name says sha256 {named[1]}..., its content has {sha256[:8]}...; "
-            "download it again, or name it without a hash if you changed it on purpose"
+            "download it again, or remove the hash from its name if you changed it on purpose"
         )
     what, belongs_to = KNOWN_FILES.get(sha256[:8], (None, importer))
     if belongs_to != importer:
@@ -78,8 +78,7 @@ def open_source(path: str | Path, *, importer: str) -> SourceFile:
         raise DataError(f"{path} is {what}; {advice}, not with --from {importer}")
     if not named and what is None:
         warnings.warn(
-            f"{path.name} carries no hash in its name, so its content could not be checked; "
-            f"it is read as {importer}",
+            f"{path.name} has no hash in its name, so its content could not be checked; it is read as {importer}",
             stacklevel=3,
         )
     return SourceFile(path, sha256)
@@ -95,10 +94,10 @@ def for_backbone(
     """Return a backbone's parameters, checked as by `as_params`, and their description for `save_weights`.
 
     Args:
-      arrays: parameter path -> array; those of no parameter are left out.
-      backbone: tells which there are, and what they are made for.
-      source: the file they come from.
-      with_fc: VGG16's fc6 and fc7 too.
+      arrays: parameter path -> array; others than the backbone's parameters are ignored.
+      backbone: the network.
+      source: the file that they come from.
+      with_fc: include VGG16's fc6 and fc7.
     """
 
     def last_map(module: Backbone, image: jax.Array) -> jax.Array:
@@ -116,10 +115,10 @@ def for_backbone(
 def as_params(
     arrays: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]], source: SourceFile
 ) -> Params:
-    """Nest arrays by parameter path as float32 after checking every one of them.
+    """Check all arrays and nest them by parameter path as float32.
 
     Args:
-      arrays: "fire2/squeeze1x1/kernel" -> array, in the product's layout.
+      arrays: "fire2/squeeze1x1/kernel" -> array, in this library's layout.
       shapes: the same paths -> expected shapes.
       source: for messages.
 
@@ -129,8 +128,8 @@ def as_params(
     missing = [name for name in shapes if name not in arrays]
     if missing:
         raise DataError(
-            f"{source.path} lacks {len(missing)} of {len(shapes)} arrays, first of all {missing[0]}; is it another "
-            "network, or a file for another importer?"
+            f"{source.path} lacks {len(missing)} of {len(shapes)} arrays, first {missing[0]}; is it another network, "
+            "or a file for another importer?"
         )
     flat = {}
     for name, shape in shapes.items():
@@ -161,18 +160,18 @@ def fold_batch_norm(
       epsilon: ε.
 
     Raises:
-      DataError: a statistic is missing, of another length than the kernel, or impossible.
+      DataError: a statistic is missing, of another length than the kernel, or invalid.
     """
     kernel = state[f"{conv}.weight"].astype(np.float64)
     statistics = []
     for part in ("weight", "bias", "running_mean", "running_var"):
-        found = state.get(f"{norm}.{part}")
-        if found is None or found.shape != kernel.shape[:1]:
-            what = "is missing" if found is None else f"has shape {found.shape}"
+        values = state.get(f"{norm}.{part}")
+        if values is None or values.shape != kernel.shape[:1]:
+            what = "is missing" if values is None else f"has shape {values.shape}"
             raise DataError(
                 f"{path}: {norm}.{part} {what}, expected {kernel.shape[:1]}; is it another network?"
             )
-        statistics.append(found.astype(np.float64))
+        statistics.append(values.astype(np.float64))
     gamma, beta, mean, variance = statistics
     if not np.all(variance >= 0):
         raise DataError(f"{path}: {norm}.running_var has values below 0 or not finite")
@@ -181,17 +180,17 @@ def fold_batch_norm(
 
 
 def conv_kernel(array: np.ndarray) -> np.ndarray:
-    """Turn a kernel [out, in, rows, columns] (Caffe, PyTorch) into [rows, columns, in, out]."""
+    """Convert a kernel [out, in, rows, columns] (Caffe, PyTorch) to [rows, columns, in, out]."""
     return array.transpose(2, 3, 1, 0) if array.ndim == 4 else array
 
 
 def dense_kernel(array: np.ndarray) -> np.ndarray:
-    """Turn a matrix [out, in] (Caffe, PyTorch) into [in, out]."""
+    """Convert a matrix [out, in] (Caffe, PyTorch) to [in, out]."""
     return array.T
 
 
 def dense_kernel_from_map(array: np.ndarray, channels: int, side: int) -> np.ndarray:
-    """Turn a matrix [out, in] that reads maps as (channel, row, column) into [in, out] over (row, column, channel).
+    """Convert a matrix [out, in] over (channel, row, column) of a map to [in, out] over (row, column, channel).
 
     Args:
       array: [out, channels * side * side].

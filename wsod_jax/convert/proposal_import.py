@@ -6,10 +6,10 @@
 | folder of `.mat`, one per image (MCG) | file names                    | (y1, x1, y2, x2), from 1, inclusive    |
 | `.pkl`, dict `boxes`, `indexes`/`ids` | in the dict                   | (x1, y1, x2, y2), from 0, inclusive    |
 
-Ids are image ids or names of files. Those that are numbers may also be the set's own numbers, as COCO's image ids are,
-or, in a set without such numbers, the digits of image ids: 2008000002 is "2008_000002".
+Ids are image ids or file names. Numeric ids may also be the set's numbers, such as COCO's image ids, or, in a set
+without numbers, the digits of image ids: 2008000002 is "2008_000002".
 
-All become (x1, y1, x2, y2) with continuous edges, so that a one-pixel box has width 1.
+Boxes are converted to (x1, y1, x2, y2) with continuous edges, so that a one-pixel box has width 1.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from wsod_jax.data.readers.mat import read_mat
 from wsod_jax.data.records import ImageRecord, ImageSet
 from wsod_jax.errors import DataError
 
-# Other names of `images` in a .mat, and of what scores boxes.
+# Names of the variable with image ids in a .mat, and of the one with scores.
 _NAMES = ("images", "image_ids", "ids", "indexes", "names", "files")
 _SCORES = (
     "scores",
@@ -38,20 +38,21 @@ _SCORES = (
     "objectness",
     "obj_scores",
 )
-# How far a box may leave its image and still be clipped; some tools count one pixel more.
-BEYOND_PX = 1.0
+BEYOND_PX = (
+    1.0  # boxes outside their image by at most this are clipped; some tools count one pixel more
+)
 
 
 @dataclass(frozen=True)
 class ImportResult:
-    """Imported proposals and what was met on the way.
+    """Imported proposals and statistics.
 
     Attributes:
-      proposals: of every image of the list, in its order.
-      clipped: boxes that left their image by at most a pixel.
-      unused: images of the file that are not in the list.
-      by_order: the file names no images, so its order is that of the list.
-      not_read: what the file holds besides ids, boxes and scores.
+      proposals: of every image of the set, in its order.
+      clipped: number of boxes clipped by at most a pixel.
+      unused: images of the file that are not in the set.
+      by_order: the file has no image ids, so its images are taken in the order of the set.
+      not_read: names of the file's other variables.
     """
 
     proposals: ProposalSet
@@ -62,14 +63,14 @@ class ImportResult:
 
     @property
     def summary(self) -> str:
-        """One line for people."""
+        """One line of text."""
         scored = "without scores" if self.proposals.scores is None else "with scores"
         text = (
             f"{len(self.proposals)} images, {len(self.proposals.boxes)} boxes {scored} ({self.clipped} clipped by up "
-            f"to a pixel), {self.unused} further images in the file not asked for."
+            f"to a pixel), {self.unused} further images in the file not used."
         )
         if self.by_order:
-            text += " The file names no images: they are taken in the order of the split."
+            text += " The file has no image ids: images are taken in the order of the split."
         if self.not_read:
             text += f" Not read: {', '.join(self.not_read)}."
         return text
@@ -88,11 +89,11 @@ def import_proposals(path: str | Path, image_set: ImageSet) -> ImportResult:
 
     Args:
       path: a `.mat` (one for all images), a folder of `.mat` files (one per image), or a `.pkl`.
-      image_set: the images the proposals are for. Their sizes are checked against the boxes.
+      image_set: the images of the proposals. Boxes are checked against their sizes.
 
     Raises:
-      DataError: if the file is malformed or unsafe, an image of the list is missing, the file names no images
-        and their numbers differ, or a box leaves its image by more than a pixel.
+      DataError: if the file is malformed or unsafe, an image of the set is missing, the file has no image ids and
+        another number of images, or a box extends outside its image by more than a pixel.
     """
     path = Path(path)
     if path.is_dir():
@@ -102,8 +103,8 @@ def import_proposals(path: str | Path, image_set: ImageSet) -> ImportResult:
     elif path.suffix.lower() in (".pkl", ".pickle"):
         content, kind = _read_pickle(path), "Detectron-style"
     else:
-        found = "is no file" if not path.exists() else f"ends in {path.suffix!r}"
-        raise DataError(f"{path} {found}; allowed are .mat, .pkl and a folder of .mat files.")
+        wrong = f"ends in {path.suffix!r}" if path.exists() else "does not exist"
+        raise DataError(f"{path} {wrong}; allowed are .mat, .pkl and a folder of .mat files.")
     positions = _match(path, content, image_set)
     sizes = {r.image_id: (r.height, r.width) for r in image_set.records}
     clipped, boxes, scores = 0, {}, {}
@@ -125,7 +126,7 @@ def import_proposals(path: str | Path, image_set: ImageSet) -> ImportResult:
 
 @dataclass(frozen=True)
 class _Content:
-    """A file: ids of its images, `None` if it has none; their number; what reads one; names of what is not read."""
+    """A file: ids of its images, or `None`; their number; a function that reads one; names of variables not read."""
 
     ids: list | None
     count: int
@@ -134,12 +135,12 @@ class _Content:
 
 
 def _match(path: Path, content: _Content, image_set: ImageSet) -> Sequence[int]:
-    """Return which image of the file each image of the list is."""
+    """Return the position in the file of each image of the set."""
     name = image_set.name
     if content.ids is None:
         if content.count != len(image_set):
             raise DataError(
-                f"{path} names no images, and has boxes for {content.count} where {name} has {len(image_set)}; give "
+                f"{path} has no image ids, and boxes for {content.count} images; {name} has {len(image_set)}. Give "
                 "the split file that it was made for."
             )
         return range(content.count)
@@ -150,36 +151,36 @@ def _match(path: Path, content: _Content, image_set: ImageSet) -> Sequence[int]:
     by_text = {_text(value): position for position, value in enumerate(content.ids)}
     if len(by_text) < content.count:
         raise DataError(f"{path}: an image occurs twice.")
-    found = [[by_text.get(image_id) for image_id in image_set.image_ids]]
-    own_numbers = any(record.number is not None for record in image_set.records)
+    matches = [[by_text.get(image_id) for image_id in image_set.image_ids]]
+    has_numbers = any(record.number is not None for record in image_set.records)
     are_numbers = all(text.isdecimal() for text in by_text)
     are_files = are_numbers and any(str(value).endswith(SUFFIXES) for value in content.ids)
-    if are_numbers and not are_files and (own_numbers or None in found[0]):
+    if are_numbers and not are_files and (has_numbers or None in matches[0]):
         by_number = {int(text): position for text, position in by_text.items()}
-        wanted = [r.number if own_numbers else _digits(r.image_id) for r in image_set.records]
-        if len(set(wanted)) < len(wanted) or len(by_number) < content.count:
+        numbers = [r.number if has_numbers else _digits(r.image_id) for r in image_set.records]
+        if len(set(numbers)) < len(numbers) or len(by_number) < content.count:
             raise DataError(
                 f"{path} has numbers for ids, but image ids of it or of {name} are not distinct as numbers."
             )
-        found.append([by_number.get(number) for number in wanted])
-    complete = [positions for positions in found if None not in positions]
+        matches.append([by_number.get(number) for number in numbers])
+    complete = [positions for positions in matches if None not in positions]
     if not complete:
-        best = min(found, key=lambda positions: positions.count(None))
+        best = min(matches, key=lambda positions: positions.count(None))
         first = image_set.image_ids[best.index(None)]
         raise DataError(
             f"{path} has no boxes for {best.count(None)} of the {len(image_set)} images of {name}, the first is "
-            f"{first!r}; its own first is {content.ids[0]!r}. Is it of another split?"
+            f"{first!r}; the first id in the file is {content.ids[0]!r}. Is it of another split?"
         )
     if complete[0] != complete[-1]:
         raise DataError(
-            f"{path}: its ids are numbers that fit the names of the files of {name} as well as its own image ids, and "
-            "mean other images each time; write the image ids into it as text with a suffix, such as '12.jpg'."
+            f"{path}: its ids are ambiguous: as file names of {name} and as image numbers of {name} they mean "
+            "different images; write the image ids into it as text with a suffix, such as '12.jpg'."
         )
     return complete[0]
 
 
 def _text(value: object) -> str:
-    """Return an image id of a file as text, without the suffix of an image."""
+    """Return an image id of a file as text, without an image suffix."""
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
     text = value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
@@ -206,11 +207,11 @@ def _read_mat(path: Path) -> _Content:
         )
     cells, ids = cells.ravel(), None
     name = _first_of(content, _NAMES)
-    if name is None:  # any other cells of texts, if there are no more than those
+    if name is None:  # the only other variable with a text per image, if there is one
         others = [key for key, value in content.items() if _are_texts(value, len(cells))]
         if len(others) > 1:
             raise DataError(
-                f"{path}: {' and '.join(others)} may name the images; call the right one `images`."
+                f"{path}: {' and '.join(others)} may be the image ids; rename the right one `images`."
             )
         name = others[0] if others else None
     if name is not None:
@@ -229,19 +230,17 @@ def _read_mat(path: Path) -> _Content:
 
 
 def _are_texts(values: object, count: int) -> bool:
-    """Return whether a variable holds a text for each of `count` images."""
+    """Return whether a variable has a text for each of `count` images."""
     if not isinstance(values, np.ndarray) or values.size != count or values.dtype != object:
         return False
     return all(getattr(cell, "dtype", np.dtype(float)).kind == "U" for cell in values.ravel())
 
 
 def _cell_text(path: Path, cell: object) -> str:
-    """Return the text of a cell: a [1] string array, or a cell within the cell."""
+    """Return the text of a cell: a [1] string array, or a nested cell."""
     while isinstance(cell, np.ndarray):
         if cell.size != 1:
-            raise DataError(
-                f"{path}: a cell of image ids holds {cell.size} values instead of an id."
-            )
+            raise DataError(f"{path}: a cell of image ids has {cell.size} values instead of an id.")
         cell = cell.ravel()[0]
     return str(cell)
 
@@ -307,13 +306,13 @@ def _read_pickle(path: Path) -> _Content:
 
 
 def _clip(path: Path, boxes: np.ndarray, record: ImageRecord) -> tuple[np.ndarray, int]:
-    """Clip boxes that leave the image by at most a pixel; further out they belong to another image."""
+    """Clip boxes that extend outside the image by at most `BEYOND_PX`; others belong to another image."""
     edges = np.array([record.width, record.height, record.width, record.height], np.float64)
     beyond = np.maximum(-boxes, boxes - edges).max(axis=1, initial=0.0)
     if not (beyond <= BEYOND_PX).all():
         row = int(np.argmin(beyond <= BEYOND_PX))
         raise DataError(
-            f"{path}: box {boxes[row].tolist()} (x1, y1, x2, y2) leaves image {record.image_id!r}, which has "
-            f"{record.width}×{record.height} pixels. Are the proposals of these images, at this size?"
+            f"{path}: box {boxes[row].tolist()} (x1, y1, x2, y2) extends outside image {record.image_id!r} of "
+            f"{record.width}×{record.height} pixels. Are the proposals for these images, at this size?"
         )
     return np.clip(boxes, 0, edges).astype(np.float32), int((beyond > 0).sum())

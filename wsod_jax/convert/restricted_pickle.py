@@ -1,8 +1,8 @@
-"""Read arrays out of a pickle without running anything in it.
+"""Read arrays from a pickle without executing code in it.
 
-A pickle is a program: it may name any function and call it. Here the only names it can reach are small
-stand-ins for the ones that NumPy's own pickles use; everything else is refused before it is imported. NumPy's
-reconstruction code is not reached either: arrays are rebuilt from their bytes.
+A pickle is a program that may call any function by name. Here the only names are small stand-ins for those in NumPy's
+pickles; everything else is refused before it is imported. NumPy's reconstruction code is not used either: arrays are
+rebuilt from their bytes.
 """
 
 from __future__ import annotations
@@ -123,16 +123,16 @@ class _RestrictedUnpickler(pickle.Unpickler):
         self._persistent_load = persistent_load
 
     def find_class(self, module: str, name: str) -> object:
-        """Return what a name stands for; raise `UnpicklingError` if it is not one of those given."""
+        """Return the object for a name; raise `UnpicklingError` if it is not one of those given."""
         if (module, name) not in self._names:
             raise pickle.UnpicklingError(
-                f"it names {module}.{name}, which arrays do not need; nothing of it was run. "
+                f"it names {module}.{name}, which arrays do not need; nothing was executed. "
                 "Save a dict of arrays (in PyTorch: model.state_dict())"
             )
         return self._names[module, name]
 
     def persistent_load(self, pid: object) -> object:
-        """Return what a reference to outside the pickle stands for; raise `UnpicklingError` without a resolver."""
+        """Resolve a reference outside the pickle; raise `UnpicklingError` without a resolver."""
         if self._persistent_load is None:
             raise pickle.UnpicklingError("it refers to another file")
         return self._persistent_load(pid)
@@ -145,20 +145,20 @@ def load_pickle(
     names: Names = NUMPY_NAMES,
     persistent_load: Callable[[object], object] | None = None,
 ) -> object:
-    """Read one pickle with nothing but the given names.
+    """Read one pickle with only the given names.
 
-    Nothing the pickle names is imported, and only what `names` gives is called, so that a malicious file can at worst
-    waste memory. Python 2 pickles are read, too.
+    Nothing is imported, and only values of `names` are called, so a malicious file can at worst waste memory. Python 2
+    pickles are supported.
 
     Args:
       file: open binary file; read up to the pickle's end.
       path: for messages.
-      names: (module, name) -> what the pickle gets for it.
+      names: (module, name) -> object.
       persistent_load: resolves persistent ids, as in `pickle.Unpickler`.
 
     Returns:
-      The object; arrays of numbers as `numpy.ndarray` (read-only), arrays of objects as lists of their items. Lists
-      and dicts hold no stand-ins, up to 8 levels deep.
+      The object; arrays of numbers as `numpy.ndarray` (read-only), arrays of objects as lists of their items. Stand-ins
+      are replaced up to 8 levels deep.
 
     Raises:
       DataError: the pickle is broken, names anything else, or is nested deeper.
@@ -172,10 +172,10 @@ def load_pickle(
 
 
 def load_arrays(path: str | Path) -> dict:
-    """Read a file that holds one pickled dict of arrays, numbers, texts, lists and tuples; see `load_pickle`.
+    """Read a file with one pickled dict of arrays, numbers, texts, lists and tuples; see `load_pickle`.
 
     Raises:
-      DataError: if the file is missing, broken, names anything else, or holds no dict.
+      DataError: if the file is missing, broken, names anything else, or is not a dict.
     """
     path = Path(path)
     try:
@@ -184,12 +184,12 @@ def load_arrays(path: str | Path) -> dict:
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error}).") from error
     if not isinstance(content, dict):
-        raise DataError(f"{path}: holds a {type(content).__name__}, must hold a dict of arrays.")
+        raise DataError(f"{path}: contains a {type(content).__name__}; needed a dict of arrays.")
     return content
 
 
 def _plain(value: object, depth: int = 0) -> object:
-    """Replace stand-ins by what they stand for, within lists, tuples and dicts."""
+    """Replace stand-ins by their values, in lists, tuples and dicts."""
     if depth > 8:
         raise pickle.UnpicklingError("it is nested more than 8 deep")
     if isinstance(value, _Array):

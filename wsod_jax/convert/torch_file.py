@@ -1,7 +1,7 @@
-"""Read PyTorch's .pth files into NumPy arrays, without PyTorch and without running what they contain.
+"""Read PyTorch's .pth files into NumPy arrays, without PyTorch and without executing code in them.
 
-Two formats exist: a zip archive (PyTorch 1.6 and later) with one pickle and one raw file per storage, and before it
-a row of pickles with the raw storages behind them, in which torchvision still hands out some of its oldest weights.
+There are two formats: a zip archive (PyTorch 1.6 and later) with one pickle and one raw file per storage; and before
+that a sequence of pickles followed by the raw storages, still used by some of torchvision's oldest weights.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ RESAVE = (
 
 @dataclasses.dataclass
 class _Storage:
-    """A run of values that tensors are views of; in the old format its bytes come last."""
+    """The values that tensors are views of; in the old format its bytes come last."""
 
     dtype: np.dtype
     length: int
@@ -78,35 +78,34 @@ def read_torch_file(path: str | Path, anchor: str | None = None) -> dict[str, np
     """Read a state dict.
 
     Args:
-      path: a .pth file holding `model.state_dict()`, or a dict with it, as training saves it; or its .safetensors
-        file.
-      anchor: a name that it must have. Where all have a prefix before it, such as "module.", that is taken off, and
-        names without the prefix are left out.
+      path: a .pth file of `model.state_dict()`, or of a training checkpoint with it; or a .safetensors file.
+      anchor: a required name. If it has a prefix, such as "module.", the prefix is removed from all names, and names
+        without it are omitted.
 
     Returns:
       Parameter name -> array, of the type stored.
 
     Raises:
-      DataError: no such format, damaged, not a state dict, without the anchor or with several, or a pickle that names
+      DataError: another format, damaged, not a state dict, without the anchor or with several, or a pickle that names
         anything but tensors.
     """
     path = Path(path)
     arrays = _read_arrays(path)
     if anchor is None or anchor in arrays:
         return arrays
-    found = [name.removesuffix(anchor) for name in arrays if name.endswith(f".{anchor}")]
-    if len(found) > 1:
+    prefixes = [name.removesuffix(anchor) for name in arrays if name.endswith(f".{anchor}")]
+    if len(prefixes) > 1:
         raise DataError(
-            f"{path} has {anchor!r} after {' and after '.join(map(repr, sorted(found)))}; save one of these networks "
-            "in a file of its own"
+            f"{path} has {anchor!r} with the prefixes {' and '.join(map(repr, sorted(prefixes)))}; save one of these "
+            "networks in a separate file"
         )
-    if not found:
+    if not prefixes:
         names = ", ".join(map(repr, list(arrays)[:3]))
         raise DataError(
             f"{path} has no tensor {anchor!r}; its first names are {names}; is it another network, or a file for "
             "another importer?"
         )
-    prefix = found[0]
+    prefix = prefixes[0]
     return {
         name.removeprefix(prefix): array
         for name, array in arrays.items()
@@ -115,12 +114,12 @@ def read_torch_file(path: str | Path, anchor: str | None = None) -> dict[str, np
 
 
 def _read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """Read a state dict with the names that it has."""
+    """Read a state dict, with names unchanged."""
     if path.suffix == ".safetensors":
         try:
             return safetensors.numpy.load_file(path)
         except safetensors.SafetensorError as error:
-            raise DataError(f"{path} is damaged, or no safetensors file ({error})") from error
+            raise DataError(f"{path} is damaged, or not a safetensors file ({error})") from error
     with path.open("rb") as file:
         start = file.read(4)
         file.seek(0)
@@ -136,14 +135,14 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
     }
     if not arrays:
         raise DataError(
-            f"{path} holds {type(content).__name__} without tensors; expected a state dict "
+            f"{path} contains {type(content).__name__} without tensors; expected a state dict "
             "(torch.save(model.state_dict(), PATH))"
         )
     return arrays
 
 
 def _storage(pid: Any, known: dict[str, _Storage]) -> _Storage:
-    """Make or find the storage that a persistent id names."""
+    """Make or find the storage of a persistent id."""
     kind, type_name, key, _, length, *view = pid
     if kind != "storage" or type_name not in STORAGE_TYPES or any(view):
         raise ValueError(f"persistent id {pid!r}")
@@ -152,7 +151,7 @@ def _storage(pid: Any, known: dict[str, _Storage]) -> _Storage:
 
 
 def _fill(storage: _Storage, raw: bytes, path: Path, byte_order: str = "little") -> None:
-    """Give a storage its bytes."""
+    """Set the values of a storage."""
     expected = storage.length * storage.dtype.itemsize
     if len(raw) != expected:
         raise DataError(f"{path} is damaged: a storage has {len(raw)} bytes instead of {expected}")
@@ -189,9 +188,7 @@ def _read_zip(path: Path) -> Any:
 
 def _read_old(file: BinaryIO, path: Path) -> Any:
     """Read the format before PyTorch 1.6: magic, version, system, object, storage keys, then raw storages."""
-    not_torch = (
-        f"{path} is no file that torch.save wrote, or one of its very first formats. {RESAVE}"
-    )
+    not_torch = f"{path} was not written by torch.save, or is in one of its first formats. {RESAVE}"
     try:
         magic = load_pickle(file, names={}, path=path)
     except DataError as error:
@@ -221,7 +218,7 @@ def _read_old(file: BinaryIO, path: Path) -> Any:
 
 
 def _materialize(tensor: _Tensor, where: str) -> np.ndarray:
-    """Copy a strided view out of its storage, within its bounds."""
+    """Copy a strided view of its storage, after a check of its bounds."""
     numbers = (tensor.offset, *tensor.shape, *tensor.strides)
     sane = all(isinstance(n, int) and n >= 0 for n in numbers)
     if not sane or len(tensor.shape) != len(tensor.strides) or tensor.storage.values is None:
@@ -231,7 +228,7 @@ def _materialize(tensor: _Tensor, where: str) -> np.ndarray:
     steps = zip(tensor.shape, tensor.strides, strict=True)
     last = tensor.offset + sum((n - 1) * step for n, step in steps)
     if max(last + 1, math.prod(tensor.shape)) > tensor.storage.length:
-        raise DataError(f"{where}: the tensor reaches beyond its storage")
+        raise DataError(f"{where}: the tensor exceeds its storage")
     view = np.lib.stride_tricks.as_strided(
         tensor.storage.values[tensor.offset :],
         tensor.shape,

@@ -26,7 +26,7 @@ VGG16_FEATURES = dict(
     zip(Vgg16.layers, (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28), strict=True)
 )
 SQUEEZENET_FEATURES = dict(zip(FIRES, (3, 4, 6, 7, 9, 10, 11, 12), strict=True))
-GOOGLENET_BRANCHES = {  # layer of an inception module: torchvision's place within the module
+GOOGLENET_BRANCHES = {  # layer of an inception module: torchvision's name in the module
     "branch1": "branch1",
     "branch2_reduce": "branch2.0",
     "branch2": "branch2.1",
@@ -40,8 +40,8 @@ def convert_vgg16(path: str | Path, *, with_fc: bool = True) -> tuple[Params, di
     """Read torchvision's VGG16, fc6 and fc7 (its classifier.0 and classifier.3) included.
 
     Args:
-      path: vgg16-397923af.pth, or a file like it.
-      with_fc: False leaves fc6 and fc7 out, for networks with another box head.
+      path: vgg16-397923af.pth, or a similar file.
+      with_fc: False omits fc6 and fc7, for networks with another box head.
 
     Returns:
       params: conv1_1 to conv5_3, fc6, fc7; fc6 takes maps flattened by row, column, channel.
@@ -59,7 +59,7 @@ def convert_squeezenet(path: str | Path) -> tuple[Params, dict[str, Any]]:
     """Read torchvision's SqueezeNet 1.1 up to fire9; its pooling rounds up.
 
     Args:
-      path: squeezenet1_1-b8a52dc0.pth, or a file like it.
+      path: squeezenet1_1-b8a52dc0.pth, or a similar file.
 
     Returns:
       params: conv1 and fire2 to fire9.
@@ -87,11 +87,11 @@ def convert_squeezenet(path: str | Path) -> tuple[Params, dict[str, Any]]:
 def convert_googlenet(path: str | Path) -> tuple[Params, dict[str, Any]]:
     """Read torchvision's GoogLeNet up to inception5b and fold its batch normalization into kernels and biases.
 
-    The pretrained network turns torchvision's usual pixels into RGB / 127.5 − 1 first (`transform_input`), so its
-    convention here is "tf". Auxiliary classifiers and the last layer are left out.
+    The pretrained network converts torchvision's usual pixels to RGB / 127.5 − 1 first (`transform_input`), so its
+    preprocessing here is "tf". Auxiliary classifiers and the last layer are omitted.
 
     Args:
-      path: googlenet-1378be20.pth, or a file like it.
+      path: googlenet-1378be20.pth, or a similar file.
 
     Returns:
       params: conv1 to conv3 and inception3a to inception5b.
@@ -115,7 +115,7 @@ def convert_googlenet(path: str | Path) -> tuple[Params, dict[str, Any]]:
 
 
 def vgg16_from_torch_names(state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Rename VGG16's tensors from torchvision's module positions and put them into the product's layout."""
+    """Convert VGG16's tensors from torchvision's module positions to this library's names and layout."""
     arrays = {}
     for name, position in VGG16_FEATURES.items():
         if f"features.{position}.weight" in state:

@@ -162,7 +162,7 @@ def rle_to_mask(rle: Any, size: tuple[int, int], name: str = "a mask") -> Mask:
     except (KeyError, TypeError, ValueError, OverflowError):
         raise DataError(
             f"{name}: found {rle!r:.200}; needed an RLE as pycocotools writes it, with `size` [height, width] and "
-            "`counts`. pycocotools.mask.frPyObjects and merge make one from polygons"
+            "`counts`. Polygons are converted to RLE by pycocotools.mask.frPyObjects and merge"
         ) from None
     if (height, width) != tuple(size):
         raise DataError(
@@ -171,7 +171,7 @@ def rle_to_mask(rle: Any, size: tuple[int, int], name: str = "a mask") -> Mask:
         )
     if runs.sum() != height * width:
         raise DataError(
-            f"{name}: its runs add up to {runs.sum()} pixels; its image {tuple(size)} has {height * width}. Is the "
+            f"{name}: its runs cover {runs.sum()} pixels; its image {tuple(size)} has {height * width}. Is the "
             "file damaged?"
         )
     is_object = np.arange(len(runs)) % 2 == 1

@@ -25,7 +25,7 @@ _BLOCK = 1 << 24  # bytes
 
 
 class LoadedCheckpoint(NamedTuple):
-    """What evaluation and prediction need: parameters, extras, and the metadata with "step"."""
+    """Parameters, extras, and the metadata with "step"."""
 
     params: dict
     extras: dict
@@ -35,11 +35,11 @@ class LoadedCheckpoint(NamedTuple):
 class Checkpoints:
     """The checkpoints of one run, one folder per step under `folder`.
 
-    A folder `<step>` holds `weights/` (params, extras, average), `optimizer/`, `metadata/metadata`
-    (JSON) and `manifest.json` (a checksum of every file, written last). Writing is atomic: a crash
-    leaves the older ones as they were. Opening verifies the newest one; if it is damaged or
-    unfinished it is renamed `damaged-<step>` with a warning and the one before takes its place.
-    Several processes open the same shared folder and call every method together.
+    A folder `<step>` contains `weights/` (params, extras, average), `optimizer/`, `metadata/metadata`
+    (JSON) and `manifest.json` (a checksum of every file, written last). Writes are atomic. Opening
+    verifies the newest checkpoint; a damaged or unfinished one is renamed `damaged-<step>` with a
+    warning, and the one before is used. Several processes open the same shared folder and call every
+    method together.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class Checkpoints:
         best: str | None = None,
         may_differ: Sequence[str] = (),
     ) -> None:
-        """Open or create the folder, and refuse it if it belongs to another run.
+        """Open or create the folder; raise if it belongs to another run.
 
         The newest two checkpoints and that of step 0 are always kept.
 
@@ -59,9 +59,9 @@ class Checkpoints:
           folder: local path or URL.
           metadata: from `run_metadata`.
           keep_period: also keep the steps divisible by this.
-          best: name of a validation score; also keep the checkpoint where it is largest.
+          best: name of a validation score; also keep the checkpoint with the largest one.
           may_differ: dotted names, such as "config.total_steps", that a resumed run may change; a
-            name covers everything below it.
+            name includes everything below it.
 
         Raises:
           ConfigError: if the newest checkpoint was written by another method, configuration, seed,
@@ -69,7 +69,7 @@ class Checkpoints:
           DataError: if there are checkpoints and every one is damaged.
         """
         self.folder = epath.Path(folder)
-        self._metadata = json.loads(json.dumps(dict(metadata)))  # as it will be read back
+        self._metadata = json.loads(json.dumps(dict(metadata)))  # as read back
         self._best = best
         by_first(f"open {self.folder}", self._make_ready)
         check_shared(self.folder)
@@ -93,7 +93,7 @@ class Checkpoints:
             self.folder.resolve(),
             item_names=_ITEMS,
             options=ocp.CheckpointManagerOptions(
-                # A donated state must not be overwritten while it is written: save synchronously.
+                # Save synchronously: the next update overwrites the donated state.
                 enable_async_checkpointing=False,
                 cleanup_tmp_directories=True,
                 preservation_policy=policies.AnyPreservationPolicy(keep),
@@ -115,12 +115,12 @@ class Checkpoints:
         return self._manager.latest_step()
 
     def save(self, step: int, state: TrainState, scores: Mapping[str, float] | None = None) -> None:
-        """Write a checkpoint, then delete those that no rule keeps; nothing if the step is there.
+        """Write a checkpoint unless the step has one, then delete those that no rule keeps.
 
         Args:
           step: updates done.
           state: read, not kept.
-          scores: validation scores; must hold the declared best score if given.
+          scores: validation scores, including the declared best score; or `None`.
 
         Raises:
           ConfigError: if `scores` lacks the declared best score.
@@ -130,8 +130,8 @@ class Checkpoints:
             return
         if scores is not None and self._best is not None and self._best not in scores:
             raise ConfigError(
-                f"the best checkpoint is to be chosen by {self._best!r}, but validation returned "
-                f"{sorted(scores)}; name one of these"
+                f"the best checkpoint is chosen by {self._best!r}, but validation returned {sorted(scores)}; "
+                "name one of these"
             )
         weights = {"params": state.params, "extras": state.extras}
         if state.ema is not None:
@@ -143,8 +143,8 @@ class Checkpoints:
             metadata=ocp.args.JsonSave(metadata),
         )
         try:
-            kept = None if scores is None else {k: float(v) for k, v in scores.items()}
-            self._manager.save(step, args=items, metrics=kept, force=True)
+            numbers = None if scores is None else {k: float(v) for k, v in scores.items()}
+            self._manager.save(step, args=items, metrics=numbers, force=True)
             what = f"finish the checkpoint of step {step}"
             by_first(what, lambda: write_manifest(self.folder / str(step)))
         except (OSError, ValueError) as error:
@@ -155,7 +155,7 @@ class Checkpoints:
             raise OSError(_errno(error), self._save_failure(step, error)) from error
 
     def restore(self, state: TrainState) -> TrainState | None:
-        """Return the newest checkpoint's state, bit for bit, placed as `state` is.
+        """Return the newest checkpoint's state, bit for bit, with the sharding of `state`.
 
         Args:
           state: a state of the same layout (its values are not read), concrete or abstract with shardings.
@@ -189,11 +189,11 @@ class Checkpoints:
 
     def _save_failure(self, step: int, error: Exception) -> str:
         reason = "the disk is full" if _errno(error) == errno.ENOSPC else str(error)[:300]
-        last = f"step {self.latest}, is intact" if self.latest is not None else "none was there yet"
+        last = "none yet" if self.latest is None else f"step {self.latest}, intact"
         return (
             f"cannot save the checkpoint of step {step} in {self.folder}: {reason}. The last good "
-            f"checkpoint: {last}. Free space (or correct permissions) and start the same command "
-            "again: it resumes there"
+            f"checkpoint: {last}. Free space (or correct permissions) and run the same command again: it "
+            "resumes there"
         )
 
 
@@ -209,15 +209,15 @@ def load_checkpoint(
     Args:
       path: a step's folder, the folder of checkpoints, or a workdir that contains `checkpoints`.
       step: which step; `None` takes the newest (or the one that `path` names).
-      weights: the trained parameters or their running average; `None` takes the ones that are the run's
-        detector (its metadata's "result").
+      weights: the trained parameters or their running average; `None` takes the method's choice for
+        prediction (its metadata's "result").
       sharding: where to place the arrays; `None` uses the first local device.
 
     Returns:
       `LoadedCheckpoint`.
 
     Raises:
-      DataError: if there is no such checkpoint, it is damaged, or it has no running average.
+      DataError: if the checkpoint does not exist, is damaged, or has no running average.
     """
     folder = _step_folder(epath.Path(path), step)
     damage = find_damage(folder, parts=("weights", "metadata"))
@@ -228,8 +228,8 @@ def load_checkpoint(
     stored = _stored_layout(folder)
     if weights not in stored:
         raise DataError(
-            f"checkpoint {folder} holds {sorted(stored)} but no {weights!r}; "
-            "the run kept no running average: load 'params'"
+            f"checkpoint {folder} has {sorted(stored)} but no {weights!r}; the run kept no running average: load "
+            "'params'"
         )
     place = sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     wanted = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), stored)
@@ -238,17 +238,14 @@ def load_checkpoint(
 
 
 def checkpoint_steps(path: str | epath.Path) -> list[int]:
-    """Return the finished steps below a folder of checkpoints (or a workdir), ascending; maybe none."""
+    """Return the finished steps in a folder of checkpoints (or a workdir), ascending."""
     folder = epath.Path(path)
     folder = folder / "checkpoints" if (folder / "checkpoints").exists() else folder
     return [s for s in _numbered(folder) if (folder / str(s) / MANIFEST).exists()]
 
 
 def write_manifest(folder: epath.Path) -> None:
-    """Store size and CRC-32 of every file below `folder` in its `manifest.json`.
-
-    Written under another name first, so that a crash leaves either no manifest or a whole one.
-    """
+    """Store size and CRC-32 of every file in `folder` in its `manifest.json`, atomically."""
     entries = {name: _checksum(path) for name, path in _files(folder).items()}
     draft = folder / (MANIFEST + ".tmp")
     draft.write_text(json.dumps(entries, indent=1))
@@ -256,19 +253,19 @@ def write_manifest(folder: epath.Path) -> None:
 
 
 def find_damage(folder: epath.Path, *, parts: Sequence[str] | None = None) -> str | None:
-    """Say what is wrong with a folder that `write_manifest` finished.
+    """Compare a folder with its manifest.
 
     Args:
       folder: the folder.
-      parts: look only at these sub-folders; `None` looks at everything.
+      parts: check only these sub-folders; `None` checks everything.
 
     Returns:
-      The first damage found in words, or `None` if all files are as they were.
+      A description of the first damage, or `None` if all files are unchanged.
     """
     try:
         entries = json.loads((folder / MANIFEST).read_text())
     except FileNotFoundError:
-        return f"writing it was never finished (no {MANIFEST})"
+        return f"its writing was never finished (no {MANIFEST})"
     except ValueError:
         return f"its {MANIFEST} is not readable"
     for name, expected in sorted(entries.items()):
@@ -278,7 +275,7 @@ def find_damage(folder: epath.Path, *, parts: Sequence[str] | None = None) -> st
         if not path.exists():
             return f"its file {name} is missing"
         if _checksum(path) != expected:
-            return f"its file {name} was changed or cut short"
+            return f"its file {name} was changed or truncated"
     return None
 
 
@@ -286,15 +283,15 @@ def _step_folder(path: epath.Path, step: int | None) -> epath.Path:
     if path.name.isdigit() and (path / "weights").exists():
         if step is not None and step != int(path.name):
             raise DataError(
-                f"{path} is step {path.name}, but step {step} was asked for; give its parent"
+                f"{path} is step {path.name}, but step {step} was requested; give its parent folder"
             )
         return path
     steps = checkpoint_steps(path)
     if not steps or (step is not None and step not in steps):
         wanted = "checkpoint" if step is None else f"checkpoint of step {step}"
         raise DataError(
-            f"there is no {wanted} in {path} (steps found: {steps or 'none'}); give the workdir of a "
-            "training run, its folder of checkpoints, or one step's folder"
+            f"{path} has no {wanted} (steps found: {steps or 'none'}); give the workdir of a training run, its folder "
+            "of checkpoints, or one step's folder"
         )
     root = path / "checkpoints" if (path / "checkpoints").exists() else path
     return root / str(steps[-1] if step is None else step)
@@ -307,7 +304,7 @@ def _numbered(folder: epath.Path) -> list[int]:
 
 
 def _set_damaged_aside(folder: epath.Path) -> None:
-    """Rename damaged checkpoints, so that the newest one is good."""
+    """Rename damaged checkpoints, until the newest one is good."""
     damaged: dict[int, str] = {}
     for step in reversed(_numbered(folder)):
         damage = find_damage(folder / str(step))
@@ -316,9 +313,9 @@ def _set_damaged_aside(folder: epath.Path) -> None:
         damaged[step] = damage
     else:
         if damaged:
-            found = "; ".join(f"step {step}: {damage}" for step, damage in damaged.items())
+            reasons = "; ".join(f"step {step}: {damage}" for step, damage in damaged.items())
             raise DataError(
-                f"every checkpoint in {folder} is damaged ({found}); restore a copy, or delete the "
+                f"every checkpoint in {folder} is damaged ({reasons}); restore a copy, or delete the "
                 "folder to start again from step 0"
             )
         return
@@ -329,7 +326,7 @@ def _set_damaged_aside(folder: epath.Path) -> None:
         (folder / str(worse)).rename(aside)
         warnings.warn(
             f"checkpoint {folder / str(worse)} cannot be used: {damage}. It was renamed to {aside}; "
-            f"training goes back to step {step}",
+            f"training resumes from step {step}",
             stacklevel=5,
         )
 
@@ -364,15 +361,15 @@ def _errno(error: Exception) -> int:
 
 
 def _files(folder: epath.Path) -> dict[str, epath.Path]:
-    found: dict[str, epath.Path] = {}
-    waiting = [folder]
-    while waiting:
-        for path in waiting.pop().iterdir():
+    files: dict[str, epath.Path] = {}
+    folders = [folder]
+    while folders:
+        for path in folders.pop().iterdir():
             if path.is_dir():
-                waiting.append(path)
+                folders.append(path)
             elif not path.name.startswith(MANIFEST):
-                found[str(path.relative_to(folder))] = path
-    return found
+                files[str(path.relative_to(folder))] = path
+    return files
 
 
 def _checksum(path: epath.Path) -> list[int]:

@@ -1,4 +1,4 @@
-"""Several processes train one model: how they find each other, agree, and share what one of them does."""
+"""Training with several processes: joining them, checks that they agree, and work done by the first one."""
 
 from __future__ import annotations
 
@@ -24,8 +24,7 @@ from wsod_jax.errors import ConfigError, PeerError
 from wsod_jax.train.identity import dotted
 from wsod_jax.train.sharding import by_rows, fetch, replicated
 
-# Seconds that a process which ended waits for the others before they are ended too.
-SHUTDOWN_TIMEOUT = 60
+SHUTDOWN_TIMEOUT = 60  # seconds that a finished process waits for the others before they are ended
 _VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 
 
@@ -34,18 +33,17 @@ def initialize(
 ) -> None:
     """Join the other processes of a run, if there are any.
 
-    With all three arguments, or the variables JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and
-    JAX_PROCESS_ID, these count. Otherwise Slurm, Open MPI, an indexed job of Kubernetes and Cloud TPU are
-    found by what they set, and JAX asks them. A single process is left as it is. Call it before anything
-    touches a device.
+    The three arguments, or the variables JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, take
+    precedence. Otherwise Slurm, Open MPI, an indexed Kubernetes job or Cloud TPU are detected by their
+    environment, and JAX asks them. Does nothing for a single process. Call it before anything uses a device.
 
     Args:
       coordinator: "address:port" of process 0, which listens there; the same in all processes.
-      num_processes: how many there are.
-      process_id: which of them this is, from 0.
+      num_processes: number of processes.
+      process_id: number of this process, from 0.
 
     Raises:
-      ConfigError: if only some of the three are given, they do not fit, or the others cannot be reached.
+      ConfigError: if only some of the three are given, they are invalid, or the others cannot be reached.
     """
     given = (coordinator, num_processes, process_id)
     if given == (None, None, None):
@@ -53,27 +51,27 @@ def initialize(
     if given == (None, None, None):
         launcher = _launcher()
         if launcher is not None:
-            _join(f"as {launcher} says", {})
+            _join(f"started by {launcher}", {})
         return
-    wanted = (
+    needed = (
         "several processes need the address of process 0 (host:port), their number and this one's id: flags "
         f"--coordinator, --num_processes and --process_id, or the variables {', '.join(_VARIABLES)}"
     )
     if None in given:
-        raise ConfigError(f"{wanted}; give all three or none; found {', '.join(map(str, given))}")
+        raise ConfigError(f"{needed}; give all three or none; found {', '.join(map(str, given))}")
     address = str(given[0])
     try:
-        count, own = int(given[1]), int(given[2])
+        count, number = int(given[1]), int(given[2])
     except ValueError:
-        count = own = -1
-    if not 0 <= own < count or not address.rpartition(":")[2].isdigit():
+        count = number = -1
+    if not 0 <= number < count or not address.rpartition(":")[2].isdigit():
         raise ConfigError(
-            f"{wanted}; found {address}, {given[1]}, {given[2]}, but ids count from 0 to below the number, and "
-            "the address ends with a port"
+            f"{needed}; found {address}, {given[1]}, {given[2]}, but ids are 0 to the number minus 1, and the "
+            "address ends with a port"
         )
     if count > 1:
-        options = {"coordinator_address": address, "num_processes": count, "process_id": own}
-        _join(f"as process {own} of {count} at {address}", options)
+        options = {"coordinator_address": address, "num_processes": count, "process_id": number}
+        _join(f"as process {number} of {count} at {address}", options)
 
 
 def _join(how: str, options: dict[str, Any]) -> None:
@@ -81,13 +79,13 @@ def _join(how: str, options: dict[str, Any]) -> None:
         jax.distributed.initialize(**options, shutdown_timeout_seconds=SHUTDOWN_TIMEOUT)
     except Exception as error:
         raise ConfigError(
-            f"cannot join the other processes {how}: {error}. Start all of them within 5 minutes, with one "
-            "address that each can reach and a port that is free in process 0, before anything else uses JAX"
+            f"cannot join the other processes {how}: {error}. Start all of them within 5 minutes, with an address "
+            "that each can reach and a port that is free in process 0, before anything else uses JAX"
         ) from error
 
 
 def _launcher() -> str | None:
-    """Return which launcher started several processes, by what JAX's own detection reads of it."""
+    """Return the launcher that started several processes, by the variables that JAX's detection reads too."""
     env = os.environ
     if "SLURM_JOB_ID" in env and "SLURM_STEP_NODELIST" in env:
         return "Slurm" if _several(env.get("SLURM_NTASKS")) else None
@@ -107,7 +105,7 @@ def _several(count: str | None) -> bool:
 
 
 def _on_google_tpu() -> bool:
-    """Return whether this is a TPU machine whose host list only Google's metadata server knows."""
+    """Return whether this is a TPU machine whose host list must be asked of Google's metadata server."""
     maker = Path("/sys/class/dmi/id/product_name")
     devices = any(Path(path).exists() for path in ("/dev/accel0", "/dev/vfio/0"))
     known = "TPU_SKIP_MDS_QUERY" in os.environ or "TPU_WORKER_HOSTNAMES" in os.environ
@@ -115,20 +113,20 @@ def _on_google_tpu() -> bool:
 
 
 def is_first() -> bool:
-    """Return whether this process writes logs and images; the only one always does."""
+    """Return whether this process writes logs and images: the first of several, or the only one."""
     return jax.process_index() == 0
 
 
 def abandon(why: str) -> NoReturn:
-    """Stop because another process failed, and end this one even if an update never ends.
+    """Stop because another process failed.
 
-    The failed process is missing from an update that is on the devices already, so the ordinary end of this
-    one could wait for it forever.
+    The devices may wait forever for the failed process in a running update, so the interpreter is forced to exit
+    with status 1 once the error is reported.
 
     Raises:
-      PeerError: with `why`; once it has been reported, the interpreter ends with status 1.
+      PeerError: with `why`.
     """
-    atexit.register(_end)  # runs before JAX's own, which were registered earlier
+    atexit.register(_end)  # runs before JAX's handlers, which were registered earlier
     raise PeerError(why)
 
 
@@ -141,13 +139,13 @@ def _end() -> None:
 
 
 def refuse_several(what: str) -> None:
-    """Refuse what only a single process can do.
+    """Raise for work that needs a single process.
 
     Args:
-      what: subject of the sentence, such as "evaluation".
+      what: subject of the message, such as "evaluation".
 
     Raises:
-      ConfigError: if there are several processes, joined or started by a launcher to be.
+      ConfigError: if there are several processes, or a launcher started several.
     """
     if jax.process_count() > 1:
         raise ConfigError(
@@ -157,7 +155,7 @@ def refuse_several(what: str) -> None:
     launcher = "JAX_NUM_PROCESSES" if _several(os.environ.get("JAX_NUM_PROCESSES")) else _launcher()
     if launcher in ("JAX_NUM_PROCESSES", "Slurm", "Open MPI"):  # each of which starts copies
         raise ConfigError(
-            f"{what} runs in one process, but {launcher} says that several were started; start a single one for it"
+            f"{what} runs in one process, but {launcher} started several; start a single one for it"
         )
 
 
@@ -165,7 +163,7 @@ def check_same(name: str, text: str) -> None:
     """Check that all processes have the same text, such as their configuration.
 
     Args:
-      name: what it is, for the message.
+      name: of the text, for the message.
       text: JSON, whose keys are compared one by one, or any other text.
 
     Raises:
@@ -192,11 +190,11 @@ def check_same(name: str, text: str) -> None:
 
 
 def by_first(what: str, act: Callable[[], None]) -> None:
-    """Let process 0 do something for all; return once it is done.
+    """Call a function in process 0 only; all processes wait for it.
 
     Args:
       what: for the message, as in "process 0 could not …".
-      act: called in process 0 alone; what it raises is raised there.
+      act: the function; its exceptions are raised in process 0.
 
     Raises:
       PeerError: in the other processes, if it raised.
@@ -208,20 +206,20 @@ def by_first(what: str, act: Callable[[], None]) -> None:
     if is_first():
         try:
             act()
-        except Exception as caught:  # told to the others before it goes on
+        except Exception as caught:  # raised by `all_succeeded`, after the others know
             error = caught
     all_succeeded(what, error)
 
 
 def all_succeeded(what: str, error: Exception | None) -> None:
-    """Go on only if no process failed; a meeting point of all.
+    """Wait for all processes and continue only if none failed.
 
     Args:
-      what: what each did, for the message, as in "process 3 could not …".
-      error: how this process failed, or `None`.
+      what: for the message, as in "process 3 could not …".
+      error: of this process, or `None`.
 
     Raises:
-      PeerError: if another one failed; this one's own error comes first.
+      PeerError: if another one failed; `error` takes precedence.
     """
     if jax.process_count() > 1:
         failed = multihost_utils.process_allgather(np.asarray(error is not None))
@@ -241,7 +239,7 @@ def check_shared(folder: epath.Path) -> None:
     """Check that all processes see the same folder.
 
     Args:
-      folder: exists already, at least for process 0.
+      folder: exists, at least for process 0.
 
     Raises:
       ConfigError: in the processes that do not see it; `PeerError` in the others.
@@ -255,7 +253,7 @@ def check_shared(folder: epath.Path) -> None:
     if not mark.exists():
         error = ConfigError(
             f"process {jax.process_index()} does not see the files that process 0 writes in {folder}; the workdir "
-            "of several processes lies on a disk or bucket that all of them share"
+            "must be on a disk or bucket that all of them share"
         )
     try:
         all_succeeded(f"find {folder}", error)
@@ -265,11 +263,10 @@ def check_shared(folder: epath.Path) -> None:
 
 
 class Votes:
-    """Lets processes agree on a number without making the device wait.
+    """The largest of the processes' numbers, known to all after the same update, without making the device wait.
 
-    Each casts one number before it dispatches an update; a tiny program, queued before the update, turns
-    them into the largest of all. Once the update before is done, reading that waits for nothing, while the
-    device is busy with the update itself. So all know the same after the same update.
+    Each process casts a number before it dispatches an update; a tiny program queued before the update computes the
+    maximum. It is read while the device runs the update, so reading waits only for the update before.
     """
 
     def __init__(self, mesh: Mesh) -> None:
@@ -280,12 +277,12 @@ class Votes:
         self._newest: jax.Array | None = None
 
     def cast(self, number: int) -> None:
-        """Give this process's number."""
-        own = np.full(self._devices, number, np.int32)
-        self._newest = self._largest(jax.make_array_from_process_local_data(self._layout, own))
+        """Submit this process's number."""
+        numbers = np.full(self._devices, number, np.int32)
+        self._newest = self._largest(jax.make_array_from_process_local_data(self._layout, numbers))
 
     def count(self) -> int:
-        """Return the largest number that was cast last."""
+        """Return the largest number of the last vote."""
         return int(fetch(self._newest))
 
 
@@ -300,7 +297,7 @@ def _gathered(text: str) -> list[str]:
 
 
 def _difference(first: str, other: str) -> str:
-    """Say in which keys two texts differ."""
+    """Describe the keys in which two texts differ."""
     try:
         one, two = (dotted(json.loads(text)) for text in (first, other))
     except ValueError:
@@ -308,5 +305,5 @@ def _difference(first: str, other: str) -> str:
         one, two = next(((a, b) for a, b in lines if a != b), (first, other))
         return f"{two[:200]!r} instead of {one[:200]!r}"
     names = [name for name in sorted(one.keys() | two.keys()) if one.get(name) != two.get(name)]
-    found = [f"{name} is {two.get(name)!r} instead of {one.get(name)!r}" for name in names[:6]]
-    return "; ".join(found) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
+    parts = [f"{name} is {two.get(name)!r} instead of {one.get(name)!r}" for name in names[:6]]
+    return "; ".join(parts) + (f" and {len(names) - 6} more" if len(names) > 6 else "")

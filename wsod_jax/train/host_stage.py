@@ -1,8 +1,8 @@
-"""The stage between two programs of an update: the method proposes, the host makes cues of it.
+"""The host stage of an update: the method proposes, a cue source answers on the host, then the update trains.
 
-A method with a `propose` says what it wants to know of a micro-batch; a cue source answers on the host, for
-instance with masks cut by GrabCut; the update trains on the batch and the answer. There is no look-ahead: a
-micro-batch is proposed with the parameters that its own update starts from, so that resuming is exact.
+`method.propose` returns a request for a micro-batch; a cue source answers it on the host, for instance with masks cut
+by GrabCut; the update trains on the batch and the answer. Requests use the parameters at the start of their update, not
+earlier ones, so that resuming is exact.
 """
 
 from __future__ import annotations
@@ -34,24 +34,24 @@ class CueSource(AbstractContextManager, Protocol):
 
         Returns:
           A pytree of NumPy arrays with rows leading; with several streams a dict of them, for any of the
-          streams. Shapes stay the same from update to update.
+          streams. Shapes are the same in all updates.
         """
 
 
 def add_cues(step: TrainStep, state: TrainState, batch: Any, source: CueSource) -> Any:
-    """Return a micro-batch with the cues that a source makes for it.
+    """Return a micro-batch with its cues.
 
     Args:
       step: of a method with `propose`.
       state: before the update.
       batch: on the mesh; a batch with `image_index`, `image_mask` and `cues`, or a dict of them by stream.
-      source: entered already.
+      source: already entered.
 
     Returns:
       The batch that `propose` returned, on the mesh, with `cues` set.
 
     Raises:
-      CueError: if the source raises, is killed, or returns something else than arrays of the batch's rows.
+      CueError: if the source raises, is killed, or returns anything but arrays of the batch's rows.
     """
     with jax.transfer_guard("disallow"):
         request, batch = step.propose(state, batch)
@@ -60,7 +60,7 @@ def add_cues(step: TrainStep, state: TrainState, batch: Any, source: CueSource) 
         {name: local_rows(getattr(part, field)) for name, part in streams.items()}
         for field in ("image_index", "image_mask")
     )
-    rows = {name: len(own) for name, own in mask.items()}
+    rows = {name: len(values) for name, values in mask.items()}
     if isinstance(batch, dict):
         answers = _ask(source, local_rows(request), index, mask)
     else:
@@ -81,7 +81,7 @@ def opened(source: CueSource | None) -> Iterator[CueSource | None]:
 
 
 def source_name(source: CueSource) -> str:
-    """Return what a message calls a source."""
+    """Return the name of a source for messages."""
     return getattr(source, "name", None) or type(source).__name__
 
 
@@ -91,11 +91,11 @@ def _ask(source: CueSource, *request: Any) -> Any:
     except BrokenExecutor as error:
         raise CueError(
             f"a worker of the cue source {source_name(source)} was killed ({type(error).__name__}: {error}), "
-            "often because memory ran out: give it fewer workers"
+            "often for lack of memory: give it fewer workers"
         ) from error
     except SystemExit as error:
         raise CueError(
-            f"the cue source {source_name(source)} ended itself (SystemExit: {error})"
+            f"the cue source {source_name(source)} called exit (SystemExit: {error})"
         ) from error
     except Exception as error:
         raise CueError(
@@ -104,31 +104,31 @@ def _ask(source: CueSource, *request: Any) -> Any:
 
 
 def _check_answers(answers: Any, rows: dict[str | None, int], source: str) -> None:
-    """Refuse answers that are no arrays, or not of the rows that were asked for."""
+    """Raise `CueError` for answers that are not arrays of the requested rows."""
     if not isinstance(answers, dict) or not answers or not answers.keys() <= rows.keys():
-        found = sorted(answers) if isinstance(answers, dict) else type(answers).__name__
+        returned = sorted(answers) if isinstance(answers, dict) else type(answers).__name__
         raise CueError(
-            f"the cue source {source} returned {found}, but with several streams it returns a dict with cues "
-            f"for some of {sorted(map(str, rows))}"
+            f"the cue source {source} returned {returned}, but with several streams it must return a dict with "
+            f"cues for some of {sorted(map(str, rows))}"
         )
     for name, answer in answers.items():
         stream = "" if name is None else f" of stream {name!r}"
         leaves = jax.tree_util.tree_leaves_with_path(answer)
         if not leaves:
             raise CueError(
-                f"the cue source {source} returned {answer!r}{stream}, which holds no array; it returns NumPy "
-                f"arrays that lead with the {rows[name]} rows it was asked about"
+                f"the cue source {source} returned {answer!r}{stream}, which has no array; it must return NumPy "
+                f"arrays that lead with the requested {rows[name]} rows"
             )
         for path, leaf in leaves:
             where = f"cues{jax.tree_util.keystr(path)}{stream}"
             if not isinstance(leaf, np.ndarray) or leaf.dtype.kind in "OSUMm":
                 kind = f"dtype {leaf.dtype}" if isinstance(leaf, np.ndarray) else repr(type(leaf))
                 raise CueError(
-                    f"the cue source {source} returned {where} of {kind}; all cues are NumPy arrays of numbers "
-                    "or booleans, on the host"
+                    f"the cue source {source} returned {where} of {kind}; all cues must be NumPy arrays of numbers "
+                    "or booleans"
                 )
             if leaf.ndim == 0 or leaf.shape[0] != rows[name]:
                 raise CueError(
-                    f"the cue source {source} returned {where} of shape {list(leaf.shape)}, but was asked about "
-                    f"{rows[name]} rows; all cues lead with these rows, fillers included"
+                    f"the cue source {source} returned {where} of shape {list(leaf.shape)}, but {rows[name]} rows "
+                    "were requested; all cues must lead with these rows, fillers included"
                 )

@@ -1,4 +1,4 @@
-"""Which run a checkpoint belongs to: what is written beside it, and how it is compared."""
+"""The identity of a run: metadata stored with its checkpoints, and their comparison."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import wsod_jax
 from wsod_jax.errors import ConfigError, DataError
 from wsod_jax.train.optim import path_name
 
-FORMAT = 2  # of checkpoints; wsod_jax 0.1 wrote no number
+FORMAT = 2  # of checkpoints; those of wsod_jax 0.1 have no number
 BOX_CONVENTION = "xyxy, absolute pixels, continuous edges (width = x2 - x1)"
 
 
@@ -30,19 +30,19 @@ def run_metadata(
     result: Literal["params", "ema"] = "params",
     backbone: Mapping[str, Any] | None = None,
 ) -> dict:
-    """Describe a run, for the JSON beside each of its checkpoints.
+    """Return the metadata stored as JSON with each checkpoint.
 
     Args:
       method: the method's name.
       class_names: foreground classes in the order of the scores.
       config: the whole configuration, plain values only.
-      split: what it trains on.
+      split: name of the training split.
       seed: the run's seed.
-      result: which weights are the detector, the trained ones or their running average.
-      backbone: the `description` of the backbone, which the weights are made for; `None` for methods without.
+      result: the weights used for prediction, trained ones or their running average.
+      backbone: the backbone's `description`; `None` for methods without.
 
     Returns:
-      A dict that survives JSON unchanged, with package versions and the box convention added.
+      A dict of JSON types, with package versions and the box convention added.
     """
     packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
     described = {
@@ -65,23 +65,23 @@ def run_metadata(
 
 
 def check_format(metadata: Mapping[str, Any], folder: epath.Path) -> None:
-    """Refuse a checkpoint that another generation of the library wrote.
+    """Raise for a checkpoint of another format.
 
     Raises:
-      DataError: says which.
+      DataError: names the version that wrote it.
     """
     if metadata.get("format") != FORMAT:
         writer = metadata.get("versions", {}).get("wsod_jax", "another version")
         raise DataError(
             f"checkpoint {folder} was written by wsod_jax {writer}, whose checkpoints this version cannot read; "
-            "train again, or read it with the version that wrote it"
+            "train again, or use the version that wrote it"
         )
 
 
 def compare_runs(
     stored: dict, current: dict, may_differ: Sequence[str], folder: epath.Path
 ) -> None:
-    """Refuse the checkpoint of another run; warn if only package versions changed.
+    """Raise for the checkpoint of another run; warn if only package versions changed.
 
     Args:
       stored: metadata read from the checkpoint; names that `current` lacks at its top level are ignored.
@@ -90,30 +90,30 @@ def compare_runs(
       folder: for the message.
 
     Raises:
-      ConfigError: lists what differs and the ways out; if the method does, that alone.
+      ConfigError: lists the differences (only the method if that differs) and what to do.
     """
     before, now = dotted(stored), dotted(current)
     ours = {name for name in before.keys() | now.keys() if name.split(".")[0] in current}
     changed = sorted(name for name in ours if before.get(name) != now.get(name))
     versions = [name for name in changed if name.startswith("versions.")]
-    free = [*may_differ, "versions"]
-    wrong = [n for n in changed if not any(n == f or n.startswith(f + ".") for f in free)]
+    ignored = [*may_differ, "versions"]
+    wrong = [n for n in changed if not any(n == i or n.startswith(i + ".") for i in ignored)]
     if "method" in wrong:
         wrong = ["method"]  # another method has other options
     if wrong:
-        told = {name: f"{_told(before, name)} there, {_told(now, name)} now" for name in wrong}
-        of_config = {text for name, text in told.items() if name.startswith("config.")}
+        texts = {name: f"{_shown(before, name)} there, {_shown(now, name)} now" for name in wrong}
+        of_config = {text for name, text in texts.items() if name.startswith("config.")}
         lines = [
             f"  {name}: {text}"
-            for name, text in told.items()
+            for name, text in texts.items()
             if name.startswith("config.") or text not in of_config  # the seed is in both
         ]
         more = f"\n  and {len(lines) - 12} more" if len(lines) > 12 else ""
         raise ConfigError(
-            f"{folder} holds checkpoints of another run:\n"
+            f"{folder} has checkpoints of another run:\n"
             + "\n".join(lines[:12])
             + more
-            + "\nUse another --workdir for this run, set these values back to resume that one, or delete its folder"
+            + "\nUse another --workdir for this run, restore these values to resume that one, or delete its folder"
         )
     if versions:
         lines = [f"{n[9:]} {before.get(n)} -> {now.get(n)}" for n in versions]
@@ -123,12 +123,12 @@ def compare_runs(
         )
 
 
-def _told(values: Mapping[str, Any], name: str) -> str:
+def _shown(values: Mapping[str, Any], name: str) -> str:
     return repr(values[name]) if name in values else "absent"
 
 
 def dotted(tree: Any, prefix: str = "") -> dict[str, Any]:
-    """Return the leaves of nested dicts, inner empty dicts among them, under names such as "config.optim.name"."""
+    """Return the leaves of nested dicts (and empty inner dicts) under names such as "config.optim.name"."""
     if not isinstance(tree, dict) or (prefix and not tree):
         return {prefix: tree}
     flat: dict[str, Any] = {}
@@ -144,10 +144,10 @@ def layout(tree: Any) -> dict[str, str]:
 
 
 def compare_layouts(stored: dict, wanted: dict, folder: epath.Path) -> None:
-    """Refuse a checkpoint whose arrays differ in name, shape or dtype from the ones wanted.
+    """Raise for a checkpoint whose arrays differ in name, shape or dtype from this run's.
 
     Args:
-      stored: nested dict of things with `shape` and `dtype`, from the checkpoint.
+      stored: nested dict of arrays or their specs with `shape` and `dtype`, from the checkpoint.
       wanted: likewise, of this run.
       folder: for the message.
 

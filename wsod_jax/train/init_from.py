@@ -1,4 +1,4 @@
-"""What a new run starts from: the weights of other runs and of weight files, by the names of their parameters."""
+"""Initialize a new run from other runs and weight files, by the names of parameters."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from wsod_jax.train.optim import check_expressions, path_name
 from wsod_jax.train.weights import SUFFIXES, check_meta, load_weights
 from wsod_jax.types import Params
 
-# Where a name of a source may belong; converted files name the layers of backbone and box head without their module.
-_PLACES = ("", "backbone/", "box_head/")
-_EXTRAS = "extras/"  # before the names of what gradients do not train
+# Prefixes to try for a source's names; converted files name the layers of backbone and box head without their module.
+_PREFIXES = ("", "backbone/", "box_head/")
+_EXTRAS = "extras/"  # prefix of the names of extras
 
 
 class InitSource(NamedTuple):
     """Weights to start from.
 
     Attributes:
-      name: the file or folder they were read from.
-      arrays: parameter path -> NumPy array; those of extras begin with "extras/".
+      name: the file or folder.
+      arrays: parameter path -> NumPy array; paths of extras begin with "extras/".
     """
 
     name: str
@@ -38,12 +38,12 @@ class InitSource(NamedTuple):
 
 @dataclass(frozen=True)
 class InitReport:
-    """What became of every array; all names are sorted.
+    """The use of every array; all names are sorted.
 
     Attributes:
-      taken: source -> parameters whose value it gave (a later source may have given another one).
-      unused: source -> its arrays that no parameter took.
-      drawn: parameters and extras that keep their drawn value.
+      taken: source -> parameters that it initialized (a later source may have replaced their values).
+      unused: source -> its arrays without a parameter.
+      drawn: parameters and extras that keep their random initialization.
     """
 
     taken: Mapping[str, tuple[str, ...]]
@@ -57,12 +57,12 @@ class InitReport:
             rest = f"; {len(left)} not used: {_shortened(left)}" if left else ""
             lines.append(f"{source}: {len(names)} arrays taken{rest}")
         if self.drawn:
-            lines.append(f"{len(self.drawn)} keep their drawn values: {_shortened(self.drawn)}")
+            lines.append(f"{len(self.drawn)} randomly initialized: {_shortened(self.drawn)}")
         return "\n".join(lines)
 
 
 class Started(NamedTuple):
-    """Parameters and extras with the weights in place, and the report."""
+    """Initialized parameters and extras, and the report."""
 
     params: Params
     extras: dict
@@ -74,17 +74,16 @@ def read_sources(
     backbone: Mapping[str, Any] | None = None,
     named: Mapping[str, Callable[[], tuple[Params, dict[str, Any]]]] = MappingProxyType({}),
 ) -> tuple[InitSource, ...]:
-    """Read weights into host memory and check that they were made for the backbone.
+    """Read weights into host memory and check that they fit the backbone.
 
     Args:
       paths: each a weights file (.npz, .safetensors), or a run: its workdir (the newest step) or the folder of one
-        step. Of a run the weights are read that are its detector, trained ones or their running average, and its
-        extras.
+        step. A run gives the weights that it predicts with, trained ones or their running average, and its extras.
       backbone: the `description` of the run's backbone; `None` for methods without one.
-      named: what may stand for a path -> a function that returns parameters and what they were made for.
+      named: name to use instead of a path -> function that returns parameters and their description.
 
     Raises:
-      DataError: if one is missing or damaged, or was made for other pixels or another architecture.
+      DataError: if one is missing or damaged, or was made for other preprocessing or another architecture.
     """
     return tuple(_read_source(str(path), backbone, named) for path in paths)
 
@@ -92,25 +91,24 @@ def read_sources(
 def init_from(
     params: Params, extras: dict, sources: Sequence[InitSource], reinit: Sequence[str] = ()
 ) -> Started:
-    """Put the sources' arrays in the place of drawn parameters and extras of the same path and shape.
+    """Replace randomly initialized parameters and extras by the sources' arrays of the same path and shape.
 
-    Sources are merged in their order, so what a later one has replaces what an earlier one gave. An array
-    "fc6/kernel" of a file belongs to "fc6/kernel", "backbone/fc6/kernel" or
+    Later sources override earlier ones. An array "fc6/kernel" of a file is for "fc6/kernel", "backbone/fc6/kernel" or
     "box_head/fc6/kernel", the first that exists.
 
     Args:
-      params: drawn parameters; unchanged.
-      extras: drawn extras; unchanged.
+      params: initial parameters; unchanged.
+      extras: initial extras; unchanged.
       sources: from `read_sources`.
       reinit: regular expressions, searched in the paths of parameters ("refine/head/kernel") and extras
-        ("extras/centers"); those that match keep their drawn values: heads for other classes.
+        ("extras/centers"); those that match keep their initial values, such as heads for other classes.
 
     Returns:
-      `Started`, its trees of the structure, shapes and dtypes that were given. Arrays are copies.
+      `Started`, with trees of the given structure, shapes and dtypes. Arrays are copies.
 
     Raises:
-      ConfigError: if a shape differs, or `reinit` holds what is no regular expression or matches nothing.
-      DataError: if nothing of a source has a place.
+      ConfigError: if a shape differs, or an expression in `reinit` is invalid or matches nothing.
+      DataError: if no array of a source fits.
     """
     check_expressions({f"config.train.reinit[{i}]": p for i, p in enumerate(reinit)})
     leaves, structure = jax.tree_util.tree_flatten_with_path((params, extras))
@@ -118,7 +116,7 @@ def init_from(
     idle = [p for p in reinit if not any(re.search(p, name) for name in targets)]
     if idle:
         raise ConfigError(
-            f"config.train.reinit: {idle[0]!r} matches no parameter; correct or drop it. The parameters are:\n  "
+            f"config.train.reinit: {idle[0]!r} matches no parameter; correct or remove it. The parameters are:\n  "
             + "\n  ".join(targets)
         )
     kept = {name for name in targets if any(re.search(p, name) for p in reinit)}
@@ -131,8 +129,8 @@ def init_from(
             values[at] = jnp.array(source.arrays[name], targets[at].dtype)
         if not used:
             raise DataError(
-                f"none of the arrays of {source.name} ({_shortened(sorted(source.arrays))}) has a place in this "
-                f"network, whose parameters are {_shortened(sorted(targets.keys() - kept))}; drop it from "
+                f"none of the arrays of {source.name} ({_shortened(sorted(source.arrays))}) belongs to this network, "
+                f"whose parameters are {_shortened(sorted(targets.keys() - kept))}; remove it from "
                 "config.train.init_from, or give the weights of a network with such layers"
             )
         taken[source.name] = tuple(sorted(used.values()))
@@ -152,7 +150,7 @@ def _read_source(
         return InitSource(path, _named(params))
     if not epath.Path(path).is_dir():
         raise DataError(
-            f"there is no run at {path} to start from; config.train.init_from takes workdirs, folders of checkpoints, "
+            f"there is no run at {path}; config.train.init_from takes workdirs, folders of checkpoints, "
             f"weight files ending in {' or '.join(SUFFIXES)} (wsod-jax convert_weights makes them of other "
             f"frameworks' files) and the names of installed weights ({', '.join(named) or 'none here'})"
         )
@@ -175,7 +173,7 @@ def _target_name(path: tuple) -> str:
 
 
 def _place(name: str, targets: Mapping[str, Any]) -> str | None:
-    return next((place + name for place in _PLACES if place + name in targets), None)
+    return next((prefix + name for prefix in _PREFIXES if prefix + name in targets), None)
 
 
 def _check_shapes(
@@ -193,13 +191,13 @@ def _check_shapes(
         raise ConfigError(
             f"config.train.init_from: arrays of {source.name} have other shapes than this network's:\n"
             + "\n".join(lines[:12])
-            + f"{more}\nBuild the network as the weights need it, or let these layers keep their drawn values, by "
-            f'expressions in config.train.reinit, such as "^{layer}/"'
+            + f"{more}\nBuild the network as the weights need it, or initialize these layers randomly by expressions "
+            f'in config.train.reinit, such as "^{layer}/"'
         )
 
 
 def _shortened(names: Iterable[str], limit: int = 6) -> str:
-    """Join the first names and count the others."""
+    """Join the first names and append the number of others."""
     names = list(names)
     rest = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(names[:limit]) + rest

@@ -1,4 +1,4 @@
-"""Where numbers go while training: metrics.jsonl, TensorBoard, the console."""
+"""Writers of metrics while training: metrics.jsonl, TensorBoard, the console."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ class Writer(Protocol):
 
 
 class JsonlWriter:
-    """One JSON object per line, `{"step": 100, "loss": …}`, flushed at once."""
+    """One JSON object per line, `{"step": 100, "loss": …}`, flushed immediately."""
 
     def __init__(self, path: str | os.PathLike, *, resume_step: int = 0) -> None:
-        """Open for appending; drop what a resumed run will write again.
+        """Open for appending; drop the entries that a resumed run will write again.
 
         Args:
           path: the file; made if absent.
-          resume_step: entries of later steps, and a last line cut short by a crash, are removed.
+          resume_step: entries of later steps, and a truncated last line, are removed.
         """
         self._path = Path(path)
         self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -58,7 +58,7 @@ class JsonlWriter:
 
 
 def read_jsonl(path: str | os.PathLike) -> list[dict]:
-    """Return the entries of a metrics file; a line that a crash cut short is left out."""
+    """Return the entries of a metrics file; a line truncated by a crash is omitted."""
     entries = []
     for line in Path(path).read_text().splitlines():
         try:
@@ -75,8 +75,8 @@ class TensorBoardWriter:
         """Open a new event file.
 
         Args:
-          folder: where; made if absent.
-          resume_step: TensorBoard hides what earlier files say of later steps.
+          folder: for the file; made if absent.
+          resume_step: TensorBoard hides later steps of earlier files.
 
         Raises:
           ConfigError: if the tensorboard package is not installed.
@@ -87,7 +87,7 @@ class TensorBoardWriter:
         except ImportError as error:
             raise ConfigError(
                 "TensorBoard logging is on, but the tensorboard package is not installed; "
-                "pip install tensorboard, or switch it off in the configuration"
+                "pip install tensorboard, or turn it off in the configuration"
             ) from error
         self._event, self._summary = event_pb2.Event, summary_pb2.Summary
         Path(folder).mkdir(parents=True, exist_ok=True)
@@ -106,7 +106,7 @@ class TensorBoardWriter:
         self._record(self._summarized(step, values))
 
     def write_png(self, step: int, name: str, png: bytes, *, height: int, width: int) -> None:
-        """Store an image that is already encoded as PNG."""
+        """Store an image encoded as PNG."""
         image = self._summary.Image(
             height=height, width=width, colorspace=3, encoded_image_string=png
         )
@@ -125,14 +125,14 @@ class TensorBoardWriter:
 
 
 class ConsoleWriter:
-    """A line per logged step; on a terminal also a bar."""
+    """A line per logged step; on a terminal also a progress bar."""
 
     def __init__(self, total_steps: int, *, stream: TextIO | None = None) -> None:
-        """Write to `stream`, the error stream unless given.
+        """Write to `stream`.
 
         Args:
-          total_steps: of the whole run, for percentages and the time left.
-          stream: a text stream; the bar appears only if it is a terminal.
+          total_steps: of the whole run, for percentages and the remaining time.
+          stream: a text stream, standard error by default; the bar appears only if it is a terminal.
         """
         self._total = total_steps
         self._stream = stream or sys.stderr
@@ -150,7 +150,7 @@ class ConsoleWriter:
             print(text, file=self._stream, flush=True)
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
-        """Write the step's line: progress, loss and its parts, rate, speed, time left."""
+        """Write the step's line: progress, loss and its terms, learning rate, speed, remaining time."""
         pieces = [f"step {step}/{self._total} ({100 * step // max(self._total, 1)} %)"]
         if "loss" in scalars:
             pieces.append(f"loss {scalars['loss']:.4g}")

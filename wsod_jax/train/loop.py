@@ -1,4 +1,4 @@
-"""The training loop: feed, ask for cues, update, watch, log, save, stop."""
+"""The training loop: batches, cues, updates, logging, checkpoints, signals."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from wsod_jax.train.sharding import fetch, put
 from wsod_jax.train.state import TrainState
 from wsod_jax.train.step import Metrics, TrainStep, num_rows
 
-_FAILED = 1000  # a vote: "process n failed" is this plus n; smaller ones are signals
+_FAILED = 1000  # a vote of this plus n: process n failed; smaller votes are signals
 
 Hook = Callable[[int, TrainState, Sequence[Any], Metrics], None]
 Validate = Callable[[int, TrainState], Mapping[str, float]]
 
 
 class Interrupted(SystemExit):
-    """The run was asked to stop, saved its state, and ends with exit status 0."""
+    """A signal stopped the run; its state is saved, and the exit status is 0."""
 
     def __init__(self, message: str) -> None:
         """Keep the message; the status is 0."""
@@ -41,12 +41,12 @@ class Interrupted(SystemExit):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Steps:
-    """At which updates of a run something happens.
+    """The updates of a run at which it logs, saves, profiles and ends.
 
     Attributes:
-      total: updates in all.
-      log_interval: updates between log entries, which hold means over the updates between them; the first
-        update has another one of its own.
+      total: number of updates.
+      log_interval: updates between log entries, which are means over the updates between them; the first
+        update has an extra entry.
       checkpoint_interval: updates between checkpoints.
       profile: (first, last) updates to trace, or `None`.
 
@@ -74,20 +74,20 @@ class Steps:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Watchers:
-    """Who is told about a run, and asked about it.
+    """Writers and callbacks of a run.
 
-    Of several processes the first alone writes, says and traces; hooks and `validate` run in all.
+    Of several processes only the first writes, prints and traces; hooks and `validate` run in all.
 
     Attributes:
-      writers: receive "images_per_s", "input_wait" (share of the time spent waiting for batches),
-        "step_s" (seconds per update), "cues_s" (of these, seconds of the host stage; only where there is
-        one) and the step's metrics.
+      writers: receive "images_per_s", "input_wait" (fraction of the time spent waiting for batches),
+        "step_s" (seconds per update), "cues_s" (of these, seconds of the host stage, if there is one) and
+        the step's metrics.
       hooks: called after each update with (updates done, state, micro-batches on the mesh, metrics on
         the device); a hook must not keep the state, which the next update overwrites.
-      validate: scores of a state on a validation split, taken at checkpoints after the first.
-      profile_folder: where a trace goes.
-      resume_command: what to type to go on, for messages.
-      say: receives lines for humans.
+      validate: returns scores of a state on a validation split; called at checkpoints after the first.
+      profile_folder: for traces.
+      resume_command: command that resumes the run, for messages.
+      say: prints a line.
     """
 
     writers: Sequence[Writer] = ()
@@ -111,24 +111,22 @@ def train(
     """Train from the state's step to `steps.total`.
 
     Metrics of update n are fetched after update n + 1 was dispatched, so the device never waits for
-    them. Checkpoints fall on multiples of `steps.checkpoint_interval`, on the first state and on the last,
-    and only after every number of that state was found finite. SIGTERM or Ctrl-C finishes the update,
-    saves and raises `Interrupted`; a second Ctrl-C stops at once. Of several processes one that is told to
-    stop is enough: all stop after the same update, this one or the next. If one of them fails, the others
-    stop too.
+    them. Checkpoints are saved at multiples of `steps.checkpoint_interval`, at the start and at the end,
+    after a check that all numbers of the state are finite. SIGTERM or Ctrl-C finishes the update, saves and
+    raises `Interrupted`; a second Ctrl-C stops immediately. If one of several processes gets the signal,
+    all stop after the same update, this one or the next. If one of them fails, the others stop too.
 
-    Where the method has a `propose`, each micro-batch of an update is proposed and gets its cues before the
-    update runs (`host_stage`).
+    If the method has a `propose`, each micro-batch gets its cues before the update runs (`host_stage`).
 
     Args:
       step: the update.
-      state: donated; where to go on.
+      state: donated; the state to continue from.
       batches: host micro-batches of this process's rows, starting with the first one of update
         `state.step`; `step.accumulate` of them make an update.
       steps: how many updates, and when to log and save.
       checkpoints: where to save, or `None`.
-      watchers: who is told.
-      cues: answers what the method proposes; entered and left here. Given if, and only if, the method has a
+      watchers: writers and callbacks.
+      cues: answers the method's requests; entered and left here. Given if, and only if, the method has a
         `propose`.
 
     Returns:
@@ -138,15 +136,15 @@ def train(
       NonFiniteError: names the update, the terms and the last good checkpoint.
       CueError: if the cue source raises or is killed; the last checkpoint is intact.
       DataError: if the batches end early.
-      ConfigError: if terms that share a normalizer disagree on it, or a cue source is missing or not asked.
+      ConfigError: if terms that share a normalizer disagree on it, or a cue source is missing or not needed.
       Interrupted: after a signal, once saved.
       PeerError: if another process failed.
     """
     if step.proposes != (cues is not None):
         raise ConfigError(
-            "the method proposes boxes that a cue source has to answer, but none was given; set config.cues"
+            "the method needs a cue source, but none was given; set config.cues"
             if step.proposes
-            else f"the cue source {source_name(cues)} was given, but the method asks for no cues; remove it"
+            else f"the cue source {source_name(cues)} was given, but the method uses no cues; remove it"
         )
     if not is_first():
         watchers = dataclasses.replace(watchers, writers=(), say=_say_nothing)
@@ -198,7 +196,7 @@ def train(
         if done < steps.total:
             save(validated=False)
             message = (
-                f"stopped by {stop.agreed} after update {done} of {steps.total}; to go on: "
+                f"stopped by {stop.agreed} after update {done} of {steps.total}; to resume: "
                 f"{watchers.resume_command}"
             )
             watchers.say(message)
@@ -214,7 +212,7 @@ def _announced(
     progress: Progress,
     watchers: Watchers,
 ) -> Iterator[None]:
-    """Say that a block compiled a program, and keep that out of the timing."""
+    """Print that a block compiled a program, and exclude the compilation from the timing."""
     programs, compilations = step.num_compilations(kind), len(step.compile_seconds)
     yield
     if step.num_compilations(kind) > programs:
@@ -232,7 +230,7 @@ class _Stop:
     """Turns the first SIGTERM or Ctrl-C of any process into a request to stop after an update.
 
     Attributes:
-      agreed: name of the signal that all processes know of; a run stops at it.
+      agreed: name of the signal once all processes know of it, which stops the run.
     """
 
     def __init__(self, mesh: jax.sharding.Mesh, say: Callable[[str], None]) -> None:
@@ -257,12 +255,12 @@ class _Stop:
                 self._votes.cast(_FAILED + jax.process_index())
 
     def vote(self) -> None:
-        """Tell the other processes, as part of an update, whether this one has to stop."""
+        """Tell the other processes, before an update, whether this one has to stop."""
         if self._votes is not None:
             self._votes.cast(0 if self._received is None else int(self._received))
 
     def count(self, done: int) -> None:
-        """Read what all told before the update that was dispatched last.
+        """Read the votes of all before the update that was dispatched last.
 
         Raises:
           PeerError: if a process failed before that update.
@@ -272,8 +270,8 @@ class _Stop:
         number = self._votes.count()
         if number >= _FAILED:
             abandon(
-                f"process {number - _FAILED} failed before update {done}, so this one stops; its own message "
-                "says why"
+                f"process {number - _FAILED} failed before update {done}, so this one stops; see the message of "
+                "that process"
             )
         if number:
             self.agreed = signal.Signals(number).name
@@ -284,7 +282,7 @@ class _Stop:
             self.agreed = self._received.name
         signal.signal(signal.SIGINT, signal.default_int_handler)
         self._say(
-            f"{self._received.name}: finishing this update and saving (Ctrl-C again stops at once)"
+            f"{self._received.name}: finishing this update and saving (Ctrl-C again stops immediately)"
         )
 
 
@@ -320,8 +318,8 @@ class _Profile:
 
 def _too_few(done: int, total_steps: int) -> str:
     return (
-        f"the batches ended after {done} updates, but the run has {total_steps}; give an endless input, or "
-        "fewer steps"
+        f"the batches ended after {done} updates, but the run has {total_steps}; use an endless input or fewer "
+        "steps"
     )
 
 
@@ -329,8 +327,8 @@ def _cues_failed(
     error: CueError, done: int, checkpoints: Checkpoints | None, resume_command: str
 ) -> str:
     return (
-        f"update {done + 1}: {error}; training stopped before this update; {last_good(checkpoints)}. To go on "
-        f"from there once the cause is mended: {resume_command}"
+        f"update {done + 1}: {error}; training stopped before this update; {last_good(checkpoints)}. Remove the "
+        f"cause, then resume from there: {resume_command}"
     )
 
 

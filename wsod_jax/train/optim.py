@@ -1,4 +1,4 @@
-"""Optimizers with multipliers and schedules per group of parameters, as the detectors' released solvers had them."""
+"""Optimizers with multipliers and schedules per group of parameters, as in the detectors' released solvers."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _OWNERS = {  # option -> the optimizers that have it
     "betas": _ADAM,
     "eps": _ADAM,
 }
-_OF_SCHEDULES = ("decay_steps", "decay_factor", "warmup_steps")  # what a group may have of its own
+_OF_SCHEDULES = ("decay_steps", "decay_factor", "warmup_steps")  # options that a group may override
 
 
 class SgdState(NamedTuple):
@@ -43,15 +43,15 @@ class LrState(NamedTuple):
 
 @dataclass(frozen=True)
 class Group:
-    """Parameters that have a learning rate, a weight decay or a schedule of their own.
+    """Parameters with their own learning rate, weight decay or schedule.
 
     Attributes:
       pattern: regular expression, searched anywhere in a parameter's path ("refine/head/bias").
       lr: multiplies the learning rate.
       decay: multiplies the weight decay.
-      decay_steps, decay_factor, warmup_steps: this group's own schedule, as in `Optimizer`; `None` takes the
-        optimizer's. With `decay_steps` the schedule is one of steps, whatever the optimizer's shape.
-      least_by_position: values that a tuple in a configuration gives at least; a forgotten `decay` is an error there.
+      decay_steps, decay_factor, warmup_steps: the group's schedule, as in `Optimizer`; `None` takes the
+        optimizer's. With `decay_steps` its shape is "steps", whatever the optimizer's.
+      least_by_position: least number of values in a configuration's tuple, so that a missing `decay` is an error.
     """
 
     pattern: str
@@ -66,36 +66,36 @@ class Group:
 
 @dataclass(frozen=True, kw_only=True)
 class Optimizer:
-    """SGD with momentum, Adam or AdamW, with multipliers per parameter and no memory for frozen ones.
+    """SGD with momentum, Adam or AdamW, with multipliers per parameter and no optimizer state for frozen ones.
 
     With g the gradient (clipped first), w the parameter, η the scheduled rate of its group, a and d the multipliers
-    of the first group whose expression is found in its path (a = d = 1 without one), λ the weight decay:
+    of the first group whose expression matches its path (a = d = 1 without one), λ the weight decay:
 
-      sgd, caffe:    v ← μ v + η a (g + λ d w);  w ← w − v     (old steps keep the rate of their time)
+      sgd, caffe:    v ← μ v + η a (g + λ d w);  w ← w − v     (momentum keeps the rate of earlier steps)
       sgd, pytorch:  v ← μ v + (g + λ d w);      w ← w − η a v
       adam:          w ← w − η a m̂ / (√v̂ + ε), with moments of g + λ d w
       adamw:         w ← w − η a (m̂ / (√v̂ + ε) + λ d w), with moments of g
 
     Attributes:
-      name: which one.
+      name: of the optimizer.
       learning_rate: η after the warm-up and before the first drop.
-      shape: of the schedule: constant with drops, or half a cosine that ends at 0 with the last update.
-      decay_steps: updates from which on (inclusive) η is multiplied once more by `decay_factor`; ascending.
+      shape: of the schedule: "steps", constant with drops, or "cosine", half a cosine that ends at 0.
+      decay_steps: updates (ascending) from which on η is multiplied once more by `decay_factor`.
       decay_factor: of shape "steps"; it may exceed 1.
-      warmup_steps: number of updates over which η rises linearly, from `warmup_factor` of it.
+      warmup_steps: η rises linearly over this many updates, from `warmup_factor` · η.
       warmup_factor: in [0, 1].
       momentum: μ (SGD only; so are `momentum_reset_steps` and `update_rule`).
-      momentum_reset_steps: updates that start from zero momentum, as a fresh solver would.
-      update_rule: which of the two SGD rules.
+      momentum_reset_steps: updates that start from zero momentum, as in a restarted solver.
+      update_rule: SGD rule, see above.
       betas: decay rates of the two moments (Adam and AdamW only).
       eps: ε (Adam and AdamW only).
       weight_decay: λ.
       clip_norm: largest global norm of the trained parameters' gradient, or `None`.
-      groups: ordered; the first one that matches a parameter decides.
+      groups: ordered; the first one that matches a parameter applies.
 
     Raises:
-      ConfigError: for an unknown name, rule or shape, an option that the named optimizer or shape does not have
-        unless it is at its default, and steps or factors that make no schedule.
+      ConfigError: for an unknown name, rule or shape, a changed option that the optimizer or shape does not have,
+        and invalid steps or factors.
     Source: Caffe's SGDSolver; torch.optim.SGD, torch.optim.Adam; Loshchilov and Hutter 2019, alg. 2.
     """
 
@@ -116,7 +116,7 @@ class Optimizer:
     groups: tuple[Group, ...] = ()
 
     def __post_init__(self) -> None:
-        """Raise `ConfigError` for options that do not go together."""
+        """Raise `ConfigError` for options that contradict each other."""
         if self.name not in ("sgd", *_ADAM) or self.update_rule not in ("caffe", "pytorch"):
             raise ConfigError(
                 f"config.optim: optimizer {self.name!r} with update rule {self.update_rule!r} is unknown; "
@@ -126,7 +126,7 @@ class Optimizer:
             if self.name not in owners and self._is_changed(key):
                 raise ConfigError(
                     f"config.optim.{key} belongs to {' and '.join(map(repr, owners))}, but the optimizer is "
-                    f"{self.name!r}; drop it or change the optimizer's name"
+                    f"{self.name!r}; remove it or change config.optim.name"
                 )
         self._check_schedule()
         names = [f"config.optim.groups[{i}]" for i in range(len(self.groups))]
@@ -142,26 +142,26 @@ class Optimizer:
     def transformation(
         self, num_steps: int, frozen: Sequence[str] = ()
     ) -> tuple[optax.GradientTransformation, Schedule]:
-        """Make the optax transformation and the schedule of the parameters that no group takes.
+        """Make the optax transformation, and the schedule of the parameters outside all groups.
 
         Args:
-          num_steps: updates of the whole run, over which a cosine is stretched.
+          num_steps: updates of the whole run, the length of a cosine.
           frozen: expressions of the parameters that never change; these take precedence over groups.
 
         Returns:
-          The transformation, whose `init` raises ConfigError for an expression that decides no parameter, and
+          The transformation, whose `init` raises ConfigError for an expression that applies to no parameter, and
           the schedule: update count -> [] float32.
 
         Raises:
-          ConfigError: for a cosine over no update, or what is no regular expression.
+          ConfigError: for a cosine without updates, or an invalid regular expression.
         """
         check_expressions({f"frozen[{i}]": pattern for i, pattern in enumerate(frozen)})
         schedule = self._schedule(num_steps)
-        own = (
+        schedules = (
             self._as_group(g)._schedule(num_steps) if _has_schedule(g) else schedule
             for g in self.groups
         )
-        rules = _Rules(self.groups, tuple(own), schedule)
+        rules = _Rules(self.groups, tuple(schedules), schedule)
         parts = [] if self.clip_norm is None else [optax.clip_by_global_norm(self.clip_norm)]
         if self.name == "sgd":
             parts.append(_sgd(self, rules))
@@ -183,7 +183,8 @@ class Optimizer:
         for key in ("decay_steps", "decay_factor"):
             if self.shape == "cosine" and self._is_changed(key):
                 raise ConfigError(
-                    f"config.optim.{key} belongs to shape 'steps', but the shape is 'cosine'; drop it or change that"
+                    f"config.optim.{key} belongs to shape 'steps', but the shape is 'cosine'; remove it or change "
+                    "config.optim.shape"
                 )
         if any(b <= a for a, b in zip((0, *self.decay_steps), self.decay_steps, strict=False)):
             raise ConfigError(
@@ -191,7 +192,7 @@ class Optimizer:
             )
         if self.decay_factor < 0:
             raise ConfigError(
-                f"config.optim.decay_factor is {self.decay_factor}; allowed are numbers from 0 up"
+                f"config.optim.decay_factor is {self.decay_factor}; it must be at least 0"
             )
         if self.warmup_steps < 0 or not 0 <= self.warmup_factor <= 1:
             raise ConfigError(
@@ -200,13 +201,13 @@ class Optimizer:
             )
 
     def _as_group(self, group: Group) -> Optimizer:
-        """Return these options with the group's schedule in place of the common one."""
-        own = {k: v for k in _OF_SCHEDULES if (v := getattr(group, k)) is not None}
-        shape = "steps" if "decay_steps" in own else self.shape
-        return dataclasses.replace(self, groups=(), shape=shape, **own)
+        """Return these options with the group's schedule."""
+        changes = {k: v for k in _OF_SCHEDULES if (v := getattr(group, k)) is not None}
+        shape = "steps" if "decay_steps" in changes else self.shape
+        return dataclasses.replace(self, groups=(), shape=shape, **changes)
 
     def _schedule(self, num_steps: int) -> Schedule:
-        """Return update count -> learning rate [] float32; a drop belongs to the later value (`>=`)."""
+        """Return update count -> learning rate [] float32; a drop applies from its step on (`>=`)."""
         if self.shape == "cosine":
             if num_steps < 1:
                 raise ConfigError(
@@ -217,8 +218,7 @@ class Optimizer:
             def shaped(step: jax.Array | int) -> jax.Array:
                 return half_wave(jnp.asarray(step, jnp.float32) / num_steps)
         else:
-            # Joined constants, as every value is rounded to float32 once; optax.piecewise_constant_schedule
-            # multiplies rounded factors.
+            # Constants are rounded to float32 once; optax.piecewise_constant_schedule multiplies rounded factors.
             count = len(self.decay_steps) + 1
             values = [self.learning_rate * self.decay_factor**i for i in range(count)]
             shaped = optax.join_schedules(
@@ -229,7 +229,7 @@ class Optimizer:
             rate = jnp.asarray(shaped(step), jnp.float32)
             if self.warmup_steps == 0:
                 return rate
-            # optax.linear_schedule subtracts from 1, which rounds small values away.
+            # optax.linear_schedule subtracts from 1, which loses small values.
             share = jnp.clip(jnp.asarray(step, jnp.float32) / self.warmup_steps, 0.0, 1.0)
             return rate * (self.warmup_factor + (1.0 - self.warmup_factor) * share)
 
@@ -242,16 +242,18 @@ def path_name(path: tuple) -> str:
 
 
 def check_expressions(patterns: Mapping[str, str]) -> None:
-    """Raise `ConfigError` for what is no regular expression, by the name of its option."""
+    """Raise `ConfigError` for an invalid regular expression, given by option name."""
     for name, pattern in patterns.items():
         try:
             re.compile(pattern)
         except re.error as error:
-            raise ConfigError(f"{name} is {pattern!r}, no regular expression: {error}") from error
+            raise ConfigError(
+                f"{name} is {pattern!r}, which is not a valid regular expression: {error}"
+            ) from error
 
 
 class _Rate(NamedTuple):
-    """What moves a parameter at an update: the scheduled rate [] float32, and its group's multipliers."""
+    """A parameter's scheduled rate [] float32 at an update, and its group's multipliers."""
 
     rate: jax.Array
     lr: float
@@ -267,7 +269,7 @@ class _Rules:
     default: Schedule
 
     def at(self, count: jax.Array) -> Callable[[tuple], _Rate]:
-        """Return the function from a parameter's path to what moves it at update `count`."""
+        """Return the function from a parameter's path to its rate at update `count`."""
         rates = {s: s(count) for s in dict.fromkeys((self.default, *self.schedules))}
 
         def of(path: tuple) -> _Rate:
@@ -308,8 +310,8 @@ def _sgd(options: Optimizer, rules: _Rules) -> optax.GradientTransformation:
         def accumulate(path: tuple, grad: jax.Array, v: jax.Array, w: jax.Array) -> jax.Array:
             rate, lr, decay = of(path)
             grad = grad + options.weight_decay * decay * w
-            kept = jnp.where(is_reset, jnp.zeros_like(v), options.momentum * v)
-            return kept + (rate * lr * grad if is_caffe else grad)
+            momentum = jnp.where(is_reset, jnp.zeros_like(v), options.momentum * v)
+            return momentum + (rate * lr * grad if is_caffe else grad)
 
         def move(path: tuple, v: jax.Array) -> jax.Array:
             rate, lr, _ = of(path)
@@ -355,7 +357,7 @@ def _scale_by_rate(rules: _Rules) -> optax.GradientTransformation:
 def _trained_only(
     inner: optax.GradientTransformation, groups: tuple[Group, ...], frozen: tuple[str, ...]
 ) -> optax.GradientTransformation:
-    """Give the optimizer only the parameters that are not frozen; check the rules against the names."""
+    """Apply the optimizer only to parameters that are not frozen; check the expressions against the names."""
 
     def is_frozen(path: tuple) -> bool:
         return any(re.search(pattern, path_name(path)) for pattern in frozen)
@@ -372,8 +374,8 @@ def _trained_only(
         _check_rules([path_name(p) for p in paths], groups, frozen)
         if all(is_frozen(path) for path in paths):
             raise ConfigError(
-                f"the frozen expressions {list(frozen)} cover all {len(paths)} parameters, so nothing "
-                "would be trained; remove or narrow one of them"
+                f"the frozen expressions {list(frozen)} match all {len(paths)} parameters, so nothing would be "
+                "trained; remove or narrow one of them"
             )
         return split.init(params)
 
@@ -390,7 +392,6 @@ def _check_rules(names: list[str], groups: tuple[Group, ...], frozen: tuple[str,
     idle += [f"frozen {p!r}," for p in frozen if not any(re.search(p, name) for name in names)]
     if idle:
         raise ConfigError(
-            f"{' '.join(idle)} decides no parameter: it matches none, or only those that an earlier "
-            "group has taken; correct the expression or the order. The parameters are:\n  "
-            + "\n  ".join(names)
+            f"{' '.join(idle)} matches no parameter (or only ones already matched by an earlier group); "
+            "correct the expression or the order. The parameters are:\n  " + "\n  ".join(names)
         )

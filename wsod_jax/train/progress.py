@@ -1,4 +1,4 @@
-"""What a run says of itself: metrics fetched one update late, checked, averaged, timed and written."""
+"""Metrics of a run: fetched one update late, checked, averaged, timed and written."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from wsod_jax.train.step import MISMATCH, Metrics
 
 
 class Progress:
-    """Fetches metrics one update late, checks them, averages them, and keeps the time."""
+    """Fetches metrics one update late, checks and averages them, and measures the time."""
 
     def __init__(
         self,
@@ -31,7 +31,7 @@ class Progress:
         self._log_interval, self._writers = log_interval, writers
         self._checkpoints = checkpoints
         self._pending: tuple[int, Metrics, int, float | None] | None = None
-        self._cued: float | None = None  # seconds of the update that is being prepared
+        self._cued: float | None = None  # seconds of the host stage for the next update
         self._reset()
 
     def _reset(self) -> None:
@@ -40,7 +40,7 @@ class Progress:
         self._started = time.perf_counter()
 
     def add(self, step: int, metrics: Metrics, images: int) -> None:
-        """Take the metrics of an update that may still be running; process those of the one before."""
+        """Store the metrics of an update that may still be running; process those of the one before."""
         self.drain()
         self._pending, self._cued = (step, metrics, images, self._cued), None
 
@@ -58,10 +58,10 @@ class Progress:
             self._sums[name] = self._sums.get(name, 0.0) + value
         self._count += 1
         self._images += images
-        if step == 1 < self._log_interval:
-            self.write(
-                step, values
-            )  # tells whether two runs start alike; too early for their speed
+        if (
+            step == 1 < self._log_interval
+        ):  # to compare the start of runs; too early for their speed
+            self.write(step, values)
         if step % self._log_interval == 0:
             elapsed = max(time.perf_counter() - self._started - self._excluded, 1e-9)
             means = {name: total / self._count for name, total in self._sums.items()}
@@ -72,12 +72,12 @@ class Progress:
             self._reset()
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
-        """Hand scalars to every writer."""
+        """Send scalars to every writer."""
         for writer in self._writers:
             writer.write(step, scalars)
 
     def exclude(self, seconds: float, *, cueing: bool = False) -> None:
-        """Leave seconds that were spent already out of the speed, and out of those of the host stage."""
+        """Exclude past seconds from the speed, and if `cueing` from those of the host stage."""
         self._excluded += seconds
         if cueing:
             self._cued = (self._cued or 0.0) - seconds
@@ -91,12 +91,12 @@ class Progress:
         return _Timer(self, "_cued")
 
     def pause(self) -> _Timer:
-        """Leave a block's time out of the speed."""
+        """Exclude a block's time from the speed."""
         return _Timer(self, "_excluded")
 
 
 class _Timer:
-    """Adds the time that a block takes to one of the progress's fields."""
+    """Adds the duration of a block to a field of a `Progress`."""
 
     def __init__(self, progress: Progress, field: str) -> None:
         self._progress, self._field = progress, field
@@ -117,14 +117,14 @@ def _check_metrics(values: Mapping[str, float], step: int, checkpoints: Checkpoi
         )
     wrong = {name: value for name, value in values.items() if not math.isfinite(value)}
     if wrong:
-        # A bad term makes the sum and the norms bad too; name the cause.
+        # A bad term makes the sum and the norms bad too: name only the terms.
         terms = {n: v for n, v in wrong.items() if n.startswith("loss/")} or wrong
         what = ", ".join(f"{name} = {value}" for name, value in terms.items())
         raise NonFiniteError(_not_finite(f"update {step}: {what}", checkpoints))
 
 
 def check_state(state: TrainState, done: int, checkpoints: Checkpoints) -> None:
-    """Refuse to save a state with a number that is not finite (extras: that is not a number)."""
+    """Raise if a state to be saved has values that are not finite (extras: NaN)."""
     trained = _floats({"params": state.params, "opt_state": state.opt_state, "ema": state.ema})
     verdicts = {**_all_finite(trained), **_no_nan(_floats({"extras": state.extras}))}
     bad = [name for name, good in fetch(verdicts).items() if not good]
@@ -149,7 +149,7 @@ def _no_nan(arrays: dict[str, jax.Array]) -> dict[str, jax.Array]:
 
 
 def last_good(checkpoints: Checkpoints | None) -> str:
-    """Say which checkpoint a run can go on from."""
+    """Describe the checkpoint that a run can resume from."""
     if checkpoints is None or checkpoints.latest is None:
         return "no checkpoint was saved"
     return f"the last good checkpoint is step {checkpoints.latest} in {checkpoints.folder}"

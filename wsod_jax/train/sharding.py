@@ -1,8 +1,7 @@
-"""Where arrays live: one mesh over all devices, batches split over images, the state on every device.
+"""Placement of arrays: one mesh over all devices, batches split over images, the state replicated.
 
-Several processes may share the mesh. Then each process puts its own rows of a batch and can read its own
-rows alone; whatever else is read on the host is the same on every device. Nothing outside this file fetches
-an array that is split.
+Several processes may share the mesh. Each then puts its rows of a batch and can read only those; all other arrays read
+on the host are replicated. Only this file fetches arrays that are split.
 """
 
 from __future__ import annotations
@@ -21,42 +20,42 @@ DATA_AXIS = "data"
 def make_mesh(num_devices: int | None = None) -> Mesh:
     """Make the mesh over the devices of all processes, with the one axis `data`.
 
-    Devices stand in the order of their processes, so process p of P holds the p-th part of the rows.
+    Devices are in the order of their processes, so process p of P has the p-th part of the rows.
 
     Args:
-      num_devices: use only the first so many; `None` uses all. Several processes always use all.
+      num_devices: use only the first ones; `None` uses all. Several processes always use all.
 
     Returns:
       A mesh with automatic axes (explicit ones reject batched indexing).
 
     Raises:
-      ConfigError: if there are not so many devices, or processes have different numbers of them.
+      ConfigError: if there are fewer devices, or processes have different numbers of them.
     """
     devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
     processes = jax.process_count()
     count = len(devices) if num_devices is None else num_devices
     if processes > 1:
-        held = [sum(d.process_index == p for d in devices) for p in range(processes)]
-        if count != len(devices) or len(set(held)) > 1:
+        counts = [sum(d.process_index == p for d in devices) for p in range(processes)]
+        if count != len(devices) or len(set(counts)) > 1:
             raise ConfigError(
-                f"a mesh of {count} devices was asked for, and {processes} processes have {held}; several "
-                "processes train with all of their devices, the same number in each"
+                f"a mesh of {count} devices was requested, and {processes} processes have {counts}; several "
+                "processes must use all of their devices, the same number in each"
             )
     if not 1 <= count <= len(devices):
         raise ConfigError(
-            f"a mesh of {count} devices was asked for, but this process has {len(devices)} "
-            f"({devices[0].platform}); ask for 1 to {len(devices)}, or leave it out to use all"
+            f"a mesh of {count} devices was requested, but this process has {len(devices)} "
+            f"({devices[0].platform}); request 1 to {len(devices)}, or None for all"
         )
     return Mesh(np.asarray(devices[:count]), (DATA_AXIS,), axis_types=(AxisType.Auto,))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Return the layout that keeps a whole copy on every device."""
+    """Return the sharding that replicates an array on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def by_rows(mesh: Mesh) -> NamedSharding:
-    """Return the layout that splits the first axis, the rows of a batch, over the devices."""
+    """Return the sharding that splits the first axis, the rows of a batch, over the devices."""
     return NamedSharding(mesh, PartitionSpec(DATA_AXIS))
 
 
@@ -64,16 +63,16 @@ def put(batch: Any, mesh: Mesh) -> Any:
     """Move this process's rows of a batch onto the mesh, split along the rows.
 
     Args:
-      batch: any pytree of NumPy arrays whose first axis is rows, one an image. Parts may hold different
-        numbers of rows (two streams), each divisible by this process's devices. With P processes, rows of
-        process p become rows p·n … p·n + n - 1 of the global array; all must bring the same number n.
+      batch: any pytree of NumPy arrays whose first axis is rows, one per image. Streams may have different
+        numbers of rows, each divisible by this process's devices. With P processes, rows of process p become
+        rows p·n … p·n + n - 1 of the global array; n must be the same in all.
       mesh: a mesh with a `data` axis.
 
     Returns:
       The same pytree of global `jax.Array`s, P times as long.
 
     Raises:
-      ConfigError: if a leaf has no row axis, or its rows cannot be dealt out evenly.
+      ConfigError: if a leaf has no row axis, or its rows cannot be split evenly.
     """
     processes = _num_processes(mesh)
     devices = mesh.shape[DATA_AXIS] // processes
@@ -83,14 +82,14 @@ def put(batch: Any, mesh: Mesh) -> Any:
         array = np.asarray(leaf)
         if array.ndim == 0:
             raise ConfigError(
-                f"batch{jax.tree_util.keystr(path)} is a scalar; every array of a batch leads with the "
-                "image axis: repeat the value for each image"
+                f"batch{jax.tree_util.keystr(path)} is a scalar; the first axis of every array of a batch must be "
+                "images: repeat the value for each image"
             )
         images = array.shape[0]
         if images % devices:
             fits = [n for n in range(1, images + 1) if images % n == 0 and n <= devices]
             raise ConfigError(
-                f"batch{jax.tree_util.keystr(path)} holds {images} images, which {devices} devices cannot "
+                f"batch{jax.tree_util.keystr(path)} has {images} images, which {devices} devices cannot "
                 f"share evenly; make the micro-batch a multiple of {devices} (the next is "
                 f"{-(-images // devices) * devices}), or use {fits[-1]} device(s)"
             )
@@ -103,11 +102,11 @@ def put(batch: Any, mesh: Mesh) -> Any:
 
 
 def replicate(tree: Any, mesh: Mesh) -> Any:
-    """Keep a whole copy of a tree on every device of the mesh.
+    """Copy a tree to every device of the mesh.
 
     Args:
-      tree: pytree of arrays on the host, or on this mesh already. Every process brings the same values.
-      mesh: where to.
+      tree: pytree of arrays on the host, or on this mesh already; the same values in every process.
+      mesh: the target.
 
     Returns:
       The same pytree of global `jax.Array`s.
@@ -129,7 +128,7 @@ def fetch(tree: Any) -> Any:
     """Copy arrays that every process can read to the host.
 
     Args:
-      tree: pytree of arrays that lie whole on a device of this process: metrics, the state.
+      tree: pytree of arrays that are whole on a device of this process: metrics, the state.
 
     Returns:
       The same pytree of NumPy arrays.
@@ -170,7 +169,7 @@ def local_rows(tree: Any) -> Any:
         ):
             raise ValueError(
                 f"array{jax.tree_util.keystr(path)} of shape {leaf.shape} is not split by rows over the "
-                "processes, so none of its rows are this one's; split it by `by_rows`, or `fetch` it"
+                "processes, so this process has no rows of it; split it by `by_rows`, or `fetch` it"
             )
         return np.concatenate([np.asarray(shards[start].data) for start in sorted(shards)])
 

@@ -1,4 +1,4 @@
-"""Everything that training changes, in one donated pytree."""
+"""The training state, one donated pytree."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from wsod_jax.train.identity import layout
 from wsod_jax.train.sharding import replicate, replicated
 from wsod_jax.types import Params
 
-_INIT_STREAM = 0xFFFFFFFF  # folded into the seed key; no update ever has this number
+_INIT_STREAM = 0xFFFFFFFF  # folded into the seed key; no update has this number
 
 
 @struct.dataclass
 class TrainState:
-    """What an update reads and replaces.
+    """The state that an update reads and replaces.
 
     Attributes:
       step: [] int32, updates done so far.
-      params: what gradients train.
-      extras: what the method keeps without gradients (running statistics, centers); {} if nothing.
-      opt_state: the optimizer's memory.
-      ema: running average of `params`, or `None`. Its buffers are its own, never those of `params`.
+      params: trained parameters.
+      extras: the method's state without gradients (running statistics, centers); {} if none.
+      opt_state: the optimizer's state.
+      ema: running average of `params`, or `None`. It never shares buffers with `params`.
     """
 
     step: jax.Array
@@ -57,12 +57,12 @@ def init_state(
     Args:
       method: `init(key, batch) -> (params, extras)`.
       tx: the optimizer.
-      seed: the run's seed; the same one that the step takes.
+      seed: the run's seed, as given to the step.
       batch: pytree of arrays or `jax.ShapeDtypeStruct`, one micro-batch.
-      mesh: where the state lives.
+      mesh: for the state.
       ema: keep a running average of the parameters, starting as their copy.
-      warm_start: takes the drawn parameters and extras and returns them with other weights merged in;
-        same names, shapes and dtypes.
+      warm_start: returns the initial parameters and extras with other weights merged in; same names,
+        shapes and dtypes.
 
     Returns:
       `TrainState` with step 0, replicated on every device of the mesh.
@@ -83,13 +83,13 @@ def init_state(
     params, extras = jax.jit(draw, out_shardings=placed)()
     if "extras" in params:
         raise ConfigError(
-            'the method keeps params["extras"], a name that stands for what gradients do not train; give its '
-            "parameters another name"
+            'the method has params["extras"], a name reserved for state without gradients; give its parameters '
+            "another name"
         )
     if "ema" in extras:
         raise ConfigError(
-            'the method keeps extras["ema"], a name under which the training step lends the running '
-            "average of the parameters to the loss; give the method's own entry another name"
+            'the method has extras["ema"], a name reserved for the running average of the parameters, which the loss '
+            "reads there; give the method's entry another name"
         )
     if warm_start is not None:
         params, extras = replicate(_warm_started((params, extras), warm_start), mesh)

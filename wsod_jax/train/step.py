@@ -20,12 +20,12 @@ from wsod_jax.types import LossOutput, Params, Term
 
 Metrics = dict[str, jax.Array]
 MISMATCH = "normalizer_mismatch"
-_READ_A_BATCH = ("train", "propose", "examine")  # programs told apart by the shapes of their batch
+_READ_A_BATCH = ("train", "propose", "examine")  # programs compiled per shape of their batch
 
 
 @struct.dataclass
 class Sums:
-    """What micro-batches add up to before anything is divided.
+    """Sums over micro-batches, before normalization.
 
     Attributes:
       grads: normalizer name -> gradient of the sum of its terms' totals.
@@ -42,20 +42,20 @@ class TrainStep:
     r"""Compiled updates of one method with one optimizer.
 
     The objective is the sum over terms of mean(term) = Σ_i total_i / Σ_i weight_i over the images i of
-    all micro-batches of the update, so it does not depend on how they were split. Sums add up and are
-    divided once; terms of one normalizer (`Term.per`) share one gradient accumulator. Every
-    micro-batch of an update gets the same key, fold_in(seed key, step): the method folds in the image.
+    all micro-batches of the update, so it does not depend on how they were split. Sums are divided once;
+    terms of one normalizer (`Term.per`) share one gradient accumulator. Every micro-batch of an update
+    gets the same key, fold_in(seed key, step): the method folds in the image.
 
     The state given to `update` is donated: use only the one returned. A program is compiled once per
-    distinct layout of a micro-batch, ahead of its first run; an array in another layout is an error,
+    distinct layout of a micro-batch, before its first run; an array in another layout is an error,
     never a silent second compilation.
 
-    Ties: a normalizer of 0 (only filler images) gives its terms value 0 and gradient 0.
-    Gradient: flows into `params` only; weights are constants.
+    A normalizer of 0 (only filler images) gives its terms value 0 and gradient 0.
+    Gradient: to `params` only; weights are constants.
 
     Attributes:
       accumulate: micro-batches per update.
-      mesh: where batches and state live.
+      mesh: for batches and state.
       compile_seconds: duration of each compilation so far, in order.
     """
 
@@ -70,37 +70,37 @@ class TrainStep:
         ema_decay: float | Callable[[jax.Array], jax.Array] | None = None,
         schedule: Schedule | None = None,
     ) -> None:
-        """Compile nothing yet.
+        """Check the arguments; nothing is compiled yet.
 
         Args:
-          method: `loss(params, extras, batch, key, step) -> LossOutput`, and `propose` if it asks the host
-            for cues. A batch is whatever `sharding.put` takes: a `Batch`, or a dict of them by stream.
+          method: `loss(params, extras, batch, key, step) -> LossOutput`, and `propose` if it requests cues
+            from the host. A batch is a `Batch`, or a dict of them by stream.
           tx: the optimizer.
           seed: the run's seed.
-          mesh: where state and batches live.
+          mesh: for state and batches.
           accumulate: micro-batches per update, >= 1.
           ema_decay: d in EMA ← d·EMA + (1 − d)·params after each update, or a function of the step.
-            The loss then finds the average, read only, as `extras["ema"]`. Needed if, and only if, the
-            state was made with `ema=True`.
-          schedule: learning rate by update, only to be reported as "lr".
+            The loss can read the average as `extras["ema"]`. Needed if, and only if, the state was made
+            with `ema=True`.
+          schedule: learning rate by update, for the metric "lr".
 
         Raises:
-          ConfigError: if `accumulate` < 1, a number for `ema_decay` is not in [0, 1), or the method's
-            result is its average but none is kept.
+          ConfigError: if `accumulate` < 1, a number for `ema_decay` is not in [0, 1), or the method
+            predicts with the average but none is kept.
         """
         if accumulate < 1:
             raise ConfigError(
-                f"accumulate is the number of micro-batches per update, found {accumulate}; use 1 or more"
+                f"accumulate, the number of micro-batches per update, is {accumulate}; use 1 or more"
             )
         if ema_decay is None and getattr(method, "result", "params") == "ema":
             raise ConfigError(
-                f"the detector of {type(method).__name__} is the running average of its parameters, but "
+                f"{type(method).__name__} predicts with the running average of its parameters, but "
                 "config.train.ema_decay is None, so none is kept; set it, for instance to 0.9996"
             )
         if ema_decay is not None and not callable(ema_decay) and not 0.0 <= ema_decay < 1.0:
             raise ConfigError(
-                f"ema_decay is the share of the average that an update keeps, found {ema_decay}; use a number "
-                "from 0 to below 1, a function of the step, or None"
+                f"ema_decay, the fraction of the average that an update keeps, is {ema_decay}; use a number from "
+                "0 to below 1, a function of the step, or None"
             )
         self.accumulate = accumulate
         self.mesh = mesh
@@ -114,7 +114,7 @@ class TrainStep:
 
     @property
     def proposes(self) -> bool:
-        """Whether the method asks the host for cues before an update."""
+        """Whether the method requests cues from the host before an update."""
         return getattr(self._method, "propose", None) is not None
 
     def update(self, state: TrainState, micro_batches: Sequence[Any]) -> tuple[TrainState, Metrics]:
@@ -122,13 +122,12 @@ class TrainStep:
 
         Args:
           state: donated.
-          micro_batches: as many as `accumulate`, each on the mesh (`sharding.put`); their shapes may differ.
+          micro_batches: `accumulate` of them, each on the mesh (`sharding.put`); their shapes may differ.
 
         Returns:
           The new state, and scalars on the device: "loss" (the objective), "loss/<term>", every metric's
-          mean over the update under its own name, "lr" if a schedule was given, "grad_norm",
-          "param_norm" (after the update), "normalizer_mismatch" (0 unless terms that share a normalizer
-          disagree on its value).
+          mean over the update, "lr" if a schedule was given, "grad_norm", "param_norm" (after the update),
+          "normalizer_mismatch" (0 unless terms that share a normalizer disagree on its value).
 
         Raises:
           ConfigError: if the number of micro-batches is not `accumulate`.
@@ -148,16 +147,16 @@ class TrainStep:
         return self._run("apply", self.apply, after, (state.replace(extras=extras), sums))
 
     def propose(self, state: TrainState, batch: Any) -> tuple[Any, Any]:
-        """Return what the method asks the host stage for, and the batch to train on.
+        """Return the method's request to the host stage, and the batch to train on.
 
-        The method sees the parameters and extras before the update, and the key that its loss will see.
+        The method gets the parameters and extras before the update, and the key that its loss will get.
 
         Args:
-          state: before the update; kept, not donated.
+          state: before the update; not donated.
           batch: one micro-batch on the mesh.
 
         Returns:
-          The request, and the batch with what the method computed on the way; both split by rows.
+          The request, and the batch, to which the method may have added features; both split by rows.
 
         Raises:
           TypeError: if an array of either does not lead with the rows of the batch.
@@ -175,9 +174,8 @@ class TrainStep:
         """Return the loss's whole output, pseudo boxes and figures included, without an update.
 
         Args:
-          state: kept, not donated; no need of `opt_state`.
-          batch: one micro-batch, on the devices of the state; each new layout costs a compilation of the
-            forward pass.
+          state: not donated; `opt_state` is not needed.
+          batch: one micro-batch, on the devices of the state; each new layout compiles the forward pass.
         """
 
         def forward(state: TrainState, batch: Any) -> LossOutput:
@@ -186,10 +184,10 @@ class TrainStep:
         return self._run("examine", forward, None, (state, batch), donate=False)
 
     def num_compilations(self, kind: Literal["train", "propose", "examine"] = "train") -> int:
-        """Return for how many layouts of micro-batches a program has been compiled."""
+        """Return the number of micro-batch layouts that a program has been compiled for."""
         return sum(compiled == kind for compiled, _ in self._programs)
 
-    # The pure functions behind `update`, traceable for export, cost analysis and gradients of one's own.
+    # The pure functions behind `update`, traceable for export, cost analysis and custom gradients.
 
     def fused(self, state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
         """Do one update from one batch: one forward and one backward pass."""
@@ -226,7 +224,7 @@ class TrainStep:
         return jax.tree.map(jnp.add, sums, new), out.extras
 
     def apply(self, state: TrainState, sums: Sums) -> tuple[TrainState, Metrics]:
-        """Divide the sums by their normalizers, once, and take the optimizer's step."""
+        """Divide the sums by their normalizers, and take the optimizer's step."""
         scales = {per: _reciprocal(_normalizer(sums.terms, per)) for per in sums.grads}
         grads = jax.tree.map(
             lambda *leaves: sum(g * s for g, s in zip(leaves, scales.values(), strict=True)),
@@ -286,7 +284,7 @@ class TrainStep:
         return extras if ema is None else {**extras, "ema": ema}, key
 
     def _empty(self, kept: tuple, extras: dict, batch: Any) -> Sums:
-        """Return sums of nothing, laid out as the parameters; of `batch` only shapes are read."""
+        """Return zero sums with the sharding of the parameters; only shapes of `batch` are read."""
         params, *rest = kept
         layout = _layout(params)
 
@@ -309,13 +307,13 @@ class TrainStep:
         """Run `function`, compiled for these arguments; the first one is donated.
 
         Args:
-          kind: names the function among the compiled programs.
-          function: what to compile.
-          outputs: layouts of its results; `None` leaves them to the compiler.
-          arguments: what to call it with.
-          donate: whether the first argument's memory is handed over.
+          kind: name of the function among the compiled programs.
+          function: to compile.
+          outputs: shardings of its results; `None` leaves them to the compiler.
+          arguments: of the function.
+          donate: whether the first argument is donated.
         """
-        # Sums and states look the same whatever the micro-batch.
+        # Shapes of sums and states do not depend on the micro-batch.
         shapes = _signature(arguments[-1]) if kind in _READ_A_BATCH else None
         if (kind, shapes) not in self._programs:
             started = time.perf_counter()
@@ -326,26 +324,26 @@ class TrainStep:
 
 
 def num_rows(batch: Any) -> dict[str | None, int]:
-    """Return the rows of each stream of a batch; of a batch that is no dict, under the name `None`."""
+    """Return the number of rows of each stream of a batch; a batch without streams has the name `None`."""
     streams = batch if isinstance(batch, dict) else {None: batch}
     return {name: jax.tree.leaves(part)[0].shape[0] for name, part in streams.items()}
 
 
 def _check_rows(asked: tuple, batch: Any, method: str) -> None:
-    """Refuse, while tracing, a request or batch of `propose` that does not lead with rows."""
+    """Raise, while tracing, if an array in the result of `propose` does not lead with rows."""
     rows = set(num_rows(batch).values())
     for path, leaf in jax.tree_util.tree_leaves_with_path(asked):
         if leaf.ndim == 0 or leaf.shape[0] not in rows:
             part, *rest = path
             name = ("the request", "the batch")[part.idx] + jax.tree_util.keystr(tuple(rest))
             raise TypeError(
-                f"{method}.propose returned {name} of shape {list(leaf.shape)}; every array of the request and "
-                f"of the batch leads with the rows of the micro-batch, here {sorted(rows)}"
+                f"{method}.propose returned {name} of shape {list(leaf.shape)}; the first axis of every array of the "
+                f"request and of the batch must be the rows of the micro-batch, here {sorted(rows)}"
             )
 
 
 def _layout(tree: Any) -> Any:
-    """Return where each array of a tree lives."""
+    """Return the sharding of each array of a tree."""
     return jax.tree.map(lambda x: x.sharding, tree)
 
 
@@ -389,7 +387,7 @@ def _normalizer(terms: dict[str, Term], per: str) -> jax.Array:
 
 
 def _mismatch(terms: dict[str, Term]) -> jax.Array:
-    """Return the largest relative difference between weights that claim the same normalizer."""
+    """Return the largest relative difference between weights that share a normalizer."""
     worst = jnp.zeros(())
     for term in terms.values():
         shared = _normalizer(terms, term.per)

@@ -1,18 +1,17 @@
-"""Weight files, .npz or .safetensors: an array per parameter and a JSON description of where they come from.
+"""Weight files, .npz or .safetensors: an array per parameter, and a JSON description.
 
 Keys are parameter paths, of a backbone and its fully connected layers ("fire2/squeeze1x1/kernel", "fc6/bias"), or of a
 whole network ("backbone/fire2/squeeze1x1/kernel", "box_head/fc6/bias"); kernels are [rows, columns, in, out] or
-[in, out], float32. The entry "__meta__" (of safetensors: of the file's metadata) holds JSON:
+[in, out], float32. The entry "__meta__" (in safetensors: of the file's metadata) is JSON:
 
-    architecture  which network ("vgg16", "squeezenet1_1", "googlenet", "cnn_s", "tiny")
-    pixels        input convention, "caffe", "torchvision" or "inception"; with "caffe", `mean` is the blue, green,
-                  red mean
-    source        file or run that the numbers come from
-    created_by    program that wrote the file
-    checksum      "sha256:..." over names, shapes and values of all arrays
+    architecture   name of the network ("vgg16", "squeezenet1_1", "googlenet", "cnn_s", "tiny", ...)
+    preprocessing  of the input ("caffe", "torch", "tf", ...); with "caffe", `mean` is the blue, green, red mean
+    source         file or run that the numbers come from
+    created_by     program that wrote the file
+    checksum       "sha256:..." over names, shapes and values of all arrays
 
-and whatever else the architecture needs to be told to read the weights rightly (SqueezeNet: `ceil_mode`; GoogLeNet:
-`branch3_kernel`, `lrn`, `pool4_window`).
+and further properties of the architecture (SqueezeNet: `ceil_mode`; GoogLeNet: `branch3_kernel`, `lrn`,
+`pool4_window`).
 """
 
 from __future__ import annotations
@@ -33,13 +32,13 @@ from wsod_jax.files import atomic_write, read_npz
 from wsod_jax.types import Params
 
 META_KEY = "__meta__"
-_OLD_PIXELS = {"torchvision": "torch", "inception": "tf"}  # version 0.1 wrote these, under "pixels"
+_OLD_PIXELS = {"torchvision": "torch", "inception": "tf"}  # written by version 0.1, as "pixels"
 SUFFIXES = (".npz", ".safetensors")
 MEAN_TOLERANCE = 2.0  # gray levels of 255
 
 
 def array_checksum(arrays: Mapping[str, np.ndarray]) -> str:
-    """Return "sha256:..." over the names, types, shapes and bytes of `arrays`, in order of their names."""
+    """Return "sha256:..." over the names, types, shapes and bytes of `arrays`, sorted by name."""
     digest = hashlib.sha256()
     for name in sorted(arrays):
         array = np.ascontiguousarray(arrays[name])
@@ -49,13 +48,13 @@ def array_checksum(arrays: Mapping[str, np.ndarray]) -> str:
 
 
 def save_weights(path: str | Path, params: Params, meta: Mapping[str, Any]) -> dict[str, Any]:
-    """Write parameters and their description; the file appears whole or not at all.
+    """Write parameters and their description, atomically.
 
     Args:
-      path: file to write, ending in .npz or .safetensors; its folder is made if need be.
+      path: file to write, ending in .npz or .safetensors; its folder is made if absent.
       params: nested dict of arrays.
-      meta: JSON-able description, with at least "architecture", "pixels" and "source". A backbone's `description`
-        gives all but the last.
+      meta: description in JSON types, with at least "architecture", "preprocessing" and "source". A backbone's
+        `description` has all but the last.
 
     Returns:
       The description as written, with `created_by` and `checksum` added.
@@ -69,7 +68,7 @@ def save_weights(path: str | Path, params: Params, meta: Mapping[str, Any]) -> d
     lacking = [key for key in ("architecture", "preprocessing", "source") if key not in meta]
     if lacking:
         raise DataError(f"description of weights for {path} lacks {', '.join(lacking)}")
-    # order="C": safetensors writes the bytes of other arrays as they lie
+    # order="C": safetensors writes the buffer as it is, whatever its order.
     arrays = {n: np.asarray(leaf, order="C") for n, leaf in flatten_dict(params, sep="/").items()}
     written = {
         "created_by": f"wsod_jax {__version__}",
@@ -96,7 +95,7 @@ def load_weights(path: str | Path) -> tuple[Params, dict[str, Any]]:
       meta: the description.
 
     Raises:
-      DataError: the file is missing, damaged, or no weights file of this format; the message says how to get one.
+      DataError: the file is missing, damaged, or not in this format; the message says how to get one.
     """
     path = Path(path)
     if not path.is_file():
@@ -104,20 +103,22 @@ def load_weights(path: str | Path) -> tuple[Params, dict[str, Any]]:
     arrays, description = _read(path)
     if description is None:
         raise DataError(
-            f"weights file {path} has no {META_KEY!r} entry, so its pixel convention is unknown; convert it with "
+            f"weights file {path} has no {META_KEY!r} entry, so its preprocessing is unknown; convert it with "
             "wsod-jax convert_weights (for a Keras-style npz: --from keras_squeezenet_npz)"
         )
     try:
         meta = dict(json.loads(description))
     except ValueError as error:
-        raise DataError(f"weights file {path}: {META_KEY!r} is no JSON object ({error})") from error
+        raise DataError(
+            f"weights file {path}: {META_KEY!r} is not a JSON object ({error})"
+        ) from error
     if "pixels" in meta:
         old = meta.pop("pixels")
         meta["preprocessing"] = _OLD_PIXELS.get(old, old)
-    found = array_checksum(arrays)
-    if found != meta.get("checksum"):
+    checksum = array_checksum(arrays)
+    if checksum != meta.get("checksum"):
         raise DataError(
-            f"weights file {path} is damaged: its arrays have checksum {found}, its description says "
+            f"weights file {path} is damaged: its arrays have checksum {checksum}, its description says "
             f"{meta.get('checksum')}; convert or copy it again"
         )
     return unflatten_dict(arrays, sep="/"), meta
@@ -139,11 +140,11 @@ def _read(path: Path) -> tuple[dict[str, np.ndarray], str | None]:
 
 
 def missing_weights(path: Path) -> str:
-    """Say how to get the weights that are not at `path`."""
+    """Return a message that says how to get the weights missing at `path`."""
     return (
-        f"No weights at {path}. Download them where there is a network, e.g. with torchvision: "
+        f"No weights at {path}. Download them on a machine with internet access, e.g. with torchvision: "
         "python -c \"import torchvision.models as m; m.vgg16(weights='IMAGENET1K_V1')\" "
-        "(or m.squeezenet1_1, m.googlenet; the .pth file lands in ~/.cache/torch/hub/checkpoints), and run "
+        "(or m.squeezenet1_1, m.googlenet; the .pth file is in ~/.cache/torch/hub/checkpoints), and run "
         f"wsod-jax convert_weights --from torchvision_vgg16 FILE.pth --out {path} "
         "(or torchvision_squeezenet1_1, torchvision_googlenet, caffe_vgg16, caffe_cnn_s, ...; see its --help)"
     )
@@ -152,7 +153,7 @@ def missing_weights(path: Path) -> str:
 def check_meta(
     meta: Mapping[str, Any], description: Mapping[str, Any], *, path: str | Path
 ) -> None:
-    """Check that weights were made for a network as it is built.
+    """Check that weights fit a network.
 
     Args:
       meta: description from `load_weights`, or of the backbone of a run.
@@ -160,9 +161,8 @@ def check_meta(
       path: the weights file or run, for the message.
 
     Raises:
-      DataError: architecture, channel order, mean or pooling differ; using such weights would run, and be wrong.
-        Means may differ by up to `MEAN_TOLERANCE` per channel: one set of weights is used with several means in the
-        field, all within a gray level.
+      DataError: architecture, preprocessing, mean or pooling differ, which would give wrong features silently. Means
+        may differ by up to `MEAN_TOLERANCE` per channel, as the field uses the same weights with several means.
     """
     wrong = [
         f"{key} is {meta.get(key)!r} in the file and {value!r} in the network"
@@ -171,7 +171,7 @@ def check_meta(
     ]
     if wrong:
         raise DataError(
-            f"the weights of {path} do not fit the backbone: {'; '.join(wrong)}. Set the backbone's fields to the "
+            f"the weights of {path} do not fit the backbone: {'; '.join(wrong)}. Set the backbone's options to the "
             "file's values, or convert other weights with wsod-jax convert_weights"
         )
 
