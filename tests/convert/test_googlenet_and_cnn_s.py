@@ -20,7 +20,7 @@ from wsod_jax.train.weights import check_meta, load_weights
 torch = pytest.importorskip("torch")
 from tests.convert import networks  # noqa: E402
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*carries no hash")
+pytestmark = pytest.mark.filterwarnings("ignore:.*has no hash")
 
 CAFFE_GOOGLENET = dict(preprocessing="caffe", branch3_kernel=5, pool4_window=3, lrn=True)
 

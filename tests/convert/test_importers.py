@@ -22,7 +22,7 @@ from wsod_jax.train.weights import check_meta, load_weights
 torch = pytest.importorskip("torch")
 from tests.convert import networks  # noqa: E402
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*carries no hash")
+pytestmark = pytest.mark.filterwarnings("ignore:.*has no hash")
 
 
 @pytest.fixture(scope="module")

@@ -50,7 +50,7 @@ def as_npy(path, pickled):
     path.write_bytes(header + pickled)
 
 
-@pytest.mark.filterwarnings("ignore:.*carries no hash")
+@pytest.mark.filterwarnings("ignore:.*has no hash")
 @pytest.mark.parametrize(
     "name, write",
     [

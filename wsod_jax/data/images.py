@@ -1,4 +1,4 @@
-"""Image files -> uint8 RGB arrays, upright, whatever the file's mode; and their sizes from the header alone."""
+"""Image files of any mode -> upright uint8 RGB arrays; and their sizes from the header alone."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SUFFIXES = (
     ".jpg", ".jpeg", ".jfif", ".jpe", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".pnm",
     ".jp2", ".avif",
 )  # fmt: skip
-# Photographs in formats that Pillow does not read by itself.
+# Photographs in formats that Pillow does not read without plug-ins.
 UNREAD_SUFFIXES = (".heic", ".heif", ".jxl", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raw")
 
 _EXIF_ORIENTATION = 0x0112
@@ -31,7 +31,7 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-# What Pillow's decoders raise for broken files.
+# Exceptions of Pillow's decoders for broken files.
 BROKEN = (
     OSError,
     SyntaxError,
@@ -49,11 +49,11 @@ def read_image(source: str | ImageSource | bytes, *, name: str | None = None) ->
     """Read an image as 8-bit RGB, turned upright by its EXIF orientation.
 
     Grayscale is repeated over the channels, CMYK and palettes are converted, 16-bit values keep their
-    high byte, transparent pixels are laid over white, and of an animation the first frame is taken.
+    high byte, transparent pixels are blended with white, and only the first frame of animations is read.
 
     Args:
       source: a path, the encoded bytes, or a function that returns the encoded bytes.
-      name: what to call the image in errors; the path by default.
+      name: of the image for errors; the path by default.
 
     Returns:
       [h, w, 3] uint8 RGB; not necessarily writeable.
@@ -82,13 +82,13 @@ def image_size(source: str | ImageSource | bytes, *, name: str | None = None) ->
 
     Args:
       source: as in `read_image`.
-      name: what to call the image in errors; the path by default.
+      name: of the image for errors; the path by default.
 
     Returns:
       (height, width) in pixels, equal to the shape that `read_image` returns.
 
     Raises:
-      DataError: if the header cannot be read or promises too many pixels.
+      DataError: if the header cannot be read or declares too many pixels.
     """
     name = name or _name(source)
     try:
@@ -102,10 +102,10 @@ def image_size(source: str | ImageSource | bytes, *, name: str | None = None) ->
 
 
 def encode(image: np.ndarray) -> bytes:
-    """Return an image [h, w, 3] uint8 RGB as the bytes of a file that holds exactly these pixels.
+    """Return an image [h, w, 3] uint8 RGB as the bytes of a lossless file.
 
     Raises:
-      DataError: if it is another array.
+      DataError: for another shape or type.
     """
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image.size:
         raise DataError(
@@ -118,13 +118,13 @@ def encode(image: np.ndarray) -> bytes:
 
 
 def text_of_name(name: str) -> str:
-    """Return a file name as text that UTF-8 can write: each byte that is none becomes a backslash escape.
+    """Return a file name as valid Unicode: bytes that are not UTF-8 become backslash escapes.
 
     Args:
-      name: as `os` and `pathlib` give it, with surrogates for such bytes.
+      name: from `os` or `pathlib`, with surrogates for such bytes.
 
     Returns:
-      The name itself where it is UTF-8; else with `\\udce9` as six characters for the byte E9, and so on.
+      The name, with such bytes escaped: `\\udce9`, six characters, for the byte E9.
     """
     return name.encode("utf-8", "backslashreplace").decode("utf-8")
 
@@ -140,10 +140,10 @@ def _open(source: str | ImageSource | bytes) -> Image.Image:
 
 
 def _orientation(image: Image.Image) -> int:
-    """Return the EXIF orientation, 1..8, as far as the header before the pixels knows it."""
-    if image.format == "TIFF":  # Pillow turns TIFFs upright by itself
+    """Return the EXIF orientation, 1..8, if the header before the pixels has it, else 1."""
+    if image.format == "TIFF":  # Pillow applies it itself
         return 1
-    if image.format == "PNG" and "exif" not in image.info:  # asking would decode the pixels
+    if image.format == "PNG" and "exif" not in image.info:  # getexif would decode the pixels
         return 1
     value = image.getexif().get(_EXIF_ORIENTATION, 1)
     return value if value in _UPRIGHT else 1
@@ -154,7 +154,7 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
         return image
     if image.mode == "F":
         raise DataError(
-            f"{name}: floating-point pixels have no agreed range; save it as 8 or 16 bit."
+            f"{name}: floating-point pixels have no standard range; save it as 8 or 16 bit."
         )
     if image.mode.startswith("I"):
         values = np.asarray(image).astype(np.int64)
@@ -168,12 +168,12 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
 
 
 def _bomb_message(name: str, error: BaseException) -> str:
-    return f"{name}: refused, the image is too large to be harmless ({error}). Shrink it first."
+    return f"{name}: refused, the image is too large to be safe ({error}). Shrink it first."
 
 
 def _broken_message(name: str, error: BaseException) -> str:
     if isinstance(error, FileNotFoundError):
         return f"{name}: no such image file."
     if Path(name).suffix.lower() in UNREAD_SUFFIXES:
-        return f"{name}: this format is not read here; convert it to JPEG."
+        return f"{name}: this format is not supported; convert it to JPEG."
     return f"{name}: not a readable image ({error}). It may be truncated; copy or re-encode it."

@@ -1,8 +1,8 @@
-"""What a reader returns. Image labels and boxes are separate objects, so that boxes reach training on purpose only.
+"""The results of readers. Image labels and boxes are separate objects, so that boxes reach training on purpose only.
 
-`ImageSet` holds images with labels per image: what methods with image-level supervision train on. `AnnotatedBoxes`
-holds boxes: the only thing evaluation accepts beside predictions. `BoxSet` contains an `ImageSet` and boxes to
-train on; it is no `ImageSet`, so it cannot be given where one is wanted.
+`ImageSet` has images with image-level labels, for weakly supervised training. `AnnotatedBoxes` has boxes for
+evaluation. `BoxSet` contains an `ImageSet` and boxes to train on; it is not an `ImageSet`, so it cannot be passed in
+place of one.
 """
 
 from __future__ import annotations
@@ -22,14 +22,16 @@ from wsod_jax.data.images import ImageSource, read_image
 from wsod_jax.errors import DataError
 
 if TYPE_CHECKING:
-    from wsod_jax.types import Mask  # brings JAX, which the workers that make proposals do without
+    from wsod_jax.types import (
+        Mask,
+    )  # imports JAX, which the workers that make proposals do not need
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class ImageRecord:
-    """An image and what is known of its content.
+    """An image and its labels.
 
     Attributes:
       image_id: unique within its set; joins proposals, predictions and ground truth.
@@ -37,7 +39,7 @@ class ImageRecord:
       height: in pixels, upright (EXIF orientation applied).
       width: in pixels, likewise.
       labels: one value per class: 1 present, 0 absent, -1 unknown (no loss). Empty for unlabeled sets.
-      number: the data set's own number of the image, such as COCO's image id, where it has one.
+      number: the data set's number of the image, such as COCO's image id, if it has one.
     """
 
     image_id: str
@@ -49,21 +51,21 @@ class ImageRecord:
 
     @property
     def path(self) -> Path | None:
-        """The image file, or `None` where the image lies inside another file."""
+        """The image file, or `None` if the image is inside another file."""
         return self.source if isinstance(self.source, Path) else None
 
     def load(self) -> np.ndarray:
         """Return the pixels, [height, width, 3] uint8 RGB.
 
         Raises:
-          DataError: if the file cannot be read, or is of another size than this record says.
+          DataError: if the file cannot be read, or its size differs from the record's.
         """
         name = str(self.path) if self.path else self.image_id
         image = read_image(self.source, name=name)
         if image.shape[:2] != (self.height, self.width):
-            found, expected = image.shape[:2], (self.height, self.width)
+            size, expected = image.shape[:2], (self.height, self.width)
             raise DataError(
-                f"{name}: (height, width) is {found}, was {expected} when the set was read."
+                f"{name}: (height, width) is {size}, was {expected} when the set was read."
             )
         return image
 
@@ -76,8 +78,8 @@ class ImageSet:
       name: for reports, like "voc 2007 trainval".
       class_names: c names, in the order of the labels.
       records: the images. A record's position is the `image_index` of batches.
-      counts: what the reader met on the way, by name (images skipped, without objects, ...).
-      category_ids: [c] the data set's own numbers of the classes, such as COCO's category ids, where it has them.
+      counts: statistics of the reader by name (images skipped, without objects, ...).
+      category_ids: [c] the data set's numbers of the classes, such as COCO's category ids, if it has them.
       missing: ids of the images of the split that are not in `records`, because file or annotation could not be
         read. Their objects count as missed in evaluation.
     """
@@ -120,12 +122,12 @@ class ImageSet:
 
     @functools.cached_property
     def label_vectors(self) -> tuple[np.ndarray, np.ndarray]:
-        """The distinct label vectors [u, c] int32, in order of appearance, and [n] which one each image has.
+        """The distinct label vectors [u, c] int32, in order of appearance, and [n] the index of each image's vector.
 
-        `labels` of a million images with a thousand classes would take gigabytes; these do not.
+        `labels` of a million images with a thousand classes would take gigabytes.
         """
         rows: dict[tuple[int, ...], int] = {}
-        known: dict[int, int] = {}  # by identity, which spares hashing long tuples
+        known: dict[int, int] = {}  # by identity, to avoid hashing long tuples
         which = np.zeros(len(self.records), np.int64)
         for position, record in enumerate(self.records):
             if id(record.labels) not in known:
@@ -140,7 +142,7 @@ class ImageSet:
         return tuple(record.image_id for record in self.records)
 
     def select(self, keep: Iterable[int]) -> ImageSet:
-        """Return the set with only the records at positions `keep`, in that order; all else is the same."""
+        """Return the set with only the records at positions `keep`, in that order."""
         return dataclasses.replace(self, records=tuple(self.records[i] for i in keep))
 
 
@@ -152,8 +154,8 @@ class BoxAnnotations:
       boxes: [n, 4] float32 xyxy, pixels of the upright image, continuous edges.
       classes: [n] int32, 0-based.
       difficult: [n] bool.
-      areas: [n] float32, square pixels of the object, where they are annotated apart from the box.
-      crowd: [n] bool, COCO's regions of many objects, where the data set has them; difficult as well.
+      areas: [n] float32, square pixels of the object, if they are annotated separately from the box.
+      crowd: [n] bool, COCO's regions of many objects, if the data set has them; difficult as well.
     """
 
     boxes: np.ndarray
@@ -184,12 +186,12 @@ class BoxAnnotations:
 
 @dataclass(frozen=True)
 class AnnotatedBoxes:
-    """Boxes for evaluation; nothing that trains takes one.
+    """Boxes for evaluation; never used in training.
 
     Attributes:
       class_names: c names, as in the `ImageSet` of the same data.
       boxes: image id -> its objects; an image without objects has empty arrays.
-      counts: what the reader met on the way, by name (boxes clipped, dropped, ...).
+      counts: statistics of the reader by name (boxes clipped, dropped, ...).
     """
 
     class_names: tuple[str, ...]
@@ -209,7 +211,7 @@ class AnnotatedBoxes:
         missing = [image_id for image_id in image_ids if image_id not in self.boxes]
         if missing:
             raise DataError(
-                f"{len(missing)} images have no ground truth, the first is {missing[0]!r}."
+                f"{len(missing)} images have no ground truth; the first is {missing[0]!r}."
             )
         return dataclasses.replace(self, boxes={i: self.boxes[i] for i in image_ids})
 
@@ -219,12 +221,12 @@ class ImageInstances:
     """The annotated object masks of one image, for evaluation.
 
     Attributes:
-      masks: of n objects, in pixels of the upright image, each the smallest window that holds the object.
+      masks: of n objects, in pixels of the upright image, each the smallest window around the object.
       classes: [n] int32, 0-based.
       ignore: [n] bool, neither found nor missed: crowds and difficult objects.
       crowd: [n] bool, COCO's regions of many objects.
       areas: [n] float32, square pixels, as annotated, else the pixels of the mask.
-      num_without: annotated objects that have no mask, and are not among the n.
+      num_without: annotated objects without a mask, not included in n.
     """
 
     masks: tuple[Mask, ...]
@@ -236,14 +238,14 @@ class ImageInstances:
 
     @classmethod
     def from_indices(cls, indices: np.ndarray, classes: Mapping[int, int]) -> ImageInstances:
-        """Make the instances of a map of object numbers, as VOC and SBD have it.
+        """Make the instances from a map of object numbers, as in VOC and SBD.
 
         Args:
-          indices: [H, W] uint8, which object each pixel belongs to; pixels of no object have a number without class.
+          indices: [H, W] uint8, object number of each pixel; numbers without a class are no object's.
           classes: number -> class of each object.
 
         Returns:
-          The objects that have pixels, by ascending number; none is to be ignored.
+          The objects that have pixels, by ascending number; none is ignored.
         """
         from wsod_jax.types import Mask
 
@@ -272,7 +274,7 @@ class ImageBoxes:
       boxes: [n, 4] float32 xyxy, pixels of the original image, continuous edges.
       classes: [n] int32, 0-based.
       ignore: [n] bool, neither positive nor negative: crowds and difficult objects.
-      weights: [n] float32 >= 0, how much each counts, such as the score of a pseudo box; `None` is 1 for all.
+      weights: [n] float32 >= 0, such as the scores of pseudo boxes; `None` is 1 for all.
     """
 
     boxes: np.ndarray
@@ -291,7 +293,7 @@ class BoxSet:
     Attributes:
       images: the images with their labels.
       boxes: of every image, in the order of `images.records`.
-      source: what the boxes are, for checkpoints and reports: "annotations", or which pseudo labels.
+      source: of the boxes, for checkpoints and reports: "annotations", or a name of pseudo labels.
     """
 
     images: ImageSet
@@ -301,7 +303,7 @@ class BoxSet:
     def __post_init__(self):
         if not self.source:
             raise DataError(
-                f"{self.images.name}: a set of boxes must say where its boxes come from."
+                f"{self.images.name}: the boxes have no source; name it, such as 'annotations'."
             )
         if len(self.boxes) != len(self.images):
             raise DataError(
@@ -316,15 +318,15 @@ class BoxSet:
     def from_ground_truth(
         cls, images: ImageSet, truth: AnnotatedBoxes, *, source: str = "annotations"
     ) -> BoxSet:
-        """Join images and their annotations; difficult objects and crowds are to be ignored.
+        """Join images and their annotations; difficult objects and crowds are ignored.
 
         Args:
           images: the images.
           truth: of the same data set.
-          source: what the boxes are.
+          source: of the boxes.
 
         Returns:
-          The images that have an annotation; `images.counts["without_boxes"]` says how many were left out.
+          The images that have an annotation; `images.counts["without_boxes"]` is the number of the others.
 
         Raises:
           DataError: if the classes differ, or no image has an annotation.
@@ -342,15 +344,15 @@ class BoxSet:
             logger.warning("%s: left out %d images without annotated boxes", images.name, left_out)
         images = images.select(keep)
         images = dataclasses.replace(images, counts={**images.counts, "without_boxes": left_out})
-        found = (truth.boxes[image_id] for image_id in images.image_ids)
-        return cls(images, tuple(_to_ignore_difficult(item) for item in found), source)
+        boxes = (_to_ignore_difficult(truth.boxes[image_id]) for image_id in images.image_ids)
+        return cls(images, tuple(boxes), source)
 
     def __len__(self) -> int:
         return len(self.images)
 
     @property
     def max_targets(self) -> int:
-        """The most boxes that an image has, ignored ones included; at least 1, so that arrays are never empty."""
+        """The most boxes of an image, ignored ones included; at least 1, so that arrays are never empty."""
         return max([1, *map(len, self.boxes)])
 
     def select(self, keep: Iterable[int]) -> BoxSet:
@@ -368,7 +370,7 @@ def _to_ignore_difficult(annotations: BoxAnnotations) -> ImageBoxes:
 
 
 def _box_fault(boxes: ImageBoxes, num_classes: int) -> str | None:
-    """Return what is wrong with an image's boxes, if anything is."""
+    """Return a description of the first error in an image's boxes, or `None`."""
     count = len(boxes.boxes)
     if boxes.boxes.shape != (count, 4):
         return f"its boxes have shape {boxes.boxes.shape}; it must be [n, 4]"

@@ -1,4 +1,4 @@
-"""Whether the labels of a set suit training: images that teach something, classes that can be learned."""
+"""Checks of the labels for training: images with labels to learn from, classes that can be learned."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ logger = logging.getLogger(__name__)
 
 
 def training_images(image_set: ImageSet, *, uses_negatives: bool = False) -> ImageSet:
-    """Drop the images that teach nothing, and warn of classes that cannot be learned.
+    """Drop the images without useful labels, and warn of classes that cannot be learned.
 
-    A class that every image contains gives multiple-instance learning nothing to tell objects from
-    background by; one that no image contains is never predicted.
+    Multiple-instance learning needs images without a class to separate its objects from background; a class that no
+    image contains is never predicted.
 
     Args:
       image_set: any labeled set.
-      uses_negatives: whether the method learns from an image that shows none of the classes.
+      uses_negatives: whether the method learns from images without any of the classes.
 
     Returns:
-      The images with a label 1 or, with `uses_negatives`, 0; `counts["no_positive_label"]` says how many were dropped.
+      The images with a label 1 or, with `uses_negatives`, 0; `counts["no_positive_label"]` is the number of the others.
 
     Raises:
       DataError: if no image has a label 1.
@@ -83,5 +83,5 @@ def check_single_label(image_set: ImageSet) -> None:
     raise DataError(
         f"{image_set.name}: softmax learns one class per image, but {len(wrong)} of {len(image_set)} images do "
         f"not show exactly one; the first is {record.image_id!r}, with {', '.join(shown) or 'none'}. Set "
-        "config.method.activation='sigmoid', which learns any number, or leave those images out."
+        "config.method.activation='sigmoid', which learns any number, or remove those images."
     )

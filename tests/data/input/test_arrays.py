@@ -173,7 +173,7 @@ def test_full_cache_computes_anew(images, caplog):
     assert_same([cache(batch) for batch in batches], first)
     assert 0 < cache.num_bytes <= 200 and len(cache) < 12
     assert backbone.calls > len(batches)
-    assert caplog.text.count("computed anew") == 1
+    assert caplog.text.count("computed again") == 1
 
 
 def test_too_large_features_and_wrong_dtype(images):

@@ -143,7 +143,7 @@ def test_a_deleted_file_ends_the_run_with_its_name(images, tmp_path):
     batch = views(images)[0]
     for path in files(cache.folder):
         path.unlink()
-    with pytest.raises(DataError, match=f"{cache.folder.name}.*is gone"):
+    with pytest.raises(DataError, match=f"{cache.folder.name}.*deleted"):
         cache(batch)
 
 

@@ -1,7 +1,7 @@
 """Planned micro-batch -> arrays: decode, place, add proposals and boxes, pad. A pure function of the plan.
 
-The assembler itself knows images and labels. What else a row holds is added by its parts: `ProposalRows`, and
-`TargetRows`, which is made of a `BoxSet` alone. Without that part no code fills `Batch.targets`.
+The assembler handles images and labels. Parts add further fields to a row: `ProposalRows`, and `TargetRows`, which
+needs a `BoxSet`. Nothing else fills `Batch.targets`.
 """
 
 from __future__ import annotations
@@ -29,21 +29,21 @@ logger = logging.getLogger(__name__)
 
 COUNTS = (
     "images",  # rows with an image
-    "shrunk",  # of them, smaller than the scale asks for
+    "shrunk",  # of them, smaller than the scale, to fit the canvas
     "bad_images",  # unreadable, masked
     "without_proposals",  # no usable proposal; masked in training
     "proposals",  # rows left after merging
     "merged",  # proposals merged into another one
-    "clipped",  # proposals that reached outside their image
+    "clipped",  # proposals that extended outside their image
     "dropped",  # proposals that are too small, or without area inside their image
     "capped",  # proposals beyond max_proposals
-    "targets",  # boxes to learn from that a view shows, ignored ones included
-    "hidden_targets",  # boxes to learn from of which a view shows nothing
+    "targets",  # boxes to learn from inside the view, ignored ones included
+    "hidden_targets",  # boxes to learn from outside the view
 )
 
 
 class RowPart(Protocol):
-    """What adds fields to the row of an image."""
+    """Adds fields to the row of an image."""
 
     def empty(self) -> dict[str, Any]:
         """Return the fields of a masked row, by name in `Batch`, without the leading axis."""
@@ -53,8 +53,8 @@ class RowPart(Protocol):
 
         Args:
           index: of the image in its set.
-          view: where it goes.
-          counts: grows, by the names in `COUNTS`.
+          view: of the image.
+          counts: incremented, by the names in `COUNTS`.
         """
 
 
@@ -65,7 +65,7 @@ class ProposalRows:
       proposals: of all images.
       images: the images.
       rules: which proposals are used.
-      mask_empty: an image that has no usable proposal cannot be used, as in training.
+      mask_empty: mask images without a usable proposal, as in training.
 
     Raises:
       DataError: if an image has no entry in the proposals, or one for another image size.
@@ -90,7 +90,7 @@ class ProposalRows:
         )
 
     def fields(self, index: int, view: View, counts: Counter) -> tuple[dict[str, Any], bool]:
-        """Return an image's proposals on a view, and whether there are any, or need not be."""
+        """Return an image's proposals on a view, and whether it can be used: has any, or needs none."""
         record = self._images.records[index]
         image_size = (record.height, record.width)
         boxes = self._proposals.get(record.image_id)
@@ -137,17 +137,17 @@ class TargetRows:
         return {"targets": targets}
 
     def fields(self, index: int, view: View, counts: Counter) -> tuple[dict[str, Any], bool]:
-        """Return an image's boxes on a view; an image without any can be used: it shows background."""
-        record, found = self._box_set.images.records[index], self._box_set.boxes[index]
-        boxes = place_boxes(found.boxes, (record.height, record.width), view)
+        """Return an image's boxes on a view; an image without any can be used, as background."""
+        record, annotated = self._box_set.images.records[index], self._box_set.boxes[index]
+        boxes = place_boxes(annotated.boxes, (record.height, record.width), view)
         shown = box_area(boxes) > 0
         counts["targets"] += int(shown.sum())
         counts["hidden_targets"] += int((~shown).sum())
-        targets, count = self.empty()["targets"], len(found)
+        targets, count = self.empty()["targets"], len(annotated)
         targets.boxes[:count] = boxes
-        targets.classes[:count] = found.classes
-        targets.weights[:count] = 1.0 if found.weights is None else found.weights
-        targets.ignore[:count] = found.ignore
+        targets.classes[:count] = annotated.classes
+        targets.weights[:count] = 1.0 if annotated.weights is None else annotated.weights
+        targets.ignore[:count] = annotated.ignore
         targets.mask[:count] = shown
         return {"targets": targets}, True
 
@@ -158,8 +158,8 @@ class Assembler:
     Args:
       images: the images.
       canvases: the static image shapes.
-      parts: what rows hold beside the image and its labels.
-      loading: what to do about an image that cannot be read, and the cache that spares decoding.
+      parts: add fields to rows, in addition to the image and its labels.
+      loading: handling of unreadable images, and the cache that replaces decoding.
       keep_decoded: number of decoded images kept for their next view.
     """
 
@@ -181,7 +181,7 @@ class Assembler:
         self._naming = Lock()
 
     def __call__(self, planned: PlannedBatch) -> tuple[Batch, np.ndarray]:
-        """Return the micro-batch, and counts [len(COUNTS)] int64 of what was met."""
+        """Return the micro-batch, and its counts [len(COUNTS)] int64."""
         counts = Counter()
         crops = planned.crops or [None] * len(planned.rows)
         rows = [
@@ -199,7 +199,7 @@ class Assembler:
         planned: PlannedBatch,
         counts: Counter,
     ) -> Batch:
-        """Return one image's share of the batch: a `Batch` whose arrays lack the leading axis."""
+        """Return one image's row: a `Batch` whose arrays lack the leading axis."""
         row = filler = self._filler(index, planned)
         if index == FILLER:
             return filler
@@ -207,9 +207,9 @@ class Assembler:
         record = self._images.records[index]
         image_size = (record.height, record.width)
         view = self._canvases.view(*image_size, planned.scale, flipped, crop)
-        met, usable = Counter(shrunk=view.shrunk), True
+        row_counts, usable = Counter(shrunk=view.shrunk), True
         for part in self._parts:
-            fields, part_usable = part.fields(index, view, met)
+            fields, part_usable = part.fields(index, view, row_counts)
             row, usable = row.replace(**fields), usable and part_usable
         row = row.replace(
             image_size=np.array(view.size, np.int32),
@@ -229,7 +229,7 @@ class Assembler:
                 counts["bad_images"] += 1
                 return filler
             row = row.replace(image=place_image(image, view))
-        counts.update(met)
+        counts.update(row_counts)
         return row
 
     def _filler(self, index: int, planned: PlannedBatch) -> Batch:
@@ -253,7 +253,7 @@ class Assembler:
         return row
 
     def _pixels(self, index: int) -> np.ndarray | None:
-        """Return the decoded image, or `None` for one that cannot be read and is to be skipped."""
+        """Return the decoded image, or `None` for an unreadable one that is skipped."""
         try:
             return self._decoded(index)
         except DataError as error:
@@ -274,7 +274,7 @@ def _stacked(*leaves: np.ndarray) -> np.ndarray:
 
 
 class _KeepRecent:
-    """A function of one index whose last few results are kept; threads that ask for one wait for it."""
+    """A function of one index with a cache of recent results; threads that need the same one compute it once."""
 
     def __init__(self, function: Callable[[int], np.ndarray], keep: int):
         self._function, self._keep = function, keep

@@ -18,15 +18,14 @@ logger = logging.getLogger(__name__)
 class FeatureCache:
     """Feature maps of a frozen backbone, computed once per image and view.
 
-    Calling it replaces `Batch.image` by `Batch.features`, under the one name "c5". Maps are kept in host memory
-    without their padding. Give it to the input as `Loading.cache`, and images whose maps are here are not decoded any
-    more.
+    Calling it replaces `Batch.image` by `Batch.features` with the name "c5". Maps are kept in host memory without
+    their padding. As the input's `Loading.cache` it also saves decoding the images whose maps it has.
 
     Args:
-      features_fn: jitted; takes a batch with an image, gives its feature map. It must treat images alone (no batch
-        statistics) and be deterministic.
-      dtype: of the maps kept; "float16" halves memory and rounds to 11 bits. Batches get float32.
-      max_bytes: no more than this is kept; further maps are computed anew each time.
+      features_fn: jitted; takes a batch with an image, returns its feature map. It must be deterministic and treat
+        images independently (no batch statistics).
+      dtype: of the cached maps; "float16" halves memory and rounds to 11 bits. Batches get float32.
+      max_bytes: limit of the cache; further maps are computed again each time.
     """
 
     def __init__(
@@ -51,7 +50,7 @@ class FeatureCache:
         return len(self._maps)
 
     def has(self, index: int, view: View, row: Batch | None = None) -> bool:
-        """Return whether the map of this image and view is kept; once kept it stays. Crops never are."""
+        """Return whether the map of this image and view is cached. Crops never are; others are never removed."""
         del row
         return not view.cropped and _key(index, view.canvas, view.size, view.flipped) in self._maps
 
@@ -63,8 +62,8 @@ class FeatureCache:
         """
         if np.any(batch.views.offset):
             raise ConfigError(
-                "the batch shows windows of images, and every window has another feature map: caching them "
-                "saves nothing. Set crop_margin=0, or do without the cache."
+                "the batch has random windows of images, each with its own feature map, so a cache saves nothing. "
+                "Set crop_margin=0, or disable the cache."
             )
         canvas = tuple(batch.image.shape[1:3])
         keys = [
@@ -93,7 +92,7 @@ class FeatureCache:
     def _compute(
         self, batch: Batch, canvas: tuple[int, int], keys: list[tuple[int, ...] | None]
     ) -> dict[tuple[int, ...], np.ndarray]:
-        """Return the maps that are not kept yet, and keep what fits."""
+        """Return the maps that are not cached yet, and cache those that fit."""
         output = self._features_fn(batch)
         maps, sizes = np.asarray(output.features), np.asarray(output.size)
         self._shapes[canvas] = maps.shape[1:], output.stride
@@ -116,7 +115,7 @@ class FeatureCache:
             elif not self._is_full:
                 self._is_full = True
                 logger.warning(
-                    "feature maps fill %.1f GB after %d views; those of further views are computed anew each time",
+                    "feature maps fill %.1f GB after %d views; those of further views are computed again each time",
                     self.num_bytes / 1e9,
                     len(self._maps),
                 )

@@ -1,4 +1,4 @@
-"""Run an assembler of micro-batches ahead of their use: on a thread pool, or by tf.data. Same arrays from both."""
+"""Prefetch micro-batches on a thread pool or by tf.data; both give the same arrays."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ from wsod_jax.data.input.transforms import View
 from wsod_jax.errors import ConfigError
 
 if TYPE_CHECKING:
-    from wsod_jax.types import Batch  # brings JAX, which the workers that make proposals do without
+    from wsod_jax.types import (
+        Batch,
+    )  # imports JAX, which the workers that make proposals do not need
 
 Arrays = TypeVar("Arrays")  # a pytree of NumPy arrays
 Loader = Literal["tf", "threads"]
@@ -25,10 +27,10 @@ OnBadImage = Literal["skip", "error"]
 
 
 class Cache(Protocol):
-    """Values that stand in for pixels: `Batch.features` or `Batch.pooled`."""
+    """Cached values that replace pixels: `Batch.features` or `Batch.pooled`."""
 
     def has(self, index: int, view: View, row: Batch) -> bool:
-        """Return whether a view of an image needs no pixels; `row` is its share of a batch, all but the image."""
+        """Return whether a view of an image needs no pixels; `row` is its row of the batch, without the image."""
 
     def __call__(self, batch: Batch) -> Batch:
         """Return the batch with the values in place of `image`."""
@@ -36,17 +38,16 @@ class Cache(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Loading:
-    """How a process makes its batches. Nothing here changes what the micro-batches of all processes hold together.
+    """How a process makes its batches. The micro-batches of all processes together do not depend on it.
 
     Attributes:
       loader: "threads", or "tf" (tf.data), which is no faster and needs TensorFlow; the batches are the same.
       workers: threads; by default one per core that this process may use.
-      prefetch: finished micro-batches held ready.
-      on_bad_image: what to do about an image that cannot be read: "skip" masks its row, counts it, and logs
-        its name once; "error" raises.
-      process_index, process_count: which process this is, and of how many. Of the n rows of a micro-batch it
-        makes the (process_index + 1)-th of `process_count` equal shares, in order.
-      cache: what stands in for pixels; images that it has are not decoded. `None` for none.
+      prefetch: finished micro-batches to keep ready.
+      on_bad_image: for an unreadable image "skip" masks its row, counts it, and logs its name once; "error" raises.
+      process_index, process_count: index of this process, and number of processes. Each makes an equal part of the
+        rows of a micro-batch, in order.
+      cache: values that replace pixels; images in it are not decoded. `None` for none.
     """
 
     loader: Loader = "threads"
@@ -66,12 +67,12 @@ class Loading:
             )
         if self.prefetch < 0 or (self.workers is not None and self.workers < 1):
             raise ConfigError(
-                f"workers={self.workers}, prefetch={self.prefetch}; allowed are 1 worker and more (None: one "
-                "per core), and a prefetch of 0 and more."
+                f"workers={self.workers}, prefetch={self.prefetch}; workers must be at least 1 (None: one per "
+                "core), prefetch at least 0."
             )
         if not 0 <= self.process_index < self.process_count:
             raise ConfigError(
-                f"process_index={self.process_index} of process_count={self.process_count}; the index counts "
+                f"process_index={self.process_index} of process_count={self.process_count}; the index must be "
                 "from 0 to process_count - 1."
             )
 
@@ -81,14 +82,14 @@ class Loading:
         return self.workers or num_cores()
 
     def rows_per_process(self, batch_size: int) -> int:
-        """Return how many rows of a micro-batch this process makes.
+        """Return the number of rows of a micro-batch that this process makes.
 
         Raises:
-          ConfigError: if the processes cannot share the rows evenly.
+          ConfigError: if the rows cannot be split evenly.
         """
         if batch_size % self.process_count:
             raise ConfigError(
-                f"batch_size={batch_size} cannot be shared evenly by {self.process_count} processes; make it a "
+                f"batch_size={batch_size} cannot be split evenly over {self.process_count} processes; make it a "
                 f"multiple of {self.process_count}."
             )
         return batch_size // self.process_count
@@ -99,24 +100,24 @@ def load(
     numbers: range | itertools.count,
     loading: Loading,
 ) -> Iterator[Arrays]:
-    """Yield `assemble(number)` for each number, in order, working ahead.
+    """Yield `assemble(number)` for each number, in order, with prefetching.
 
     Args:
       assemble: makes the arrays of one micro-batch, as a pytree; called from several threads at once. Structure and
         dtypes are the same for every number.
       numbers: a range, or an endless `itertools.count`.
-      loading: with what, with how many threads, and how far ahead.
+      loading: loader, number of threads, and prefetch.
 
     Raises:
-      DataError: what `assemble` raised.
-      ConfigError: where TensorFlow is asked for and not installed.
+      DataError: from `assemble`.
+      ConfigError: if TensorFlow is needed and not installed.
     """
     run = _load_with_tf if loading.loader == "tf" else _load_with_threads
     return run(assemble, numbers, loading.num_workers, loading.prefetch)
 
 
 def num_cores() -> int:
-    """Return how many cores this process may use, where the system tells, else how many there are."""
+    """Return the number of cores that this process may use, or of all if the system does not say."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -146,14 +147,14 @@ def _load_with_tf(
     workers: int,
     prefetch: int,
 ) -> Iterator[Arrays]:
-    """Let tf.data say when and in which of its threads; arrays stay in Python, for handing them over copies them."""
+    """Let tf.data schedule; arrays stay in Python, since passing them to TensorFlow would copy them."""
     tf = import_tensorflow()
     finished: dict[int, Arrays | Exception] = {}
 
     def finish(number: np.int64) -> np.int64:
         try:
             finished[int(number)] = assemble(int(number))
-        except Exception as error:  # raised below; TensorFlow would pass on its text only
+        except Exception as error:  # raised below; TensorFlow would keep only its text
             finished[int(number)] = error
         return number
 
@@ -177,7 +178,7 @@ def import_tensorflow() -> ModuleType:
       ConfigError: if it is not installed.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # else a page of messages in every run
-    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # no use here, and one more message
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # not needed, and prints a message
     try:
         import tensorflow as tf
     except ImportError as error:
@@ -186,6 +187,6 @@ def import_tensorflow() -> ModuleType:
         ) from error
     try:
         tf.config.set_visible_devices([], "GPU")  # the accelerators are JAX's
-    except RuntimeError:  # TensorFlow is in use already, and has taken what it wanted
+    except RuntimeError:  # TensorFlow is already initialized
         pass
     return tf

@@ -1,8 +1,7 @@
 """Images and proposals -> streams of `Batch`es in NumPy, with static shapes, for training and evaluation.
 
-`plan.py` says which images make up a micro-batch, `assembling.py` turns it into arrays, `loading.py` runs
-that ahead of use. A stream of an `ImageSet` holds labels per image alone; boxes to learn from are in a stream of
-a `BoxSet`, and in no other.
+`plan.py` selects the images of a micro-batch, `assembling.py` makes its arrays, `loading.py` prefetches. A stream of an
+`ImageSet` has image-level labels only; boxes to learn from are only in a stream of a `BoxSet`.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from wsod_jax.types import Batch
 
 
 class _Stream:
-    """What training and evaluation streams share: counting, and stopping."""
+    """Shared parts of training and evaluation streams: counting, and stopping."""
 
     def __init__(self, loaded: Iterator[tuple[Batch, np.ndarray]], cache: Cache | None):
         self._loaded = loaded
@@ -33,11 +32,11 @@ class _Stream:
 
     @property
     def counts(self) -> dict[str, int]:
-        """Totals over this process's rows handed out so far, by the names in `assembling.COUNTS`."""
+        """Totals over this process's rows so far, by the names in `assembling.COUNTS`."""
         return dict(zip(COUNTS, self._totals.tolist(), strict=True))
 
     def close(self) -> None:
-        """Stop working ahead; the stream ends."""
+        """Stop prefetching; the stream ends."""
         self._loaded.close()
 
     def _next_batch(self) -> Batch:
@@ -51,7 +50,7 @@ class TrainStream(_Stream):
 
     Attributes:
       plan: the order.
-      counts: what was met so far.
+      counts: totals so far.
     """
 
     def __init__(
@@ -71,8 +70,8 @@ class ViewStream(_Stream):
     """Iterator over evaluation micro-batches, image-major; `len` is their number.
 
     Attributes:
-      views_per_image: as many micro-batches follow each other with the same images.
-      counts: what was met so far; images count once per view.
+      views_per_image: number of consecutive micro-batches with the same images.
+      counts: totals so far; images count once per view.
     """
 
     def __init__(
@@ -104,33 +103,33 @@ def train_batches(
 ) -> TrainStream:
     """Return the endless training stream, from update `start_step` on.
 
-    The batches of an update depend on the data, the arguments and its number alone, so a restart from
-    step n continues bit for bit without reading what came before. Micro-batches hold one orientation and
-    one scale; the incomplete last one of each orientation in an epoch is filled with masked rows. The rows of
-    all processes, one process after the other, are those of a single process.
+    The batches of an update depend only on the data, the arguments and its number, so a restart from step n
+    continues bit for bit without reading earlier batches. A micro-batch has one orientation and one scale; the
+    incomplete last one of each orientation in an epoch is filled with masked rows. The rows of all processes,
+    concatenated, are those of a single process.
 
     Args:
-      data: the images; use `training_labels.training_images` first. Only of a `BoxSet` do batches have `targets`, all
-        boxes moved into the view and padded to `max_targets` of the set.
+      data: the images; use `training_labels.training_images` first. With a `BoxSet` batches have `targets`, all
+        boxes in the view padded to `max_targets` of the set.
       proposals: their proposals, or `None` for methods without.
       canvases: scales and static shapes. With a `crop_margin`, a random window of every image is shown.
       order: sizes of micro-batches and updates, mirroring and the seed.
-      rules: which proposals are used; by default as many as an image of the file has, and the defaults of
-        `ProposalRules`.
-      loading: how this process makes its batches, and which rows are its own.
+      rules: which proposals are used; by default the defaults of `ProposalRules`, with `max_proposals` the largest
+        number in the file.
+      loading: how this process makes its batches, and which rows it makes.
       start_step: number of the first update, 0-based.
 
     Returns:
       A `TrainStream`. An image without usable proposals is masked and counted.
 
     Raises:
-      DataError: if an image lacks its entry in the proposals, or that is of another image size.
-      ConfigError: for impossible numbers, and for windows together with proposals.
+      DataError: if an image has no entry in the proposals, or one for another image size.
+      ConfigError: for invalid numbers, and for windows together with proposals.
     """
     if canvases.crop_margin and proposals is not None:
         raise ConfigError(
-            f"crop_margin={canvases.crop_margin}, but there are proposals: those outside an image's random "
-            "window would have to be left out, and no longer cover its labels. Set crop_margin=0."
+            f"crop_margin={canvases.crop_margin}, but there are proposals: those outside an image's random window "
+            "would be dropped, so that the rest may miss a labeled class. Set crop_margin=0."
         )
     parts: list[RowPart] = []
     if isinstance(data, BoxSet):
@@ -164,15 +163,15 @@ def view_batches(
 ) -> ViewStream:
     """Return every image at every scale, whole, mirrored or not, image-major.
 
-    Images go in groups of `batch_size` of one orientation; all views of a group follow each other,
-    scales in the outer and flips in the inner loop. Row m of an image's proposals is the same proposal
-    in each of its views.
+    Images are grouped by orientation into `batch_size`; all views of a group follow each other, with scales
+    in the outer and flips in the inner loop. Row m of an image's proposals is the same proposal in each of its
+    views.
 
     Args:
       images: the images; labels are not needed.
       proposals: their proposals, or `None` for methods without.
       canvases: scales and static shapes.
-      flips: which mirrorings each scale is seen with.
+      flips: mirrorings at each scale.
       batch_size: rows per micro-batch, over all processes.
       rules: as in `train_batches`.
       loading: likewise.
@@ -182,10 +181,12 @@ def view_batches(
 
     Raises:
       DataError: as in `train_batches`.
-      ConfigError: for impossible numbers.
+      ConfigError: for invalid numbers.
     """
     if not isinstance(images, ImageSet):
-        raise TypeError(f"views show an ImageSet, found {type(images).__name__}; a BoxSet has one.")
+        raise TypeError(
+            f"views need an ImageSet, found {type(images).__name__}; pass the `images` of a BoxSet."
+        )
     parts: list[RowPart] = []
     if proposals is not None:
         rules = rules or _default_rules(proposals)

@@ -1,7 +1,6 @@
-"""Which images make up which micro-batch, at which scale, mirrored and cropped how: pure functions of seed and number.
+"""Plans of micro-batches: images, scale, mirroring and windows, as pure functions of seed and number.
 
-A plan is random access: micro-batch m is known without reading, or even planning, the ones before it, so a
-run restarts anywhere.
+A plan is random access: micro-batch m does not depend on the ones before it, so a run can restart anywhere.
 """
 
 from __future__ import annotations
@@ -17,17 +16,17 @@ from wsod_jax.errors import ConfigError, DataError
 
 FILLER = -1  # the record index of rows that only fill a micro-batch
 
-_ORDER, _FLIP, _SCALE, _CROP = 1, 2, 3, 4  # what a random draw is for
+_ORDER, _FLIP, _SCALE, _CROP = 1, 2, 3, 4  # purposes of random draws, part of their seeds
 
 
 @dataclass(frozen=True, kw_only=True)
 class Order:
-    """How training images are dealt into updates, and how chance changes them.
+    """How training images are split into updates, and their augmentation.
 
     Attributes:
       batch_size: rows per micro-batch, over all devices and processes.
       accumulate: micro-batches per update.
-      flip: mirror an image with probability 1/2, drawn anew in every epoch.
+      flip: mirror an image with probability 1/2, drawn again in every epoch.
       seed: of order, scales, mirroring and windows; not negative.
     """
 
@@ -50,12 +49,12 @@ class PlannedBatch:
     """One micro-batch, before any image is read.
 
     Attributes:
-      rows: positions in the image set; `FILLER` (-1) where there is none.
+      rows: positions in the image set; `FILLER` (-1) for rows without an image.
       flipped: per row, mirrored or not.
       scale: side length in pixels, one of the canvases' scales.
       portrait: orientation shared by all rows.
-      crops: per row, which window of the image is shown, (y, x) in [0, 1) as in `Canvases.view`; `None`
-        shows whole images.
+      crops: per row, position of the window in the image, (y, x) in [0, 1) as in `Canvases.view`; `None`: whole
+        images.
     """
 
     rows: tuple[int, ...]
@@ -65,27 +64,27 @@ class PlannedBatch:
     crops: tuple[tuple[float, float], ...] | None = None
 
     def part(self, index: int, count: int) -> PlannedBatch:
-        """Return the rows of process `index` of `count`: an equal share of them, in order.
+        """Return the rows of process `index` of `count`: an equal part, in order.
 
         Args:
           index: 0 to count - 1.
           count: divides the number of rows.
         """
         size = len(self.rows) // count
-        own = slice(index * size, (index + 1) * size)
-        crops = None if self.crops is None else self.crops[own]
+        rows = slice(index * size, (index + 1) * size)
+        crops = None if self.crops is None else self.crops[rows]
         return dataclasses.replace(
-            self, rows=self.rows[own], flipped=self.flipped[own], crops=crops
+            self, rows=self.rows[rows], flipped=self.flipped[rows], crops=crops
         )
 
 
 def group_by_orientation(
     order: np.ndarray, portrait: np.ndarray, batch_size: int
 ) -> list[tuple[int, ...]]:
-    """Cut an order of images into groups of one orientation, as close to the order as that allows.
+    """Split an order of images into groups of one orientation, as close to the order as possible.
 
-    A group stands where its last image stood; the incomplete last group of each orientation comes at the
-    end, filled with `FILLER`. The number of groups depends on the images alone, not on their order.
+    A group has the position of its last image; the incomplete last group of each orientation comes at the end,
+    filled with `FILLER`. The number of groups does not depend on the order.
 
     Args:
       order: [n] positions in the image set.
@@ -113,14 +112,14 @@ class TrainPlan:
     """The endless sequence of training micro-batches.
 
     The order of epoch e is a permutation drawn from (seed, e), the scale of micro-batch m from
-    (seed, m), the mirroring and the window of an image from (seed, e, image). Epochs follow each other
-    without a gap: an update may take its last micro-batches from the next epoch.
+    (seed, m), the mirroring and the window of an image from (seed, e, image). An update may take its last
+    micro-batches from the next epoch.
 
     Attributes:
-      portrait: per image, whether it goes on an upright canvas; micro-batches do not mix the two.
+      portrait: per image, whether its canvas is upright; micro-batches do not mix the two.
       scales: to draw from.
       order: sizes of micro-batches and updates, mirroring and the seed.
-      crop: draw a window of every image, anew in every epoch.
+      crop: draw a random window of every image in every epoch.
     """
 
     portrait: tuple[bool, ...]
@@ -134,7 +133,7 @@ class TrainPlan:
 
     @functools.cached_property
     def batches_per_epoch(self) -> int:
-        """Micro-batches in which every image occurs once."""
+        """Number of micro-batches in which every image occurs once."""
         high = sum(self.portrait)
         counts = (high, len(self.portrait) - high)
         return sum(math.ceil(count / self.order.batch_size) for count in counts)
@@ -156,7 +155,7 @@ class TrainPlan:
 def _epoch(
     plan: TrainPlan, epoch: int
 ) -> tuple[list[tuple[int, ...]], np.ndarray, np.ndarray | None]:
-    """Return an epoch's groups, and per image whether it is mirrored and which window is shown."""
+    """Return an epoch's groups, and per image whether it is mirrored, and its window."""
     count, seed = len(plan.portrait), plan.order.seed
     order = _random(seed, _ORDER, epoch).permutation(count)
     flips = _random(seed, _FLIP, epoch).random(count) < 0.5
@@ -174,10 +173,10 @@ class ViewPlan:
     """The finite sequence of evaluation micro-batches, image-major: all views of a group, then the next.
 
     Attributes:
-      portrait: per image, whether it goes on an upright canvas; micro-batches do not mix the two.
+      portrait: per image, whether its canvas is upright; micro-batches do not mix the two.
       batch_size: rows per micro-batch.
-      scales: every group is seen at each.
-      flips: and at each scale with each of these.
+      scales: of every group.
+      flips: at each scale.
     """
 
     portrait: tuple[bool, ...]
@@ -193,12 +192,12 @@ class ViewPlan:
 
     @property
     def views_per_image(self) -> int:
-        """Scales times flips: as many batches follow each other with the same images."""
+        """Scales times flips: number of consecutive batches with the same images."""
         return len(self.scales) * len(self.flips)
 
     @functools.cached_property
     def groups(self) -> list[tuple[int, ...]]:
-        """The images of each run of `views_per_image` micro-batches."""
+        """The images of every `views_per_image` consecutive micro-batches."""
         order = np.arange(len(self.portrait))
         return group_by_orientation(order, np.array(self.portrait, bool), self.batch_size)
 

@@ -1,9 +1,9 @@
-"""Pooled proposals of a frozen backbone, kept in a folder for every head, seed, method and evaluation that sees them.
+"""Pooled proposals of a frozen backbone, cached in a folder and shared by heads, seeds, methods and evaluations.
 
-The folder holds one folder per recipe, `<architecture>-<checksum>`, and in it one file per view of an image. The
-checksum of a recipe is that of the compiled program's text, the backbone's weights and OpenCV's version; the name of a
-file is a checksum of the encoded image, the view and the boxes pooled. So nothing has to be invalidated: what would be
-another value has another name. A file holds the rows of real proposals, [n, p, p, d], and ends in their CRC-32.
+The folder has one folder per recipe, `<architecture>-<checksum>`, with one file per view of an image. The checksum of a
+recipe covers the compiled program's text, the backbone's weights and OpenCV's version; the name of a file is a checksum
+of the encoded image, the view and the pooled boxes. So nothing has to be invalidated: other values have other names. A
+file has the rows of real proposals, [n, p, p, d], followed by their CRC-32.
 """
 
 from __future__ import annotations
@@ -42,19 +42,19 @@ def _pooled(pool: Pool, params: Params, batch: Batch) -> jax.Array:
 class PooledCache:
     """Pooled proposals, computed once per image and view, and kept in a folder.
 
-    Calling it replaces `Batch.image` by `Batch.pooled`. Give it to the input as `Loading.cache`, and images whose
-    pooled proposals are there are not decoded. Several processes may use one folder at the same time: files are
-    written whole or not at all. A damaged file is reported, and computed anew.
+    Calling it replaces `Batch.image` by `Batch.pooled`. As the input's `Loading.cache` it also saves decoding images
+    whose pooled proposals it has. Several processes may use one folder at the same time: files are written atomically.
+    A damaged file is reported, and computed again.
 
     Args:
-      pool: (params, batch) -> [b, r, p, p, d], such as `Method.pool`; hashable, deterministic, and a function of each
-        image alone.
-      params: what it needs, {"backbone": ...}.
-      images: the set that `Batch.image_index` counts in.
-      folder: where recipes lie; it is made.
+      pool: (params, batch) -> [b, r, p, p, d], such as `Method.pool`; hashable, deterministic, and independent for
+        each image.
+      params: of the backbone, {"backbone": ...}.
+      images: the set that `Batch.image_index` refers to.
+      folder: for the recipes; made if absent.
       name: start of the recipe's name, such as the backbone's architecture.
-      dtype: of the values kept; "float16" halves the folder and rounds to 11 bits: of RoI max pooling that gives
-        exactly what pooling a map in float16 does, and no more than a relative 2^-11 of any pooling.
+      dtype: of the cached values; "float16" halves the folder and rounds to 11 bits, a relative error of 2^-11. For
+        RoI max pooling this equals pooling a map in float16.
     """
 
     def __init__(
@@ -80,31 +80,31 @@ class PooledCache:
         self.folder = Path(folder) / f"{name}-{recipe.hexdigest()}"
         self.folder.mkdir(parents=True, exist_ok=True)
         self._contents: dict[int, bytes] = {}
-        self._whole: set[str] = set()  # files found intact by this process
+        self._whole: set[str] = set()  # files checked by this process
         self._keeps = True
         self.num_computed = 0
 
     def missing_bytes(self, proposals: ProposalSet, max_proposals: int, num_views: int) -> int:
-        """Return how much larger the folder may become than its disk allows; 0 or less if it fits.
+        """Return the bytes by which the folder may exceed its disk; 0 or less if it fits.
 
         Args:
           proposals: of the images.
-          max_proposals: rows of an image at most.
+          max_proposals: the most rows of an image.
           num_views: views of every image.
         """
         counts = (min(len(proposals.get(i)), max_proposals) for i in self._images.image_ids)
         row_bytes = int(np.prod(self.shape)) * self._dtype.itemsize
-        there = sum(path.stat().st_size for path in self.folder.iterdir())
-        return sum(counts) * num_views * row_bytes - there - shutil.disk_usage(self.folder).free
+        existing = sum(path.stat().st_size for path in self.folder.iterdir())
+        return sum(counts) * num_views * row_bytes - existing - shutil.disk_usage(self.folder).free
 
     def has(self, index: int, view: View, row: Batch) -> bool:
-        """Return whether the values of this view of an image are kept; `row` is its share of the batch."""
+        """Return whether the values of this view of an image are cached; `row` is its row of the batch."""
         mask = row.proposal_mask & row.image_mask
         if view.cropped or not mask.any():
             return False
         try:
             name = self._name(index, view.canvas, view.size, view.flipped, row.proposals[mask])
-        except OSError:  # whoever decodes the image says so
+        except OSError:  # decoding the image will report it
             return False
         return name in self._whole or self._read(name, int(mask.sum())) is not None
 
@@ -112,13 +112,13 @@ class PooledCache:
         """Return the batch with `pooled` [b, r, p, p, d] in place of `image`; masked rows are 0.
 
         Raises:
-          ConfigError: if a value does not fit the type kept, or the batch shows random windows of its images.
-          DataError: if a file that the batch relies on was deleted.
+          ConfigError: if a value does not fit the cache's type, or the batch has random windows of its images.
+          DataError: if a file that the batch needs was deleted.
         """
         if np.any(batch.views.offset):
             raise ConfigError(
-                "the batch shows windows of images, and every window has other pooled proposals; set crop_margin to 0, "
-                'or config.train.cache to "none"'
+                "the batch has random windows of images, each with its own pooled proposals, so a cache saves nothing; "
+                'set crop_margin to 0, or config.train.cache to "none"'
             )
         mask = np.asarray(batch.proposal_mask) & np.asarray(batch.image_mask)[:, None]
         pooled = np.zeros((*mask.shape, *self.shape), self._dtype)
@@ -131,8 +131,8 @@ class PooledCache:
             values = self._read(name, len(boxes))
             if values is None and name in self._whole:
                 raise DataError(
-                    f"{self.folder / name} was there and is gone; do not delete the cache of a run that goes on. The "
-                    "same command goes on from the last checkpoint"
+                    f"{self.folder / name} was deleted during the run; do not delete the cache of a running command. "
+                    "Run the same command again: it resumes from the last checkpoint"
                 )
             if values is None:
                 fresh = np.asarray(self._pool(self._params, batch)) if fresh is None else fresh
@@ -143,7 +143,7 @@ class PooledCache:
         return batch.replace(image=None, pooled=pooled)
 
     def _fitting(self, values: np.ndarray) -> np.ndarray:
-        """Return values in the type kept."""
+        """Return values in the cache's type."""
         if not np.abs(values.astype(np.float32)).max() <= np.finfo(self._dtype).max:
             raise ConfigError(
                 f'pooled proposals do not fit {self._dtype}; set config.train.cache to "none"'
@@ -151,7 +151,7 @@ class PooledCache:
         return values.astype(self._dtype)
 
     def _name(self, index: int, canvas: Any, size: Any, flipped: bool, boxes: np.ndarray) -> str:
-        """Return the name of a file: a checksum of all that its values are a function of but the recipe."""
+        """Return the name of a file: a checksum of the image, the view and the boxes."""
         if index not in self._contents:
             source = self._images.records[index].source
             encoded = source.read_bytes() if isinstance(source, Path) else source()
@@ -172,14 +172,14 @@ class PooledCache:
         expected = count * int(np.prod(self.shape)) * self._dtype.itemsize
         if name not in self._whole:
             if len(values) != expected or checksum != _crc(values):
-                logger.warning("%s is damaged; its pooled proposals are computed anew", path)
+                logger.warning("%s is damaged; its pooled proposals are computed again", path)
                 path.unlink(missing_ok=True)
                 return None
             self._whole.add(name)
         return values.view(self._dtype).reshape(count, *self.shape)
 
     def _write(self, name: str, values: np.ndarray) -> None:
-        """Keep values; if that fails, say so once, and keep no more."""
+        """Write values; if that fails, warn once and write no more."""
         if not self._keeps:
             return
         try:
@@ -189,7 +189,7 @@ class PooledCache:
         except OSError as error:
             self._keeps = False
             logger.warning(
-                "pooled proposals are not kept any more, but computed anew each time: %s", error
+                "pooled proposals are no longer cached, but computed again each time: %s", error
             )
 
 
@@ -198,7 +198,7 @@ def _crc(values: np.ndarray) -> bytes:
 
 
 def _example() -> Batch:
-    """Return the shapes of one image with one proposal; the program's text depends on no others."""
+    """Return the shapes of one image with one proposal, to compile the program's text."""
 
     def shape(*sizes: int, dtype: Any) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((1, *sizes), dtype)

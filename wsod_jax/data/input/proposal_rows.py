@@ -18,11 +18,11 @@ class ProposalRules:
     """Which of an image's proposals are used, and how they are padded.
 
     Attributes:
-      max_proposals: R, the static number of rows. Of more proposals the R best-scored are kept, in file
-        order, or the first R of a file without scores.
-      dedup_stride: proposals whose edges agree after rounding edge / dedup_stride are merged into the
-        first of them; 8 as OICR does. `None` merges nothing.
-      min_side_px: narrower or lower boxes are dropped, in pixels of the original image.
+      max_proposals: R, the static number of rows. Of more proposals the R best-scored are kept, in file order, or the
+        first R if there are no scores.
+      dedup_stride: proposals whose edges agree after rounding edge / dedup_stride are merged into the first of them;
+        8 in OICR. `None` merges nothing.
+      min_side_px: boxes with a shorter side are dropped, in pixels of the original image.
       min_side: the same as a fraction of the original image's shorter side.
     """
 
@@ -36,24 +36,24 @@ class ProposalRules:
             raise ConfigError(f"max_proposals={self.max_proposals}; it must be at least 1.")
         if self.dedup_stride is not None and self.dedup_stride <= 0:
             raise ConfigError(
-                f"dedup_stride={self.dedup_stride}; allowed are > 0, and None for off."
+                f"dedup_stride={self.dedup_stride}; it must be above 0, or None for off."
             )
         if self.min_side_px < 0:
-            raise ConfigError(f"min_side_px={self.min_side_px}; allowed are 0, for off, and more.")
+            raise ConfigError(f"min_side_px={self.min_side_px}; it must be at least 0 (0: off).")
         if not 0 <= self.min_side < 1:
-            raise ConfigError(f"min_side={self.min_side}; allowed are 0, for off, to below 1.")
+            raise ConfigError(f"min_side={self.min_side}; it must be in [0, 1) (0: off).")
 
 
 @dataclass(frozen=True)
 class CleanProposals:
-    """Proposals fit for use, in pixels of the original image, and what was done to them.
+    """Usable proposals, in pixels of the original image, and counts of changes.
 
     Attributes:
       boxes: [n, 4] float32, n <= max_proposals, inside the image, with area.
       scores: [n] float32, or `None`.
-      clipped: number of boxes that reached outside the image.
-      dropped: number left out for no area inside the image, or a side below the minimum.
-      capped: number left out for exceeding max_proposals.
+      clipped: number of boxes that extended outside the image.
+      dropped: number of boxes without area inside the image, or with a side below the minimum.
+      capped: number of boxes beyond max_proposals.
     """
 
     boxes: np.ndarray
@@ -71,13 +71,13 @@ def clean_proposals(
 ) -> CleanProposals:
     """Clip proposals to their image, drop unusable ones, and keep at most R of the rest.
 
-    The outcome depends on the original image alone, so row m is the same proposal in every view.
+    The result depends only on the original image, so row m is the same proposal in every view.
 
     Args:
       boxes: [n, 4] float32 xyxy in pixels of the original image.
       scores: [n] objectness, or `None`.
       image_size: (height, width) of the original image.
-      rules: what to keep.
+      rules: for dropping and capping.
 
     Returns:
       The proposals kept, in their order, and counts.
@@ -108,7 +108,7 @@ def clean_proposals(
 
 
 def merge_duplicates(boxes: np.ndarray, stride: float) -> np.ndarray:
-    """Find the proposals that a feature map of this stride cannot tell apart.
+    """Find the proposals that a feature map of this stride cannot distinguish.
 
     Two boxes are the same if round(edge / stride) agrees for all four edges, rounding half away from
     zero.
@@ -118,14 +118,14 @@ def merge_duplicates(boxes: np.ndarray, stride: float) -> np.ndarray:
       stride: in network pixels.
 
     Returns:
-      [n] int32, for each box the first box that is the same as it (itself where it is the first).
+      [n] int32, for each box the index of the first box that is the same.
 
     Source: released OICR code, which hashes the rounded boxes the same way.
     """
     cells = np.floor(np.asarray(boxes, np.float32) / np.float32(stride) + np.float32(0.5))
     cells = cells.astype(np.int64)
     base = np.int64(cells.max(initial=0) + 1)
-    if base > 50_000:  # base ** 4 would leave 64 bits
+    if base > 50_000:  # base ** 4 would overflow 64 bits
         _, first, group = np.unique(cells, axis=0, return_index=True, return_inverse=True)
     else:
         keys = ((cells[:, 0] * base + cells[:, 1]) * base + cells[:, 2]) * base + cells[:, 3]
@@ -153,15 +153,14 @@ class PlacedProposals:
 def place_proposals(
     proposals: CleanProposals, image_size: tuple[int, int], view: View, rules: ProposalRules
 ) -> PlacedProposals:
-    """Move clean proposals onto a view, merge duplicates, and pad to R rows.
+    """Map clean proposals to a view, merge duplicates, and pad to R rows.
 
-    Merged proposals keep their row and their box but lose their mask; `representative` names the row
-    that stands for them.
+    Merged proposals keep their row and their box but are masked; `representative` is the row whose scores they share.
 
     Args:
       proposals: of the original image.
       image_size: the original (height, width).
-      view: where the image went.
+      view: of the image.
       rules: R and the stride of merging.
 
     Returns:

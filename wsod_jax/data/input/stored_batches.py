@@ -22,10 +22,10 @@ _REQUIRED = {"image_size", "image_mask", "image_index", "views/scale"}
 
 
 def save_batches(batches: Iterable[Batch], path: str | Path) -> int:
-    """Write batches to an .npz file, one at a time; the file is there whole or not at all.
+    """Write batches to an .npz file, one at a time, atomically.
 
     Args:
-      batches: finite; held in memory one by one.
+      batches: finite; only one is in memory at a time.
       path: the file to write.
 
     Returns:
@@ -44,7 +44,7 @@ def play_batches(path: str | Path) -> Iterator[Batch]:
     """Yield the batches of a file in order, once.
 
     Raises:
-      DataError: if the file is missing, or does not hold batches.
+      DataError: if the file is missing, or does not contain batches.
     """
     path = Path(path)
     if not path.is_file():
@@ -58,7 +58,7 @@ def play_batches(path: str | Path) -> Iterator[Batch]:
                 values = {key.partition("/")[2]: arrays[key] for key in grouped[number]}
                 if not _REQUIRED <= values.keys():
                     raise DataError(
-                        f"{path}: {number!r} is not a batch; it holds {sorted(values)}."
+                        f"{path}: {number!r} is not a batch; it contains {sorted(values)}."
                     )
                 yield _batch(values, path)
     except DataError:
@@ -68,7 +68,7 @@ def play_batches(path: str | Path) -> Iterator[Batch]:
 
 
 def _flat(tree: Any, prefix: str = "") -> dict[str, np.ndarray]:
-    """Return the arrays of a batch by path, a map's stride among them; `None` is left out."""
+    """Return the arrays of a batch by path, including a map's stride; `None` is omitted."""
     fields = tree if isinstance(tree, dict) else vars(tree)
     flat: dict[str, np.ndarray] = {}
     for name, value in fields.items():
@@ -80,7 +80,7 @@ def _flat(tree: Any, prefix: str = "") -> dict[str, np.ndarray]:
 
 
 def _batch(values: dict[str, np.ndarray], path: Path) -> Batch:
-    """Return the batch whose arrays by path `_flat` gave."""
+    """Return the batch from its arrays by path: the inverse of `_flat`."""
     nested: dict[str, Any] = {}
     for name, value in values.items():
         *parents, leaf = name.split("/")

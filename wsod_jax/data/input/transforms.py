@@ -1,8 +1,7 @@
-"""Geometry of the input, in NumPy: canvases, where an image lies on one, and what becomes of its proposals.
+"""Geometry of the input, in NumPy: canvases, views of images on them, and their proposals.
 
-An image is described by a `View`: resized, a window cut out of it if it is cropped, mirrored if `flipped`, laid into
-the top-left corner of a `canvas`. `place_image` and `place_boxes` apply a view to pixels and to boxes; nothing else
-moves either.
+A `View` of an image is resized, cropped to a window if there is a margin, mirrored if `flipped`, and placed in the
+top-left corner of a `canvas`. Only `place_image` and `place_boxes` apply views, to pixels and to boxes.
 """
 
 from __future__ import annotations
@@ -23,20 +22,20 @@ from wsod_jax.ops.boxes import clip_boxes, flip_boxes, scale_boxes
 Resize = Literal["short", "long", "warp"]
 
 _MAX_SCALES = 32
-_MAX_CANVASES = 6  # per orientation: every canvas is one more compilation of every step
+_MAX_CANVASES = 6  # per orientation: every step is compiled once per canvas
 
 
 @dataclass(frozen=True)
 class View:
-    """Where one image goes.
+    """The transform of one image to the network's input.
 
     Attributes:
       canvas: (H, W) in pixels.
-      size: (height, width) in pixels of what is shown, at most the canvas.
+      size: (height, width) in pixels of the image or window on the canvas.
       flipped: mirrored left-right, after cropping.
-      shrunk: smaller than the scale asks for, to fit the canvas or the longest side allowed.
+      shrunk: smaller than the scale, to fit the canvas or the longest side allowed.
       resized: (height, width) in pixels of the whole image after resizing; `size` by default.
-      offset: (y, x) in pixels, where the window of `size` lies in the resized image.
+      offset: (y, x) in pixels, position of the window of `size` in the resized image.
     """
 
     canvas: tuple[int, int]
@@ -60,24 +59,22 @@ class View:
 class Canvases:
     """The static image shapes of a run: one canvas per scale and orientation, or per group of scales.
 
-    Up to 6 scales have a canvas each. More share 6: each lies on the smallest of them that holds it, and the 6 are
-    the own canvases of those scales that leave the least padding over all scales. The size of a view depends on its
-    scale alone, and padding is inert, so neither changes what a scale sees.
+    Up to 6 scales have a canvas each. More share the 6 canvases that minimize padding over all scales, each on the
+    smallest one that fits. The size of a view depends only on its scale, and padding is inert, so shared canvases do
+    not change results.
 
     Attributes:
       scales: the side lengths in pixels, at most 32.
-      resize: "short" makes the shorter side equal the scale (as OICR trains), "long" the longer one, both
-        keep the aspect. "warp" makes both sides equal the scale (as SPN trains): a scale's canvas is exactly
-        (scale, scale), whatever the orientation; the next three attributes then have no say.
-      max_long: no longer side exceeds this, in pixels.
-      aspect: a scale's canvas is so many times as long as the scale. With "short", images up to this long/short
-        ratio fit; longer ones shrink to fit. With "long" everything fits: views of both kinds share
-        canvases, so that evaluating both ways compiles nothing more.
+      resize: "short" makes the shorter side equal the scale (as in OICR), "long" the longer one; both keep the
+        aspect. "warp" makes both sides equal the scale (as in SPN): the canvas is (scale, scale) in either
+        orientation; `max_long`, `aspect` and `multiple` are then ignored.
+      max_long: maximum of the longer side, in pixels.
+      aspect: ratio of the sides of a scale's canvas. With "short", images up to this aspect fit; longer ones are
+        shrunk. With "long" all fit: views of both kinds share canvases, so evaluating both compiles nothing more.
       multiple: canvas sides are rounded up to a multiple of this.
-      crop_margin: of a cropped view, the whole image is resized by (scale + crop_margin) / scale as
-        much, and the window cut out of it has the size that the whole would have without a margin: with
-        "warp", scale x scale pixels of (scale + crop_margin) x (scale + crop_margin). Views that are not
-        cropped do not have a margin.
+      crop_margin: for a cropped view, the image is resized larger by (scale + crop_margin) / scale, and the window
+        has the size of the image without a margin: with "warp", scale x scale pixels of (scale + crop_margin) x
+        (scale + crop_margin). Other views have no margin.
     """
 
     scales: tuple[int, ...]
@@ -99,28 +96,28 @@ class Canvases:
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}={getattr(self, name)}; it must be at least 1.")
         if self.crop_margin < 0:
-            raise ConfigError(f"crop_margin={self.crop_margin}; allowed are 0, for off, and more.")
+            raise ConfigError(f"crop_margin={self.crop_margin}; it must be at least 0 (0: off).")
         if self.resize not in typing.get_args(Resize):
             raise ConfigError(f'resize={self.resize!r}; allowed are "short", "long" and "warp".')
 
     def is_portrait(self, height: int, width: int) -> bool:
-        """Return whether an image of this size goes on an upright canvas; a square or warped one does not."""
+        """Return whether the canvas of an image of this size is upright; never for square or warped ones."""
         return self.resize != "warp" and height > width
 
     def shape(self, scale: int, portrait: bool) -> tuple[int, int]:
-        """Return the canvas (H, W) that a scale lies on in an orientation."""
+        """Return the canvas (H, W) of a scale in an orientation."""
         return self._own_shape(self._holders[scale], portrait)
 
     @functools.cached_property
     def _holders(self) -> dict[int, int]:
-        """Scale -> the scale whose canvas it lies on, itself where there are enough canvases.
+        """Scale -> the scale whose canvas it uses, itself if there are enough canvases.
 
-        The least sum of areas over all scales, by dynamic programming over the sorted scales; of equal sums that
-        with the smaller canvases.
+        Minimizes the sum of areas over all scales, by dynamic programming over the sorted scales; of equal sums the
+        one with the smaller canvases.
         """
         scales = sorted(self.scales)
         areas = [math.prod(self._own_shape(scale, portrait=False)) for scale in scales]
-        best = {0: (0, ())}  # how many of the smallest scales are held -> sum of areas, holders
+        best = {0: (0, ())}  # number of smallest scales with a canvas -> sum of areas, holders
         for _ in range(min(_MAX_CANVASES, len(scales))):
             best = {
                 end: min(
@@ -134,7 +131,7 @@ class Canvases:
         return {scale: min(h for h in holders if h >= scale) for scale in scales}
 
     def _own_shape(self, scale: int, portrait: bool) -> tuple[int, int]:
-        """Return the canvas (H, W) that a scale needs, which limits its views."""
+        """Return the canvas (H, W) that a scale needs, the limit of its views."""
         if self.resize == "warp":
             return (scale, scale)
         sides = (min(scale * factor, self.max_long) for factor in (1.0, self.aspect))
@@ -154,19 +151,19 @@ class Canvases:
         flipped: bool = False,
         crop: tuple[float, float] | None = None,
     ) -> View:
-        """Return where an image of this size goes at this scale.
+        """Return the view of an image of this size at this scale.
 
-        The resize factor is scale / side, the side being the shorter or the longer one as `resize` says,
-        or less where the longer side would exceed `max_long` or the scale's own canvas. New sides are rounded
-        half up, and at least 1 pixel. "warp" has a factor per side.
+        The resize factor is scale / side, where `resize` selects the shorter or the longer side, or less if the
+        longer side would exceed `max_long` or the scale's canvas. New sides are rounded half up, and at least 1
+        pixel. "warp" has a factor per side.
 
         Args:
           height: of the original image, in pixels.
           width: likewise.
           scale: one of `scales`.
           flipped: mirrored left-right.
-          crop: (y, x) in [0, 1), which of the possible windows is shown, from the first to the last
-            offset in equal parts; `None` shows the whole image, without a margin.
+          crop: (y, x) in [0, 1), position of the window, from the first to the last offset in equal parts;
+            `None`: the whole image, without a margin.
         """
         whole = self._whole(height, width, scale, flipped)
         if crop is None or self.crop_margin == 0:
@@ -183,22 +180,21 @@ class Canvases:
         if self.resize == "warp":
             return View(canvas, room, flipped)
         side = max(height, width) if self.resize == "long" else min(height, width)
-        wanted = scale / side
         limits = (self.max_long / max(height, width), room[0] / height, room[1] / width)
-        factor = min(wanted, *limits)
+        factor = min(scale / side, *limits)
         new_height, new_width = (max(1, math.floor(s * factor + 0.5)) for s in (height, width))
         size = (min(new_height, room[0]), min(new_width, room[1]))
-        return View(canvas, size, flipped, shrunk=factor < wanted)
+        return View(canvas, size, flipped, shrunk=factor < scale / side)
 
 
 def place_image(image: np.ndarray, view: View) -> np.ndarray:
-    """Resize bilinearly, cut out the window, mirror, and pad with zeros at the bottom and right.
+    """Resize bilinearly, crop, mirror, and pad with zeros at the bottom and right.
 
-    Mirroring comes last, so a flipped view holds exactly the mirrored pixels of its twin.
+    Mirroring comes last, so a flipped view has exactly the mirrored pixels of the other.
 
     Args:
       image: [h, w, 3] uint8.
-      view: where it goes.
+      view: of the image.
 
     Returns:
       [H, W, 3] uint8, zero outside `view.size`.
@@ -227,16 +223,16 @@ def view_factors(image_size: tuple[int, int], view: View) -> tuple[np.float32, n
 
 
 def place_boxes(boxes: np.ndarray, image_size: tuple[int, int], view: View) -> np.ndarray:
-    """Move boxes of the original image onto a view of it.
+    """Map boxes of the original image to a view of it.
 
     Args:
       boxes: [n, 4] float32 xyxy in pixels of the original image.
       image_size: its (height, width).
-      view: where it went.
+      view: of the image.
 
     Returns:
-      [n, 4] float32 xyxy in pixels of the canvas, within `view.size`; a box outside a cropped view's window
-      is left without area.
+      [n, 4] float32 xyxy in pixels of the canvas, clipped to `view.size`; a box outside a cropped view's window
+      has no area.
     """
     height, width = view.size
     scaled = scale_boxes(boxes, *view_factors(image_size, view))

@@ -1,16 +1,16 @@
-"""Proposals of a set of images: one `.npz` file of a documented schema.
+"""Proposals of a set of images, in one `.npz` file:
 
 | key         | type             | meaning                                                                  |
 |-------------|------------------|--------------------------------------------------------------------------|
 | `version`   | int, 1           | of this schema                                                           |
 | `ids`       | [n] str          | image ids, distinct                                                      |
 | `sizes`     | [n, 2] int32     | (height, width) of the upright images, pixels                            |
-| `offsets`   | [n + 1] int64    | image i owns the rows `offsets[i]:offsets[i + 1]`                        |
+| `offsets`   | [n + 1] int64    | image i has the rows `offsets[i]:offsets[i + 1]`                         |
 | `boxes`     | [m, 4] float32   | (x1, y1, x2, y2), pixels, continuous edges: width = x2 - x1; area > 0    |
 | `scores`    | [m] float32      | optional objectness, higher is better                                    |
-| `generator` | str              | what made them, options included                                         |
+| `generator` | str              | program that made them, with its options                                 |
 
-Any program that can write NumPy arrays can write such a file; nothing in it is pickled.
+Nothing is pickled, so any program that writes NumPy arrays can write such a file.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from wsod_jax.errors import DataError
 from wsod_jax.files import BAD_NPZ, atomic_write, read_npz
 
 VERSION = 1
-EDGE_TOLERANCE = 1e-3  # pixels that float32 rounding may put a box beyond its image
+EDGE_TOLERANCE = 1e-3  # pixels that a box may extend outside its image by float32 rounding
 
 
 @dataclass(frozen=True, repr=False)
 class ProposalSet:
-    """Boxes per image id. Validated when made; see the module's text for the fields.
+    """Boxes per image id, validated when made; see the table above.
 
     Attributes:
       ids: n image ids.
@@ -40,8 +40,8 @@ class ProposalSet:
       offsets: [n + 1] int64.
       boxes: [m, 4] float32 xyxy, continuous edges.
       scores: [m] float32 or `None`.
-      generator: what made them.
-      origin: what errors call this set: the file it came from.
+      generator: program that made them, with its options.
+      origin: name of the set in errors: its file.
     """
 
     ids: tuple[str, ...]
@@ -102,7 +102,7 @@ class ProposalSet:
         """Read and validate a file.
 
         Raises:
-          DataError: if it is missing, no such file, of an unknown version, or its content is malformed.
+          DataError: if it is missing, not such a file, of an unknown version, or its content is malformed.
         """
         path = Path(path)
         if not path.is_file():
@@ -133,7 +133,7 @@ class ProposalSet:
 
     @staticmethod
     def read_generator(path: str | Path) -> str | None:
-        """Return what made a file's proposals, without reading them; `None` if there is no such file."""
+        """Return a file's `generator`, without reading the proposals; `None` if there is no such file."""
         try:
             with np.load(path, allow_pickle=False) as file:
                 return str(file["generator"])
@@ -141,10 +141,10 @@ class ProposalSet:
             return None
 
     def save(self, path: str | Path) -> None:
-        """Write the file so that it is there whole or not at all; `path` should end in .npz.
+        """Write the file atomically; `path` should end in .npz.
 
         Raises:
-          OSError: if the disk is full or the folder not writeable; an older file stays as it was.
+          OSError: if the disk is full or the folder not writable; an older file is unchanged.
         """
         arrays = {
             "version": np.int32(VERSION),
@@ -193,7 +193,7 @@ class ProposalSet:
         )
 
     def size(self, image_id: str) -> tuple[int, int]:
-        """Return the (height, width) of the image the boxes were made on."""
+        """Return the (height, width) of the image that the boxes were made for."""
         height, width = self.sizes[self._row(image_id)].tolist()
         return height, width
 
@@ -220,7 +220,7 @@ class ProposalSet:
 
     @staticmethod
     def merge(sets: Sequence[ProposalSet]) -> ProposalSet:
-        """Join sets of different images, like the splits of a data set.
+        """Join sets of different images, such as the splits of a data set.
 
         Raises:
           DataError: if an image is in two sets, or only some sets have scores.
@@ -245,26 +245,26 @@ class ProposalSet:
 
 
 def check_proposals(proposals: ProposalSet, image_set: ImageSet) -> int:
-    """Make sure that a proposals file belongs to these images.
+    """Check that a proposals file belongs to these images.
 
     Returns:
-      How many of the images have no box at all.
+      The number of images without boxes.
 
     Raises:
-      DataError: if an image is missing from the file, or was of another size when they were made.
+      DataError: if an image is missing from the file, or has another size there.
     """
     missing = [i for i in image_set.image_ids if i not in proposals]
     if missing:
         raise DataError(
             f"{proposals.origin} has no proposals for {len(missing)} of the {len(image_set)} images of "
-            f"{image_set.name}, the first is {missing[0]!r}; make them with wsod-jax make_proposals."
+            f"{image_set.name}; the first is {missing[0]!r}. Make them with wsod-jax make_proposals."
         )
     for record in image_set.records:
-        found, expected = proposals.size(record.image_id), (record.height, record.width)
-        if found != expected:
+        size, expected = proposals.size(record.image_id), (record.height, record.width)
+        if size != expected:
             raise DataError(
-                f"{proposals.origin}: the boxes of image {record.image_id!r} are for (height, width) = {found}, "
-                f"but the image of {image_set.name} has {expected}. Is it the file of another data set?"
+                f"{proposals.origin}: the boxes of image {record.image_id!r} are for (height, width) = {size}, "
+                f"but the image of {image_set.name} has {expected}. Is the file for another data set?"
             )
     return sum(len(proposals.get(i)) == 0 for i in image_set.image_ids)
 
@@ -323,5 +323,5 @@ def _check_values(proposals: ProposalSet) -> None:
             raise DataError(
                 f"{proposals.origin}: box {boxes[row].tolist()} of image {image_id!r} ({width}×{height} pixels) "
                 f"{problem}; {int(wrong.sum())} of {len(boxes)} boxes do. Boxes are (x1, y1, x2, y2) in pixels "
-                "of the image, x1 < x2 and y1 < y2. Make them anew with wsod-jax make_proposals."
+                "of the image, x1 < x2 and y1 < y2. Make them again with wsod-jax make_proposals."
             )

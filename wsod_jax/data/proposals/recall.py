@@ -1,4 +1,4 @@
-"""How well proposals cover annotated objects: an upper bound for any detector that picks among them."""
+"""Recall of proposals: an upper bound for any detector that selects among them."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class RecallReport:
       class_names: c names.
       best_iou: one [n] float32 array per class, each object's highest IoU with a proposal of its image.
       mean_count: proposals per image.
-      num_images: images that have proposals and ground truth.
-      num_missing: images that have ground truth alone, whose objects do not count.
+      num_images: images with proposals and ground truth.
+      num_missing: images with ground truth but no proposals, whose objects are not counted.
     """
 
     class_names: tuple[str, ...]
@@ -31,21 +31,21 @@ class RecallReport:
     num_missing: int
 
     def recall(self, iou_thr: float, class_index: int | None = None) -> float:
-        """Return the share of objects with a proposal of IoU >= `iou_thr`; NaN where there is no object."""
+        """Return the fraction of objects with a proposal of IoU >= `iou_thr`; NaN without objects."""
         values = self._values(class_index)
         return float((values >= iou_thr).mean()) if len(values) else float("nan")
 
     def average_best_overlap(self, class_index: int | None = None) -> float:
-        """Return the mean over objects of their best IoU; NaN where there is no object."""
+        """Return the mean over objects of their best IoU; NaN without objects."""
         values = self._values(class_index)
         return float(values.mean()) if len(values) else float("nan")
 
     @property
     def left_out(self) -> str:
-        """What to say of annotated images without proposals; empty if there are none."""
+        """Text about annotated images without proposals; empty if there are none."""
         if not self.num_missing:
             return ""
-        return f"; {self.num_missing} annotated images have no proposals and do not count"
+        return f"; {self.num_missing} annotated images have no proposals and are not counted"
 
     def _values(self, class_index: int | None) -> np.ndarray:
         return np.concatenate(self.best_iou) if class_index is None else self.best_iou[class_index]
@@ -73,15 +73,15 @@ class RecallReport:
 def measure_recall(
     proposals: ProposalSet, annotated_boxes: AnnotatedBoxes, max_count: int | None = None
 ) -> RecallReport:
-    """Compare proposals with the boxes of the images that both know; difficult objects do not count.
+    """Compare proposals with the annotated boxes of images that have both; difficult objects are not counted.
 
     Args:
       proposals: their boxes.
       annotated_boxes: the objects.
-      max_count: look at so many proposals per image: the best-scored ones, or the first ones of a file without
-        scores; `None` looks at all.
+      max_count: the most proposals per image: the best-scored ones, or the first ones of a file without scores;
+        `None` for all.
 
-    Ties: of equal scores the earlier rows are looked at.
+    Ties: of equal scores the earlier rows are used.
     """
     best = [[] for _ in annotated_boxes.class_names]
     common = [i for i in annotated_boxes.boxes if i in proposals]
@@ -119,12 +119,12 @@ def recall_by_count(
     annotated_boxes: AnnotatedBoxes,
     counts: Sequence[int] = (100, 300, 1000),
 ) -> str:
-    """Return a table of how well the best proposals of several files cover all objects, by number of boxes.
+    """Return a table of the recall of several files by the number of boxes per image.
 
     Args:
       files: name -> proposals.
       annotated_boxes: the objects.
-      counts: boxes looked at per image, see `measure_recall`; every file has a last row with all of its boxes.
+      counts: the most boxes per image, see `measure_recall`; every file has a last row with all of its boxes.
     """
     width = max(map(len, (*files, "file")))
     lines = [f"{'file':{width}s}  at most  per image  recall@0.5  recall@0.7    ABO"]

@@ -1,4 +1,4 @@
-"""Selective search: proposals for any image, computed by OpenCV, in parallel and resumable.
+"""Selective search proposals, computed by OpenCV, in parallel and resumable.
 
 Source: Uijlings et al. 2013, as implemented in OpenCV's contributed modules.
 """
@@ -27,7 +27,7 @@ from wsod_jax.errors import ConfigError, DataError
 
 @dataclass(frozen=True)
 class SearchOptions:
-    """How to search.
+    """Options of selective search.
 
     Attributes:
       method: "fast" (a few hundred to two thousand boxes) or "quality" (several times as many, slower).
@@ -50,7 +50,7 @@ class SearchOptions:
 
     @property
     def generator(self) -> str:
-        """What proposals made this way are called in their file."""
+        """The `generator` of proposals with these options."""
         return (
             f"selective search ({self.method}, min_side={self.min_side:g}, max_side={self.max_side}, "
             f"OpenCV {cv2.__version__})"
@@ -58,23 +58,23 @@ class SearchOptions:
 
     @classmethod
     def of_generator(cls, generator: str) -> SearchOptions | None:
-        """Return the options that a file's `generator` tells of, `None` if it was made in another way."""
+        """Return the options in a file's `generator`; `None` if it names another program."""
         number = r"([0-9.e+]+)"
         pattern = rf"selective search \((fast|quality), min_side={number}, max_side={number},"
-        found = re.match(pattern, generator)
-        if found is None:
+        match = re.match(pattern, generator)
+        if match is None:
             return None
-        return cls(found[1], float(found[2]), int(float(found[3])))
+        return cls(match[1], float(match[2]), int(float(match[3])))
 
     @classmethod
     def like(cls, path: str | Path) -> tuple[SearchOptions, str | None]:
-        """Return the options of a file of proposals; or the defaults, and why its own cannot be told."""
+        """Return the options of a file of proposals; or the defaults, and why its options are unknown."""
         generator = ProposalSet.read_generator(path)
         if generator is None:
-            return cls(), f"{path} is not here to tell how it was made"
+            return cls(), f"{path} is missing, so its options are unknown"
         options = cls.of_generator(generator)
         if options is None:
-            return cls(), f"{path} has boxes of {generator!r}, which cannot be made here"
+            return cls(), f"{path} has boxes of {generator!r}, which cannot be computed here"
         return options, None
 
 
@@ -83,16 +83,16 @@ def propose(image: np.ndarray, options: SearchOptions) -> np.ndarray:
 
     Args:
       image: [H, W, 3] uint8 RGB.
-      options: how to search.
+      options: of the search.
 
     Returns:
-      [k, 4] float32 xyxy in pixels of `image`, continuous edges, distinct, k >= 1: where nothing is found,
-      the whole image. The order is a fixed shuffle, so that the first n are a fair sample of all. They are the
-      same on every x86 instruction set.
+      [k, 4] float32 xyxy in pixels of `image`, continuous edges, distinct, k >= 1: the whole image if nothing is
+      found. The order is a fixed shuffle, so that the first n are a fair sample. They are the same on every x86
+      instruction set.
     """
     height, width = image.shape[:2]
     vectorized = cv2.useOptimized()
-    cv2.setUseOptimized(False)  # its vector code rounds otherwise on every instruction set
+    cv2.setUseOptimized(False)  # its vector code rounds differently on every instruction set
     try:
         found, small_size = _search_shrunk(image, options)
     finally:
@@ -110,7 +110,7 @@ def propose(image: np.ndarray, options: SearchOptions) -> np.ndarray:
 
 
 def _search_shrunk(image: np.ndarray, options: SearchOptions) -> tuple[np.ndarray, tuple[int, int]]:
-    """Return what is found, [k, 4] float64 (x, y, width, height), and the (width, height) searched at."""
+    """Return boxes [k, 4] float64 (x, y, width, height), and the (width, height) of the searched copy."""
     height, width = image.shape[:2]
     shrink = min(1.0, options.max_side / max(height, width)) if options.max_side else 1.0
     small_size = max(1, round(width * shrink)), max(1, round(height * shrink))
@@ -130,7 +130,7 @@ def search_images(image_set: ImageSet, options: SearchOptions) -> ProposalSet:
     """Compute the proposals of a few images in memory, on threads; nothing is written.
 
     Raises:
-      DataError: names every image in which the search failed.
+      DataError: lists the images in which the search failed.
     """
     with ThreadPoolExecutor() as pool:
         outcomes = list(pool.map(lambda record: _search_file(record, options), image_set.records))
@@ -152,22 +152,22 @@ def run_selective_search(
 ) -> ProposalResult:
     """Compute the proposals of a set of images and save them to one file.
 
-    Finished images are kept in partial files beside `out` (`<out>.parts/`); after an interruption, the same
-    call goes on from there. Images that `out` already holds are kept, too. The result does not depend on
-    the number of workers, nor on interruptions.
+    Finished images are kept in partial files next to `out` (`<out>.parts/`); after an interruption, the same
+    call continues from there. Images already in `out` are kept, too. The result does not depend on the number
+    of workers or on interruptions.
 
     Args:
-      image_set: the images; their labels are not looked at.
+      image_set: the images; labels are not needed.
       out: the .npz file to write.
-      options: how to search.
+      options: of the search.
       workers: processes to use; 1 runs in this one.
-      report: called with (images done, images in all) whenever an image is finished.
+      report: called with (images done, total) after each image.
 
     Returns:
-      What `out` holds now, and the images that could not be read; those are left out of the file.
+      The content of `out`, and the images that could not be read, which it lacks.
 
     Raises:
-      DataError: if `out` holds proposals made in another way, or no image could be read.
+      DataError: if `out` has proposals of another generator, or no image could be read.
       KeyboardInterrupt: after the finished images have been saved.
     """
     options = options or SearchOptions()
@@ -187,15 +187,14 @@ def _search(
     if workers <= 1 or len(records) < 2:
         yield from (Outcome(r, *_search_file(r, options)) for r in records)
         return
-    context = multiprocessing.get_context(
-        "spawn"
-    )  # forking a process that runs JAX or TensorFlow may hang
+    # A fork of a process that runs JAX or TensorFlow may hang.
+    context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker) as pool:
         waiting: deque[tuple[ImageRecord, Future]] = deque()
         try:
             for record in records:
                 waiting.append((record, _submit(pool, record, options)))
-                if len(waiting) >= 4 * workers:  # bounds the images and results held in memory
+                if len(waiting) >= 4 * workers:  # limits the images and results in memory
                     yield _collect(*waiting.popleft())
             while waiting:
                 yield _collect(*waiting.popleft())
@@ -206,13 +205,13 @@ def _search(
 def _start_worker() -> None:
     import signal
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     cv2.setNumThreads(1)
     os.environ["OMP_NUM_THREADS"] = "1"
 
 
 def _submit(pool: Executor, record: ImageRecord, options: SearchOptions) -> Future:
-    """Start one image; only a file is read by the worker, other sources may not travel between processes."""
+    """Start one image; a file is read by the worker, other sources here, since they may not be picklable."""
     if record.path is not None:
         return pool.submit(_search_file, record, options)
     try:
@@ -228,7 +227,7 @@ def _collect(record: ImageRecord, future: Future) -> Outcome:
         return Outcome(record, *future.result())
     except BrokenProcessPool as error:
         raise DataError(
-            "A worker process died, probably for want of memory; finished images are kept. Run again with fewer "
+            "A worker process died, probably for lack of memory; finished images are kept. Run again with fewer "
             "workers or a smaller max_side."
         ) from error
 

@@ -1,4 +1,4 @@
-"""Making proposals for many images: resumable, one file in the end."""
+"""Make proposals for many images, resumably, and write them to one file."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from wsod_jax.data.proposals.proposal_set import ProposalSet
 from wsod_jax.data.records import ImageRecord, ImageSet
 from wsod_jax.errors import DataError
 
-PART_SIZE = 32  # images per partial file, so a kill costs at most this many
+PART_SIZE = 32  # images per partial file, the most that an interruption loses
 
 
 class Outcome(NamedTuple):
-    """What came of one image.
+    """The result for one image.
 
     Attributes:
       record: the image.
-      boxes: [k, 4] xyxy in pixels of the image, or `None` where it could not be read.
+      boxes: [k, 4] xyxy in pixels of the image, or `None` if it could not be read.
       problem: why not, else `None`.
-      scores: [k], or `None` for a generator without.
+      scores: [k], or `None` if the generator has none.
     """
 
     record: ImageRecord
@@ -52,21 +52,21 @@ def write_proposals(
 ) -> ProposalResult:
     """Make the proposals of a set of images and save them to one file.
 
-    Finished images are kept in partial files beside `out` (`<out>.parts/`); after an interruption, the same
-    call goes on from there. Images that `out` already holds are kept, too, unless their size has changed.
+    Finished images are kept in partial files next to `out` (`<out>.parts/`); after an interruption, the same
+    call continues from there. Images already in `out` are kept, too, unless their size has changed.
 
     Args:
-      image_set: the images; their labels are not looked at.
+      image_set: the images; labels are not needed.
       out: the .npz file to write.
-      generator: what makes the proposals, options included.
-      propose: yields the outcome of each of the records it is given, in any order.
-      report: called with (images done, images in all) whenever an image is finished.
+      generator: program that makes the proposals, with its options.
+      propose: yields the outcomes of the given records, in any order.
+      report: called with (images done, total) after each image.
 
     Returns:
-      What `out` holds now, and the images that could not be read; those are left out of the file.
+      The content of `out`, and the images that could not be read, which it lacks.
 
     Raises:
-      DataError: if `out` holds proposals made in another way, or no image could be read.
+      DataError: if `out` has proposals of another generator, or no image could be read.
       KeyboardInterrupt: after the finished images have been saved.
     """
     out = Path(out)
@@ -116,7 +116,7 @@ def write_proposals(
 
 
 def _as_set(outcomes: list[Outcome], generator: str) -> ProposalSet:
-    """Return images without a problem as one set, with scores if they have some."""
+    """Return images without a problem as one set, with scores if they have any."""
     scored = outcomes[0].scores is not None
     return ProposalSet.from_images(
         {o.record.image_id: (o.record.height, o.record.width) for o in outcomes},
@@ -131,7 +131,7 @@ def _part_name(number: int) -> str:
 
 
 def _load_finished(out: Path, parts_folder: Path, generator: str) -> list[ProposalSet]:
-    """Return the finished work of earlier calls with the same options; later files win no ids."""
+    """Return the results of earlier calls with the same generator; of repeated ids the first counts."""
     finished: list[ProposalSet] = []
     seen: set[str] = set()
     for path in [out, *sorted(parts_folder.glob("part-*.npz"))]:

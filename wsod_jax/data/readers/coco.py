@@ -1,10 +1,10 @@
-"""Reader of the MS COCO layout, of any release or data set in that form.
+"""Reader of the MS COCO layout, for any release or data set in that form.
 
     <root>/annotations/instances_<split>.json   <root>/<split>/<file_name>  (or <root>/images/<split>/)
 
-Other places are options: COCO's test splits come without annotations, as annotations/image_info_<split>.json. Keys
+Other paths are options: COCO's test splits come without annotations, as annotations/image_info_<split>.json. Keys
 that are not COCO's, such as `score` of a pseudo box, are ignored. Classes are the file's categories in the order of
-their ids, which may have gaps (COCO's 80 lie in 1..90). Its boxes (x, y, width, height), 0-based with continuous edges,
+their ids, which may have gaps (COCO's 80 are in 1..90). Its boxes (x, y, width, height), 0-based with continuous edges,
 become (x, y, x + width, y + height).
 """
 
@@ -41,12 +41,11 @@ class Coco(InstanceReader):
     """A data set in COCO layout.
 
     Attributes:
-      root: the folder that the next two lie in.
-      annotations: the file of a split, whose name stands for {split}.
-      image_folder: the folder that the files of a split's images lie in, likewise; by default "{split}" or
-        "images/{split}".
-      crowd: the label of a class of which an image has crowd regions only, and no single object: "drop" 0,
-        absent; "ignore" -1, unknown; "keep" 1, present.
+      root: the data set's folder.
+      annotations: path of a split's file in `root`; {split} is replaced by the split's name.
+      image_folder: path of a split's images, likewise; by default "{split}" or "images/{split}".
+      crowd: the label of a class if an image has only crowd regions of it: "drop" 0, absent; "ignore" -1, unknown;
+        "keep" 1, present.
     """
 
     root: Annotated[str | Path, Mark.LOCATION]
@@ -61,18 +60,18 @@ class Coco(InstanceReader):
         difficult_label(self.crowd)
 
     def images(self, split: str) -> ImageSet:
-        """Read a split's images and their image-level labels; boxes are not looked at.
+        """Read a split's images and their image-level labels, without boxes.
 
-        A file without the key "annotations", as those of COCO's test splits, is read without labels: every label is
-        -1, unknown, and `counts["no_annotation"]` images have none.
+        A file without the key "annotations", like those of COCO's test splits, is read without labels: every label is
+        -1, unknown, and `counts["no_annotation"]` is the number of such images.
 
         Args:
           split: like "train2014"; names the file of annotations and the folder of images.
 
         Returns:
           The images in the order of the file; an id is `file_name` without suffix, `number` and `category_ids` are the
-          file's own ids. `counts["no_object"]` images have no annotation, which is legal: all their labels are 0.
-          `counts["crowd_only"]` classes of images have crowds only.
+          file's ids. `counts["no_object"]` images have no annotation, which is legal: all their labels are 0.
+          `counts["crowd_only"]` classes of images have only crowds.
 
         Raises:
           DataError: see `on_bad`; also if no image is left.
@@ -107,26 +106,26 @@ class Coco(InstanceReader):
     def annotated_boxes(self, split: str) -> AnnotatedBoxes:
         """Read the boxes of a split, for evaluation.
 
-        Boxes that reach outside their image are clipped (`counts["clipped"]`); those without area or with
-        unreadable coordinates are dropped (`counts["dropped"]`). Where the JSON names another size than the image
-        has, boxes are scaled (`counts["scaled"]` images); an image of another aspect is left out as bad. Image files
-        need not be there.
+        Boxes that extend outside their image are clipped (`counts["clipped"]`); those without area or with
+        unreadable coordinates are dropped (`counts["dropped"]`). If the size in the JSON differs from the image's,
+        boxes are scaled (`counts["scaled"]` images); an image of another aspect is left out as bad. Image files are
+        not required.
 
         Args:
           split: as in `images`.
 
         Returns:
           Boxes of every image of the split. Crowd regions are included, marked as difficult and as crowd; areas
-          are the annotated ones, of the mask, or of the box where the file has none.
+          are the annotated ones, of the mask, or of the box if the file has none.
 
         Raises:
-          DataError: if the JSON is missing or faulty, or has no annotations; see `on_bad`.
+          DataError: if the JSON is missing or invalid, or has no annotations; see `on_bad`.
         """
         annotations = self._read(split)
         if annotations.objects is None:
             raise DataError(
-                f"{annotations.path}: has no 'annotations', so there are no boxes; such a split can be predicted, not "
-                "measured or trained on."
+                f"{annotations.path}: has no 'annotations', so there are no boxes; such a split can only be "
+                "predicted, not evaluated or trained on."
             )
         counts = Counter(bad_image=0, clipped=0, dropped=0, scaled=0)
         boxes, left_out = {}, LeftOut(self.on_bad)
@@ -146,21 +145,21 @@ class Coco(InstanceReader):
         return AnnotatedBoxes(annotations.class_names, boxes, dict(counts))
 
     def instances(self, split: str) -> dict[str, Callable[[], ImageInstances]]:
-        """Return where the masks of a split are, for evaluation; nothing is decoded before it is asked for.
+        """Return readers of the masks of a split, for evaluation; masks are decoded only when needed.
 
-        An annotation without segmentation, or whose polygons all have less than three corners, has no mask that could
-        be found or missed: it is left out and counted (`ImageInstances.num_without`). Image files need not be there.
+        An annotation without segmentation, or whose polygons all have fewer than three corners, has no mask: it is left
+        out and counted (`ImageInstances.num_without`). Image files are not required.
 
         Args:
           split: as in `images`.
 
         Returns:
-          Image id -> a function that decodes the masks of that image, in the order of the file; of every image of a
-          file that has annotations. Crowd regions are marked as to be ignored and as crowd. The function raises
-          `DataError`, naming the annotation, for what is no segmentation or of another size than the image.
+          Image id -> a function that decodes the masks of that image, in the order of the file; for every image if
+          the file has annotations, else empty. Crowd regions are marked as ignored and as crowd. The function raises
+          `DataError`, naming the annotation, for an invalid segmentation or one of another size than the image.
 
         Raises:
-          DataError: if the JSON is missing or faulty.
+          DataError: if the JSON is missing or invalid.
         """
         annotations = self._read(split)
         if annotations.objects is None:
@@ -189,7 +188,7 @@ class Coco(InstanceReader):
             if folder.is_dir():
                 return folder
         if needed:
-            raise DataError(f"no folder of images; looked for {' and '.join(map(str, folders))}.")
+            raise DataError(f"no folder of images; tried {' and '.join(map(str, folders))}.")
         return folders[0]
 
 
@@ -200,7 +199,7 @@ def _boxes(
     size: tuple[int, int] | None,
     counts: dict[str, int],
 ) -> BoxAnnotations:
-    """Return the objects of an image, whose file has this size, scaled to it and clipped."""
+    """Return the objects of an image, scaled and clipped to the `size` of its file."""
     where = f"{annotations.path}: image {image.file_name}"
     scale_x, scale_y = frame_scale(image.size, size, where)
     counts["scaled"] += (scale_x, scale_y) != (1.0, 1.0)
@@ -258,7 +257,7 @@ def _instances(
 
 
 def _area(item: dict[str, Any], counted: float, scale: float = 1.0) -> float:
-    """Return the annotated area times `scale`, in square pixels; `counted` where there is none."""
+    """Return the annotated area times `scale`, in square pixels; `counted` if there is none."""
     area = item.get("area")
     if isinstance(area, int | float) and math.isfinite(area) and area >= 0:
         return float(area) * scale

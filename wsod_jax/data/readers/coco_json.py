@@ -1,7 +1,7 @@
-"""COCO's JSON as tools write it, checked.
+"""Read and check COCO's JSON as various tools write it.
 
-What is unambiguous is read: whole numbers as 7.0 or "7", `iscrowd` as null, true or false, images without a size, a
-byte-order mark, backslashes in file names, and names that begin with the folder of the images.
+Unambiguous variants are accepted: whole numbers as 7.0 or "7", `iscrowd` as null, true or false, images without a size,
+a byte-order mark, backslashes in file names, and names that begin with the folder of the images.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class CocoImage:
     Attributes:
       file_name: path below the folder.
       image_id: the same without suffix.
-      size: annotated (height, width); `None` if the file names none.
+      size: annotated (height, width), or `None`.
     """
 
     file_name: str
@@ -38,7 +38,7 @@ class CocoImage:
 
 @dataclass(frozen=True)
 class CocoFile:
-    """A checked file: every object names an image and a category that are there.
+    """A checked file: the image and the category of every object exist.
 
     Attributes:
       path: of the file.
@@ -56,22 +56,18 @@ class CocoFile:
 
     @classmethod
     def read(cls, path: Path, folder: Path) -> CocoFile:
-        """Read and check a file of images below `folder`; raise `DataError` naming it and what is wrong in it."""
+        """Read and check a file of images below `folder`; raise `DataError` for invalid content."""
         try:
             content = json.loads(path.read_bytes())
-        except (
-            OSError,
-            ValueError,
-            RecursionError,
-        ) as error:  # ValueError: not JSON, or not Unicode
+        except (OSError, ValueError, RecursionError) as error:
             raise DataError(f"{path}: not a readable JSON file ({error}).") from error
         categories = {}
         for item in _entries(content, "categories", path):
             name = item.get("name")
             if not _is_id(item.get("id")) or item["id"] in categories:
-                raise DataError(f"{path}: category {item} has no id of its own.")
+                raise DataError(f"{path}: category {item}: its id is missing or not unique.")
             if not isinstance(name, str) or name in categories.values():
-                raise DataError(f"{path}: category {item['id']} has no name of its own: {name!r}.")
+                raise DataError(f"{path}: category {item['id']} has no unique name: {name!r}.")
             categories[item["id"]] = name
         if not categories:
             raise DataError(f"{path}: has no categories.")
@@ -88,14 +84,14 @@ class CocoFile:
         return cls(path, names, index, images, objects)
 
     def file_sizes(self, folder: Path) -> Iterator[tuple[int, tuple[int, int] | DataError]]:
-        """Yield (image id, (height, width) of the image file or why it cannot be read)."""
+        """Yield (image id, (height, width) of the image file or the error)."""
         names = [image.file_name for image in self.images.values()]
         for number, (_, size) in zip(self.images, image_sizes(folder, names), strict=True):
             yield number, size
 
 
 def _entries(content: Any, key: str, path: Path) -> list[dict[str, Any]]:
-    """Return a list of the file, in which whole numbers written otherwise are whole numbers."""
+    """Return a list of the file, with numbers such as 7.0 and "7" converted to whole numbers."""
     entries = content.get(key) if isinstance(content, dict) else None
     if not isinstance(entries, list) or not all(isinstance(item, dict) for item in entries):
         raise DataError(
@@ -121,13 +117,13 @@ def _read_images(content: Any, folder: Path, path: Path) -> dict[int, CocoImage]
         number, name = item.get("id"), item.get("file_name")
         if not _is_id(number) or number in images:
             raise DataError(
-                f"{path}: image {number!r} ({name!r}) has no id of its own; ids are distinct whole numbers."
+                f"{path}: image {number!r} ({name!r}) has no unique id; ids are distinct whole numbers."
             )
         if not isinstance(name, str) or not name:
             raise DataError(f"{path}: image {number} has no file_name.")
         file = PurePosixPath(name if "/" in name else name.replace("\\", "/"))
         if file.is_absolute() or ".." in file.parts or ":" in file.parts[0]:
-            raise DataError(f"{path}: image {number}: {name!r} leads out of the data folder.")
+            raise DataError(f"{path}: image {number}: {name!r} is outside the data folder.")
         file = _below(file, folder)
         image_id = text_of_name(file.with_suffix("").as_posix())
         if image_id in seen:
@@ -137,14 +133,14 @@ def _read_images(content: Any, folder: Path, path: Path) -> dict[int, CocoImage]
         is_known = any(size)
         if is_known and not all(_is_id(side) and side > 0 for side in size):
             raise DataError(
-                f"{path}: image {number}: (height, width) is {size}; needed are whole numbers above 0, or none."
+                f"{path}: image {number}: (height, width) is {size}; needed are whole numbers above 0, or neither."
             )
         images[number] = CocoImage(file.as_posix(), image_id, size if is_known else None)
     return images
 
 
 def _below(file: PurePosixPath, folder: Path) -> PurePosixPath:
-    """Return a path below the folder of one that may begin with (the end of) the folder's own path."""
+    """Return the path relative to the folder; it may begin with the last parts of the folder's path."""
     for count in range(len(file.parts) - 1, 0, -1):
         if folder.parts[-count:] == file.parts[:count] and not (folder / file).is_file():
             return PurePosixPath(*file.parts[count:])
@@ -154,12 +150,12 @@ def _below(file: PurePosixPath, folder: Path) -> PurePosixPath:
 def _check_object(
     item: dict[str, Any], images: dict[int, CocoImage], categories: dict[int, int], path: Path
 ) -> None:
-    """Check what an annotation names, and make its `iscrowd` 0 or 1."""
+    """Check an annotation's image and category, and make its `iscrowd` 0 or 1."""
     number, category = item.get("image_id"), item.get("category_id")
     crowd = 0 if item.get("iscrowd") is None else item["iscrowd"]
     name = f"{path}: annotation {item.get('id')}"
     if not _is_id(number) or number not in images:
-        raise DataError(f"{name}: image_id {number!r} is none of the file's images.")
+        raise DataError(f"{name}: image_id {number!r} is not one of the file's images.")
     if not _is_id(category) or category not in categories:
         raise DataError(
             f"{name}: unknown category_id {category!r}; allowed are the ids of 'categories', "

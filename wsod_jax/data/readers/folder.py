@@ -6,9 +6,9 @@ The CSV has a header and one of two forms:
     a.jpg,cat;dog           a.jpg,cat
     b/c.jpg,                a.jpg,dog
 
-On the left one row per image; an empty cell says that it shows none of the classes. On the right one row per
-image and class. `image` is the path below the folder, with or without its suffix; the image's id is that path
-without the suffix, in which bytes that are no UTF-8 become backslash escapes. Further columns are ignored.
+On the left one row per image; an empty cell means none of the classes. On the right one row per image and class.
+`image` is the path below the folder, with or without its suffix; the image's id is that path without the suffix, with
+backslash escapes for bytes that are not UTF-8. Further columns are ignored.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _SEPARATOR = ";"
 
 @dataclass(frozen=True, kw_only=True)
 class Folder(Reader):
-    """A folder of images and a CSV of their labels. It has no splits: all of them name the whole folder.
+    """A folder of images and a CSV of their labels. Every split is the whole folder.
 
     Attributes:
       folder: searched with its subfolders.
@@ -56,10 +56,10 @@ class Folder(Reader):
         """Read the folder and the labels of its images.
 
         Args:
-          split: any name; there is one set of images.
+          split: any name.
 
         Returns:
-          The images named in the CSV, sorted by id. `counts["unlabeled"]` images of the folder are not in it.
+          The images in the CSV, sorted by id. `counts["unlabeled"]` images of the folder are not in it.
 
         Raises:
           DataError: with the line number, for an unknown image, a duplicate row, an empty or unknown class;
@@ -93,13 +93,13 @@ def list_images(
 
     Args:
       images: a folder, searched with its subfolders, or an image file; or several of both.
-      on_bad: what to do about an image whose header cannot be read: "skip_all" leaves it out, logged and counted as
-        `bad_image`; "skip" refuses if more than a tenth is lost that way; "error" raises.
+      on_bad: for an image whose header cannot be read, "skip_all" leaves it out, logged and counted as `bad_image`;
+        "skip" raises if more than a tenth is left out; "error" raises.
 
     Returns:
       The images sorted by id, with no classes. The id is the path below the folder without suffix, for a file the
-      name without suffix; with backslash escapes for bytes that are no UTF-8. Where two would have the same id,
-      both carry the folders in which they differ.
+      name without suffix; with backslash escapes for bytes that are not UTF-8. If two would have the same id, both
+      get the folders in which they differ.
 
     Raises:
       DataError: if nothing is found or left, or two files differ only in the suffix.
@@ -124,12 +124,12 @@ def list_images(
 
 
 def is_one_image(images: Any) -> bool:
-    """Return whether this is an array or the path of a file, neither a folder nor several images."""
+    """Return whether this is an array or the path of a file, not a folder or several images."""
     return _is_array(images) or (isinstance(images, str | Path) and not Path(images).is_dir())
 
 
 def images_of(images: Any) -> ImageSet:
-    """Return images to detect in as a set without labels; each has been decoded once.
+    """Return images as a set without labels, after decoding each once as a check.
 
     Args:
       images: an array [h, w, 3] uint8 RGB, the path of a file, a sequence of these, or a folder, searched with its
@@ -139,7 +139,7 @@ def images_of(images: Any) -> ImageSet:
       The images in their order.
 
     Raises:
-      DataError: names every image that cannot be used.
+      DataError: lists the images that cannot be used.
     """
     if is_one_image(images):
         images = [images]
@@ -148,7 +148,7 @@ def images_of(images: Any) -> ImageSet:
         images = [folder / name for name in find_images(folder, {}).values()]
         if not images:
             raise DataError(
-                f"{folder}: no image is in this folder; name a folder or files of images."
+                f"{folder}: no image is in this folder; give a folder or files of images."
             )
     records, problems = [], []
     with ThreadPoolExecutor() as pool:
@@ -175,12 +175,12 @@ def _record_of(number: int, image: Any) -> ImageRecord:
 
 
 def _is_array(image: Any) -> bool:
-    """Return whether NumPy can look into it: also arrays of JAX, and images of Pillow."""
+    """Return whether NumPy can convert it, including JAX arrays and Pillow images."""
     return hasattr(image, "__array__") or hasattr(image, "__array_interface__")
 
 
 def _by_id(ids: dict[Path, str]) -> dict[str, Path]:
-    """Return id -> file; those of one id get the path below the folder that holds them all."""
+    """Return id -> file; files with the same id get their path below their common folder as id."""
     uses = Counter(ids.values())
     shared = [path.absolute() for path, image_id in ids.items() if uses[image_id] > 1]
     top = os.path.commonpath([path.parent for path in shared]) if shared else ""
@@ -191,8 +191,8 @@ def _by_id(ids: dict[Path, str]) -> dict[str, Path]:
             image_id = text_of_name(below.with_suffix("").as_posix())
         if image_id in files:
             raise DataError(
-                f"{path} and {files[image_id]} have one id, {image_id!r}: they differ only in the suffix, or are one "
-                "file; rename or leave out one."
+                f"{path} and {files[image_id]} have the same id, {image_id!r}: they differ only in the suffix, or are "
+                "one file; rename or remove one."
             )
         files[image_id] = path
     return files
@@ -217,7 +217,7 @@ def read_labels(
 
     Args:
       path: in one of the two forms above, UTF-8.
-      files: image id -> name of its file; rows name images by id, or by id with the file's suffix.
+      files: image id -> name of its file; rows have the image's id, or the id with the file's suffix.
       class_names: those allowed; `None` allows any.
 
     Returns:

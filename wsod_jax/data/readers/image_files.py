@@ -1,6 +1,6 @@
-"""The image files below a folder, as all readers find them.
+"""Find the image files below a folder, for all readers.
 
-Files and folders whose name begins with a dot are no data. Links to folders are followed, but not in circles.
+Files and folders whose name begins with a dot are ignored. Links to folders are followed, but not in cycles.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ logger = logging.getLogger(__name__)
 
 
 def find_images(folder: Path, counts: MutableMapping[str, int]) -> dict[str, str]:
-    """Return the images below a folder; no file is opened, or even asked for its size.
+    """Return the images below a folder, without opening any file.
 
-    Photographs in a format that is not read, such as HEIC, are images too: reading one says what is wrong with it.
+    Photographs in a format that is not supported, such as HEIC, are included: reading one reports the format.
 
     Args:
       folder: searched with its subfolders.
-      counts: "other_file" becomes the number of files that are no images, where there are any; the log names them.
+      counts: "other_file" is set to the number of files that are not images, if any; they are logged.
 
     Returns:
-      Image id -> path below the folder, sorted by id. The id is the path without suffix, in which bytes that are no
-      UTF-8 are backslash escapes.
+      Image id -> path below the folder, sorted by id. The id is the path without suffix, with backslash escapes for
+      bytes that are not UTF-8.
 
     Raises:
       DataError: if there is no such folder, or two images differ only in the suffix.
@@ -45,11 +45,11 @@ def find_images(folder: Path, counts: MutableMapping[str, int]) -> dict[str, str
         image_id = text_of_name(stem)
         if image_id in files:
             raise DataError(
-                f"{folder}: {text_of_name(name)} and {text_of_name(files[image_id])} have one id, {image_id!r}: they "
-                "differ only in the suffix; rename one of them."
+                f"{folder}: {text_of_name(name)} and {text_of_name(files[image_id])} have the same id, {image_id!r}: "
+                "they differ only in the suffix; rename one of them."
             )
         files[image_id] = name
-    for name in unread:  # cameras write a JPEG beside some of them
+    for name in unread:  # cameras write a JPEG in addition to some of them
         image_id = text_of_name(os.path.splitext(name)[0])
         if files.setdefault(image_id, name) != name:
             others.append(name)
@@ -58,7 +58,7 @@ def find_images(folder: Path, counts: MutableMapping[str, int]) -> dict[str, str
         suffixes = Counter(os.path.splitext(name)[1].lower() or "no suffix" for name in others)
         found = ", ".join(f"{number} {suffix}" for suffix, number in suffixes.most_common(10))
         logger.warning(
-            "%s: left out %d files that are no images (%s; the first is %s); images end in %s",
+            "%s: left out %d files that are not images (%s; the first is %s); images end in %s",
             folder,
             len(others),
             found,
@@ -69,7 +69,7 @@ def find_images(folder: Path, counts: MutableMapping[str, int]) -> dict[str, str
 
 
 def id_by_name(files: dict[str, str]) -> dict[str, str]:
-    """Return name -> image id, for lists that name images by id, or by id and the file's suffix."""
+    """Return name -> image id, for lists of ids with or without the file's suffix."""
     with_suffix = {
         f"{image_id}{os.path.splitext(name)[1]}": image_id for image_id, name in files.items()
     }
@@ -77,7 +77,7 @@ def id_by_name(files: dict[str, str]) -> dict[str, str]:
 
 
 def _names_below(folder: str, below: str = "", above: frozenset = frozenset()) -> Iterator[str]:
-    """Yield the paths of all files below a folder; `above` are the folders on the way to it."""
+    """Yield the paths of all files below a folder; `above` are its parent folders."""
     status = os.stat(folder)
     here = status.st_dev, status.st_ino
     if here in above:

@@ -2,11 +2,11 @@
 
     <root>/train/n01440764/n01440764_10026.JPEG     a class is a folder
     <root>/val/ILSVRC2012_val_00000001.JPEG         flat, with <root>/val.csv as in `folder.py`
-    <root>/annotations/val/….xml                    optional boxes, as VOC writes them
+    <root>/annotations/val/….xml                    optional boxes, in VOC's format
     <root>/class_names.txt                          optional: "n01440764 tench", a class folder and its name per line
 
-Class folders are the same for every split: by default the sorted folders of class_names.txt, or without that file
-the sorted folders (flat: classes of the CSV) that the split has itself.
+Class folders are the same for every split: by default the sorted folders of class_names.txt, or without that file the
+split's sorted folders (flat: classes of the CSV).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class ImageFolder(BoxReader):
     """A data set in ImageNet layout.
 
     Attributes:
-      root: the folder that holds the splits.
+      root: the folder of the splits.
       class_names: the class folders, in label order; by default as above.
       annotations: the folder of the boxes; <root>/annotations by default.
       index_path: the file of sizes; <root>/<split>.sizes.npz by default.
@@ -48,9 +48,9 @@ class ImageFolder(BoxReader):
     index_path: Annotated[str | Path | None, Mark.LOCATION] = None
 
     def images(self, split: str) -> ImageSet:
-        """Read a split's images and their labels: of a class folder's images one-hot, of a CSV's as it says.
+        """Read a split's images and their labels, from class folders or from the CSV.
 
-        The sizes of a large set take minutes to read, and are kept in an index for the next start. A million
+        Reading the sizes of a large set takes minutes; they are kept in an index for the next start. A million
         images then take about 20 s and 1 GB of memory.
 
         Args:
@@ -58,92 +58,90 @@ class ImageFolder(BoxReader):
 
         Returns:
           The images sorted by id, which is the path below the split's folder without suffix, with backslash
-          escapes for bytes that are no UTF-8. Classes bear the names of class_names.txt, followed by the folder
-          where two have one name.
-          `counts["unlabeled"]` images, outside class folders or without a row, are not in it.
+          escapes for bytes that are not UTF-8. Classes have the names in class_names.txt, followed by the folder
+          if two have the same name. `counts["unlabeled"]` images, outside class folders or without a row, are not
+          in it.
 
         Raises:
           DataError: see `on_bad`; also if no image is left.
         """
-        found = _Split.read(Path(self.root), split, self.class_names)
+        listing = _Split.read(Path(self.root), split, self.class_names)
         left_out = LeftOut(self.on_bad)
-        sizes = self._sizes(found, split, lambda name, error: left_out.add(_id_of(name), error))
-        vectors: dict[
-            frozenset[str], tuple[int, ...]
-        ] = {}  # one per combination, shared by its images
+        sizes = self._sizes(listing, split, lambda name, error: left_out.add(_id_of(name), error))
+        vectors: dict[frozenset[str], tuple[int, ...]] = {}  # shared by images of the same classes
         records = []
-        for image_id, shown in found.shown.items():
-            size = sizes.get(found.files[image_id])
+        for image_id, shown in listing.shown.items():
+            size = sizes.get(listing.files[image_id])
             if size is None:
                 continue
             if shown not in vectors:
-                vectors[shown] = tuple(int(name in shown) for name in found.class_folders)
-            path = found.folder / found.files[image_id]
+                vectors[shown] = tuple(int(name in shown) for name in listing.class_folders)
+            path = listing.folder / listing.files[image_id]
             records.append(ImageRecord(image_id, path, *size, vectors[shown]))
-        counts = {**found.counts, "unlabeled": len(found.files) - len(found.shown)}
+        counts = {**listing.counts, "unlabeled": len(listing.files) - len(listing.shown)}
         name, missing = f"images {split}", tuple(left_out.ids)
         left_out.finish(name, len(records), counts)
-        return ImageSet(name, found.class_names, tuple(records), counts, missing=missing)
+        return ImageSet(name, listing.class_names, tuple(records), counts, missing=missing)
 
     def annotated_boxes(self, split: str) -> AnnotatedBoxes:
         """Read the boxes of a split, for evaluation.
 
-        The XML of an image is <annotations>/<split>/<id>.xml, or <annotations>/<split>/<file name>.xml where no
-        two images have that file name. Its objects bear names of class folders. Boxes that reach outside their
-        image are clipped (`counts["clipped"]`); those without area or with unreadable coordinates are dropped
+        The XML of an image is <annotations>/<split>/<id>.xml, or <annotations>/<split>/<file name>.xml if no other
+        image has that file name. Its objects have the names of class folders. Boxes that extend outside their image
+        are clipped (`counts["clipped"]`); those without area or with unreadable coordinates are dropped
         (`counts["dropped"]`).
 
         Args:
           split: name of the folder.
 
         Returns:
-          Boxes of every image of the split that has an XML; `counts["no_annotation"]` have none. Those annotated at
-          another size of the image are scaled (`counts["scaled"]` images).
+          Boxes of every image of the split that has an XML; `counts["no_annotation"]` have none. Boxes annotated at
+          another image size are scaled (`counts["scaled"]` images).
 
         Raises:
           DataError: see `on_bad`; also if no image is left.
         """
-        found = _Split.read(Path(self.root), split, self.class_names)
+        listing = _Split.read(Path(self.root), split, self.class_names)
         folder = Path(self.annotations or Path(self.root) / "annotations") / split
         if not folder.is_dir():
             raise DataError(
                 f"{folder}: no such folder of annotations; without it there are no boxes."
             )
         counts = Counter(bad_image=0, no_annotation=0, clipped=0, dropped=0, scaled=0)
-        sizes = self._sizes(found, split, lambda name, error: None)  # `images` tells of them
+        sizes = self._sizes(listing, split, lambda name, error: None)  # `images` reports errors
         boxes, left_out = {}, LeftOut(self.on_bad)
-        for image_id, path in _xml_paths(folder, found).items():
+        for image_id, path in _xml_paths(folder, listing).items():
             if not path.is_file():
                 counts["no_annotation"] += 1
                 continue
-            size = sizes.get(found.files[image_id])
+            size = sizes.get(listing.files[image_id])
             try:
                 boxes[image_id] = read_boxes(
-                    read_xml(path), size, found.class_folders, path, counts
+                    read_xml(path), size, listing.class_folders, path, counts
                 )
             except DataError as error:
                 left_out.add(image_id, error)
         left_out.finish(f"ground truth of {split} in {self.root}", len(boxes), counts)
-        return AnnotatedBoxes(found.class_names, boxes, dict(counts))
+        return AnnotatedBoxes(listing.class_names, boxes, dict(counts))
 
     def _sizes(
-        self, found: _Split, split: str, on_bad: Callable[[str, DataError], None]
+        self, listing: _Split, split: str, on_bad: Callable[[str, DataError], None]
     ) -> dict[str, tuple[int, int]]:
         """Return path below the split's folder -> (height, width) of the labeled images that can be read."""
-        names = [found.files[image_id] for image_id in found.shown]
+        names = [listing.files[image_id] for image_id in listing.shown]
         index = Path(self.index_path or Path(self.root) / f"{split}.sizes.npz")
-        return indexed_sizes(found.folder, names, index, on_bad)
+        return indexed_sizes(listing.folder, names, index, on_bad)
 
 
 @dataclass(frozen=True)
 class _Split:
-    """What a split holds, as far as names tell.
+    """The files of a split.
 
     Attributes:
       folder: of its images.
       files: image id -> path below the folder, sorted.
-      counts: files that are no images.
-      shown: image id -> class folders whose classes it shows, sorted; without the unlabeled.
+      counts: of files that are not images.
+      shown: image id -> class folders whose classes it shows, sorted; without unlabeled images.
       class_folders: in label order.
       class_names: likewise, readable.
     """
@@ -157,7 +155,7 @@ class _Split:
 
     @classmethod
     def read(cls, root: Path, split: str, class_names: Sequence[str] | None) -> _Split:
-        """List the images of a split and the classes they show; raise `DataError` if there is no such folder."""
+        """List the images of a split and their classes; raise `DataError` if there is no such folder."""
         folder, labels_csv, counts = root / split, root / f"{split}.csv", {}
         readable = _readable_names(root / "class_names.txt")
         if class_names is None and readable:
@@ -178,7 +176,7 @@ class _Split:
 
 
 def _xml_paths(folder: Path, split: _Split) -> dict[str, Path]:
-    """Return where each image's XML is, or should be; a file name that two images share names no XML."""
+    """Return the path of each image's XML; the file name alone is used only if no other image has it."""
     nested = {i: folder / f"{os.path.splitext(split.files[i])[0]}.xml" for i in split.shown}
     uses = Counter(path.name for path in nested.values())
     return {
@@ -188,12 +186,12 @@ def _xml_paths(folder: Path, split: _Split) -> dict[str, Path]:
 
 
 def _id_of(name: str) -> str:
-    """Return the id of the image of this path."""
+    """Return the image id of a path."""
     return text_of_name(os.path.splitext(name)[0])
 
 
 def _readable_names(path: Path) -> dict[str, str]:
-    """Return class folder -> name of a file with a folder and a name per line; nothing without the file."""
+    """Return class folder -> name, from a file with a folder and a name per line; empty without the file."""
     if not path.is_file():
         return {}
     try:
@@ -214,7 +212,7 @@ def _readable_names(path: Path) -> dict[str, str]:
 def _class_folders(
     class_names: Sequence[str] | None, existing: Iterable[str], folder: Path, labels_csv: Path
 ) -> tuple[str, ...]:
-    """Return the class folders in label order, which include all that the split has."""
+    """Return the class folders in label order, after checking that they include all of the split's."""
     if class_names is None:
         class_names = sorted(existing)
     if not class_names or len(set(class_names)) < len(class_names):
@@ -226,13 +224,13 @@ def _class_folders(
     if unknown:
         raise DataError(
             f"{folder}: {len(unknown)} classes are not among the {len(class_names)} of class_names or "
-            f"class_names.txt; the first is {unknown[0]!r}. Add them there, or move them elsewhere."
+            f"class_names.txt; the first is {unknown[0]!r}. Add them there, or move them out of the folder."
         )
     return tuple(class_names)
 
 
 def _distinct(class_folders: Sequence[str], readable: dict[str, str]) -> tuple[str, ...]:
-    """Return readable names; ILSVRC has two cranes, which become "crane (n02012849)" and so on."""
+    """Return readable names; equal ones get their folder, such as ILSVRC's "crane (n02012849)"."""
     names = [readable.get(folder, folder) for folder in class_folders]
     uses = Counter(names)
     return tuple(

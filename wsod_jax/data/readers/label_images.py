@@ -28,51 +28,51 @@ def read_indices(path: Path) -> np.ndarray:
             return np.array(image)
     except FileNotFoundError as error:
         raise DataError(
-            f"{path}: no such file; this image has no annotated pixels. Choose a split of which all images have "
-            'them, in VOC "Segmentation/val".'
+            f"{path}: no such file; this image has no annotated pixels. Use a split in which all images have them, "
+            'such as VOC\'s "Segmentation/val".'
         ) from error
     except BROKEN as error:
         raise DataError(f"{path}: not a readable label image ({error}).") from error
 
 
 def check_size(indices: np.ndarray, path: Path, image: Path) -> None:
-    """Check that a label image has the size of its image, where that can be read.
+    """Check that a label image has the size of its image, if that can be read.
 
     Raises:
-      DataError: if it has not.
+      DataError: if the sizes differ.
     """
     try:
         expected = image_size(image)
-    except DataError:  # its objects are there all the same, and count as missed
+    except DataError:  # the objects of an unreadable image count as missed
         return
     if indices.shape != expected:
         raise DataError(
-            f"{path}: is of (height, width) {indices.shape}, its image {image} of {expected}; they must agree. "
+            f"{path}: has (height, width) {indices.shape}, its image {image} {expected}; they must agree. "
             "Resize the label image without interpolation."
         )
 
 
 def to_labels(indices: np.ndarray, table: np.ndarray, path: Path) -> np.ndarray:
-    """Return a label map of the numbers of classes.
+    """Convert a file's class numbers to a label map.
 
     Args:
       indices: [H, W] uint8.
-      table: [256] int, number -> 0 background, class + 1, 255 void; -1 for a number that is none.
+      table: [256] int, number -> 0 background, class + 1, 255 void; -1 for an invalid number.
       path: of the file, for errors.
 
     Returns:
       [H, W] uint8.
 
     Raises:
-      DataError: for a number that is none.
+      DataError: for an invalid number.
     """
     labels = table[indices]
     if labels.min(initial=0) < 0:
         unknown = int(indices[labels < 0][0])
         allowed = np.flatnonzero(table >= 0)
         raise DataError(
-            f"{path}: has pixels of class number {unknown}; allowed are {', '.join(map(str, allowed))}: 0 "
-            "background, 255 void, and the classes of the set."
+            f"{path}: has pixels of class number {unknown}; allowed are {', '.join(map(str, allowed))} (0: "
+            "background, 255: void, others: classes)."
         )
     return labels.astype(np.uint8)
 
@@ -82,7 +82,7 @@ def majority_classes(indices: np.ndarray, labels: np.ndarray, path: Path) -> dic
 
     Args:
       indices: [H, W] uint8, 0 background, 255 void, else the number of an object.
-      labels: [H, W] uint8, a label map; background and void have no say.
+      labels: [H, W] uint8, a label map; background and void are ignored.
       path: of the file of objects, for errors.
 
     Returns:
@@ -93,8 +93,8 @@ def majority_classes(indices: np.ndarray, labels: np.ndarray, path: Path) -> dic
     """
     if indices.shape != labels.shape:
         raise DataError(
-            f"{path}: is of (height, width) {indices.shape}, the label map of its image of {labels.shape}; they "
-            "must agree."
+            f"{path}: has (height, width) {indices.shape}, the label map of its image {labels.shape}; they must "
+            "agree."
         )
     votes = np.zeros((256, 256), np.int64)
     np.add.at(votes, (indices.ravel(), labels.ravel()), 1)

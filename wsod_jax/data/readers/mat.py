@@ -1,4 +1,4 @@
-"""Files of MATLAB, as benchmarks publish proposals and annotations."""
+"""MATLAB files, the format of some published proposals and annotations."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from wsod_jax.errors import DataError
 
-# What SciPy's reader raises for broken files.
+# Exceptions of SciPy's reader for broken files.
 _BROKEN = (
     OSError,
     ValueError,

@@ -1,7 +1,7 @@
-"""What the readers of data sets have in common. A reader is a class of options; its methods read a split.
+"""Base classes of the readers of data sets. A reader is a class of options; its methods read a split.
 
-`images` never looks at a box, and what it returns cannot hold one. Boxes are read on purpose: `annotated_boxes` (and
-masks: `instances`, `label_maps`) for evaluation, `boxes` for a method that trains on boxes.
+`images` never reads boxes, and its result cannot contain any. Boxes are read explicitly: `annotated_boxes` (and masks:
+`instances`, `label_maps`) for evaluation, `boxes` for a method that trains on boxes.
 """
 
 from __future__ import annotations
@@ -26,29 +26,29 @@ from wsod_jax.options import Mark
 logger = logging.getLogger(__name__)
 
 OnBad = Annotated[Literal["error", "skip", "skip_all"], Mark.TEST]
-_NAMED = 10  # faults named one by one; the count tells of the others
-_MAX_SHARE = 10  # with "skip", at most one image in so many may be left out
+_NAMED = 10  # faults that are logged; others are only counted
+_MAX_SHARE = 10  # with "skip", at most one image in this many may be left out
 
 
 class FatalFault(DataError):
-    """A fault that is never skipped: an unknown class, or a file made to harm its reader."""
+    """A fault that is never skipped: an unknown class, or a malicious file."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reader(ABC):
-    """Where a data set lies and which of its splits a run uses.
+    """The location of a data set, and the splits that a run uses.
 
     Attributes:
       train_split: name of the split to train on.
       test_split: name of the split to test on.
-      val_split: name of the split that is measured while training; `None` measures nothing.
-      on_bad: what to do about an image whose file or annotation is missing or cannot be read: "skip" leaves it out,
-        logged and counted as `bad_image`, and refuses a split that loses more than a tenth that way; "skip_all"
-        leaves out any number; "error" raises. A missing split, a faulty list, CSV or JSON, an unknown class and an
-        unsafe id or file always raise.
-      has_boxes: whether the reader knows boxes, and has the methods of `BoxReader`.
-      has_instances: whether it knows the masks of objects, and has the method of `InstanceReader`.
-      has_label_maps: whether it knows the class of every pixel, and has the method of `LabelMapReader`.
+      val_split: name of the split to evaluate while training, or `None`.
+      on_bad: for an image whose file or annotation is missing or unreadable, "skip" leaves it out, logged and counted
+        as `bad_image`, and raises if more than a tenth of a split is left out; "skip_all" leaves out any number;
+        "error" raises. A missing split, an invalid list, CSV or JSON, an unknown class and an unsafe id or file
+        always raise.
+      has_boxes: whether the reader has the methods of `BoxReader`.
+      has_instances: whether it has the method of `InstanceReader`, for masks of objects.
+      has_label_maps: whether it has the method of `LabelMapReader`, for the class of every pixel.
     """
 
     train_split: str
@@ -64,16 +64,16 @@ class Reader(ABC):
 
     @abstractmethod
     def images(self, split: str) -> ImageSet:
-        """Read the images of a split and their image-level labels; boxes are not looked at.
+        """Read the images of a split and their image-level labels, without boxes.
 
         Args:
           split: name of the split.
 
         Returns:
-          The images; `counts` tells what was met on the way, `missing` names what was left out.
+          The images, with statistics in `counts` and ids of images left out in `missing`.
 
         Raises:
-          DataError: if the split or a file is missing or faulty, or too few images are left.
+          DataError: if the split or a file is missing or invalid, or too few images are left.
         """
 
 
@@ -94,7 +94,7 @@ class BoxReader(Reader):
           The boxes of every annotated image of the split, difficult objects and crowds included and marked.
 
         Raises:
-          DataError: if the split or a file is missing or faulty.
+          DataError: if the split or a file is missing or invalid.
         """
 
     def boxes(self, split: str) -> BoxSet:
@@ -105,7 +105,7 @@ class BoxReader(Reader):
 
         Returns:
           The images that have an annotation, in the order of `images`; `source` is "annotations". Difficult
-          objects and crowds are to be ignored in training.
+          objects and crowds are ignored in training.
 
         Raises:
           DataError: as `images` and `annotated_boxes`; also if no image has an annotation.
@@ -121,17 +121,17 @@ class InstanceReader(BoxReader):
 
     @abstractmethod
     def instances(self, split: str) -> Mapping[str, Callable[[], ImageInstances]]:
-        """Return where the masks of a split are, for evaluation; nothing is decoded before it is asked for.
+        """Return readers of the masks of a split, for evaluation; masks are decoded only when needed.
 
         Args:
           split: name of the split.
 
         Returns:
           Image id -> a function that reads the masks of that image, for every image of `images` and its `missing`.
-          The function raises `DataError` where masks are missing, faulty or of another size than the image.
+          The function raises `DataError` for masks that are missing, invalid or of another size than the image.
 
         Raises:
-          DataError: if the split is missing or faulty.
+          DataError: if the split is missing or invalid.
         """
 
 
@@ -143,22 +143,22 @@ class LabelMapReader(InstanceReader):
 
     @abstractmethod
     def label_maps(self, split: str) -> Mapping[str, Callable[[], np.ndarray]]:
-        """Return where the label maps of a split are, for evaluation; nothing is decoded before it is asked for.
+        """Return readers of the label maps of a split, for evaluation; maps are decoded only when needed.
 
         Args:
           split: name of the split.
 
         Returns:
           Image id -> a function that reads the label map of that image, for the images of `instances`: [H, W] uint8,
-          0 background, class + 1, 255 void. The function raises `DataError` as there.
+          0 background, class + 1, 255 void. The function raises `DataError` as in `instances`.
 
         Raises:
-          DataError: if the split is missing or faulty.
+          DataError: if the split is missing or invalid.
         """
 
 
 def check_on_bad(on_bad: OnBad) -> None:
-    """Raise `ConfigError` unless `on_bad` is one of the three."""
+    """Raise `ConfigError` unless `on_bad` is one of its values."""
     if on_bad not in ("error", "skip", "skip_all"):
         raise ConfigError(f'on_bad={on_bad!r}; allowed are "error", "skip" and "skip_all".')
 
@@ -167,8 +167,7 @@ class LeftOut:
     """The images of a split whose file or annotation cannot be read.
 
     Args:
-      on_bad: what to do about them: "error" raises; "skip" leaves out at most a tenth of a split; "skip_all"
-        leaves out any number.
+      on_bad: "error" raises; "skip" leaves out at most a tenth of a split; "skip_all" leaves out any number.
 
     Attributes:
       ids: of the images left out so far.
@@ -179,7 +178,7 @@ class LeftOut:
         self._on_bad, self._first = on_bad, None
 
     def add(self, image_id: str, error: DataError) -> None:
-        """Leave an image out and log why, for the first ten; or raise why it cannot be read."""
+        """Leave an image out and log the error, for the first ten; or raise it."""
         if self._on_bad == "error" or isinstance(error, FatalFault):
             raise error
         self.ids.append(image_id)
@@ -188,27 +187,27 @@ class LeftOut:
             logger.warning("left out: %s", error)
 
     def finish(self, name: str, num_kept: int, counts: MutableMapping[str, int]) -> None:
-        """Log what was met in a split, and check that enough is left of it.
+        """Log the statistics of a split, and check that enough images are left.
 
         Args:
           name: of the split.
           num_kept: images that are left.
-          counts: what was met; "bad_image" becomes the number of images left out.
+          counts: statistics; "bad_image" is set to the number of images left out.
 
         Raises:
           DataError: if no image is left; with "skip", if more than a tenth of them is left out.
         """
         count = counts["bad_image"] = len(self.ids)
-        found = ", ".join(f"{number} {what}" for what, number in sorted(counts.items()) if number)
-        if found:
-            logger.warning("%s: %s", name, found)
+        text = ", ".join(f"{number} {what}" for what, number in sorted(counts.items()) if number)
+        if text:
+            logger.warning("%s: %s", name, text)
         total = num_kept + count
         fault = f" The first fault: {self._first}" if count else ""
         if count * _MAX_SHARE > total and self._on_bad != "skip_all":
             first = ", ".join(self.ids[:3]) + (", …" if count > 3 else "")
             raise DataError(
                 f"{name}: {count} of {total} images cannot be read ({first}), more than the tenth that may be left "
-                f'out; restore them, or set data.on_bad="skip_all" to go on without them.{fault}'
+                f'out; restore them, or set data.on_bad="skip_all" to continue without them.{fault}'
             )
         if not num_kept:
             what = (
@@ -225,8 +224,8 @@ def frame_scale(
     """Return the factors (x, y) from pixels of an annotation to those of its image, which may be a resized copy.
 
     Args:
-      annotated: (height, width) that the annotation names; `None` if it names none.
-      size: (height, width) of the image; `None` if it cannot be read. Without both, the factors are 1.
+      annotated: (height, width) in the annotation, or `None`.
+      size: (height, width) of the image; `None` if it cannot be read. Unless both are known, the factors are 1.
       path: of the annotation, for errors.
 
     Raises:
@@ -245,7 +244,7 @@ def frame_scale(
 
 
 def checked_names(class_names: Sequence[str], where: str) -> tuple[str, ...]:
-    """Return class names; warn of those that differ only in case, blanks, "_" and "-".
+    """Return class names; warn if any differ only in case, spaces, "_" and "-".
 
     Raises:
       DataError: if there are none, or one occurs twice.
@@ -261,8 +260,8 @@ def checked_names(class_names: Sequence[str], where: str) -> tuple[str, ...]:
     similar = [" and ".join(map(repr, names)) for names in spellings.values() if len(names) > 1]
     if similar:
         logger.warning(
-            "%s: nearly equal names are different classes, each absent from the images of the other: %s. If one "
-            "class is meant, spell it one way.",
+            "%s: similar names are different classes, each labeled absent in the images of the other: %s. If they "
+            "mean the same class, use one spelling.",
             where,
             "; ".join(similar),
         )

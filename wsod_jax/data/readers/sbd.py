@@ -39,10 +39,10 @@ _TABLE = np.array([*range(len(CLASS_NAMES) + 1), *[-1] * (VOID - len(CLASS_NAMES
 
 @dataclass(frozen=True, kw_only=True)
 class Sbd(LabelMapReader):
-    """The Semantic Boundaries Dataset. It has no boxes in files: those of the masks are taken, none difficult.
+    """The Semantic Boundaries Dataset. Boxes are those of the masks, none difficult.
 
     Attributes:
-      root: the folder that holds `dataset`, or that folder itself.
+      root: the folder that contains `dataset`, or that folder itself.
     """
 
     root: Annotated[str | Path, Mark.LOCATION]
@@ -50,10 +50,10 @@ class Sbd(LabelMapReader):
     test_split: str = "val"
 
     def images(self, split: str) -> ImageSet:
-        """Read a split's images and their image-level labels, from the classes of its objects alone.
+        """Read a split's images and their image-level labels, from the classes of its objects.
 
         Args:
-          split: "train", "val", or the name of another list beside them.
+          split: "train", "val", or the name of another list in the same folder.
 
         Returns:
           The images in the order of the list, sizes from the image headers. `counts["no_object"]` images have no
@@ -80,7 +80,7 @@ class Sbd(LabelMapReader):
         return ImageSet(name, CLASS_NAMES, tuple(records), dict(counts), missing=missing)
 
     def annotated_boxes(self, split: str) -> AnnotatedBoxes:
-        """Read the tight boxes around the masks of a split, for evaluation. Images need not be there.
+        """Read the tight boxes around the masks of a split, for evaluation. Image files are not required.
 
         Args:
           split: as in `images`.
@@ -101,22 +101,22 @@ class Sbd(LabelMapReader):
         return AnnotatedBoxes(CLASS_NAMES, boxes, counts)
 
     def instances(self, split: str) -> dict[str, Callable[[], ImageInstances]]:
-        """Return where the masks of a split are, for evaluation; nothing is decoded before it is asked for.
+        """Return readers of the masks of a split, for evaluation; masks are decoded only when needed.
 
         Args:
           split: as in `images`.
 
         Returns:
-          Image id -> a function that reads the masks of that image; of every image of the split. An object without
-          pixels is left out; none is to be ignored.
+          Image id -> a function that reads the masks of that image, for every image of the split. An object without
+          pixels is left out; none is ignored.
 
         Raises:
-          DataError: if the split is missing or faulty.
+          DataError: if the split is missing or invalid.
         """
         return {i: functools.partial(_instances, *self._paths(i)) for i in self._image_ids(split)}
 
     def label_maps(self, split: str) -> dict[str, Callable[[], np.ndarray]]:
-        """Return where the label maps of a split are, for evaluation; nothing is decoded before it is asked for.
+        """Return readers of the label maps of a split, for evaluation; maps are decoded only when needed.
 
         Args:
           split: as in `images`.
@@ -125,7 +125,7 @@ class Sbd(LabelMapReader):
           Image id -> a function that reads the label map of that image, as in `LabelMapReader`.
 
         Raises:
-          DataError: if the split is missing or faulty.
+          DataError: if the split is missing or invalid.
         """
         return {i: functools.partial(_label_map, *self._paths(i)) for i in self._image_ids(split)}
 
@@ -165,7 +165,7 @@ def _field(path: Path, variable: str, name: str) -> np.ndarray:
 
 
 def _read_objects(path: Path) -> tuple[np.ndarray, dict[int, int]]:
-    """Return the number of the object of every pixel, and number -> class of the objects that have pixels."""
+    """Return the object number of every pixel, and number -> class of the objects that have pixels."""
     indices = _field(path, "GTinst", "Segmentation")
     categories = _field(path, "GTinst", "Categories").ravel().tolist()
     numbers = [number for number in np.unique(indices).tolist() if number not in (0, VOID)]
@@ -190,9 +190,9 @@ def _label_map(image: Path, objects: Path, classes: Path) -> np.ndarray:
     return to_labels(indices, _TABLE, classes)
 
 
-def _boxes_around(found: ImageInstances) -> BoxAnnotations:
-    sides = [(mask.left, mask.top, *mask.pixels.shape[::-1]) for mask in found.masks]
+def _boxes_around(instances: ImageInstances) -> BoxAnnotations:
+    sides = [(mask.left, mask.top, *mask.pixels.shape[::-1]) for mask in instances.masks]
     boxes = [(x, y, x + width, y + height) for x, y, width, height in sides]
     return BoxAnnotations.from_lists(
-        boxes, found.classes, [False] * len(boxes), areas=list(found.areas)
+        boxes, instances.classes, [False] * len(boxes), areas=list(instances.areas)
     )

@@ -1,7 +1,7 @@
 """The sizes of a folder's images, read in parallel once and kept in a file for the next start.
 
 Opening the headers of a million images takes minutes, listing their names seconds. The file is an .npz with
-`paths` (names below the folder, UTF-8, each ended by a zero byte) and `sizes` [n, 2] int32 (height, width).
+`paths` (names below the folder, UTF-8, each followed by a zero byte) and `sizes` [n, 2] int32 (height, width).
 """
 
 from __future__ import annotations
@@ -25,25 +25,25 @@ logger = logging.getLogger(__name__)
 
 Size = tuple[int, int]
 _CHUNK = 256  # images per task
-_MANY = 10_000  # images whose reading is announced
+_MANY = 10_000  # reading more images than this is logged
 
 
 def indexed_sizes(
     folder: Path, names: Sequence[str], index: Path, on_bad: Callable[[str, DataError], None]
 ) -> dict[str, Size]:
-    """Return the size of every image, from the index where it is there, else from the headers.
+    """Return the size of every image, from the index if it has it, else from the header.
 
-    The index is written anew whenever the names differ from those in it; headers are read of the new ones
-    only, and of those that could not be read before. It cannot see that an image was replaced by another
-    one of the same name: decoding will. An interrupted run keeps what it has read. A damaged index is
-    replaced; where it cannot be written, that is logged, and every start reads all headers.
+    The index is updated if the names differ: only headers of new images are read, and of those that could not be
+    read before. A replaced image of the same name is not noticed here, but when it is decoded. An interrupted run
+    keeps the sizes read so far. A damaged index is replaced; if it cannot be written, that is logged, and every
+    start reads all headers.
 
     Args:
       folder: of the images.
       names: paths below it.
       index: the file.
-      on_bad: called with the name of an image whose header cannot be read, and why. It may raise; else the image
-        is left out.
+      on_bad: called with the name of an image whose header cannot be read, and the error. It may raise; else the
+        image is left out.
 
     Returns:
       name -> (height, width), in the order of `names`.
@@ -59,11 +59,11 @@ def indexed_sizes(
             index,
         )
     try:
-        for name, found in image_sizes(folder, missing):
-            if isinstance(found, DataError):
-                on_bad(name, found)
+        for name, size in image_sizes(folder, missing):
+            if isinstance(size, DataError):
+                on_bad(name, size)
             else:
-                sizes[name] = found
+                sizes[name] = size
     finally:
         if sizes.keys() != kept.keys():
             _write(index, sizes)
@@ -71,18 +71,18 @@ def indexed_sizes(
 
 
 def image_sizes(folder: Path, names: Sequence[str]) -> Iterator[tuple[str, Size | DataError]]:
-    """Yield (name, size in the header, or why it cannot be read) of images below a folder, in order."""
+    """Yield (name, size in the header or the error) of images below a folder, in order."""
 
     def read(chunk: list[str]) -> list[tuple[str, Size | DataError]]:
-        found = []
+        results = []
         for name in chunk:
             try:
-                found.append((name, image_size(folder / name)))
+                results.append((name, image_size(folder / name)))
             except DataError as error:
-                found.append((name, error))
-        return found
+                results.append((name, error))
+        return results
 
-    threads = min(32, 4 * num_cores())  # they wait for the disk more than they compute
+    threads = min(32, 4 * num_cores())  # mostly waiting for the disk
     chunks = (names[start : start + _CHUNK] for start in range(0, len(names), _CHUNK))
     pool = ThreadPoolExecutor(threads, thread_name_prefix="sizes")
     try:
@@ -95,7 +95,7 @@ def image_sizes(folder: Path, names: Sequence[str]) -> Iterator[tuple[str, Size 
 
 
 def _read(index: Path) -> dict[str, Size]:
-    """Return what an index holds, nothing if it is missing or damaged."""
+    """Return the sizes in an index; empty if it is missing or damaged."""
     try:
         with np.load(index, allow_pickle=False) as arrays:
             names = os.fsdecode(arrays["paths"].tobytes()).split("\0")[:-1]
@@ -105,13 +105,13 @@ def _read(index: Path) -> dict[str, Size]:
     except FileNotFoundError:
         return {}
     except BAD_NPZ as error:
-        logger.warning("%s: damaged, made anew (%s)", index, error)
+        logger.warning("%s: damaged, made again (%s)", index, error)
         return {}
     return dict(zip(names, map(tuple, sizes.tolist()), strict=True))
 
 
 def _write(index: Path, sizes: dict[str, Size]) -> None:
-    """Write an index; it is there whole or not at all."""
+    """Write an index, atomically."""
     text = os.fsencode("".join(itertools.chain.from_iterable((name, "\0") for name in sizes)))
     try:
         with atomic_write(index, "wb") as file:
@@ -122,8 +122,8 @@ def _write(index: Path, sizes: dict[str, Size]) -> None:
             )
     except OSError as error:
         logger.warning(
-            "%s: cannot be written (%s), so every start reads the images' sizes anew; choose another place "
-            "with index_path",
+            "%s: cannot be written (%s), so every start reads the images' sizes again; choose another path by "
+            "index_path",
             index,
             error,
         )

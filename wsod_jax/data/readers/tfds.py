@@ -32,8 +32,8 @@ class Tfds(BoxReader):
 
     Attributes:
       name: "voc/2007" or "voc/2012", with or without a version.
-      data_dir: where it is prepared; ~/tensorflow_datasets by default.
-      difficult: the label of a class of which an image has difficult objects only, as in `Voc`.
+      data_dir: folder of the prepared data; ~/tensorflow_datasets by default.
+      difficult: the label of a class if an image has only difficult objects of it, as in `Voc`.
     """
 
     name: str
@@ -47,7 +47,7 @@ class Tfds(BoxReader):
         difficult_label(self.difficult)
 
     def images(self, split: str) -> ImageSet:
-        """Read a split's images and their image-level labels; encoded images are read again when they are asked for.
+        """Read a split's images and their image-level labels; encoded images are read again when they are needed.
 
         Args:
           split: "train", "val", "trainval", "test", or any split expression of tensorflow-datasets.
@@ -56,7 +56,7 @@ class Tfds(BoxReader):
           The images; ids are the file names without suffix, as in the VOC layout.
 
         Raises:
-          DataError: if the data set is not there, has no random access or is not like VOC, or the split is unknown.
+          DataError: if the data set is missing, has no random access or is not like VOC, or the split is unknown.
           ConfigError: if tensorflow-datasets is not installed.
         """
         if_difficult = difficult_label(self.difficult)
@@ -77,8 +77,8 @@ class Tfds(BoxReader):
     def annotated_boxes(self, split: str) -> AnnotatedBoxes:
         """Read the boxes of a split, for evaluation.
 
-        The data set holds VOC's 1-based inclusive edges divided by the image's size; they become continuous
-        edges in pixels, as in `Voc.annotated_boxes`.
+        The data set has VOC's 1-based inclusive edges divided by the image's size; they become continuous edges in
+        pixels, as in `Voc.annotated_boxes`.
 
         Args:
           split: as in `images`.
@@ -142,7 +142,7 @@ def _class_names(builder: tensorflow_datasets.core.DatasetBuilder) -> tuple[str,
 def _examples(
     builder: tensorflow_datasets.core.DatasetBuilder, split: str
 ) -> Sequence[dict[str, Any]]:
-    """Return the examples, each read when it is asked for, with the encoded image."""
+    """Return the examples, each read when it is needed, with the encoded image."""
     from tensorflow_datasets import decode
 
     known = builder.info.splits

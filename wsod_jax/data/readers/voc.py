@@ -1,4 +1,4 @@
-"""Reader of the PASCAL VOC layout: VOCdevkit 2007/2012, or any folder in that layout with its own classes.
+"""Reader of the PASCAL VOC layout: VOCdevkit 2007/2012, or any folder in that layout with other classes.
 
     <root>/ImageSets/Main/<split>.txt   <root>/JPEGImages/<id>.jpg   <root>/Annotations/<id>.xml
     <root>/SegmentationObject/<id>.png and <root>/SegmentationClass/<id>.png, of some images, for evaluation
@@ -55,16 +55,16 @@ _NUMBER = re.compile(r"[+-]?\d+")
 class Voc(LabelMapReader):
     """A data set in VOC layout.
 
-    A split is a file in ImageSets/Main, else in ImageSets/Segmentation: "Segmentation/val" where both have a "val".
+    A split is a file in ImageSets/Main, else in ImageSets/Segmentation; "Segmentation/val" if both have a "val".
 
     Attributes:
       root: a folder in VOC layout (VOCdevkit/VOC2007), or the VOCdevkit folder together with `year`.
       year: "2007", 2012, or a union like "07+12" (each year's split of that name).
-      test_year: the year of `test_split`, if another one.
+      test_year: the year of `test_split`, if different.
       class_names: the classes, in label order. By default those of a classes.txt (one name per line) in
         the folder or up to two levels above it, else the 20 VOC classes.
       difficult: the label of a class whose objects in an image are all marked difficult: "drop" 0,
-        absent (as OICR, PCL and OIM have it); "ignore" -1, unknown (WSDDN); "keep" 1, present.
+        absent (as in OICR, PCL and OIM); "ignore" -1, unknown (WSDDN); "keep" 1, present.
     """
 
     root: Annotated[str | Path, Mark.LOCATION]
@@ -80,16 +80,16 @@ class Voc(LabelMapReader):
         difficult_label(self.difficult)
         if self.test_year is not None and self.test_split == self.train_split:
             raise ConfigError(
-                f"test_year={self.test_year!r} is the year of test_split alone, but train_split has the same name, "
-                f"{self.train_split!r}. Set year alone, or name another split."
+                f"test_year={self.test_year!r} is the year of test_split only, but train_split has the same name, "
+                f"{self.train_split!r}. Set only year, or use another split."
             )
 
     def images(self, split: str) -> ImageSet:
-        """Read a split's images and their image-level labels; boxes are not looked at.
+        """Read a split's images and their image-level labels, without boxes.
 
-        A split of which no image at all has an XML is read without labels, as the test splits of the VOC
-        challenges come: every label is -1, unknown; such images are counted as `no_annotation`. Where some have one,
-        an image without is left out: what it shows is unknown, not nothing.
+        A split in which no image has an XML, like the test splits of the VOC challenges, is read without labels: every
+        label is -1, unknown, and images are counted as `no_annotation`. If only some images lack one, these are left
+        out, since their labels are unknown.
 
         Args:
           split: name of a file in ImageSets/Main, like "trainval".
@@ -114,10 +114,10 @@ class Voc(LabelMapReader):
     def annotated_boxes(self, split: str) -> AnnotatedBoxes:
         """Read the boxes of a split, for evaluation.
 
-        Boxes that reach outside their image are clipped (`counts["clipped"]`); those without area or with
-        unreadable coordinates are dropped (`counts["dropped"]`). Where the XML names another size than the image
-        has, boxes are scaled (`counts["scaled"]` images); an image of another aspect is left out as bad. Images need
-        not be there: where one is missing, the size in its XML counts.
+        Boxes that extend outside their image are clipped (`counts["clipped"]`); those without area or with
+        unreadable coordinates are dropped (`counts["dropped"]`). If the size in the XML differs from the image's,
+        boxes are scaled (`counts["scaled"]` images); an image of another aspect is left out as bad. Image files are
+        not required: without one, the size in the XML is used.
 
         Args:
           split: name of a file in ImageSets/Main.
@@ -143,10 +143,10 @@ class Voc(LabelMapReader):
         return AnnotatedBoxes(class_names, boxes, dict(counts))
 
     def instances(self, split: str) -> dict[str, Callable[[], ImageInstances]]:
-        """Return where the masks of a split are, for evaluation; nothing is decoded before it is asked for.
+        """Return readers of the masks of a split, for evaluation; masks are decoded only when needed.
 
-        An object is what has one number in SegmentationObject; its class is that of most of its pixels in
-        SegmentationClass (of equal counts the lowest). Void pixels belong to no object. None is difficult.
+        Every number in SegmentationObject is an object; its class is that of most of its pixels in SegmentationClass
+        (of equal counts the lowest). Void pixels belong to no object. None is difficult.
 
         Args:
           split: as in `images`.
@@ -192,7 +192,7 @@ class Voc(LabelMapReader):
         return readers
 
     def _layout(self, split: str) -> tuple[list[Path], tuple[str, ...]]:
-        """Return the folders that hold a split, one per year, and the classes."""
+        """Return the folders of a split, one per year, and the classes."""
         of_test = self.test_year is not None and split == self.test_split
         folders = _folders(Path(self.root), self.test_year if of_test else self.year)
         return folders, _class_names(folders[0], self.class_names)
@@ -234,7 +234,7 @@ class Voc(LabelMapReader):
 
 
 def _class_table(class_names: tuple[str, ...], folder: Path) -> np.ndarray:
-    """Return what the numbers of SegmentationClass mean, [256] int: 0 background, class + 1, 255 void, -1 nothing."""
+    """Return the label of each number in SegmentationClass, [256]: 0 background, class + 1, 255 void, -1 invalid."""
     numbered = _class_names(folder, None)
     if not set(class_names) <= set(numbered):
         numbered = class_names
@@ -276,7 +276,7 @@ def difficult_label(rule: DifficultRule) -> int:
 
 
 def _folders(root: Path, year: str | int | None) -> list[Path]:
-    """Return the folders that hold ImageSets, one per year."""
+    """Return the folders with ImageSets, one per year."""
     if not root.is_dir():
         raise DataError(f"{root}: no such folder; give the VOCdevkit folder or one inside it.")
     if (root / "ImageSets").is_dir():
@@ -289,13 +289,15 @@ def _folders(root: Path, year: str | int | None) -> list[Path]:
     if year is None:
         if len(found) != 1:
             raise DataError(
-                f"{root} holds {found or 'no folder with ImageSets'}; choose with year=."
+                f"{root} has {found or 'no folder with ImageSets'}; choose one by year=."
             )
         return [root / found[0]]
     folders = [root / f"VOC{digits}" for digits in _years(year)]
     for folder in folders:
         if not (folder / "ImageSets").is_dir():
-            raise DataError(f"{folder} is no folder in VOC layout; {root} holds {found or 'none'}.")
+            raise DataError(
+                f"{folder} is not a folder in VOC layout; {root} has {found or 'none'}."
+            )
     return folders
 
 
@@ -321,7 +323,7 @@ def _class_names(folder: Path, class_names: Sequence[str] | None) -> tuple[str, 
 
 
 def _split_images(folder: Path, split: str, counts: dict[str, int]) -> dict[str, Path]:
-    """Return image id -> file of a split's images, in its order; a file that is missing is named as it should be."""
+    """Return image id -> file of a split's images, in its order; for a missing file its expected path."""
     sets, images = folder / "ImageSets", folder / "JPEGImages"
     paths = [sets / place / f"{split}.txt" for place in ("Main", "Segmentation", "")]
     path = next((path for path in paths if path.is_file()), None)
@@ -334,15 +336,15 @@ def _split_images(folder: Path, split: str, counts: dict[str, int]) -> dict[str,
 
 
 def read_split(path: Path, files: dict[str, str]) -> Iterator[str]:
-    """Yield the image ids of a list: a line is the name of an image, with or without suffix, else its first word is.
+    """Yield the image ids of a list, one per line: the line, or its first word, with or without suffix.
 
     Args:
       path: of the list.
-      files: image id -> name of its file. Of a line that names none, what follows the first word is left out if it
-        is numbers, as in VOC's lists of one class.
+      files: image id -> name of its file. For unknown images, numbers after the first word are ignored, as in VOC's
+        lists of one class.
 
     Raises:
-      DataError: with the line number, for an id that occurs twice or leads out of the data folder.
+      DataError: with the line number, for an id that occurs twice or is outside the data folder.
     """
     seen, known = set(), id_by_name(files)
     for number, line in enumerate(_read_lines(path), 1):
@@ -356,7 +358,7 @@ def read_split(path: Path, files: dict[str, str]) -> Iterator[str]:
             stem, dot, suffix = image_id.rpartition(".")
             image_id = stem if stem and f".{suffix.lower()}" in SUFFIXES else image_id
         if PurePath(image_id).is_absolute() or ".." in PurePath(image_id).parts:
-            raise DataError(f"{path}:{number}: image id {image_id!r} leads out of the data folder.")
+            raise DataError(f"{path}:{number}: image id {image_id!r} is outside the data folder.")
         if image_id in seen:
             raise DataError(f"{path}:{number}: image {image_id!r} occurs twice.")
         seen.add(image_id)
@@ -393,5 +395,5 @@ def _image_labels(
 def _size_if_readable(path: Path) -> tuple[int, int] | None:
     try:
         return image_size(path)
-    except DataError:  # `images` tells of it
+    except DataError:  # `images` reports it
         return None

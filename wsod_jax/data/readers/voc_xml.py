@@ -1,4 +1,4 @@
-"""Annotations as PASCAL VOC writes them, one XML per image; ILSVRC's boxes come in the same form.
+"""PASCAL VOC annotations, one XML per image; ILSVRC's boxes have the same format.
 
 Boxes are 1-based with inclusive edges; (xmin, ymin, xmax, ymax) becomes (xmin - 1, ymin - 1, xmax, ymax).
 """
@@ -32,11 +32,11 @@ def read_xml(path: Path) -> Element:
     """
     try:
         content = path.read_bytes()
-        declared = _ENCODING.match(content)  # expat itself knows few; none of UTF-16 matches
+        declared = _ENCODING.match(content)  # expat supports few encodings; UTF-16 does not match
         text = content.decode(declared[1].decode()) if declared else content
         return defusedxml.ElementTree.fromstring(text)
     except DefusedXmlException as error:
-        raise FatalFault(f"{path}: refused, annotations have no need of {error}.") from error
+        raise FatalFault(f"{path}: refused, annotations do not need {error}.") from error
     except (ParseError, ValueError, LookupError, OSError) as error:
         raise DataError(
             f"{path}: not a readable annotation ({error}); if it is XML, save it as UTF-8."
@@ -44,7 +44,7 @@ def read_xml(path: Path) -> Element:
 
 
 def named_objects(xml: Element, path: Path) -> list[tuple[str, bool]]:
-    """Return (class name, is difficult) per object: all that training may know of an annotation.
+    """Return (class name, is difficult) per object: the only parts of an annotation used in training.
 
     Raises:
       DataError: if `difficult` is neither true nor false.
@@ -53,7 +53,7 @@ def named_objects(xml: Element, path: Path) -> list[tuple[str, bool]]:
 
 
 def _annotated_size(xml: Element) -> tuple[int, int] | None:
-    """Return the image's (height, width) as annotated, `None` where that is missing or not positive."""
+    """Return the annotated (height, width) of the image; `None` if missing or not positive."""
     try:
         sides = [float(xml.findtext(f"size/{side}") or 0) for side in ("height", "width")]
         height, width = map(round, sides)
@@ -66,12 +66,12 @@ def class_index(name: str, names: Sequence[str], path: Path) -> int:
     """Return the position of a class name.
 
     Raises:
-      FatalFault: if it is none of `names`.
+      FatalFault: if it is not one of `names`.
     """
     if name not in names:
         raise FatalFault(
             f"{path}: unknown class {name!r}; allowed are {', '.join(names)}. For other classes pass "
-            "class_names, or in the VOC layout put a classes.txt beside ImageSets."
+            "class_names, or in the VOC layout put a classes.txt next to ImageSets."
         )
     return names.index(name)
 
@@ -85,19 +85,19 @@ def read_boxes(
 ) -> BoxAnnotations:
     """Return an annotation's objects, in pixels of the image, with continuous edges.
 
-    Where the annotation names another size than the image has, its boxes are scaled.
+    If the annotated size differs from the image's, boxes are scaled.
 
     Args:
       xml: from `read_xml`.
-      size: (height, width) of the image, which boxes are clipped to; `None` if it cannot be read: then the
-        annotated one, if there is one.
-      names: class names as the objects bear them, in label order.
+      size: (height, width) of the image, to which boxes are clipped; `None` if it cannot be read: the annotated one is
+        used, if any.
+      names: class names of the objects, in label order.
       path: of the file, for errors.
-      counts: "scaled" grows by 1 if boxes are scaled, "clipped" by the boxes that reach outside the image, "dropped"
-        by those left out for no area inside it or unreadable coordinates.
+      counts: "scaled" is incremented if boxes are scaled, "clipped" by the boxes that extend outside the image,
+        "dropped" by those without area inside it or with unreadable coordinates.
 
     Raises:
-      DataError: for another aspect, or where `difficult` is neither true nor false; `FatalFault` for an unknown class.
+      DataError: for another aspect, or if `difficult` is neither true nor false; `FatalFault` for an unknown class.
     """
     boxes, classes, difficult = [], [], []
     annotated = _annotated_size(xml)

@@ -38,7 +38,7 @@ FOLDERS = (
 
 
 def split_ids(spec: SyntheticSpec) -> dict[str, list[str]]:
-    """Return the image ids of `train`, `val`, `trainval` and `test`; image `i` is named by `i + 1`."""
+    """Return the image ids of `train`, `val`, `trainval` and `test`; the id of image `i` is `i + 1`."""
     names = [f"{i + 1:06d}" for i in range(spec.num_trainval + spec.num_test)]
     trainval, test = names[: spec.num_trainval], names[spec.num_trainval :]
     num_train = spec.num_trainval - round(spec.val_fraction * spec.num_trainval)
@@ -51,7 +51,7 @@ def split_ids(spec: SyntheticSpec) -> dict[str, list[str]]:
 
 
 def voc_palette() -> np.ndarray:
-    """Return the [256, 3] uint8 colors of VOC's masks: the bits of the index dealt to R, G, B from the top."""
+    """Return the [256, 3] uint8 colors of VOC's masks: bits of the index, alternating between R, G and B."""
     index = np.arange(256)
     colors = np.zeros((256, 3), np.int64)
     for bit in range(8):
@@ -75,7 +75,7 @@ def _add_box(parent: ElementTree.Element, box: np.ndarray) -> None:
 
 
 def _annotation(name: str, scene: Scene, classes: tuple[str, ...]) -> str:
-    """Return the VOC XML of one image; each object's striking part is its <part>."""
+    """Return the VOC XML of one image; each object's distinctive part is its <part>."""
     root = ElementTree.Element("annotation")
     ElementTree.SubElement(root, "folder").text = "synthetic"
     ElementTree.SubElement(root, "filename").text = f"{name}.jpg"
@@ -132,30 +132,30 @@ def _write_splits(root: Path, spec: SyntheticSpec, present: dict[str, set[int]])
 
 
 def _stamp(spec: SyntheticSpec) -> dict:
-    """Return what identifies a finished set, as it comes back from JSON."""
+    """Return the content of spec.json, as read back from JSON."""
     return json.loads(json.dumps({"version": VERSION, **dataclasses.asdict(spec)}))
 
 
 def is_complete(root: str | Path, spec: SyntheticSpec) -> bool:
-    """Say whether `root` holds the finished set of exactly this specification.
+    """Return whether `root` contains the finished set of exactly this specification.
 
     Raises:
-      DataError: if `root` holds the finished set of another specification.
+      DataError: if `root` contains the finished set of another specification.
     """
     path = Path(root) / SPEC_FILE
     if not path.exists():
         return False
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        stored = json.loads(path.read_text(encoding="utf-8"))
     except ValueError:
         return False
-    wanted = _stamp(spec)
-    if found == wanted:
+    current = _stamp(spec)
+    if stored == current:
         return True
-    differing = sorted(k for k in wanted.keys() | found.keys() if found.get(k) != wanted.get(k))
+    differing = sorted(k for k in current.keys() | stored.keys() if stored.get(k) != current.get(k))
     raise DataError(
-        f"{root} already holds a synthetic set made with other settings (different: {', '.join(differing)}). "
-        "Choose another folder, the same settings, or delete it."
+        f"{root} already contains a synthetic set with other settings (different: {', '.join(differing)}). "
+        "Use another folder or the same settings, or delete it."
     )
 
 
@@ -165,22 +165,22 @@ def write_synthetic(
     *,
     progress: Callable[[list[str]], Iterable[str]] | None = None,
 ) -> bool:
-    """Write the set that `spec` describes into `root`, unless it is already there.
+    """Write the set of a specification into `root`, unless it is already there.
 
-    The layout is VOC's: JPEGImages, Annotations (boxes, and each striking part as a <part>), ImageSets/Main and
+    The layout is VOC's: JPEGImages, Annotations (boxes, and each distinctive part as a <part>), ImageSets/Main and
     /Segmentation, SegmentationObject, SegmentationClass, plus classes.txt, the class names in index order, and
-    spec.json, written last. A set that was interrupted is drawn again from its start.
+    spec.json, written last. An interrupted set is drawn again from its start.
 
     Args:
       root: the folder to fill; made if missing.
-      spec: what to draw.
+      spec: of the set.
       progress: wraps the iteration over images, e.g. `tqdm`; `None` shows nothing.
 
     Returns:
       True if the set was written, False if it was complete already.
 
     Raises:
-      DataError: if `root` holds the set of another specification.
+      DataError: if `root` contains the set of another specification.
     """
     root = Path(root)
     if is_complete(root, spec):

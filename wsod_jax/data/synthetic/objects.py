@@ -1,8 +1,8 @@
-"""The things drawn in synthetic scenes: six classes of objects, each a plain body with one striking part.
+"""The objects of synthetic scenes: six classes, each a plain body with one distinctive part.
 
-A class is an outline (its body), a small patterned part attached to it, and a faint body texture. The part alone
-tells the class, so a detector trained from image labels is tempted to find just the part; outline and texture
-make the whole object learnable. Outlines live in a unit frame, x right and y down, about [-1, 1] on both axes.
+A class has an outline (its body), a small patterned part attached to it, and a faint body texture. The part suffices
+to recognize the class, so a detector trained by image labels tends to find only the part; outline and texture make the
+whole object learnable. Outlines are in a unit frame, x right and y down, about [-1, 1] on both axes.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def stripes(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def chevrons(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Return nested arrow heads pointing up."""
+    """Return nested arrowheads pointing up."""
     return (np.sin(2 * np.pi * (y - 0.7 * np.abs(x)) / 0.8) > 0).astype(float)
 
 
@@ -48,21 +48,21 @@ def quarters(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def plain(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Return no pattern at all."""
+    """Return no pattern: zeros."""
     return np.zeros_like(x)
 
 
 @dataclass(frozen=True)
 class ObjectClass:
-    """How one class looks.
+    """The appearance of a class.
 
     Attributes:
       body: corners of the body's outline in the unit frame; drawn with rounded corners.
       part: corners of the part's outline in the unit frame.
-      part_pattern: what the part shows; its unit is half the part's mean side.
+      part_pattern: pattern of the part; its unit is half the part's mean side.
       part_colors: the pattern's two colors, RGB.
       body_pattern: faint texture of the body, in the same unit.
-      context: the two background colors (RGB) that go with the class.
+      context: the two background colors (RGB) that co-occur with the class.
     """
 
     body: tuple[tuple[float, float], ...]
@@ -128,7 +128,7 @@ CATALOGUE: dict[str, ObjectClass] = {
     ),
 }
 
-BODY_COLORS: tuple[Color, ...] = (  # shared by all classes and distractors, so that color names no class
+BODY_COLORS: tuple[Color, ...] = (  # shared by all classes and distractors, so that color predicts no class
     (196, 150, 104), (120, 148, 176), (150, 176, 126), (192, 128, 140), (168, 160, 190), (204, 196, 168),
     (112, 120, 120), (206, 176, 110), (110, 160, 156), (146, 112, 92), (226, 214, 206), (88, 92, 124),
 )
@@ -144,15 +144,15 @@ DISTRACTOR_BODIES = (
 
 
 def draw_distractor(rng: np.random.Generator) -> ObjectClass:
-    """Draw the looks of a thing of no class: a body outline no class has, with at most a plain part.
+    """Draw the appearance of a distractor: a body outline of no class, with at most a plain part.
 
-    Its part, if any, borrows one color of a random class but none of the patterns.
+    Its part, if any, has one color of a random class, without pattern.
     """
     body = DISTRACTOR_BODIES[rng.integers(len(DISTRACTOR_BODIES))]
-    lender = list(CATALOGUE.values())[rng.integers(len(CATALOGUE))]
-    color = lender.part_colors[rng.integers(2)]
+    model = list(CATALOGUE.values())[rng.integers(len(CATALOGUE))]
+    color = model.part_colors[rng.integers(2)]
     part = _ellipse(*rng.uniform(-0.45, 0.45, 2), *rng.uniform(0.28, 0.42, 2))
-    if rng.random() < 0.4:  # a part-like blob alone
+    if rng.random() < 0.4:  # only a part-like blob
         body = part
     return ObjectClass(
         body=body,
@@ -160,12 +160,12 @@ def draw_distractor(rng: np.random.Generator) -> ObjectClass:
         part_pattern=plain,
         part_colors=(color, color),
         body_pattern=plain,
-        context=lender.context,
+        context=model.context,
     )
 
 
 def round_corners(corners: np.ndarray, sweeps: int = 2) -> np.ndarray:
-    """Cut every corner of a closed polygon [n, 2], twice as many corners per sweep."""
+    """Cut every corner of a closed polygon [n, 2]; each sweep doubles the number of corners."""
     for _ in range(sweeps):
         following = np.roll(corners, -1, axis=0)
         cut = np.stack([0.8 * corners + 0.2 * following, 0.2 * corners + 0.8 * following], axis=1)
@@ -175,7 +175,7 @@ def round_corners(corners: np.ndarray, sweeps: int = 2) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Pose:
-    """Where and how an object stands: `pixels = center + linear @ bend(unit)`.
+    """Position and shape of an object: `pixels = center + linear @ bend(unit)`.
 
     Attributes:
       center: [2] pixels (x, y).
@@ -200,7 +200,7 @@ def draw_pose(
     """Draw a pose around the origin.
 
     Args:
-      rng: the source of randomness.
+      rng: random generator.
       side: length in pixels of the unit frame's side (2 units).
       rotation: largest angle in degrees, either way.
       deformation: largest relative stretch, shear and bend.
@@ -244,12 +244,12 @@ def paint_object(
 
     Args:
       canvas: [H, W, 3] float64, 0..255.
-      looks: what to paint.
-      pose: where to paint it.
+      looks: appearance of the object.
+      pose: of the object.
       body_color: [3] RGB.
-      part_contrast: 1 shows the part in its own colors, 0 in the body's.
-      body_contrast: depth of the body's texture, as a share of its brightness.
-      rng: the source of color jitter.
+      part_contrast: 1 paints the part in its own colors, 0 in the body's.
+      body_contrast: depth of the body's texture, as a fraction of its brightness.
+      rng: random generator, for color jitter.
 
     Returns:
       [H, W] bool masks of the whole object and of its part.
@@ -262,7 +262,7 @@ def paint_object(
     rows, columns = np.nonzero(body)
     x, y = _unit_grid(pose, outline, rows, columns)
     texture = looks.body_pattern(2.2 * x, 2.2 * y) - 0.5
-    shade = 1 + body_contrast * texture + 0.05 * x  # a little light from one side
+    shade = 1 + body_contrast * texture + 0.05 * x  # slight light from one side
     canvas[rows, columns] = body_color * shade[:, None]
 
     if looks.part:

@@ -1,9 +1,9 @@
-"""Synthetic scenes that are hard where weak supervision is hard.
+"""Synthetic scenes with the difficulties of weak supervision.
 
-Each object is a plain body with a small striking part, so that the part alone tells the class; images hold
-several instances of a class, textured clutter, things of no class, and backgrounds that go with the class.
-Everything follows from a `SyntheticSpec`: image `i` depends on the specification and `i` alone. Pixels are computed in
-float64: rounded in float32, one image in seven would depend on the vector instructions of the machine.
+Each object is a plain body with a small distinctive part, which suffices to recognize the class; images have several
+instances of a class, textured clutter, distractors of no class, and backgrounds that co-occur with the class. Image `i`
+depends only on a `SyntheticSpec` and `i`. Pixels are computed in float64: in float32, one image in seven would depend
+on the vector instructions of the machine.
 """
 
 from __future__ import annotations
@@ -32,31 +32,31 @@ SUPERSAMPLING = 2  # scenes are drawn at twice their size and averaged down
 
 @dataclass(frozen=True)
 class SyntheticSpec:
-    """Everything that decides what a synthetic set looks like.
+    """The specification of a synthetic set.
 
     Attributes:
-      seed: the only source of randomness.
+      seed: of all randomness.
       num_trainval: images in `trainval`, of which the last `val_fraction` are `val` and the rest `train`.
       num_test: images in `test`.
-      val_fraction: share of `trainval` that is `val`.
+      val_fraction: fraction of `trainval` that is `val`.
       size: longer side of an image in pixels.
       aspects: width / height of the images, drawn uniformly; (1.0,) makes all of them square.
-      classes: names out of `CATALOGUE`, in the order of their indices.
-      objects_per_image: 0 draws several objects of one or two classes; 1 draws exactly one object,
-        the kind of image a classifier is pretrained on.
+      classes: names in `CATALOGUE`, in the order of their indices.
+      objects_per_image: 0 draws several objects of one or two classes; 1 draws exactly one object, for pretraining a
+        classifier.
       object_side: (smallest, largest) side of an object over the image's shorter side, log-uniform.
-      two_classes: probability that an image holds two classes instead of one.
+      two_classes: probability that an image has two classes instead of one.
       instances: probabilities of 1, 2, 3 … instances of each class in an image.
       rotation: largest rotation in degrees.
       deformation: largest relative stretch, shear and bend.
-      max_overlap: how much of an object's mask, as a share, another thing may share with it.
-      distractors: (fewest, most) things of no class in an image.
-      decoys: probability that a distractor wears the part of a random class: a part alone is then no proof.
+      max_overlap: largest fraction of an object's mask that overlaps another object.
+      distractors: (fewest, most) objects of no class in an image.
+      decoys: probability that a distractor has the part of a random class, so that a part does not prove the class.
       clutter: strength of the background's texture and blotches, 0 is flat color.
-      context: probability that the background's colors go with a class in the image; else with a random one.
-      part_contrast: 1 shows parts in their own colors, 0 in the body's: lower makes parts less dominant.
-      part_probability: how often an object shows its part at all; else the part looks like the body. Below 1 in
-        pretraining images, so that a backbone learns bodies too, as one trained on photographs would.
+      context: probability that the background's colors are those of a class in the image; else of a random one.
+      part_contrast: 1 paints parts in their own colors, 0 in the body's: lower makes parts less dominant.
+      part_probability: probability that an object's part is visible; else it looks like the body. Below 1 for
+        pretraining, so that a backbone learns bodies too, as from photographs.
       body_contrast: depth of the class-typical body texture: higher makes whole objects easier to learn.
       noise: standard deviation of pixel noise, of 255.
       void: if True, masks mark a one-pixel border around objects as void (255).
@@ -90,11 +90,11 @@ class SyntheticSpec:
         unknown = [name for name in self.classes if name not in CATALOGUE]
         if unknown or not self.classes or len(set(self.classes)) != len(self.classes):
             raise ConfigError(
-                f"classes must be distinct names out of {sorted(CATALOGUE)}, found {list(self.classes)}."
+                f"classes must be distinct names among {sorted(CATALOGUE)}, found {list(self.classes)}."
             )
         low, high = self.object_side
         if not 0.05 <= low <= high <= 0.95:
-            raise ConfigError(f"object_side must lie in [0.05, 0.95], found {self.object_side}.")
+            raise ConfigError(f"object_side must be in [0.05, 0.95], found {self.object_side}.")
         if self.size < 32:
             raise ConfigError(f"size must be at least 32 pixels, found {self.size}.")
         if self.objects_per_image not in (0, 1):
@@ -107,7 +107,7 @@ class SyntheticSpec:
                 f"{self.num_trainval}, {self.num_test} and {self.val_fraction}."
             )
         if not self.aspects or not all(0.25 <= aspect <= 4 for aspect in self.aspects):
-            raise ConfigError(f"aspects must lie in [0.25, 4], found {self.aspects}.")
+            raise ConfigError(f"aspects must be in [0.25, 4], found {self.aspects}.")
         if not self.instances or min(self.instances) < 0 or sum(self.instances) <= 0:
             raise ConfigError(f"instances must be probabilities, found {self.instances}.")
         if not 0 <= self.distractors[0] <= self.distractors[1]:
@@ -124,14 +124,14 @@ class SyntheticSpec:
         )
         for name in shares:
             if not 0 <= getattr(self, name) <= 1:
-                raise ConfigError(f"{name} must lie in [0, 1], found {getattr(self, name)}.")
+                raise ConfigError(f"{name} must be in [0, 1], found {getattr(self, name)}.")
 
 
 def pretraining_spec(spec: SyntheticSpec, *, num_trainval: int = 1200, num_test: int = 200):
     """Return the specification of one-object images for pretraining a classifier for `spec`'s classes.
 
-    Another seed, larger objects, one per image, half of them without their part, and no decoys; no image or object of
-    `spec` recurs.
+    Another seed, larger objects, one per image, half of them without their part, and no decoys; no image or object is
+    the same as in `spec`.
     """
     return dataclasses.replace(
         spec,
@@ -204,7 +204,7 @@ def _draw_background(
 def _place(
     looks: ObjectClass, spec: SyntheticSpec, taken: list[np.ndarray], shape: tuple[int, int], rng
 ) -> tuple[Pose, np.ndarray] | None:
-    """Find a pose that fits into the image and hides little of what stands there, or None."""
+    """Find a pose that fits into the image and overlaps little with other objects, or None."""
     height, width = shape
     low, high = np.log(spec.object_side)
     side = np.exp(rng.uniform(low, high)) * min(shape)
@@ -278,7 +278,7 @@ def render_scene(spec: SyntheticSpec, index: int) -> Scene:
 
 
 def _draw_distractor(spec: SyntheticSpec, rng: np.random.Generator) -> ObjectClass:
-    """Draw a thing of no class; some wear a class's part."""
+    """Draw a distractor, with a class's part at probability `decoys`."""
     looks = draw_distractor(rng)
     if rng.random() >= spec.decoys:
         return looks
@@ -292,7 +292,7 @@ def _draw_distractor(spec: SyntheticSpec, rng: np.random.Generator) -> ObjectCla
 
 
 def _finish(spec: SyntheticSpec, canvas: np.ndarray, painted: list, rng) -> Scene:
-    """Average the canvas down to its size, light it, add noise, and shrink the masks with it."""
+    """Average the canvas down to its size, add light and noise, and shrink the masks with it."""
     height, width = canvas.shape[0] // SUPERSAMPLING, canvas.shape[1] // SUPERSAMPLING
     image = cv2.resize(canvas, (width, height), interpolation=cv2.INTER_AREA)
     light = rng.uniform(-0.12, 0.12, 3)
