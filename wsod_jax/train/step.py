@@ -139,11 +139,11 @@ class TrainStep:
         after = (_layout(state), replicated(self.mesh))
         if self.accumulate == 1:
             return self._run("train", self.fused, after, (state, micro_batches[0]))
-        kept, extras = (state.params, state.ema, state.step), state.extras
-        sums = self._empty(kept, extras, micro_batches[0])
+        fixed, extras = (state.params, state.ema, state.step), state.extras
+        sums = self._empty(fixed, extras, micro_batches[0])
         within = (_layout(sums), _layout(extras))
         for batch in micro_batches:
-            sums, extras = self._run("train", self.add, within, (sums, kept, extras, batch))
+            sums, extras = self._run("train", self.add, within, (sums, fixed, extras, batch))
         return self._run("apply", self.apply, after, (state.replace(extras=extras), sums))
 
     def propose(self, state: TrainState, batch: Any) -> tuple[Any, Any]:
@@ -163,7 +163,7 @@ class TrainStep:
         """
 
         def ask(state: TrainState, batch: Any) -> tuple[Any, Any]:
-            extras, key = self._lent((state.ema, state.step), state.extras)
+            extras, key = self._with_average((state.ema, state.step), state.extras)
             asked = self._method.propose(state.params, extras, batch, key, state.step)
             _check_rows(asked, batch, type(self._method).__name__)
             return asked
@@ -201,9 +201,9 @@ class TrainStep:
         terms, metrics = _reduced(out.terms), _reduced(out.metrics)
         return self._finish(state.replace(extras=out.extras), grads, terms, metrics)
 
-    def add(self, sums: Sums, kept: tuple, extras: dict, batch: Any) -> tuple[Sums, dict]:
+    def add(self, sums: Sums, fixed: tuple, extras: dict, batch: Any) -> tuple[Sums, dict]:
         """Add one micro-batch: one forward pass, and one backward pass per normalizer."""
-        params, *rest = kept
+        params, *rest = fixed
 
         def totals(params: Params) -> tuple[dict[str, jax.Array], LossOutput]:
             out = self._loss(params, rest, extras, batch)
@@ -265,27 +265,27 @@ class TrainStep:
         decay = self._ema_decay(state.step) if callable(self._ema_decay) else self._ema_decay
         return jax.tree.map(lambda old, new: decay * old + (1.0 - decay) * new, state.ema, params)
 
-    def _loss(self, params: Params, kept: Sequence, extras: dict, batch: Any) -> LossOutput:
+    def _loss(self, params: Params, fixed: Sequence, extras: dict, batch: Any) -> LossOutput:
         """Call the method's loss and check the extras that it returns."""
-        lent, key = self._lent(kept, extras)
-        out = self._method.loss(params, lent, batch, key, kept[1])
-        kept_extras = {name: value for name, value in out.extras.items() if name != "ema"}
-        if _signature(kept_extras) != _signature(extras):
+        all_extras, key = self._with_average(fixed, extras)
+        out = self._method.loss(params, all_extras, batch, key, fixed[1])
+        new_extras = {name: value for name, value in out.extras.items() if name != "ema"}
+        if _signature(new_extras) != _signature(extras):
             raise ConfigError(
                 "the method's loss must return extras of the same names, shapes and dtypes that it was "
-                f"given; given {_signature(extras)}, returned {_signature(kept_extras)}"
+                f"given; given {_signature(extras)}, returned {_signature(new_extras)}"
             )
-        return out.replace(extras=kept_extras)
+        return out.replace(extras=new_extras)
 
-    def _lent(self, kept: Sequence, extras: dict) -> tuple[dict, jax.Array]:
+    def _with_average(self, fixed: Sequence, extras: dict) -> tuple[dict, jax.Array]:
         """Return the extras with the average, read only, as `extras["ema"]`, and the update's key."""
-        ema, step = kept
+        ema, step = fixed
         key = jax.random.fold_in(jax.random.key(self._seed), step)
         return extras if ema is None else {**extras, "ema": ema}, key
 
-    def _empty(self, kept: tuple, extras: dict, batch: Any) -> Sums:
+    def _empty(self, fixed: tuple, extras: dict, batch: Any) -> Sums:
         """Return zero sums with the sharding of the parameters; only shapes of `batch` are read."""
-        params, *rest = kept
+        params, *rest = fixed
         layout = _layout(params)
 
         def zeros(params: Params) -> Sums:
