@@ -102,7 +102,7 @@ def test_a_photograph_that_cannot_be_read_is_a_lost_image(folder, read, suffix, 
         with caplog.at_level(logging.WARNING):
             images = read(folder)
         assert images.image_ids == ("dog/b",) and images.missing == ("cat/a",)
-        assert f"a.{suffix}: this format is not read" in caplog.text
+        assert f"a.{suffix}: this format is not supported" in caplog.text
     else:
         with pytest.raises(
             DataError, match=rf"1 of 2 images .*cat/a.*a\.{suffix}.*convert it to JPEG"
