@@ -86,7 +86,7 @@ class Optimizer:
       warmup_factor: in [0, 1].
       momentum: μ (SGD only; so are `momentum_reset_steps` and `update_rule`).
       momentum_reset_steps: updates that start from zero momentum, as in a restarted solver.
-      update_rule: SGD rule, see above.
+      update_rule: of SGD: "caffe" multiplies by the rate before momentum, "pytorch" after it.
       betas: decay rates of the two moments (Adam and AdamW only).
       eps: ε (Adam and AdamW only).
       weight_decay: λ.
