@@ -1,11 +1,9 @@
 """Detect objects in images with a trained detector: wsod_jax/commands/predict.py, which --help describes."""
 
-import importlib.util
 import sys
 from pathlib import Path
 
-if importlib.util.find_spec("wsod_jax") is None:  # not installed: this checkout's
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # for a checkout that is not installed
 
 from wsod_jax.commands.predict import main
 

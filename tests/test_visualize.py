@@ -12,8 +12,8 @@ from PIL import Image
 
 from tests.commands import refused
 from wsod_jax.analysis.mining import MiningRun
+from wsod_jax.analysis.opened_run import OpenedRun
 from wsod_jax.analysis.quality import pseudo_quality
-from wsod_jax.analysis.scores import ScoredRun
 from wsod_jax.data.proposals.proposal_set import ProposalSet
 from wsod_jax.data.readers.voc import Voc
 from wsod_jax.evaluation.formats import write_results
@@ -259,7 +259,7 @@ def test_quality_of_what_was_mined(visualize, mining_run, trained_run, capsys):
 
 def test_objectness(visualize, trained_run, tmp_path, capsys):
     workdir, out = str(trained_run.workdir), ["--num", "2", "--out", str(tmp_path / "out")]
-    assert ScoredRun.open(workdir).steps() == [0, 2, 4]
+    assert OpenedRun.open(workdir, "boxes").steps() == [0, 2, 4]
     assert visualize(["objectness", "--workdir", workdir, workdir, "--steps", "0", "4", *out]) == 0
     assert "at steps [0, 4]" in capsys.readouterr().out
     two = np.asarray(Image.open(tmp_path / "out" / "000001.png")).shape
@@ -271,7 +271,7 @@ def test_objectness(visualize, trained_run, tmp_path, capsys):
     assert visualize([*one_run, "--steps", "3"]) == 1
     assert visualize(["objectness", "--workdir", str(tmp_path), *out]) == 1
     messages = capsys.readouterr().err
-    for part in ("'fishes'", "step 3", "no checkpoints"):
+    for part in ("'fishes'", "step 3", "no checkpoint"):
         assert part in messages
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 from tests.nn.cases import image_batch
 from wsod_jax.analysis.baselines import file_energies
 from wsod_jax.analysis.edges import edge_shares, edge_table
-from wsod_jax.analysis.proposal_maps import MapRun
+from wsod_jax.analysis.opened_run import OpenedRun
 from wsod_jax.analysis.walk import Walk, follow_walks, walk_table
 from wsod_jax.commands.visualize import main
 from wsod_jax.data.proposals.proposal_set import ProposalSet
@@ -29,7 +29,7 @@ from wsod_jax.runs.predictor import load_run
 
 @pytest.fixture(scope="module")
 def run(spn_run):
-    return MapRun.open(spn_run.workdir)
+    return OpenedRun.open(spn_run.workdir, "maps")
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def shape(path):
 
 def test_maps_are_those_of_each_checkpoint_and_compiled_once(run, split):
     positions = [3, 1]
-    looked = run.look(split.images, positions, [0, 2, 4])
+    looked = run.maps(split.images, positions, [0, 2, 4])
     assert run.steps() == [0, 2, 4] and run.predictor.num_compilations() == 1
     assert [sorted(found) for found in looked.values()] == [[1, 3]] * 3
     other = load_run(run.workdir, 2)
@@ -85,7 +85,7 @@ def test_proposal_maps(spn_run, tmp_path, capsys):
 def test_walks_pass_the_map_that_the_network_takes(run, split):
     num_steps = 30
     walks = follow_walks(run.predictor, split.images, [2, 0], num_steps)
-    looked = run.look(split.images, [2, 0], [run.step])[run.step]
+    looked = run.maps(split.images, [2, 0], [run.step])[run.step]
     module = run.predictor.method.soft_proposal
     for position, walk in walks.items():
         assert walk.maps.shape[0] == num_steps + 1

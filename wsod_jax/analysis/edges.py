@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import jax
 import numpy as np
 
+from wsod_jax.evaluation.report import markdown_table
 from wsod_jax.ops.soft_proposal import dissimilarity, graph_nodes, kernel_epsilon
 from wsod_jax.runs.annotated_images import AnnotatedImages
 from wsod_jax.runs.predictor import Predictor
@@ -69,15 +70,13 @@ def edge_shares(
 def edge_table(found: Mapping[str, Sequence[EdgeShares]]) -> str:
     """Return run -> shares of its images as a Markdown table of their means in percent; no images leave cells empty."""
     parts = ("inside", "across", "outside", "energy")
-    lines = [
-        "| run | images | on objects | across outlines | within the background | energy |",
-        "|---|" + "---:|" * (1 + len(parts)),
-    ]
+    head = ["run", "images", "on objects", "across outlines", "within the background", "energy"]
+    rows = []
     for name, shares in found.items():
         means = [np.mean([getattr(one, part) for one in shares]) for part in parts if shares]
         cells = [f"{100 * mean:.1f} %" for mean in means] or [""] * len(parts)
-        lines.append(f"| {name} | {len(shares)} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        rows.append([name, str(len(shares)), *cells])
+    return markdown_table(head, rows)
 
 
 def cells_on_objects(boxes: np.ndarray, size: tuple[int, int], grid: tuple[int, int]) -> np.ndarray:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from wsod_jax import viz
-from wsod_jax.analysis.proposal_maps import MapRun
+from wsod_jax.analysis.opened_run import OpenedRun
 from wsod_jax.errors import DataError
 from wsod_jax.evaluation.metrics.object_energy import EnergyMetrics, object_energy
 from wsod_jax.evaluation.metrics.tables import GroundTruth, checked_sizes
@@ -133,7 +133,7 @@ def energy_by_size(
 
 
 def run_energies(
-    run: MapRun, name: str, split: AnnotatedImages, steps: Sequence[int]
+    run: OpenedRun, name: str, split: AnnotatedImages, steps: Sequence[int]
 ) -> EnergyCurve:
     """Measure checkpoints of a run.
 

@@ -1,4 +1,7 @@
-"""Figures of what an evaluation or a prediction found: detections judged image by image, maps, curves, on sheets."""
+"""Figures of what an evaluation or a prediction found: detections judged image by image, maps, curves, on sheets.
+
+Where something is drawn, `image` is the original image and the result the figure, both [H, W, 3] uint8 RGB.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +39,6 @@ def draw_detections(
     """Draw one image's best detections, judged where its objects are known, with their masks where there are any.
 
     Args:
-      image: [H, W, 3] uint8 RGB, the original image.
       result: of it.
       objects: in it, of the whole set's table; `None` draws the boxes in their classes' colors.
       class_names: c names.
@@ -93,7 +95,6 @@ def draw_maps(
     An image of which no class was read shows its maps without a class.
 
     Args:
-      image: [H, W, 3] uint8 RGB, the original image.
       result: of it, with maps.
       objects: in it, drawn over the image; `None` where they are not known.
       class_names: c names.

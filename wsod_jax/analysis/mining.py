@@ -1,4 +1,7 @@
-"""What a run mined in single images, and the graphs it found them by."""
+"""What a run mined in single images, and the graphs it found them by.
+
+Where something is drawn, `pixels` is the original image and the result the figure, both [H, W, 3] uint8 RGB.
+"""
 
 from __future__ import annotations
 
@@ -24,6 +27,9 @@ from wsod_jax.ops.masked import masked_mean
 from wsod_jax.runs.predictor import check_classes, load_run
 from wsod_jax.runs.training_data import TrainingData, read_annotated_boxes
 from wsod_jax.types import Batch, Params
+
+CELL_PX = 420  # longer side of each stage's figure
+MAX_NEIGHBORS = 16  # drawn of a core's spatial graph, the nearest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -270,19 +276,13 @@ def draw_mined_stages(
     *,
     class_names: Sequence[str],
     truth_boxes: np.ndarray | None = None,
-    cell_px: int = 420,
 ) -> np.ndarray:
     """Draw the pseudo boxes of every stage side by side, with the proposals that took their labels.
 
     Args:
-      pixels: [H, W, 3] uint8 RGB, the original image.
       image: what was mined in it.
       class_names: c names.
       truth_boxes: [t, 4] annotated objects in original pixels, to compare with.
-      cell_px: longer side of each figure.
-
-    Returns:
-      [H', W', 3] uint8 RGB.
     """
     figures, captions = [], []
     for stage in range(image.num_stages):
@@ -304,7 +304,7 @@ def draw_mined_stages(
             f"head {stage + 1}: boxes {int(pseudo.mask.sum())}, "
             f"positive proposals {int(foreground.sum())}"
         )
-    return viz.contact_sheet(figures, captions=captions, columns=len(figures), cell_px=cell_px)
+    return viz.contact_sheet(figures, captions=captions, columns=len(figures), cell_px=CELL_PX)
 
 
 def draw_class_graphs(
@@ -313,18 +313,13 @@ def draw_class_graphs(
     graphs: Sequence[ClassGraph | None],
     *,
     class_name: str,
-    max_neighbors: int = 16,
-    cell_px: int = 420,
 ) -> np.ndarray:
     """Draw a class's graphs of every stage side by side.
 
     Args:
-      pixels: [H, W, 3] uint8 RGB, the original image.
       image: what was mined in it.
       graphs: of the class, one per stage; `None` where it has no core.
       class_name: for the captions.
-      max_neighbors: how many members of the core's spatial graph to draw, the nearest.
-      cell_px: longer side of each figure.
 
     Returns:
       [H', W', 3] uint8 RGB, see `viz.draw_graphs`; numbers on the edges are D / D_avg.
@@ -340,7 +335,7 @@ def draw_class_graphs(
             viz.draw_graphs(
                 pixels,
                 boxes[graph.core],
-                neighbors=boxes[graph.neighbors[:max_neighbors]],
+                neighbors=boxes[graph.neighbors[:MAX_NEIGHBORS]],
                 nodes=boxes[graph.nodes],
                 node_distances=graph.relative(graph.nodes),
                 rejected=boxes[graph.rejected],
@@ -351,4 +346,4 @@ def draw_class_graphs(
             f"{class_name}, head {stage}: neighbors {len(graph.neighbors)}, "
             f"nodes {len(graph.nodes)}"
         )
-    return viz.contact_sheet(figures, captions=captions, columns=len(figures), cell_px=cell_px)
+    return viz.contact_sheet(figures, captions=captions, columns=len(figures), cell_px=CELL_PX)

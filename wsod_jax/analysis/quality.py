@@ -10,20 +10,18 @@ import numpy as np
 from wsod_jax.analysis.mining import MinedImage, MiningRun
 from wsod_jax.evaluation.metrics.corloc import BoxQuality, box_quality
 from wsod_jax.evaluation.metrics.tables import DetectionTable
+from wsod_jax.evaluation.report import markdown_table
 from wsod_jax.runs.annotated_images import truth_table
 
 KINDS = ("cores", "nodes")
 
 
-def pseudo_quality(
-    run: MiningRun, positions: Sequence[int], *, stage: int = -1
-) -> dict[str, BoxQuality]:
-    """Compare what a checkpoint mines in some training images with the annotated objects.
+def pseudo_quality(run: MiningRun, positions: Sequence[int]) -> dict[str, BoxQuality]:
+    """Compare the boxes that a checkpoint's last stage mines in some training images with the annotated objects.
 
     Args:
       run: of a training set with annotated boxes.
       positions: of the images in the training set.
-      stage: whose pseudo boxes, the last refinement head's unless told otherwise.
 
     Returns:
       "cores" and "nodes" (all further instances) -> their quality; without the kinds that were not mined.
@@ -36,7 +34,7 @@ def pseudo_quality(
     truth = truth_table(images, run.objects())
     found = {}
     for kind in KINDS:
-        boxes = _boxes(list(mined.values()), stage, kind, len(images.class_names))
+        boxes = _boxes(list(mined.values()), kind, len(images.class_names))
         if len(boxes):
             found[kind] = box_quality(boxes, truth)
     return found
@@ -46,11 +44,11 @@ def quality_table(found: Mapping[tuple[str, int], Mapping[str, BoxQuality]]) -> 
     """Return (run, step) -> `pseudo_quality` as a Markdown table; shares in percent."""
     columns = ("per image", "precision", "recall", "size")
     head = ["run, step"] + [f"{kind}: {column}" for kind in KINDS for column in columns]
-    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
-    for (run, step), kinds in found.items():
-        cells = [cell for kind in KINDS for cell in _cells(kinds.get(kind))]
-        lines.append(f"| {run}, {step} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+    rows = [
+        [f"{run}, {step}", *(cell for kind in KINDS for cell in _cells(kinds.get(kind)))]
+        for (run, step), kinds in found.items()
+    ]
+    return markdown_table(head, rows)
 
 
 def _cells(quality: BoxQuality | None) -> list[str]:
@@ -60,11 +58,11 @@ def _cells(quality: BoxQuality | None) -> list[str]:
     return [f"{quality.boxes_per_image:.1f}", *(f"{100 * share:.0f} %" for share in shares)]
 
 
-def _boxes(images: Sequence[MinedImage], stage: int, kind: str, num_classes: int) -> DetectionTable:
+def _boxes(images: Sequence[MinedImage], kind: str, num_classes: int) -> DetectionTable:
     """Return the pseudo boxes of one kind, in pixels of the original images."""
     index, classes, scores, boxes = [], [], [], [np.zeros((0, 4), np.float32)]
     for number, image in enumerate(images):
-        pseudo = jax.tree.map(lambda x: x[stage], image.mined.pseudo)
+        pseudo = jax.tree.map(lambda x: x[-1], image.mined.pseudo)
         rows = np.flatnonzero(pseudo.mask & (pseudo.is_seed == (kind == "cores")))
         index += [number] * len(rows)
         classes += pseudo.classes[rows].tolist()

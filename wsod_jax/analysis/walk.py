@@ -1,4 +1,7 @@
-"""The random walk that makes a proposal map, step by step, in single images."""
+"""The random walk that makes a proposal map, step by step, in single images.
+
+Where something is drawn, `pixels` is the original image and the result the figure, both [H, W, 3] uint8 RGB.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ import numpy as np
 
 from wsod_jax import viz
 from wsod_jax.data.records import ImageSet
+from wsod_jax.evaluation.report import markdown_table
 from wsod_jax.methods.spn import Spn
 from wsod_jax.ops.cam import Resizing, resize_map
 from wsod_jax.ops.soft_proposal import soft_proposals
@@ -115,7 +119,6 @@ def draw_walk(
     All maps share one scale of colors, from 0 to the highest value among them.
 
     Args:
-      pixels: [H, W, 3] uint8 RGB, the original image.
       walk: over its cells.
       steps: after how many, each at most k.
       upsampling: from cells to pixels, see `ops.cam.resize_map`.
@@ -154,16 +157,17 @@ def walk_table(walks: Mapping[str, Walk], *, num_steps: int, tolerance: float) -
     apart = [walk.apart[num_steps] for walk in walks.values()]
     settled = [walk.settled(tolerance) for walk in walks.values()]
     lengths = [np.inf if count is None else count for count in settled]
-    lines = [
-        f"| image | max abs(M - S) / max(S) after {num_steps} steps "
-        f"| steps until the next moves M by less than {tolerance:g} |",
-        "|---|---:|---:|",
+    head = [
+        "image",
+        f"max abs(M - S) / max(S) after {num_steps} steps",
+        f"steps until the next moves M by less than {tolerance:g}",
     ]
+    rows = []
     longest = max(len(walk.moved) for walk in walks.values())
     names = [*walks, "median"]
     for name, share, count in zip(
         names, [*apart, np.median(apart)], [*lengths, np.median(lengths)], strict=True
     ):
         text = f"{count:g}" if np.isfinite(count) else f"more than {longest - 1}"
-        lines.append(f"| {name} | {100 * share:.2f} % | {text} |")
-    return "\n".join(lines)
+        rows.append([name, f"{100 * share:.2f} %", text])
+    return markdown_table(head, rows)

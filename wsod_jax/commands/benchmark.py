@@ -51,11 +51,6 @@ TASKS = {
         "input_rate",
         "images/s of the input pipeline, and of the step it feeds",
     ),
-    "compilations": (
-        "input_pipeline",
-        "compilations",
-        "programs compiled by five-scale training and ten-view tests",
-    ),
     "gpu": (
         "accelerator",
         "measure",
@@ -72,10 +67,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--task", nargs="+", choices=TASKS, default=default, metavar="TASK")
     parser.add_argument("--repeats", type=int, default=5, help="timed runs per number (default 5)")
     parser.add_argument(
-        "--size", choices=("full", "small"), default="full", help="small: does it run at all?"
-    )
-    parser.add_argument(
-        "--small", dest="size", action="store_const", const="small", help="short for --size small"
+        "--small", action="store_true", help="tiny sizes, to see whether everything runs"
     )
     parser.add_argument("--out", type=Path, help="also write the numbers to this JSON file")
     group = parser.add_argument_group("task gpu")
@@ -92,7 +84,6 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         "--batches", type=Path, help="file of data.arrays.save_batches to take instead of noise"
     )
     options = parser.parse_args(arguments)
-    options.small = options.size == "small"
     if options.repeats < 1:
         parser.error(f"--repeats must be at least 1, found {options.repeats}")
     if options.out is None and "gpu" in options.task:

@@ -77,30 +77,18 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
 
 def build_spec(options: argparse.Namespace) -> SyntheticSpec:
     """Return what the options say of the set to draw."""
-    spec = dataclasses.replace(
-        DEFAULT,
-        seed=options.seed,
-        size=options.size,
-        classes=tuple(options.classes),
-        part_contrast=options.part_contrast,
-        body_contrast=options.body_contrast,
-        clutter=options.clutter,
-        context=options.context,
-        max_overlap=options.max_overlap,
-        two_classes=options.two_classes,
-    )
-    if options.pretraining:
-        spec = pretraining_spec(spec)
-    given = {
-        name: value
-        for name, value in (
-            ("num_trainval", options.num_trainval),
-            ("num_test", options.num_test),
-            ("object_side", options.object_side and tuple(options.object_side)),
-        )
-        if value is not None
+    values = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in vars(options).items()
+        if name not in ("out", "pretraining") and value is not None
     }
-    return dataclasses.replace(spec, **given)
+    spec = dataclasses.replace(DEFAULT, **values)
+    if not options.pretraining:
+        return spec
+    chosen = {
+        key: values[key] for key in ("num_trainval", "num_test", "object_side") if key in values
+    }
+    return dataclasses.replace(pretraining_spec(spec), **chosen)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -219,7 +219,7 @@ def _percent(value: float | None) -> str:
     return "–" if value is None else f"{100 * value:.1f}"
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Return a Markdown table, numbers right-aligned."""
     lines = ["| " + " | ".join(head) + " |", "|---|" + "---:|" * (len(head) - 1)]
     return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
@@ -232,20 +232,20 @@ def _markdown(content: dict, shares: set[str], columns: Mapping[str, str]) -> st
         [name, _number(value) if value is None or name not in shares else f"{_percent(value)} %"]
         for name, value in content["summary"].items()
     ]
-    sections += ["## Summary", _table(["number", "value"], rows)]
+    sections += ["## Summary", markdown_table(["number", "value"], rows)]
     if content["notes"]:
         sections.append("\n".join(f"- {note}" for note in content["notes"]))
     if content["per_class"]:
         sections += ["## Per class (shares in percent)", _class_table(content, columns)]
     if content["iou_sweep"]:
         rows = [list(content["iou_sweep"]), [_percent(v) for v in content["iou_sweep"].values()]]
-        table = _table(["IoU >", *rows[0]], [["mAP", *rows[1]]])
+        table = markdown_table(["IoU >", *rows[0]], [["mAP", *rows[1]]])
         sections += ["## IoU thresholds (mAP in percent)", table]
     for extra in content["tables"]:
         rows = [[row[0], *map(_percent, row[1:])] for row in extra["rows"]]
-        sections += [f"## {extra['title']} (percent)", _table(extra["head"], rows)]
+        sections += [f"## {extra['title']} (percent)", markdown_table(extra["head"], rows)]
     rows = [[f"`{key}`", f"`{value}`"] for key, value in _flat(content["settings"])]
-    sections += ["## Settings", _table(["setting", "value"], rows)]
+    sections += ["## Settings", markdown_table(["setting", "value"], rows)]
     if content["figures"]:
         sections.append("## Figures")
         sections += [
@@ -269,7 +269,7 @@ def _class_table(content: dict, columns: Mapping[str, str]) -> str:
         else str(sum(row[name] for row in per_class))
         for name in names
     ]
-    return _table(["class", *names], [*rows, ["**mean, sum**", *last]])
+    return markdown_table(["class", *names], [*rows, ["**mean, sum**", *last]])
 
 
 def _number(value: float | None) -> str:

@@ -1,4 +1,7 @@
-"""Charts: precision and recall, training curves, instances per class, Object Energy, walks of proposal maps."""
+"""Charts: precision and recall, training curves, instances per class, Object Energy, walks of proposal maps.
+
+Every function that plots returns [H, W, 3] uint8 RGB.
+"""
 
 from __future__ import annotations
 
@@ -55,9 +58,6 @@ def plot_precision_recall(
     Args:
       curves: name -> (recall [m], precision [m]), in descending score.
       ap: name -> average precision in [0, 1], shown in the legend; NaN where there is none.
-      title: above the plot.
-    Returns:
-      [H, W, 3] uint8 RGB.
     """
     with matplotlib.rc_context({"font.family": families(curves)}):
         return _precision_recall(curves, ap, title)
@@ -123,8 +123,6 @@ def plot_training(
       names: scalars to show, in order; a name that ends in "/" stands for all that start with it. All that change if
         not given.
       smoothing: running mean over this many points; the raw values stay visible in pale.
-    Returns:
-      [H, W, 3] uint8 RGB.
     Raises:
       DataError: no run has any of the scalars.
     """
@@ -195,7 +193,6 @@ def plot_instances(
       counts: set name -> [n, c] objects of each class in each image, such as `GroundTruth.counts()`. The sets share
         their classes.
       class_names: c names.
-      title: above the plot.
     Returns:
       [H, W, 3] uint8 RGB, one group of bars per class; no bar for a class without objects.
 
@@ -248,7 +245,6 @@ def plot_energy_by_size(
     Args:
       methods: name -> (shares [n] in [0, 1], energies [n] in [0, 1] with NaN for images left out, coefficients of
         the fitted polynomial in ascending powers).
-      title: above the plot.
     Returns:
       [H, W, 3] uint8 RGB. The curves reach as far as the dots; a map that prefers no place lies on the diagonal.
 
@@ -293,9 +289,6 @@ def plot_energy_over_training(
       runs: name -> (steps [m], mean energies [m] in [0, 1]).
       levels: name -> mean energy in [0, 1].
       uniform: mean energy of the map that prefers no place; NaN draws none.
-      title: above the plot.
-    Returns:
-      [H, W, 3] uint8 RGB.
 
     Source: Zhu et al. 2017 (SPN), figure 6 (b).
     """
@@ -323,8 +316,6 @@ def plot_walks(
       apart: [n, k + 1] how far it is from the stationary map, as a share of that map's maximum.
       tolerance: of `moved`, below which a walk ends.
       num_steps: the most steps that the network takes.
-    Returns:
-      [H, W, 3] uint8 RGB.
     """
     figure, axes = _figure(10.5, 4.0, 1, 2)
     for ax, values, label, lowest in (

@@ -1,4 +1,7 @@
-"""Figures of boxes over one image: detections, proposals, pseudo labels, mining graphs; and sheets of figures."""
+"""Figures of boxes over one image: detections, proposals, pseudo labels, mining graphs; and sheets of figures.
+
+Every `image` is [H, W, 3] uint8 RGB, and so is every figure that is returned; small ones are enlarged, see `Canvas`.
+"""
 
 from __future__ import annotations
 
@@ -33,22 +36,17 @@ def draw_boxes(
     scores: np.ndarray | None = None,
     class_names: Sequence[str] | None = None,
     style: Style = "solid",
-    min_side: int = 360,
 ) -> np.ndarray:
     """Draw boxes with their class and score, one color per class.
 
     Args:
-      image: [H, W, 3] uint8 RGB.
       boxes: [n, 4] `xyxy` pixels.
       classes: [n] int; one color for all if not given.
       scores: [n]; the highest is drawn last, on top.
       class_names: names by class; numbers are shown if not given.
       style: of the lines.
-      min_side: see `Canvas`.
-    Returns:
-      [H', W', 3] uint8 RGB, possibly enlarged.
     """
-    canvas = Canvas(image, min_side=min_side)
+    canvas = Canvas(image)
     boxes = np.reshape(boxes, (-1, 4))
     order = range(len(boxes)) if scores is None else np.argsort(scores, kind="stable")
     for row in order:
@@ -71,24 +69,19 @@ def draw_detections(
     truth_boxes: np.ndarray | None = None,
     truth_classes: np.ndarray | None = None,
     missed: np.ndarray | None = None,
-    min_side: int = 360,
 ) -> np.ndarray:
     """Draw detections and objects: true positives solid red, false positives dashed yellow, objects green brackets.
 
     Args:
-      image: [H, W, 3] uint8 RGB.
       boxes, scores, classes: [n, 4], [n], [n] detections.
       matched: [n] 1 hit, 0 false, -1 on a difficult object, drawn gray.
       class_names: names by class.
       truth_boxes, truth_classes: [g, 4], [g] objects.
       missed: [g] bool; missed objects are labeled as such, found ones carry no text.
-      min_side: see `Canvas`.
-    Returns:
-      [H', W', 3] uint8 RGB.
 
     Source: the colors of Lin et al. 2020 (OIM), figure 4.
     """
-    canvas = Canvas(image, min_side=min_side)
+    canvas = Canvas(image)
     boxes, matched = np.reshape(boxes, (-1, 4)), np.asarray(matched)
     for row in np.argsort(scores, kind="stable"):
         color, style = {1: (HIT, "solid"), 0: (FALSE, "dashed")}.get(
@@ -110,11 +103,8 @@ def draw_masks(image: np.ndarray, masks: Sequence[Mask], classes: np.ndarray) ->
     """Blend the masks of objects into an image, a color for each class, and outline them.
 
     Args:
-      image: [H, W, 3] uint8 RGB.
       masks: n windows of the image; the first one is drawn last, on top.
       classes: [n] int.
-    Returns:
-      [H, W, 3] uint8 RGB.
     """
     drawn = image.copy()
     for mask, c in list(zip(masks, classes, strict=True))[::-1]:
@@ -152,19 +142,16 @@ def draw_proposals(
     truth_boxes: np.ndarray | None = None,
     best_index: np.ndarray | None = None,
     best_iou: np.ndarray | None = None,
-    min_side: int = 360,
 ) -> np.ndarray:
     """Draw all proposals as a density of outlines, and over it the best one of each object.
 
     Args:
-      image: [H, W, 3] uint8 RGB.
       boxes: [r, 4] `xyxy` pixels, any number.
       truth_boxes: [g, 4] objects, green brackets.
       best_index: [g] the proposal that overlaps each object most, drawn red; -1 for none.
       best_iou: [g] its IoU, written next to it.
-      min_side: see `Canvas`.
     Returns:
-      [H', W', 3] uint8 RGB; the more outlines pass through a pixel, the bluer and denser it is.
+      The figure; the more outlines pass through a pixel, the bluer and denser it is.
     """
     boxes = np.reshape(boxes, (-1, 4))
     density = np.zeros(image.shape[:2], np.float32)
@@ -174,7 +161,7 @@ def draw_proposals(
         density[y1 : bottom + 1, [min(x1, width - 1), right]] += 1
         density[[min(y1, height - 1), bottom], x1 : right + 1] += 1
     alpha = np.minimum(0.85, np.log1p(density) / np.log1p(max(8.0, float(density.max(initial=0)))))
-    canvas = Canvas(image, min_side=min_side)
+    canvas = Canvas(image)
     canvas.blend(np.broadcast_to(np.float32(CORE), (*density.shape, 3)), alpha)
     for row, box in enumerate(np.reshape(() if truth_boxes is None else truth_boxes, (-1, 4))):
         if best_index is not None and best_index[row] >= 0:
@@ -192,7 +179,6 @@ def draw_pseudo_labels(
     targets: RefineTargets | None = None,
     class_names: Sequence[str] | None = None,
     truth_boxes: np.ndarray | None = None,
-    min_side: int = 360,
 ) -> np.ndarray:
     """Draw what mining chose: cores blue, further instances red, the proposals labeled with them thin.
 
@@ -203,11 +189,8 @@ def draw_pseudo_labels(
       targets: their labels and boxes, as NumPy arrays; goes with `proposals`.
       class_names: names by class.
       truth_boxes: [t, 4] objects, green brackets.
-      min_side: see `Canvas`.
-    Returns:
-      [H', W', 3] uint8 RGB.
     """
-    canvas = Canvas(image, min_side=min_side)
+    canvas = Canvas(image)
     boxes, is_seed = np.reshape(pseudo.boxes, (-1, 4)), np.asarray(pseudo.is_seed, bool)
     if proposals is not None and len(boxes):
         assigned = np.asarray(targets.matched_idx)
@@ -239,8 +222,6 @@ def draw_graphs(
     node_distances: np.ndarray | None = None,
     rejected: np.ndarray = (),
     rejected_distances: np.ndarray | None = None,
-    title: str = "",
-    min_side: int = 360,
 ) -> np.ndarray:
     """Draw one class's spatial and appearance graphs over the image.
 
@@ -248,21 +229,16 @@ def draw_graphs(
     boxes with red edges to the core, and rejected proposals have broken edges and boxes.
 
     Args:
-      image: [H, W, 3] uint8 RGB.
       core_box: [4] the class's top proposal.
       neighbors: [n, 4] proposals of the core's spatial graph.
       nodes: [g, 4] accepted instances.
       node_distances: [g] appearance distance over D_avg, written on the edges.
       rejected: [m, 4] proposals beyond the distance limit; show a few.
       rejected_distances: [m] likewise.
-      title: written below the figure.
-      min_side: see `Canvas`.
-    Returns:
-      [H', W', 3] uint8 RGB.
 
     Source: Lin et al. 2020 (OIM), figure 3.
     """
-    canvas = Canvas(image, min_side=min_side)
+    canvas = Canvas(image)
     center = _centers(core_box)[0]
     canvas.boxes(neighbors, _pale(CORE), width=0.4, casing=False)
     canvas.boxes(rejected, _pale(NODE), style="dashed", width=0.8)
@@ -275,8 +251,7 @@ def draw_graphs(
     ):
         texts = None if distances is None else [f"{value:.2f}" for value in distances]
         canvas.edges(center, _centers(boxes), color, labels=texts, dashed=dashed, width=0.8)
-    figure = canvas.array()
-    return contact_sheet([figure], captions=[title], columns=1, cell_px=None) if title else figure
+    return canvas.array()
 
 
 def _centers(boxes: np.ndarray) -> np.ndarray:

@@ -1,4 +1,7 @@
-"""Objectness maps: where the boxes of a class pile up, alone and over the course of training."""
+"""Objectness maps, the summed scores of the boxes that cover a pixel: of one checkpoint, and over training.
+
+Every `image` is [H, W, 3] uint8 RGB, and so is every figure that is returned; small ones are enlarged, see `Canvas`.
+"""
 
 from __future__ import annotations
 
@@ -21,26 +24,19 @@ def draw_objectness(
     boxes: np.ndarray = (),
     scores: np.ndarray = (),
     highest: float | None = None,
-    score_thr: float = 0.5,
-    min_side: int = 360,
 ) -> np.ndarray:
     """Lay an objectness map over its image as colors, with boxes on top.
 
     Args:
-      image: [H, W, 3] uint8 RGB.
       objectness: [H, W] >= 0.
-      boxes, scores: [n, 4], [n] detections: red where score >= `score_thr`, else blue and dashed.
+      boxes, scores: [n, 4], [n] detections: red where score >= 0.5, else blue and dashed.
       highest: the value of the hottest color; the map's own maximum if not given.
-      score_thr: see `boxes`.
-      min_side: see `Canvas`.
-    Returns:
-      [H', W', 3] uint8 RGB.
     """
     top = float(objectness.max(initial=0.0)) if highest is None else highest
-    canvas = _heated(image, objectness, top, min_side)
+    canvas = _heated(image, objectness, top)
     boxes = np.reshape(boxes, (-1, 4))
     for row in np.argsort(np.asarray(scores), kind="stable"):
-        sure = scores[row] >= score_thr
+        sure = scores[row] >= 0.5
         canvas.boxes(
             boxes[row],
             HIT if sure else CORE,
@@ -56,30 +52,24 @@ def draw_cam(
     point: tuple[float, float],
     tightest: np.ndarray,
     components: np.ndarray,
-    *,
-    min_side: int = 360,
 ) -> np.ndarray:
     """Lay a class's activation over its image as colors, with what is read off it.
 
     Args:
-      image: [H, W, 3] uint8 RGB.
       cam: [H, W] >= 0.
       point: (x, y) of the strongest activation, a ring.
       tightest: [4] the box around all foreground, red.
       components: [n, 4] the boxes of its components, blue and dashed.
-      min_side: see `Canvas`.
-    Returns:
-      [H', W', 3] uint8 RGB.
     """
-    canvas = _heated(image, cam, float(cam.max(initial=0.0)), min_side)
+    canvas = _heated(image, cam, float(cam.max(initial=0.0)))
     canvas.boxes(components, CORE, style="dashed").boxes(tightest, HIT)
     return canvas.points(np.array(point), PAPER).array()
 
 
-def _heated(image: np.ndarray, values: np.ndarray, top: float, min_side: int) -> Canvas:
+def _heated(image: np.ndarray, values: np.ndarray, top: float) -> Canvas:
     """Return an image under colors from blue, 0, to red, `top`."""
     share = np.clip(values / top, 0, 1) if top > 0 else np.zeros_like(values)
-    return Canvas(image, min_side=min_side).blend(_heat(share), HEAT_ALPHA)
+    return Canvas(image).blend(_heat(share), HEAT_ALPHA)
 
 
 def _heat(share: np.ndarray) -> np.ndarray:
@@ -93,11 +83,8 @@ def add_color_key(figure: np.ndarray, low: str, high: str, note: str = "") -> np
     """Put a line below a figure that says what the colors of its maps mean.
 
     Args:
-      figure: [H, W, 3] uint8 RGB.
       low, high: what blue and red stand for.
       note: a second line of text.
-    Returns:
-      [H', W, 3] uint8 RGB.
     """
     width = figure.shape[1]
     text_px = int(np.clip(width // 110, 11, 20))
@@ -120,33 +107,24 @@ def draw_evolution(
     *,
     boxes: Sequence[np.ndarray] | None = None,
     scores: Sequence[np.ndarray] | None = None,
-    shared_scale: bool = False,
-    cell_px: int = 320,
 ) -> np.ndarray:
     """Show one image's objectness at several checkpoints side by side, the image itself first.
 
     Args:
-      image: [H, W, 3] uint8 RGB.
       maps: [H, W] each, in the order of training.
       titles: such as "step 0", one per map.
       boxes, scores: per map, the detections of that checkpoint.
-      shared_scale: one color scale for all maps; otherwise each map's maximum is its hottest color.
-      cell_px: longer side of each figure.
     Returns:
-      [H', W', 3] uint8 RGB. Stack the rows of several images or methods with `contact_sheet(rows, columns=1)`.
+      The figure; `contact_sheet(rows, columns=1)` stacks those of several images or methods.
     """
-    highest = max((float(m.max(initial=0.0)) for m in maps), default=0.0) if shared_scale else None
     figures = [
         draw_objectness(
             image,
             objectness,
             boxes=() if boxes is None else boxes[i],
             scores=() if scores is None else scores[i],
-            highest=highest,
         )
         for i, objectness in enumerate(maps)
     ]
     captions = ["image", *titles]
-    return contact_sheet(
-        [image, *figures], captions=captions, columns=len(captions), cell_px=cell_px
-    )
+    return contact_sheet([image, *figures], captions=captions, columns=len(captions))

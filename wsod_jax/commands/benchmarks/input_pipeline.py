@@ -1,36 +1,26 @@
-"""The input pipeline's rate, and the number of programs that training and evaluation compile."""
+"""The input pipeline's rate."""
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import itertools
 import time
 from collections.abc import Iterator
 
 import cv2
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from wsod_jax.commands.benchmarks.kernels import random_boxes
+from wsod_jax.commands.benchmarks.programs import training_step
+from wsod_jax.commands.benchmarks.published import random_batch
 from wsod_jax.commands.benchmarks.timing import Measure
-from wsod_jax.commands.benchmarks.training import LAPTOP, SMALL, make_batch, make_method, whole_step
+from wsod_jax.commands.benchmarks.training import laptop_step, measured
 from wsod_jax.data.input.loading import Loading
-from wsod_jax.data.input.pipeline import train_batches, view_batches
+from wsod_jax.data.input.pipeline import train_batches
 from wsod_jax.data.input.plan import Order
 from wsod_jax.data.input.transforms import Canvases
 from wsod_jax.data.proposals.proposal_set import ProposalSet
 from wsod_jax.data.records import ImageRecord, ImageSet
-from wsod_jax.evaluation.decoding import Decoding
-from wsod_jax.evaluation.inference import Model, infer
-from wsod_jax.methods.oim import Oim
-from wsod_jax.nn.box_head import BoxHead
-from wsod_jax.nn.tiny import TinyNet
-from wsod_jax.train.optim import Optimizer
-from wsod_jax.train.sharding import make_mesh, put
-from wsod_jax.train.state import init_state
-from wsod_jax.train.step import TrainStep
 
 VOC_SIZES = (
     (375, 500),
@@ -72,15 +62,11 @@ def images_per_second(batches: Iterator, num_updates: int) -> float:
 def input_rate(*, small: bool, repeats: int) -> list[Measure]:
     """Time the training stream at the published five scales, with both loaders, against the step."""
     num_images, num_proposals, shrink = (8, 30, 8) if small else (40, 2000, 1)
-    setting = SMALL if small else LAPTOP
     image_set, proposals = jpeg_set(num_images, num_proposals, shrink)
     scales = tuple(scale // shrink for scale in PUBLISHED_SCALES)
-    step = whole_step(make_method(setting, jnp.float32), make_batch(setting), repeats=1)
-    rows = [
-        Measure(
-            "training step", 1 / step.seconds, "images/s", f"OIM + IR, VGG16, float32, {setting}"
-        )
-    ]
+    method, size, subject = laptop_step(small)
+    step, _ = measured(training_step(method, random_batch(size)), repeats=1)
+    rows = [Measure("training step", 1 / step, "images/s", subject)]
     streams = [
         train_batches(
             image_set,
@@ -99,59 +85,7 @@ def input_rate(*, small: bool, repeats: int) -> list[Measure]:
     for loader, rate in zip(("threads", "tf"), np.median(rates, axis=0), strict=True):
         rows += [
             Measure(f'input pipeline, loader "{loader}"', float(rate), "images/s", note),
-            Measure("  is faster than the step by", float(rate) * step.seconds, "x"),
+            Measure("  is faster than the step by", float(rate) * step, "x"),
         ]
     ratio = float(np.median(rates[:, 1] / rates[:, 0]))
     return [*rows, Measure('  "tf" against "threads"', ratio, "x", "median of paired rates")]
-
-
-def compilations(*, small: bool, repeats: int) -> list[Measure]:
-    """Count the programs of five-scale training and ten-view evaluation, on images of both orientations.
-
-    Scales are a tenth of the published ones: as many canvases, in a tenth of the time.
-    """
-    del small, repeats
-    image_set, proposals = jpeg_set(4, 20, shrink=10)
-    canvases = Canvases(tuple(scale // 10 for scale in PUBLISHED_SCALES), multiple=4)
-    method = Oim(
-        backbone=TinyNet(), num_classes=4, max_classes=4, box_head=BoxHead((16,)), max_nodes=4
-    )
-    tx, _ = Optimizer(learning_rate=1e-3).transformation(1)
-    mesh = make_mesh(1)
-    stream = train_batches(
-        image_set, proposals, canvases=canvases, order=Order(), loading=Loading(loader="threads")
-    )
-    train_step = TrainStep(method, tx, seed=0, mesh=mesh)
-    state, shapes = None, set()
-    for update in stream:
-        if state is None:
-            state = init_state(method, tx, seed=0, batch=update[0], mesh=mesh)
-        state, _ = train_step.update(state, [put(batch, mesh) for batch in update])
-        shapes |= {batch.image.shape for batch in update}
-        if len(shapes) == len(canvases.shapes()):
-            break
-    stream.close()
-
-    model = Model(method, state.params, {}, jax.jit(method.predict, static_argnums=3))
-    # mAP by the shorter side, CorLoc by the longer one, as OIM is evaluated
-    for resize in ("short", "long"):
-        sides = dataclasses.replace(canvases, resize=resize)
-        views = view_batches(
-            image_set, proposals, canvases=sides, loading=Loading(loader="threads")
-        )
-        images = list(infer(model, views, [method.outputs] * 10, Decoding()))
-    bound = 2 * len(canvases.shapes())
-    predicting = model.predict._cache_size()
-    counted = train_step.num_compilations() + predicting
-    return [
-        Measure("programs of the training step", train_step.num_compilations(), "", "five scales"),
-        Measure(
-            "programs of the predict step",
-            predicting,
-            "",
-            f"ten views of {len(images)} images for mAP, ten for CorLoc",
-        ),
-        Measure(
-            "all of them", counted, "", f"2 x canvases x orientations = {bound}; at most 24 allowed"
-        ),
-    ]

@@ -9,16 +9,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from wsod_jax.commands.benchmarks.published import Size, random_batch
 from wsod_jax.commands.benchmarks.timing import Measure, compiled, seconds, working_mib
 from wsod_jax.nn.spn_network import SoftProposal
 from wsod_jax.nn.vgg import Vgg16
 from wsod_jax.ops.soft_proposal import soft_proposals
-from wsod_jax.types import Batch, FeatureMap, Params, Views
+from wsod_jax.types import Batch, FeatureMap, Params
 
 EPSILON_FACTOR = 0.15
 NUM_STEPS, TOLERANCE = 20, 1e-4
-PUBLISHED_MICROSECONDS = 900  # per image at 14x14x1024 on a K80
-CHUNK_BYTES = 2**26  # of differences that the literal form holds at a time
 
 
 def draw_maps(batch: int, side: int, channels: int) -> jax.Array:
@@ -37,18 +36,7 @@ def full_size(features: jax.Array) -> jax.Array:
 # NumPy
 
 
-def literal_distances(nodes: np.ndarray) -> np.ndarray:
-    """Return the distances [n, n] of nodes [n, d] by their differences, as many rows at a time as memory bears."""
-    count, channels = nodes.shape
-    rows = max(1, CHUNK_BYTES // (count * channels * nodes.itemsize))
-    distances = np.empty((count, count), nodes.dtype)
-    for start in range(0, count, rows):
-        difference = nodes[start : start + rows, None] - nodes[None]  # [rows, n, d]
-        distances[start : start + rows] = np.sqrt((difference**2).sum(axis=2))
-    return distances
-
-
-def product_distances(nodes: np.ndarray) -> np.ndarray:
+def pairwise_distances(nodes: np.ndarray) -> np.ndarray:
     """Return the distances [n, n] of nodes [n, d] by one matrix product."""
     squares = (nodes**2).sum(axis=1)
     squared = squares[:, None] + squares[None] - 2 * nodes @ nodes.T
@@ -56,14 +44,14 @@ def product_distances(nodes: np.ndarray) -> np.ndarray:
     return np.sqrt(np.maximum(squared, 0))
 
 
-def numpy_walk(features: np.ndarray, distances=literal_distances) -> np.ndarray:
+def numpy_walk(features: np.ndarray) -> np.ndarray:
     """Return M [h, w] of one map [h, w, d] as the paper states it: D' as a matrix, and products with it."""
     height, width, channels = features.shape
     cells = np.stack(np.mgrid[:height, :width], axis=-1).reshape(-1, 2)
     apart = ((cells[:, None] - cells[None]) ** 2).sum(axis=2)
     reach = EPSILON_FACTOR * np.sqrt(height * width)
     near = np.exp(-apart / (2 * reach**2)).astype(features.dtype)
-    weights = distances(features.reshape(-1, channels)) * near
+    weights = pairwise_distances(features.reshape(-1, channels)) * near
     transfer = weights / weights.sum(axis=0)
     mass = np.full(height * width, 1 / (height * width), features.dtype)
     for _ in range(NUM_STEPS):
@@ -73,11 +61,6 @@ def numpy_walk(features: np.ndarray, distances=literal_distances) -> np.ndarray:
         mass = mass + change
         mass = mass / mass.sum()
     return mass.reshape(height, width)
-
-
-def numpy_batch(features: np.ndarray, distances=literal_distances) -> np.ndarray:
-    """Return M [b, h, w], image by image."""
-    return np.stack([numpy_walk(image, distances) for image in features])
 
 
 def generation(batch: int, side: int, channels: int, num_slow: int, repeats: int) -> list[Measure]:
@@ -93,19 +76,15 @@ def generation(batch: int, side: int, channels: int, num_slow: int, repeats: int
         Measure("  working memory", working_mib(program), "MiB"),
     ]
     slow = np.asarray(features[:num_slow])
-    for name, distances in (
-        ("literal walk in NumPy", literal_distances),
-        ("walk in NumPy, distances by one matrix product", product_distances),
-    ):
-        started = time.perf_counter()
-        expected = numpy_batch(slow, distances)
-        elapsed = (time.perf_counter() - started) * batch / num_slow
-        difference = np.abs(expected - found).max() / expected.max()
-        note = f"timed on {num_slow} images; maps differ by {difference:.1e} of their maximum"
-        rows += [
-            Measure(f"  {name}", 1e3 * elapsed, "ms", note),
-            Measure("    the walk is faster by", elapsed / fast, "x"),
-        ]
+    started = time.perf_counter()
+    expected = np.stack([numpy_walk(image) for image in slow])
+    elapsed = (time.perf_counter() - started) * batch / num_slow
+    difference = np.abs(expected - found).max() / expected.max()
+    note = f"timed on {num_slow} images; maps differ by {difference:.1e} of their maximum"
+    rows += [
+        Measure("  walk in NumPy, distances by one matrix product", 1e3 * elapsed, "ms", note),
+        Measure("    the walk is faster by", elapsed / fast, "x"),
+    ]
     return rows
 
 
@@ -145,27 +124,10 @@ def large_map(side: int, channels: int, block_nodes: int) -> list[Measure]:
 # The module in its network
 
 
-def draw_images(batch: int, pixels: int) -> Batch:
-    """Draw square images of random pixels that fill their canvas."""
-    rng = np.random.default_rng(0)
-    size = jnp.full((batch, 2), pixels, jnp.int32)
-    return Batch(
-        image=jnp.asarray(rng.integers(0, 256, (batch, pixels, pixels, 3), np.uint8)),
-        image_size=size,
-        image_mask=jnp.ones(batch, bool),
-        image_index=jnp.arange(batch, dtype=jnp.int32),
-        views=Views(
-            scale=jnp.ones((batch, 2), jnp.float32),
-            offset=jnp.zeros((batch, 2), jnp.int32),
-            flipped=jnp.zeros(batch, bool),
-            original_size=size,
-        ),
-    )
-
-
 def share_of_forward_pass(batch: int, pixels: int, channels: int, repeats: int) -> list[Measure]:
     """Time the module, coupling included, and VGG16's forward pass."""
-    backbone, images = Vgg16(dilated=False), draw_images(batch, pixels)
+    size = Size(batch, (pixels, pixels), (pixels, pixels))
+    backbone, images = Vgg16(dilated=False), jax.tree.map(jnp.asarray, random_batch(size))
     one = jax.tree.map(lambda x: x[:1], images)
     params = jax.jit(backbone.init)(jax.random.key(0), one)
 
@@ -192,18 +154,6 @@ def share_of_forward_pass(batch: int, pixels: int, channels: int, repeats: int) 
     ]
 
 
-def beside_published(repeats: int) -> list[Measure]:
-    """Time an image's generation on an accelerator as the paper states it; nothing on a CPU."""
-    if jax.default_backend() == "cpu":
-        return []
-    features = draw_maps(16, 14, 1024)
-    size = full_size(features)
-    program = compiled(soft_proposals, features, size)
-    whole = seconds(program, features, size, repeats=repeats)
-    note = f"batch of 16 at 14x14x1024; the paper has {PUBLISHED_MICROSECONDS} us on a K80"
-    return [Measure("walk, per image", 1e6 * whole / 16, "us", note)]
-
-
 def soft_proposal(*, small: bool, repeats: int) -> list[Measure]:
     """Time soft proposals of batches and of one large map, and the module's share of a forward pass."""
     if small:
@@ -211,12 +161,10 @@ def soft_proposal(*, small: bool, repeats: int) -> list[Measure]:
             *generation(3, 5, 8, num_slow=2, repeats=repeats),
             *large_map(12, 4, block_nodes=32),
             *share_of_forward_pass(1, 32, 8, repeats),
-            *beside_published(repeats),
         ]
     return [
         *generation(16, 14, 1024, num_slow=16, repeats=repeats),
         *generation(16, 35, 1024, num_slow=2, repeats=repeats),
         *large_map(128, 64, block_nodes=512),
         *share_of_forward_pass(16, 224, 1024, repeats=min(repeats, 3)),
-        *beside_published(repeats),
     ]

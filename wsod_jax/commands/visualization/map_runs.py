@@ -15,7 +15,8 @@ from wsod_jax import viz
 from wsod_jax.analysis.baselines import file_energies
 from wsod_jax.analysis.edges import edge_shares, edge_table
 from wsod_jax.analysis.energy import EnergyCurve, run_energies, write_energy
-from wsod_jax.analysis.proposal_maps import MapRun, draw_map_evolution
+from wsod_jax.analysis.opened_run import OpenedRun
+from wsod_jax.analysis.proposal_maps import draw_map_evolution
 from wsod_jax.analysis.walk import FOLLOWED, draw_walk, follow_walks, walk_table
 from wsod_jax.commands.visualization.images import (
     choose,
@@ -31,7 +32,7 @@ from wsod_jax.runs.annotated_images import AnnotatedImages
 
 def show_proposal_maps(options: argparse.Namespace) -> None:
     """Draw the proposal maps and activations of images over the checkpoints of one or more runs."""
-    runs = [MapRun.open(workdir, changes=options.set) for workdir in options.workdir]
+    runs = [OpenedRun.open(workdir, "maps", changes=options.set) for workdir in options.workdir]
     split = read_split(runs[0], options.split)
     images, names = split.images, short_names(options.workdir)
     named = class_to_show(images.class_names, options.class_name)
@@ -39,7 +40,7 @@ def show_proposal_maps(options: argparse.Namespace) -> None:
     for run in runs:
         steps = options.steps or run.steps()
         print(f"{run.workdir}: {len(chosen)} images at steps {steps}", flush=True)
-        looks.append(run.look(images, chosen, steps))
+        looks.append(run.maps(images, chosen, steps))
 
     def draw(image: np.ndarray, index: int, record: ImageRecord) -> np.ndarray:
         shown = named
@@ -75,7 +76,7 @@ def show_proposal_maps(options: argparse.Namespace) -> None:
 
 def show_walk(options: argparse.Namespace) -> None:
     """Draw the random walk of a checkpoint on images step by step, and print how it converges."""
-    run = MapRun.open(options.workdir, options.step, options.set)
+    run = OpenedRun.open(options.workdir, "maps", options.step, options.set)
     images = read_split(run, options.split).images
     module = run.predictor.method.soft_proposal
     longest = max([FOLLOWED, module.num_steps, *options.walk_steps])
@@ -109,7 +110,7 @@ def show_walk(options: argparse.Namespace) -> None:
 
 def show_energy(options: argparse.Namespace) -> None:
     """Measure Object Energy of runs over training and of proposals files; write the chart and print tables."""
-    runs = [MapRun.open(workdir, changes=options.set) for workdir in options.workdir]
+    runs = [OpenedRun.open(workdir, "maps", changes=options.set) for workdir in options.workdir]
     split = read_split(runs[0], options.split) if runs else read_data(options)
     if not split.has_boxes:
         raise DataError(
@@ -147,7 +148,7 @@ def read_data(options: argparse.Namespace) -> AnnotatedImages:
     return read_images(options.data, options.split)
 
 
-def read_split(run: MapRun, split: str | None) -> AnnotatedImages:
+def read_split(run: OpenedRun, split: str | None) -> AnnotatedImages:
     """Read the split asked for, or the one that the run is tested on."""
     reader = run.predictor.config.data
     return AnnotatedImages.read(reader, split or reader.test_split)

@@ -9,8 +9,9 @@ import numpy as np
 
 from wsod_jax import viz
 from wsod_jax.analysis.mining import MiningRun, draw_class_graphs, draw_mined_stages
+from wsod_jax.analysis.opened_run import OpenedRun
 from wsod_jax.analysis.quality import pseudo_quality, quality_table
-from wsod_jax.analysis.scores import ScoredRun, draw_score_evolution
+from wsod_jax.analysis.scores import draw_score_evolution
 from wsod_jax.commands.visualization.images import choose, class_to_show, write_figures
 from wsod_jax.data.records import ImageRecord
 from wsod_jax.errors import DataError
@@ -80,7 +81,7 @@ def show_graphs(options: argparse.Namespace) -> None:
 
 def show_objectness(options: argparse.Namespace) -> None:
     """Draw where the scores of images pile up, over the checkpoints of one or more runs."""
-    runs = [ScoredRun.open(workdir, options.set) for workdir in options.workdir]
+    runs = [OpenedRun.open(workdir, "boxes", changes=options.set) for workdir in options.workdir]
     reader = runs[0].predictor.config.data
     images = reader.images(options.split or reader.train_split)
     named = class_to_show(images.class_names, options.class_name)
@@ -88,7 +89,7 @@ def show_objectness(options: argparse.Namespace) -> None:
     for run in runs:
         steps = options.steps or run.steps()
         print(f"{run.workdir}: {len(chosen)} images at steps {steps}", flush=True)
-        scored.append(run.score(images, chosen, steps))
+        scored.append(run.candidates(images, chosen, steps))
 
     def draw(image: np.ndarray, index: int, record: ImageRecord) -> np.ndarray:
         shown = named
