@@ -21,7 +21,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from wsod_jax.commands.command_line import make_parser, parse_with_overrides, run_command
+from wsod_jax.commands.command_line import add_set_argument, make_parser, run_command
 from wsod_jax.commands.seeds import paired_differences, summarize_seeds
 from wsod_jax.errors import DataError
 
@@ -116,14 +116,15 @@ def run(args: argparse.Namespace) -> None:
     """Train and evaluate what is asked for, and write the tables after every run."""
     if not (ROOT / "docs/results.md").is_file():
         raise DataError(
-            f"sweep writes into the results/ and docs/ of a checkout, and {ROOT} is none; clone the repository and "
-            "install it with pip install -e ."
+            f"sweep writes into the results/ and docs/ of a checkout, and {ROOT} is not one; clone the repository "
+            "and install it with pip install -e ."
         )
     if not args.table:
-        runs = Path(args.runs or f"runs/{args.set}")
+        settings = [f"--config.{setting}" for setting in args.set]
+        runs = Path(args.runs or f"runs/{args.data_set}")
         for seed in args.seeds:
             for method in args.methods:
-                run_one(args.set, method, seed, runs, args.override, args.energy_of)
+                run_one(args.data_set, method, seed, runs, settings, args.energy_of)
                 write_tables()
     write_tables()
 
@@ -132,36 +133,33 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     """Return what the command line asks for; exit with status 2 if options do not go together."""
     parser = make_parser(__doc__)
     parser.add_argument(
-        "set", nargs="?", choices=SETS, help="which set; its configuration has the same name"
+        "data_set",
+        nargs="?",
+        choices=SETS,
+        metavar="set",
+        help="which set; its configuration has the same name",
     )
     parser.add_argument("--methods", nargs="+", help="variants of the config (default: all)")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--runs", help="folder for the workdirs (default runs/<set>)")
     parser.add_argument("--table", action="store_true", help="train nothing, write the tables")
-    parser.add_argument(
-        "--override",
-        nargs="*",
-        default=[],
-        metavar="--config.KEY=VALUE",
-        help="where data, proposals and weights lie if not where the config says",
+    add_set_argument(
+        parser,
+        "change a setting of every run, e.g. --set data.root=/data/VOCdevkit (repeatable)",
     )
     parser.add_argument(
         "--energy_of", help="sets without proposals: a proposals file to measure the energy of"
     )
-    args = parse_with_overrides(parser, arguments)
-    wrong = [option for option in args.override if not option.startswith("--config.")]
-    if wrong:
-        parser.error(f"--override {wrong[0]}: settings look like --config.data.root=DIR")
-    args.override += [f"--config.{setting}" for setting in args.overrides]
+    args = parser.parse_args(arguments)
     if args.table:
         return args
-    if args.set is None:
+    if args.data_set is None:
         parser.error("name a set, or give --table")
-    known = list(SETS[args.set].methods)
+    known = list(SETS[args.data_set].methods)
     args.methods = args.methods or known
     unknown = [method for method in args.methods if method not in known]
     if unknown:
-        parser.error(f"{args.set} has no {unknown[0]!r}; choose out of {', '.join(known)}")
+        parser.error(f"{args.data_set} has no {unknown[0]!r}; choose out of {', '.join(known)}")
     return args
 
 
