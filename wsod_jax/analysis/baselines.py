@@ -81,7 +81,7 @@ def with_solver(predictor: Predictor, solver: Solver) -> Predictor:
 
 
 def center_points(sizes: np.ndarray, num_classes: int) -> np.ndarray:
-    """Return [n, c, 2] the center (x, y) of images of `sizes` [n, 2] for every class: it looks at nothing."""
+    """Return [n, c, 2] the center (x, y) of images of `sizes` [n, 2] for every class."""
     return np.repeat(sizes[:, None, ::-1] / 2, num_classes, axis=1)
 
 
@@ -172,7 +172,7 @@ def saliency(
       method: predicts "image_scores".
       params: its parameters.
       extras: its extras.
-      batch: images [b, H, W, 3]; their boxes, if the method takes any, stay where they are.
+      batch: images [b, H, W, 3]; proposals, if there are any, are kept as they are.
       classes: [b] int32, which class c of each image.
 
     Returns:

@@ -69,7 +69,7 @@ class EnergyCurve:
         return np.array([EnergyMetrics(row).mean for row in self.energies])
 
     def numbers(self, image_ids: Sequence[str]) -> dict:
-        """Return what the charts show as plain numbers for JSON; what is not defined is `None`."""
+        """Return what the charts show as plain numbers for JSON; undefined values are `None`."""
         last = dict(zip(image_ids, map(_number, self.energies[-1]), strict=True))
         return {
             "name": self.name,
@@ -192,7 +192,7 @@ def boxes_energy_map(
     reached = box_coverage(boxes, scores > 0, height=height, width=width) > 0.5
     return np.where(
         reached, np.maximum(energy, 0), np.float32(0)
-    )  # sums of differences leave crumbs
+    )  # summed-area differences leave rounding residue
 
 
 def proposal_energies(
@@ -236,7 +236,7 @@ def write_energy(
 ) -> None:
     """Write energy_by_size.png, where there are runs energy_over_training.png, and their numbers as energy.json.
 
-    The charts also show the map that prefers no place: its energy in an image is the share that objects cover.
+    The charts also show a uniform map, whose energy in an image is the share that objects cover.
 
     Args:
       folder: to write into.

@@ -1,4 +1,4 @@
-"""What a run mined in single images, and the graphs it found them by.
+"""Pseudo boxes that a run mines in single images, and the graphs that OIM mines them from.
 
 Where something is drawn, `pixels` is the original image and the result the figure, both [H, W, 3] uint8 RGB.
 """
@@ -128,7 +128,7 @@ class MiningRun:
         for change in changes:
             if change.partition("=")[0] not in places:
                 raise ConfigError(
-                    f"{change!r}: this looks at training, of which nothing but where its files lie can change; "
+                    f"{change!r}: mining repeats a training step, so only file locations can be changed; "
                     f"allowed are {', '.join(places)}"
                 )
         if not isinstance(predictor.method, RefinementMethod):

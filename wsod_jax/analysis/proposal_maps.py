@@ -24,8 +24,8 @@ def draw_map_evolution(
 ) -> np.ndarray:
     """Draw an image's proposal map and the class activation map of a class at several checkpoints, one row each.
 
-    Every map has its own colors, from its lowest to its highest value. Proposal maps tell these in multiples of their
-    mean, so 1.0 to 1.0 is the map that prefers no place; a ring marks the strongest activation.
+    Every map has its own color scale, from its lowest to its highest value. Captions of proposal maps give both as
+    multiples of the mean (a uniform map reads 1.0 to 1.0); a ring marks the strongest activation.
 
     Args:
       found: step -> the image's maps at that checkpoint, in the order to show.

@@ -1,4 +1,4 @@
-"""How good a run's pseudo boxes were over training, measured against boxes that training never saw."""
+"""Quality of a run's pseudo boxes over training, measured with annotated boxes that training does not use."""
 
 from __future__ import annotations
 

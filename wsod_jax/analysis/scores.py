@@ -23,7 +23,7 @@ def draw_score_evolution(
     class_index: int,
     max_boxes: int = 3,
 ) -> np.ndarray:
-    """Draw where a class's scores pile up in an image at several checkpoints, and the best detections.
+    """Draw a class's objectness map of an image at several checkpoints, with the best detections.
 
     Args:
       predictor: says how detections are selected.

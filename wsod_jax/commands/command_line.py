@@ -41,7 +41,7 @@ def run_command(
     *,
     interrupted: str = "interrupted",
 ) -> int:
-    """Run the body of a command; what a user can mend ends it with one line instead of a traceback.
+    """Run the body of a command; an error that the user can fix ends it with one line instead of a traceback.
 
     Args:
       run: the body; it may return an exit status, `None` is 0.
@@ -129,7 +129,7 @@ def load_config(argument: str) -> dict[str, Any]:
 
     Raises:
       DataError: there is no such file or shipped configuration.
-      ConfigError: it is no Python, is of version 0.1, or has no `get_config`, or no such variant.
+      ConfigError: it is not Python, is of version 0.1, or has no `get_config`, or no such variant.
     """
     given, colon, variant = argument.partition(":")
     path = str(find_config(given))
@@ -159,7 +159,7 @@ def load_config(argument: str) -> dict[str, Any]:
 
 
 def _check_source(path: str) -> None:
-    """Raise `ConfigError` for a file that is no Python, or that imports version 0.1's package `configs`."""
+    """Raise `ConfigError` for a file that is not Python, or that imports version 0.1's package `configs`."""
     try:
         tree = ast.parse(Path(path).read_bytes(), path)
     except SyntaxError as error:
@@ -190,7 +190,7 @@ def _of_old_version(path: str, module: str) -> str:
 def _told_by(
     path: str, get_config: Callable[..., Any] | None = None, variant: str = ""
 ) -> Iterator[None]:
-    """Turn what a configuration file raises and its user can mend into a `ConfigError` that names the file."""
+    """Turn an error of a configuration file that its user can fix into a `ConfigError` that names the file."""
     try:
         yield
     except ConfigError as error:

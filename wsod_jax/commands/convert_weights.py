@@ -1,6 +1,6 @@
 """Convert pretrained weights of other frameworks, or take them out of a run.
 
-Where to get what can be converted:
+Where to get files that can be converted:
 
   torchvision_vgg16         vgg16-397923af.pth. On a machine with torchvision:
                               python -c "import torchvision.models as m; m.vgg16(weights='IMAGENET1K_V1')"
@@ -24,7 +24,7 @@ Where to get what can be converted:
   checkpoint                a run of wsod-jax train: its workdir (the newest step) or the folder of one step. All but
                             the layers that score classes is written: backbone, box head, SPN's extra convolution.
 
-The convention of the pixels is stored in the file and checked whenever it is loaded. Nothing that a .pth or .pkl
+The preprocessing of the pixels is stored in the file and checked whenever it is loaded. Nothing that a .pth or .pkl
 file contains is run.
 
 Examples:

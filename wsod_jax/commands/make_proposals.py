@@ -14,8 +14,8 @@ Proposals that others have published (Selective Search or MCG .mat, Detectron-st
 
   wsod-jax make_proposals --data VOCdevkit/VOC2007 --split trainval --import ss_voc07.mat --out voc07.npz
 
-A trained soft proposal network makes proposals too, without looking for segments: the receptive fields that its
-proposal map scores highest, each in several sizes:
+A trained soft proposal network makes proposals without segmentation: the receptive fields where its proposal map is
+highest, each in several sizes:
 
   wsod-jax make_proposals --data VOCdevkit/VOC2007 --split trainval test --workdir runs/spn --out spn.npz
 

@@ -1,7 +1,7 @@
 """Draw a synthetic detection set and write it as an ordinary VOC tree.
 
-The set is small, pretty and hard where weakly supervised detection is hard: several objects of a class per
-image, objects whose small patterned head alone tells the class, clutter, things of no class, telling backgrounds.
+The set is small and has the difficulties of weakly supervised detection: several objects of a class in an image,
+objects whose class shows only in a small patterned head, clutter, distractors, backgrounds that go with a class.
 
   wsod-jax make_synthetic --out data/synthetic                # 300 images to train on, 150 to test on
   wsod-jax make_synthetic --out data/objects --pretraining    # one object per image, to pretrain a backbone
@@ -36,7 +36,9 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     """Return what the command line asks for."""
     parser = make_parser(__doc__)
     parser.add_argument("--out", type=Path, required=True, help="the folder to write the set into")
-    parser.add_argument("--seed", type=int, default=DEFAULT.seed, help="another seed, another set")
+    parser.add_argument(
+        "--seed", type=int, default=DEFAULT.seed, help="random seed; every seed gives another set"
+    )
     parser.add_argument("--num_trainval", type=int, help="images to train and validate on (300)")
     parser.add_argument("--num_test", type=int, help="images to test on (150)")
     parser.add_argument("--size", type=int, default=DEFAULT.size, help="longer side, pixels (160)")
@@ -54,11 +56,11 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     )
     difficulty = parser.add_argument_group("difficulty")
     for name, text in (
-        ("part_contrast", "how striking the telling parts are, 0..1"),
-        ("body_contrast", "how visible the class-typical texture of the bodies is, 0..1"),
+        ("part_contrast", "contrast of the parts that tell the class, 0..1"),
+        ("body_contrast", "contrast of the class-specific texture of bodies, 0..1"),
         ("clutter", "strength of the background's texture, 0..1"),
-        ("context", "how often the background goes with a class in the image, 0..1"),
-        ("max_overlap", "how much of an object another may share, 0..1"),
+        ("context", "probability that the background is that of a class in the image, 0..1"),
+        ("max_overlap", "highest overlap of two objects, 0..1"),
         ("two_classes", "probability of two classes in an image, 0..1"),
     ):
         default = getattr(DEFAULT, name)
@@ -76,7 +78,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
 
 
 def build_spec(options: argparse.Namespace) -> SyntheticSpec:
-    """Return what the options say of the set to draw."""
+    """Return the specification of the set."""
     values = {
         name: tuple(value) if isinstance(value, list) else value
         for name, value in vars(options).items()

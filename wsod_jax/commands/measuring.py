@@ -255,7 +255,7 @@ def options_of_maps(
 ) -> tuple[list[Predictor], Sequence[int], dict[str, np.ndarray]]:
     """Return further detectors, the blacklist, and energies of files of proposals.
 
-    What may be wrong with files is found before the long part.
+    Files are checked here, before the long computation.
 
     Raises:
       ConfigError: for options that the method would ignore.
@@ -306,7 +306,7 @@ def compare(
     folder: Path,
     args: argparse.Namespace,
 ) -> list[Any]:
-    """Return the table of the detector and its baselines, if there are boxes to measure them by."""
+    """Return the table of the detector and its baselines; none for a split without boxes."""
     if not outcomes[0].data.has_boxes:
         outcomes[0].notes.append(
             "nothing is compared with baselines: there are no boxes to measure them by"
@@ -353,12 +353,12 @@ def finish(report: Report, folder: Path, figures: Sequence[Any]) -> None:
 
 
 def known(summary: Mapping[str, float]) -> dict[str, float]:
-    """Return the numbers that there are."""
+    """Return the finite numbers of a summary."""
     return {name: float(value) for name, value in summary.items() if np.isfinite(value)}
 
 
 def facts(predictor: Predictor, images: ImageSet, args: argparse.Namespace) -> dict[str, Any]:
-    """Return everything that decides the numbers."""
+    """Return the settings on which the numbers depend."""
     config, metadata = predictor.config, predictor.metadata
     test = config.to_dict()["eval"]
     return {
@@ -378,7 +378,7 @@ def without(values: dict, key: str) -> dict:
 
 
 def compilation_note(predictor: Predictor, outcomes: Sequence[PassOutcome]) -> str:
-    """Say how often the predict step was compiled, and how often it may be."""
+    """Return a note on the number of compilations of the predict step, and its bound."""
     outputs = predictor.method.outputs
     programs = {
         (shape, want)

@@ -1,4 +1,4 @@
-"""What `predict` does: detect in image files, and write and draw what was found."""
+"""What `predict` does: detect objects in image files, write and draw the results."""
 
 from __future__ import annotations
 
@@ -85,12 +85,12 @@ def write_files(
 
 
 def say_of_maps(results: Iterable[ImageResult], count: int) -> None:
-    """Say of how many images maps tell nothing."""
+    """Print how many images are too small for maps, and how many have no predicted class."""
     maps = [result.maps for result in results]
     too_small = sum(one.is_too_small for one in maps)
     if too_small:
         print(
-            f"{too_small} images are smaller than one cell of the map: nothing can be told of them"
+            f"{too_small} images are smaller than one cell of the map: nothing is predicted for them"
         )
     without = sum(not one.predicted.any() for one in maps)
     if without:
@@ -159,7 +159,7 @@ def with_proposals(
 
 
 def check_sources(path: Path, images: ImageSet) -> None:
-    """Make sure that proposals kept from an earlier call are not those of other images of the same names."""
+    """Raise `DataError` if the proposals of an earlier call are of other images with the same names."""
     sources = {record.image_id: source_of(record) for record in images.records}
     known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     for image_id, source in sources.items():
@@ -206,5 +206,5 @@ def draw(
 
 
 def bar_style() -> dict:
-    """Return how often a bar is drawn: at once on a terminal, now and then in a log."""
+    """Return how often a progress bar is drawn: often on a terminal, rarely in a log."""
     return {"mininterval": 0.1 if sys.stderr.isatty() else 20.0, "delay": 0.5}

@@ -17,35 +17,36 @@ Training curves of one or more runs in one chart:
 
   wsod-jax visualize curves --workdir runs/oicr runs/oim --out curves.png
 
-How many objects of a class an image holds, for one or more data sets:
+Objects per image and class of one or more data sets:
 
   wsod-jax visualize instances --data VOCdevkit/VOC2007 VOCdevkit/VOC2012 --split trainval --out instances.png
 
-What a run mines in its training images: cores blue, further instances red, the proposals that learn from them thin:
+Pseudo boxes that a run mines in its training images: seeds blue, other instances red, proposals that take their
+labels thin:
 
   wsod-jax visualize pseudo --workdir runs/oim --truth --out figures
 
-How good those boxes were over training, as a table (needs annotated objects):
+Quality of the pseudo boxes over training, as a table (needs annotated objects):
 
   wsod-jax visualize quality --workdir runs/oicr runs/oim --steps 200 400 600 --num 60
 
-How OIM found those instances, along its spatial and appearance graphs:
+OIM's spatial and appearance graphs, from which it mines:
 
   wsod-jax visualize graphs --workdir runs/oim --step 4000 --images 000012 --out figures
 
-Where the scores of a class pile up over the course of training, of one or more runs:
+Objectness maps, the summed scores of the boxes of a class, over training, of one or more runs:
 
   wsod-jax visualize objectness --workdir runs/oicr runs/oim --num 8 --out figures
 
-How the proposal maps of SPN and a class activation maps evolved over the course of training, of one or more runs:
+Proposal maps of SPN and class activation maps over training, of one or more runs:
 
   wsod-jax visualize proposal_maps --workdir runs/spn runs/cam --class cow --num 8 --out figures
 
-The random walk that makes a proposal map, step by step, whether it settles, and the map it would settle to:
+The random walk of a proposal map step by step, its convergence, and the stationary map:
 
   wsod-jax visualize walk --workdir runs/spn --walk_steps 0 1 2 5 20 --out figures
 
-Which share of proposal maps, and of proposals, lies on objects: against the objects' size, and over training:
+Object Energy, the share of a proposal map or of the proposals that lies on objects, by object size and over training:
 
   wsod-jax visualize energy --workdir runs/spn runs/cam --proposals voc07.npz --out charts
   wsod-jax visualize energy --data VOCdevkit/VOC2007 --split test --proposals voc07.npz --out charts
@@ -90,7 +91,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
 
 
 def add_data_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
-    """Add the commands that look at files and run no model."""
+    """Add the commands that read files and run no model."""
     proposals = command("proposals", "files", "proposals over images")
     proposals.add_argument("--proposals", type=Path, required=True, help="an .npz proposals file")
     detections = command("detections", "files", "detections from a predictions file")
@@ -101,7 +102,10 @@ def add_data_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
         "--score_thr", type=float, default=0.5, help="show boxes with at least this score (0.5)"
     )
     detections.add_argument(
-        "--iou_thr", type=float, default=0.5, help="a hit overlaps an object by more (0.5)"
+        "--iou_thr",
+        type=float,
+        default=0.5,
+        help="IoU above which a detection is a true positive (0.5)",
     )
     detections.add_argument("--max_boxes", type=int, default=20, help="most boxes in an image (20)")
     for figures in (proposals, detections):
@@ -135,7 +139,10 @@ def add_mining_commands(command: Callable[..., argparse.ArgumentParser]) -> None
     pseudo.add_argument("--truth", action="store_true", help="also draw the annotated objects")
     graphs = command("graphs", "mining_runs", "OIM's spatial and appearance graphs")
     graphs.add_argument(
-        "--num_rejected", type=int, default=4, help="proposals that just failed, dashed (4)"
+        "--num_rejected",
+        type=int,
+        default=4,
+        help="rejected proposals to draw, the nearest, dashed (4)",
     )
     for mining in (pseudo, graphs):
         add_checkpoint_arguments(mining)
@@ -151,7 +158,7 @@ def add_mining_commands(command: Callable[..., argparse.ArgumentParser]) -> None
     quality.add_argument("--images", nargs="+", metavar="ID", help="these training images instead")
     add_location_argument(quality)
 
-    objectness = command("objectness", "mining_runs", "where scores pile up during training")
+    objectness = command("objectness", "mining_runs", "objectness maps of a class over training")
     objectness.add_argument(
         "--workdir", nargs="+", type=Path, required=True, help="folders of runs, a row for each"
     )
@@ -194,7 +201,7 @@ def add_map_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
         "--proposals", nargs="+", type=Path, default=[], help=".npz files to measure too"
     )
     energy.add_argument(
-        "--num", type=int, default=40, help="images whose graphs' edges are looked at (40)"
+        "--num", type=int, default=40, help="images whose graph edges are measured (40)"
     )
     energy.add_argument("--out", type=Path, required=True, help="the folder to write into")
     measured = energy.add_mutually_exclusive_group(required=True)
@@ -229,7 +236,7 @@ def add_checkpoint_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_settings_argument(parser: argparse.ArgumentParser) -> None:
-    """Add `--set` for commands that test: how they do it and where files lie can change."""
+    """Add `--set` for commands that test a run: test settings and file locations can be changed."""
     add_set_argument(
         parser,
         'change a test setting, e.g. --set "scales=(480,)", or where the data lie now (repeatable)',
@@ -237,7 +244,7 @@ def add_settings_argument(parser: argparse.ArgumentParser) -> None:
 
 
 def add_location_argument(parser: argparse.ArgumentParser) -> None:
-    """Add `--set` for commands that look at training: nothing but where its files lie can change."""
+    """Add `--set` for commands that reproduce a training step: only file locations can be changed."""
     add_set_argument(
         parser, "where the data lie now, e.g. --set data.root=/data/VOCdevkit (repeatable)"
     )

@@ -187,7 +187,7 @@ def _running_mean(values: np.ndarray, window: int) -> np.ndarray:
 def plot_instances(
     counts: Mapping[str, np.ndarray], class_names: Sequence[str], *, title: str = ""
 ) -> np.ndarray:
-    """Plot per class how many objects an image holds that holds any: objects / images with the class.
+    """Plot, per class, the mean number of objects in the images that contain the class.
 
     Args:
       counts: set name -> [n, c] objects of each class in each image, such as `GroundTruth.counts()`. The sets share
@@ -246,7 +246,7 @@ def plot_energy_by_size(
       methods: name -> (shares [n] in [0, 1], energies [n] in [0, 1] with NaN for images left out, coefficients of
         the fitted polynomial in ascending powers).
     Returns:
-      [H, W, 3] uint8 RGB. The curves reach as far as the dots; a map that prefers no place lies on the diagonal.
+      [H, W, 3] uint8 RGB. The curves reach as far as the dots; a uniform map lies on the diagonal.
 
     Source: Zhu et al. 2017 (SPN), figure 6 (a).
     """
@@ -288,7 +288,7 @@ def plot_energy_over_training(
     Args:
       runs: name -> (steps [m], mean energies [m] in [0, 1]).
       levels: name -> mean energy in [0, 1].
-      uniform: mean energy of the map that prefers no place; NaN draws none.
+      uniform: mean energy of a uniform map; NaN draws none.
 
     Source: Zhu et al. 2017 (SPN), figure 6 (b).
     """
@@ -319,7 +319,7 @@ def plot_walks(
     """
     figure, axes = _figure(10.5, 4.0, 1, 2)
     for ax, values, label, lowest in (
-        (axes[0], moved, "change by the next step, ‖D M − M‖", 1e-7),  # float32 says nothing below
+        (axes[0], moved, "change by the next step, ‖D M − M‖", 1e-7),  # below float32's precision
         (axes[1], 100 * apart, "distance to the stationary map,\n% of its maximum", 1e-4),
     ):
         values = np.maximum(values, lowest)

@@ -1,4 +1,4 @@
-"""The commands that look at files and run no model: proposals, predictions, training curves, data sets."""
+"""Commands that read files and run no model: proposals, predictions, training curves, data sets."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""The commands that look at runs without proposals: their proposal maps over training, in one walk, and as energy.
+"""Commands for runs without proposals: their proposal maps over training, random walks and Object Energy.
 
-Energy is measured of proposals too, with runs or without.
+Object Energy is measured of files of proposals too, with or without runs.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def show_proposal_maps(options: argparse.Namespace) -> None:
 
     def draw(image: np.ndarray, index: int, record: ImageRecord) -> np.ndarray:
         shown = named
-        if shown is None:  # the label that the last run is surest of in the end
+        if shown is None:  # the label with the best score at the last checkpoint of the last run
             last = list(looks[-1].values())[-1][index]
             shown = int(np.argmax(last.image_scores + (np.array(record.labels) == 1)))
         objects = None

@@ -1,4 +1,4 @@
-"""The commands that look at runs with proposals: what they mine, and where their scores pile up."""
+"""Commands for runs with proposals: their pseudo boxes, mining graphs and objectness maps."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def show_pseudo(options: argparse.Namespace) -> None:
 
 
 def show_quality(options: argparse.Namespace) -> None:
-    """Print how good the mined boxes of runs are over their checkpoints."""
+    """Print the quality of the mined boxes of runs over their checkpoints."""
     found = {}
     for workdir in options.workdir:
         steps = options.steps or [step for step in checkpoint_steps(workdir) if step > 0]
@@ -80,7 +80,7 @@ def show_graphs(options: argparse.Namespace) -> None:
 
 
 def show_objectness(options: argparse.Namespace) -> None:
-    """Draw where the scores of images pile up, over the checkpoints of one or more runs."""
+    """Draw objectness maps of images over the checkpoints of one or more runs."""
     runs = [OpenedRun.open(workdir, "boxes", changes=options.set) for workdir in options.workdir]
     reader = runs[0].predictor.config.data
     images = reader.images(options.split or reader.train_split)
@@ -93,7 +93,7 @@ def show_objectness(options: argparse.Namespace) -> None:
 
     def draw(image: np.ndarray, index: int, record: ImageRecord) -> np.ndarray:
         shown = named
-        if shown is None:  # the label that the last run is surest of in the end
+        if shown is None:  # the label with the best score at the last checkpoint of the last run
             last = list(scored[-1].values())[-1][index]
             shown = int(np.argmax(last.scores.max(axis=0) + (np.array(record.labels) == 1)))
         name = images.class_names[shown]
