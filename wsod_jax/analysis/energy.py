@@ -30,13 +30,11 @@ class EnergyBySize:
       energies: [n] float64 in [0, 1], NaN where the image is left out.
       coefficients: [4] float64 of the fitted cubic in ascending powers, so that the curve is
         `np.polynomial.polynomial.polyval(ratio, coefficients)`. NaN if there is no image to fit.
-      degree: of the fit: 3, or one less than the number of different ratios if that is lower; -1 without an image.
     """
 
     ratios: np.ndarray
     energies: np.ndarray
     coefficients: np.ndarray
-    degree: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,7 +127,7 @@ def energy_by_size(
         powers = np.vander(ratios[real], degree + 1, increasing=True)
         fit = np.linalg.lstsq(powers, energies[real], rcond=None)[0]
         coefficients = np.pad(fit, (0, DEGREE - degree))
-    return EnergyBySize(ratios=ratios, energies=energies, coefficients=coefficients, degree=degree)
+    return EnergyBySize(ratios=ratios, energies=energies, coefficients=coefficients)
 
 
 def run_energies(

@@ -15,8 +15,8 @@ from wsod_jax import viz
 from wsod_jax.analysis.baselines import file_energies
 from wsod_jax.analysis.edges import edge_shares, edge_table
 from wsod_jax.analysis.energy import EnergyCurve, run_energies, write_energy
+from wsod_jax.analysis.evolution import draw_map_evolution
 from wsod_jax.analysis.opened_run import OpenedRun
-from wsod_jax.analysis.proposal_maps import draw_map_evolution
 from wsod_jax.analysis.walk import FOLLOWED, draw_walk, follow_walks, walk_table
 from wsod_jax.commands.visualization.images import (
     choose,

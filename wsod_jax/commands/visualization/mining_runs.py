@@ -8,10 +8,10 @@ import sys
 import numpy as np
 
 from wsod_jax import viz
+from wsod_jax.analysis.evolution import draw_score_evolution
 from wsod_jax.analysis.mining import MiningRun, draw_class_graphs, draw_mined_stages
 from wsod_jax.analysis.opened_run import OpenedRun
 from wsod_jax.analysis.quality import pseudo_quality, quality_table
-from wsod_jax.analysis.scores import draw_score_evolution
 from wsod_jax.commands.visualization.images import choose, class_to_show, write_figures
 from wsod_jax.data.records import ImageRecord
 from wsod_jax.errors import DataError
