@@ -1,7 +1,7 @@
 # Everything a checkout can do. Each target makes the environment it needs: `make demo` works on a bare machine
 # with Python >= 3.11, pip and make.
 #
-#   make demo [DEMO_ARGS=--small]   render a data set, train, evaluate, write a report with pictures
+#   make demo [DEMO_ARGS=--small]   render a data set, train, evaluate, write a report with figures
 #   make test | test-slow           the test suite; the long tests
 #   make lint | format              check or fix the style
 #   make bench                      measured speed of the parts, on this machine

@@ -50,7 +50,7 @@ class StepLog:
     """Runs steps, and remembers in a file which are done, how long they took and how much memory.
 
     Each runs on a core of its own, so that its numbers do not depend on how many there are; what it says goes to
-    `logs/` beside the file.
+    `logs/` next to the file.
 
     Args:
       path: the file.

@@ -58,7 +58,7 @@ class Sweep:
       methods: variant of the configuration -> its name in the table.
       columns: names of the numbers in reports.
       compare: variants whose evaluation also makes a table of baselines.
-      beside: start of a row's name in that table -> its name in this one.
+      baselines: start of a row's name in that table -> its name in this one.
       pairs: (variant, the one it is compared with), run with the same seeds.
       weights: file of the pretrained backbone of a seed, with "{suffix}" for "" or "-seed1", as the demo names
         them; "" for one that no seed changes.
@@ -68,7 +68,7 @@ class Sweep:
     methods: dict[str, str]
     columns: tuple[str, ...] = ("mAP50", "CorLoc", "classification mAP", "top box size ratio")
     compare: tuple[str, ...] = ()
-    beside: dict[str, str] = dataclasses.field(default_factory=dict)
+    baselines: dict[str, str] = dataclasses.field(default_factory=dict)
     pairs: tuple[tuple[str, str], ...] = PAIRS
     weights: str = ""
 
@@ -80,7 +80,7 @@ def localizers(title: str, weights: str = "") -> Sweep:
         LOCALIZERS,
         ("classification mAP", "pointing", "pointing difficult", "CorLoc", "CorLoc any", "energy"),
         compare=("spn",),
-        beside={
+        baselines={
             "M uniform": "SPN's weights, M uniform",
             "M stationary": "SPN's weights, M stationary",
             "Grad": "SPN's weights, gradient",
@@ -294,7 +294,7 @@ def table(data_set: str, seeds: tuple[int, ...] = (0, 1, 2), *, pairs: bool = Tr
         found = list(rows[method].values())
         lines.append(f"| {name} | {' | '.join(cells(found, sweep.columns, len(seeds)))} |")
         if method in sweep.compare:
-            lines += beside(found, sweep, len(seeds))
+            lines += baseline_lines(found, sweep, len(seeds))
         left_out += (f"{name}: {text}" for row in found for text in row.get("left_out", ()))
     if pairs:
         lines += differences(sweep, rows, len(seeds))
@@ -357,10 +357,10 @@ def cells(rows: list[dict], columns: tuple[str, ...], wanted: int) -> list[str]:
     return [*values, f"{len(rows)} of {wanted}", f"{minutes:.1f}"]
 
 
-def beside(rows: list[dict], sweep: Sweep, wanted: int) -> list[str]:
+def baseline_lines(rows: list[dict], sweep: Sweep, wanted: int) -> list[str]:
     """Return the lines of the baselines that the runs of one method were compared with."""
     lines = []
-    for start, name in sweep.beside.items():
+    for start, name in sweep.baselines.items():
         found = []
         for row in rows:
             for compared in row["tables"]:
