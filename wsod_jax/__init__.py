@@ -11,8 +11,8 @@ __version__ = "0.2.0.dev0"
 
 def __getattr__(name: str) -> Any:
     """Import the front door when it is used: JAX takes a second."""
-    if name in ("load_run", "train"):
-        from wsod_jax import runs
+    if name == "load_run":
+        from wsod_jax.runs import load_run
 
-        return getattr(runs, name)
+        return load_run
     raise AttributeError(f"module 'wsod_jax' has no attribute {name!r}")
