@@ -275,7 +275,7 @@ def test_script_converts_and_says_what_it_wrote(tmp_path, script, capsys):
     assert script.main(["--from", "keras_squeezenet_npz", str(source), "--out", str(out)]) == 0
     printed, warned = capsys.readouterr()
     assert "warning: keras.npz" in warned
-    assert str(out) in printed and "50 arrays" in printed and "pixels: caffe" in printed
+    assert str(out) in printed and "50 arrays" in printed and "preprocessing: caffe" in printed
     params, meta = load_weights(out)
     assert meta["source"].startswith("keras.npz") and meta["created_by"].startswith("wsod_jax")
     np.testing.assert_array_equal(
