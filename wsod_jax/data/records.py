@@ -241,7 +241,7 @@ class ImageInstances:
         """Make the instances from a map of object numbers, as in VOC and SBD.
 
         Args:
-          indices: [H, W] uint8, object number of each pixel; numbers without a class are no object's.
+          indices: [H, W] uint8, object number of each pixel; numbers without a class belong to no object.
           classes: number -> class of each object.
 
         Returns:
