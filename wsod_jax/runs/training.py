@@ -157,6 +157,8 @@ def train(
         )
     finally:
         met = {name: count for name, count in stream.counts.items() if count}
+        if isinstance(cache, PooledCache):
+            met["views_pooled"] = cache.num_computed  # the others were read
         say(f"input: {met}")
         stream.close()
         checkpoints.close()

@@ -94,7 +94,8 @@ class PooledCache:
         """
         counts = (min(len(proposals.get(i)), max_proposals) for i in self._images.image_ids)
         row_bytes = int(np.prod(self.shape)) * self._dtype.itemsize
-        existing = sum(path.stat().st_size for path in self.folder.iterdir())
+        kept = (path for path in self.folder.iterdir() if not path.name.startswith("."))
+        existing = sum(path.stat().st_size for path in kept)  # hidden ones are being written
         return sum(counts) * num_views * row_bytes - existing - shutil.disk_usage(self.folder).free
 
     def has(self, index: int, view: View, row: Batch) -> bool:
