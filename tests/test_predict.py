@@ -207,7 +207,7 @@ def test_messages(trained_run, images, tmp_path, capsys):
     refused(
         predict.main,
         ["--workdir", "nowhere", "--images", str(images), "--out", str(out)],
-        "no checkpoint.*nowhere",
+        "nowhere.*no checkpoint",
         capsys,
     )
     refused_call(trained_run, [images / "text.jpg"], out, message="no image", capsys=capsys)
