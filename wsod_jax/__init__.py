@@ -1,4 +1,4 @@
-"""Weakly supervised object detection and segmentation in JAX: boxes and masks from image-level labels.
+"""Weakly supervised object detection in JAX: boxes from image-level labels.
 
 detector = wsod_jax.load_run("runs/oim_ir")
 found = detector.detect("photo.jpg")  # found.boxes, found.scores, found.names

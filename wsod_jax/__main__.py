@@ -1,4 +1,4 @@
-"""Train, evaluate and use weakly supervised object detectors.
+"""Run one of the commands, as `wsod-jax` and `python -m wsod_jax` do.
 
 wsod-jax COMMAND --help     what a command does, and its options
 wsod-jax --version

@@ -150,5 +150,6 @@ def cue_source(config: RunConfig, images: ImageSet, proposals: ProposalSet | Non
 
 
 def _checked(config: RunConfig) -> RunConfig:
-    check_run(config, method(config, num_classes=1, max_classes=1, max_targets=1))
+    some_method = method(config, num_classes=1, max_classes=1, max_targets=1)  # any sizes will do
+    check_run(config, some_method)
     return config

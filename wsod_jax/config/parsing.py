@@ -1,4 +1,4 @@
-"""From plain values to typed objects and back: what a value may be stands on the field that takes it.
+"""From plain values to typed objects and back: each field declares its allowed values.
 
 A class of options is a dataclass or a flax module. Its fields are annotated with bool, int, float, str, Path, None,
 literals, `jnp.dtype`, other classes of options, and unions, tuples and mappings (by name) of these, and carry the marks

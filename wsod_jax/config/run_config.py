@@ -1,4 +1,4 @@
-"""The configuration of one run, as typed sections. What a value may be stands on the field that takes it.
+"""The configuration of one run, as typed sections. Each field declares its allowed values.
 
     seed       int
     method     name, and the options of its class in `methods/`

@@ -1,1 +1,1 @@
-"""One file tells one method: its options, network, mining, losses, prediction."""
+"""One method per file: its options, network, mining, losses, prediction."""

@@ -43,7 +43,7 @@ class Oim(Oicr):
     """OIM, with or without the instance-reweighted loss.
 
     Attributes:
-      alpha: (first step, α) pairs in ascending order, the first at step 0. α = 0 adds no node, which is OICR.
+      alpha: (first step, α) pairs in ascending order, the first at step 0. α = 0 adds no node, so mining is OICR's.
       reweight: instance-reweighted loss: "off" is plain OIM, "paper" is Eq. 5, "release" is the
         released code (its core factor is -β: gradient ascent, for comparison only).
       beta: β of Eq. 5; the paper's best is 0.2.
@@ -113,7 +113,7 @@ class Oim(Oicr):
         Gradient: none.
         Cost: one pass over the features for each positive class; a step over the proposals for each node.
         Source: Lin et al. 2020 (OIM), algorithm 1 and eqs. 1 and 2. As in the released code T is inclusive
-        and the algorithm's flag is reset for every candidate; as printed no node would ever be added.
+        and the flag is reset for every candidate; as printed no node would ever be added (docs/methods.md, D7).
         """
         mask, foreground_thr = source.mask, self.iou_thrs[1]
         alpha = self.alpha_at(step)

@@ -101,6 +101,8 @@ def vgg16_detector(method: str) -> ConfigDict:
 def oim_vgg16(reweight: str) -> ConfigDict:
     """Return OIM's settings: alpha 5 for 70k updates, then 2 for 20k with fresh momentum, as the release's two runs.
 
+    The learning rate is 1e-3 for 40k updates and 1e-4 for the remaining 50k.
+
     Args:
       reweight: "paper" with the instance-reweighted loss, "off" without.
     """

@@ -314,7 +314,7 @@ def score_file(
     extra: Sequence[str] = (),
     only_extra: bool = False,
 ) -> PassOutcome:
-    """Measure results that a file tells.
+    """Measure the results of a file.
 
     Args:
       results: one of each image, in order.

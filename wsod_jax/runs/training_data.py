@@ -56,6 +56,7 @@ class TrainingData:
           ConfigError: if the method needs other streams, boxes that the reader does not have, or more classes.
           DataError: if the data cannot be read, or its labels are not the method's.
         """
+        # Any sizes will do: only what the class declares is read.
         method = build.method(config, num_classes=1, max_classes=1, max_targets=1)
         split, boxes = config.data.train_split, None
         if method.supervision.get("train") == "boxes" and config.data.has_boxes:
