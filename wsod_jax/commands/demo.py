@@ -250,7 +250,7 @@ def detectors(
                 ),
                 *run.settings,
                 *extra["train"],
-                *extra["figures"],
+                *(extra["figures"] if run.first else ("--config.log.image_interval=0",)),
             )
         )
         report = run.evaluation(method, last[method])
