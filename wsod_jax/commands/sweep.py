@@ -181,6 +181,7 @@ def run_one(
     from wsod_jax.commands.benchmarks.timing import hardware
     from wsod_jax.config import overrides
     from wsod_jax.train.checkpoint import checkpoint_steps
+    from wsod_jax.train.weights import load_weights
 
     row = row_path(data_set, method, seed)
     if row.exists():
@@ -225,6 +226,7 @@ def run_one(
         "train_seconds": round(trained - started),
         "evaluate_seconds": round(time.time() - trained),
         "hardware": hardware(),
+        "weights": [load_weights(file)[1]["checksum"] for file in config.train.init_from],
     }
     row.parent.mkdir(parents=True, exist_ok=True)
     row.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
@@ -303,22 +305,23 @@ def table(data_set: str, seeds: tuple[int, ...] = (0, 1, 2), *, pairs: bool = Tr
 
 
 def differences(sweep: Sweep, rows: dict[str, dict[int, dict]], wanted: int) -> list[str]:
-    """Return the lines of the table that compares pairs of methods, seed by seed."""
+    """Return the lines of the table that compares pairs of methods, seed by seed, from the same weights alone."""
     lines = ["", "Differences of runs with the same seed, mean ± standard error:", ""]
     lines += [
         f"| pair | {' | '.join(sweep.columns)} | seeds |",
         f"|---|{'---|' * (len(sweep.columns) + 1)}",
     ]
-    summaries = {
-        method: {seed: row["summary"] for seed, row in found.items()}
-        for method, found in rows.items()
-    }
     for method, other in sweep.pairs:
-        gains = paired_differences(summaries[other], summaries[method], sweep.columns)
+        seeds = [
+            seed
+            for seed in rows[method].keys() & rows[other].keys()
+            if rows[method][seed].get("weights") == rows[other][seed].get("weights")
+        ]
+        first, second = ({s: rows[m][s]["summary"] for s in seeds} for m in (other, method))
+        gains = paired_differences(first, second, sweep.columns)
         values = [gains[c].as_difference() if c in gains else "–" for c in sweep.columns]
-        count = len(summaries[other].keys() & summaries[method].keys())
         pair = f"{sweep.methods[method]} − {sweep.methods[other]}"
-        lines.append(f"| {pair} | {' | '.join(values)} | {count} of {wanted} |")
+        lines.append(f"| {pair} | {' | '.join(values)} | {len(seeds)} of {wanted} |")
     return lines
 
 
