@@ -20,7 +20,7 @@ from wsod_jax.data.synthetic.dataset import SyntheticSpec, write_synthetic
 from wsod_jax.errors import ConfigError, DataError
 from wsod_jax.ops.boxes import pairwise_iou
 
-REPOSITORY = Path(__file__).parents[2]
+REPOSITORY = Path(__file__).parents[3]
 
 
 def scene(height=90, width=120):
