@@ -13,18 +13,6 @@ from wsod_jax.train.weights import load_weights, save_weights
 META = {"architecture": "tiny", "preprocessing": "torch", "source": "a test"}
 
 
-@pytest.fixture
-def weights():
-    rng = np.random.default_rng(0)
-    return {
-        "conv1": {
-            "kernel": rng.standard_normal((3, 3, 3, 4), np.float32),
-            "bias": np.ones(4, np.float32),
-        },
-        "fc6": {"kernel": rng.standard_normal((8, 5), np.float32)},
-    }
-
-
 @pytest.mark.parametrize("name", ["w.npz", "w.safetensors"])
 def test_round_trip(tmp_path, weights, name):
     path = tmp_path / "deep" / name

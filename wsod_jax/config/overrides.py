@@ -33,6 +33,8 @@ MOVED = {
     "method.fg_iou_thr": "method.iou_thrs",
     "backbone.pixels": "backbone.preprocessing",
     "method.max_centres": "method.max_centers",
+    "method.node_neighbours": "method.node_neighbors",
+    "method.normaliser": "method.normalizer",
     "train.cache_features": "train.cache",
     "log.every": "log.log_interval",
     "log.checkpoint_every": "log.checkpoint_interval",

@@ -98,6 +98,32 @@ class Method:
         raise TypeError(f"{type(self).__name__} defines no predict(params, extras, batch, want)")
 
 
+class ImageClassifier(Method):
+    """A method that scores whole images: by a softmax for one class per image, by a sigmoid for any number.
+
+    A subclass has an option `activation`, "softmax" or "sigmoid", and a property `network`, a flax module.
+    """
+
+    @property
+    def single_label(self) -> bool:
+        """Whether an image has exactly one class."""
+        return self.activation == "softmax"
+
+    @property
+    def uses_negatives(self) -> bool:
+        """Whether images without any class are used for training."""
+        return not self.single_label
+
+    @property
+    def min_classes(self) -> int:
+        """A softmax over one class is always 1."""
+        return 2 if self.single_label else 1
+
+    def init(self, key: jax.Array, batch: Batch) -> tuple[Params, dict]:
+        """Draw the network's parameters; there are no extras."""
+        return self.network.init(key, batch)["params"], {}
+
+
 def image_keys(key: jax.Array, batch: Batch) -> jax.Array:
     """Derive one key per image from the update's key and the image's index, [b].
 
@@ -153,7 +179,7 @@ class ProposalMethod(Method):
     paper: ClassVar[str] = "Bilen and Vedaldi 2016 (WSDDN)"
     outputs: ClassVar[frozenset[Output]] = frozenset({"boxes", "image_scores"})
     uses_proposals: ClassVar[bool] = True
-    min_classes: ClassVar[int] = 2  # Σ_c φ_c = 1, so φ of a single class is constant
+    min_classes: ClassVar[int] = 2  # a softmax over one class is always 1
     num_stages: ClassVar[int] = 0
     regression: ClassVar[Regression | None] = None
 

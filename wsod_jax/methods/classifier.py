@@ -18,7 +18,7 @@ from wsod_jax.losses.image_labels import (
     classification_loss,
     top1_hits,
 )
-from wsod_jax.methods.base import Method, Output, image_term
+from wsod_jax.methods.base import ImageClassifier, Output, image_term
 from wsod_jax.nn.heads import GapClassifier
 from wsod_jax.types import Batch, LossOutput, Params, Predictions
 
@@ -38,7 +38,7 @@ class ClassifierNetwork(nn.Module):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Classifier(Method):
+class Classifier(ImageClassifier):
     """Image classification.
 
     Attributes:
@@ -57,25 +57,6 @@ class Classifier(Method):
     def network(self) -> ClassifierNetwork:
         """The whole network."""
         return ClassifierNetwork(self.backbone, self.num_classes)
-
-    @property
-    def single_label(self) -> bool:
-        """Whether an image has exactly one class."""
-        return self.activation == "softmax"
-
-    @property
-    def uses_negatives(self) -> bool:
-        """Whether images without any class are used for training."""
-        return not self.single_label
-
-    @property
-    def min_classes(self) -> int:
-        """A softmax over one class is always 1."""
-        return 2 if self.single_label else 1
-
-    def init(self, key: jax.Array, batch: Batch) -> tuple[Params, dict]:
-        """Draw the network's parameters; there are no extras."""
-        return self.network.init(key, batch)["params"], {}
 
     def loss(
         self, params: Params, extras: dict, batch: Batch, key: jax.Array, step: jax.Array

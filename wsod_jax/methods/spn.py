@@ -27,7 +27,7 @@ from wsod_jax.losses.image_labels import (
     classification_loss,
     top1_hits,
 )
-from wsod_jax.methods.base import Method, Output, image_keys, image_term
+from wsod_jax.methods.base import ImageClassifier, Output, image_keys, image_term
 from wsod_jax.nn.layers import ReceptiveField
 from wsod_jax.nn.spn_network import SoftProposal, SpnNetwork
 from wsod_jax.options import COUNT, DROPOUT
@@ -35,7 +35,7 @@ from wsod_jax.types import Batch, FeatureMap, LossOutput, Params, Predictions
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Spn(Method):
+class Spn(ImageClassifier):
     """Soft proposal network.
 
     Attributes:
@@ -83,25 +83,6 @@ class Spn(Method):
             insert_after=self.insert_after,
             dropout_rate=self.dropout_rate,
         )
-
-    @property
-    def single_label(self) -> bool:
-        """Whether an image has exactly one class."""
-        return self.activation == "softmax"
-
-    @property
-    def uses_negatives(self) -> bool:
-        """Whether images without any class are used for training."""
-        return not self.single_label
-
-    @property
-    def min_classes(self) -> int:
-        """A softmax over one class is always 1."""
-        return 2 if self.single_label else 1
-
-    def init(self, key: jax.Array, batch: Batch) -> tuple[Params, dict]:
-        """Draw the network's parameters; there are no extras."""
-        return self.network.init(key, batch)["params"], {}
 
     def loss(
         self, params: Params, extras: dict, batch: Batch, key: jax.Array, step: jax.Array

@@ -182,17 +182,22 @@ def test_restart_from_any_step(images, workers):
         assert_same(part, whole[start:])
 
 
-def test_restart_reads_no_earlier_image(images):
+def watched(images):
+    """Return the same set, and the list to which it adds the id of every image that is read."""
     read = []
 
-    def watched(record):
+    def copy(record):
         def source():
             read.append(record.image_id)
             return record.path.read_bytes()
 
         return ImageRecord(record.image_id, source, record.height, record.width, record.labels)
 
-    watched_set = ImageSet("w", images.class_names, tuple(map(watched, images.records)))
+    return ImageSet("w", images.class_names, tuple(map(copy, images.records))), read
+
+
+def test_restart_reads_no_earlier_image(images):
+    watched_set, read = watched(images)
     options = dict(batch_size=1, accumulate=1, workers=1, prefetch=0)
     [[batch]] = take(train(watched_set, None, start_step=100, **options), 1)
     assert images.records[batch.image_index[0]].image_id == read[0]
@@ -593,16 +598,7 @@ def test_rows_of_all_processes_in_evaluation(images):
 
 
 def test_a_process_decodes_its_own_rows_alone(images):
-    read = []
-
-    def watched(record):
-        def source():
-            read.append(record.image_id)
-            return record.path.read_bytes()
-
-        return ImageRecord(record.image_id, source, record.height, record.width, record.labels)
-
-    watched_set = ImageSet("w", images.class_names, tuple(map(watched, images.records)))
+    watched_set, read = watched(images)
     options = dict(batch_size=4, accumulate=2, workers=1, prefetch=0)
     stream = train(watched_set, None, process_index=1, process_count=2, **options)
     update = next(stream)
