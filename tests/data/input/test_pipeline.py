@@ -480,16 +480,7 @@ def test_views_follow_each_other_and_share_rows(images):
 
 
 def test_views_decode_each_image_once(images):
-    reads = []
-
-    def watched(record):
-        def source():
-            reads.append(record.image_id)
-            return record.path.read_bytes()
-
-        return ImageRecord(record.image_id, source, record.height, record.width, record.labels)
-
-    watched_set = ImageSet("w", images.class_names, tuple(map(watched, images.records)))
+    watched_set, reads = watched(images)
     list(
         view_batches(
             watched_set,
