@@ -68,13 +68,14 @@ def test_report_joins_both_methods_and_all_seeds(tmp_path):
     assert rows[-1] == ["gain", "+15.0 ± 10.0", "–"]
     log, checksums = {"Render": {"seconds": 3.2}}, {"proposals": "0123456789ab"}
     report = demo_report.write_report(
-        tmp_path, reports, evaluations, table, checksums, log, small=True
+        tmp_path, reports, evaluations, table, checksums, log, seeds=[3, 5], small=True
     )
     text = report.read_text()
     assert table in text and "mean nothing" in text and "| Render | 3 |" in text
     assert "| proposals | 0123456789ab |" in text and hardware()["cpu"] in text
     links = re.findall(r"\]\(([^)]+)\)", text)
     assert len(links) == 7 and "oim_ir/pseudo_boxes.png" in links
+    assert "[seed 5](wsddn-1/evaluation/20/report.md)" in text
     assert "curve of wsddn, 0" in text and "curve of wsddn, 1" not in text
     assert all((tmp_path / link).is_file() for link in links)
 

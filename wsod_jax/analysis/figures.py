@@ -189,7 +189,7 @@ def draw_outcome(outcome: PassOutcome, folder: str | Path, count: int) -> list[F
         for kind, figure in figures.items():
             drawn[kind][record.image_id] = figure
             viz.save_image(folder / kind / f"{record.image_id.replace('/', '_')}.png", figure)
-    judged = "Hits red, false detections yellow, ground truth green"
+    judged = "True positives red, false positives yellow, ground truth green"
     captions = {
         "detections": judged if outcome.data.has_boxes else "Detections, a color for each class",
         "maps": "Proposal map; activations with their strongest point, tightest box, and components (dashed)",

@@ -74,7 +74,9 @@ def run(args: argparse.Namespace) -> int:
             for run in runs
         },
     )
-    report = write_report(out, reports, evaluations, table, checksums, log.entries, args.small)
+    report = write_report(
+        out, reports, evaluations, table, checksums, log.entries, args.seeds, args.small
+    )
     print(f"\n{table}\n")
     for stage, checksum in checksums.items():
         print(f"{stage:36s}{checksum}")
@@ -87,7 +89,7 @@ def run(args: argparse.Namespace) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class SeedRuns:
-    """Where the runs of one seed lie: those of the first under the names that the configurations use.
+    """The folders of one seed's runs: those of the first have the names that the configurations use.
 
     Attributes:
       out: folder of the demo.

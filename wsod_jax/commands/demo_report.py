@@ -86,6 +86,7 @@ def write_report(
     table: str,
     checksums: dict[str, str],
     log: dict,
+    seeds: Sequence[int],
     small: bool,
 ) -> Path:
     """Write one page with the scores of both methods and the figures of the first seed; return its path.
@@ -97,22 +98,25 @@ def write_report(
       table: the scores.
       checksums: stage -> checksum.
       log: title of a step -> its entry, with "seconds".
+      seeds: of the reports, in their order.
       small: whether this was the small demo.
     """
-    num_seeds = len(next(iter(reports.values())))
     lines = [
         "# Boxes from image labels",
         "A small run to see that everything works: these scores mean nothing." if small else "",
         table,
-        "mAP50: average precision on test images, a hit overlaps its object by IoU > 0.5. CorLoc: share of training "
-        "images, per class, whose best box does. In percent. No box was seen in training.",
-        f"Mean ± standard deviation over {num_seeds} seeds of pretraining and training; the gain is the mean "
+        "mAP50: average precision on test images; a true positive overlaps its object by IoU > 0.5. CorLoc: share of "
+        "training images, per class, whose best box does. In percent. No box was seen in training.",
+        f"Mean ± standard deviation over {len(seeds)} seeds of pretraining and training; the gain is the mean "
         "difference of two runs with the same seed ± its standard error.",
     ]
     for method, (report, *_) in reports.items():
         folders = [path.parent.relative_to(out).as_posix() for path in evaluations[method]]
-        links = (f"[{i}]({folder}/report.md)" for i, folder in enumerate(folders, start=1))
-        lines += [f"## {METHODS[method]}", f"All numbers of each seed: {', '.join(links)}"]
+        links = (
+            f"[seed {seed}]({folder}/report.md)"
+            for seed, folder in zip(seeds, folders, strict=True)
+        )
+        lines += [f"## {METHODS[method]}", f"All numbers: {', '.join(links)}"]
         folder = folders[0]
         for figure in report["figures"]:
             lines += [f"![{figure['caption']}]({folder}/{figure['path']})", figure["caption"]]
@@ -127,8 +131,8 @@ def write_report(
             lines += [f"## {caption}", f"![{caption}]({folder}/sheet.png)"]
     lines += [
         "## Checksums",
-        "Two machines that differ in a row agree in all rows above it. Pixels and proposals are the same on every "
-        "instruction set; sums of the networks are not, and training makes the difference large.",
+        "Compare two machines row by row: the first row that differs is the stage at which they part. Pixels and "
+        "proposals are the same on every x86 instruction set; the networks' sums are not, and training amplifies that.",
         "This ran on: " + ", ".join(f"{name} {value}" for name, value in hardware().items()),
         "| stage | checksum |\n|---|---|",
     ]

@@ -191,7 +191,7 @@ def match_detections(
     *,
     iou_thr: float = 0.5,
 ) -> np.ndarray:
-    """Tell hits from false detections, as VOC does.
+    """Tell true positives from false ones, as VOC does.
 
     A detection looks only at the object of its class and image that it overlaps most. IoU > `iou_thr`
     with a difficult object: not counted. With any other object: a hit if no earlier detection took it, else
