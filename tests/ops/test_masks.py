@@ -11,6 +11,7 @@ from pycocotools import mask as coco_mask
 from tests.oracles.masks import run_lengths
 from wsod_jax.errors import DataError
 from wsod_jax.ops.masks import (
+    cut_masks,
     decode_mask,
     has_mask,
     mask_to_rle,
@@ -251,3 +252,39 @@ def test_every_compressed_number():
         np.testing.assert_array_equal(
             full(decode_mask(segmentation, (total, 1), "x"), (total, 1)), expected
         )
+
+
+def test_masks_cut_from_class_maps():
+    """Pixels whose centers lie in the box, where the map of the box's class reaches the threshold."""
+    rng = np.random.default_rng(2)
+    maps = rng.random((5, 8, 2)).astype(np.float32)
+    size, scale = (10, 16), 0.5
+    boxes = np.array([[1.4, 2.6, 9.6, 8.5], [0, 0, 16, 10], [3.6, 3.6, 4.4, 4.4], [-4, -4, -1, 30]])
+    classes = np.array([1, 0, 1, 0])
+    found = cut_masks(maps, scale, boxes, classes, size, threshold=0.5)
+    for mask, box, c in zip(found, boxes, classes, strict=True):
+        pasted = np.zeros(size, bool)
+        height, width = mask.pixels.shape
+        pasted[mask.top : mask.top + height, mask.left : mask.left + width] = mask.pixels
+        for i, j in np.ndindex(*size):
+            inside = box[0] <= j + 0.5 < box[2] and box[1] <= i + 0.5 < box[3]
+            v = min(max((i + 0.5) * scale - 0.5, 0), 4)
+            u = min(max((j + 0.5) * scale - 0.5, 0), 7)
+            a, b = int(v), int(u)
+            below, right = min(a + 1, 4), min(b + 1, 7)
+            top = maps[a, b, c] + (u - b) * (maps[a, right, c] - maps[a, b, c])
+            bottom = maps[below, b, c] + (u - b) * (maps[below, right, c] - maps[below, b, c])
+            value = top + (v - a) * (bottom - top)
+            if abs(value - 0.5) > 1e-4:
+                assert pasted[i, j] == (inside and value >= 0.5)
+    assert found[2].pixels.size == 0 and found[3].pixels.size == 0
+    as_bytes = cut_masks(np.round(maps * 255).astype(np.uint8), scale, boxes, classes, size)
+    same = [(a.pixels == b.pixels).mean() for a, b in zip(found[:2], as_bytes[:2], strict=True)]
+    assert min(same) > 0.97
+
+
+def test_masks_cut_from_a_map_of_one_cell():
+    [mask] = cut_masks(
+        np.ones((1, 1, 1), np.float32), 0.1, np.array([[0, 0, 4, 3.0]]), np.zeros(1, int), (6, 8)
+    )
+    assert (mask.top, mask.left) == (0, 0) and mask.pixels.shape == (3, 4) and mask.pixels.all()

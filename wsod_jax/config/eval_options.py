@@ -16,6 +16,7 @@ from wsod_jax.evaluation.maps import MapReading
 from wsod_jax.evaluation.metrics.average_precision import IOU_SWEEP, ApMode
 from wsod_jax.evaluation.metrics.ilsvrc import ILSVRC_GUESSES
 from wsod_jax.ops.cam import BoxMode, Resizing
+from wsod_jax.ops.crf import CrfOptions
 from wsod_jax.options import COUNT, NOT_NEGATIVE, SHARE
 
 EvaluatorName = Literal[
@@ -66,6 +67,8 @@ class MaskOptions:
       semantic_scales: label maps are made of the views of these scales alone; `None` uses all. Each is one of the
         pass's scales.
       semantic_flips: and of these mirrorings; `None` uses all.
+      crf: the dense CRF that refines the probabilities of label maps, and of masks that are cut from them, at up to 500
+        pixels per side; `None` for none.
     """
 
     threshold: Annotated[float, SHARE] = 0.5
@@ -73,6 +76,7 @@ class MaskOptions:
     semantic_threshold: Annotated[float, SHARE] = 0.5
     semantic_scales: Annotated[tuple[int, ...] | None, COUNT] = None
     semantic_flips: tuple[bool, ...] | None = None
+    crf: CrfOptions | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -244,6 +248,7 @@ class EvalOptions:
             nms_thr=self.nms_thr,
             mask_thr=self.masks.threshold,
             semantic_thr=self.masks.semantic_threshold,
+            crf=self.masks.crf,
             reading=reading,
             with_candidates=self.average_per_image is not None,
         )

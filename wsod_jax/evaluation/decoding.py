@@ -10,6 +10,7 @@ from typing import Literal
 import numpy as np
 
 from wsod_jax.evaluation.maps import MapReading
+from wsod_jax.ops.crf import CrfOptions
 from wsod_jax.types import ImageResult
 
 Merge = Literal["mean", "sum", "union"]
@@ -29,6 +30,7 @@ class Decoding:
       nms_thr: a box is removed by a better one of its class with IoU > this.
       mask_thr: a pixel belongs to an object from this probability on.
       semantic_thr: a pixel is background where no class's probability exceeds this.
+      crf: refines the probabilities of classes at pixels; `None` leaves them.
       reading: how maps are read.
       with_candidates: results also tell the `top_k` best scores of every class before NMS.
     """
@@ -40,6 +42,7 @@ class Decoding:
     nms_thr: float = 0.3
     mask_thr: float = 0.5
     semantic_thr: float = 0.5
+    crf: CrfOptions | None = None
     reading: MapReading = MapReading()
     with_candidates: bool = False
 

@@ -21,11 +21,12 @@ from wsod_jax.errors import DataError
 from wsod_jax.evaluation.decoding import Decoding, Merge
 from wsod_jax.evaluation.maps import image_maps
 from wsod_jax.ops.detect import detect, detect_again
-from wsod_jax.ops.masks import paste_masks
-from wsod_jax.ops.views import label_map, to_original, to_view
-from wsod_jax.types import Batch, Detections, ImageResult, Predictions
+from wsod_jax.ops.masks import cut_masks, paste_masks
+from wsod_jax.ops.views import ClassMaps, class_maps, label_map, to_original, to_view
+from wsod_jax.types import Batch, Detections, FeatureMap, ImageResult, Predictions
 
 LABEL_CANVAS = 256  # sides of the canvases of label maps are multiples of this, in original pixels
+CLASS_MAP_SIDE = 500  # longest side of class maps; a multiple of 64 up to it is their canvas
 
 
 @dataclass(frozen=True)
@@ -154,6 +155,7 @@ class _Group:
     image_scores: list[jax.Array]
     maps: list[tuple[Any, Batch]]
     semantic: jax.Array | None
+    class_maps: ClassMaps | None
     best_scores: jax.Array | None
 
 
@@ -173,7 +175,7 @@ def _predict_group(
         if found.maps is not None:
             maps.append((found.maps, batch))
         if found.semantic is not None:
-            labels.append((found.semantic, rows))
+            labels.append((found.semantic, rows if labels else on_device))
         if found.boxes is not None:
             candidates = Predictions(found.boxes, found.scores, found.mask)
             num_rows = max(num_rows, found.scores.shape[1])
@@ -195,13 +197,51 @@ def _predict_group(
         best_scores = _best_scores(sums.scores, sums.seen, decoding.top_k)
     if for_masks:
         masks = _mean_masks(model, for_masks, found)
+    of_classes = None
     if labels:
-        original = np.concatenate([batches[0].views.original_size, [[1, 1]]]).max(axis=0)
-        canvas = tuple((-(-original // LABEL_CANVAS) * LABEL_CANVAS).tolist())
-        semantic = label_map(*zip(*labels, strict=True), canvas, decoding.semantic_thr)
+        cuts_masks = any("masks" in want for want in wants) and model.predict_masks is None
+        semantic, of_classes = _segmentation(labels, batches[0], decoding, cuts_masks)
     return _Group(
-        list(batches), sums, num_rows, found, masks, image_scores, maps, semantic, best_scores
+        list(batches),
+        sums,
+        num_rows,
+        found,
+        masks,
+        image_scores,
+        maps,
+        semantic,
+        of_classes,
+        best_scores,
     )
+
+
+def _segmentation(
+    labels: Sequence[tuple[FeatureMap, Batch]], first: Batch, decoding: Decoding, cuts_masks: bool
+) -> tuple[jax.Array, ClassMaps | None]:
+    """Return the label maps of a group of images, and its class maps as uint8 if masks are cut from them.
+
+    Args:
+      labels: probabilities of the views that have some, and their batches, the first one's with pixels.
+      first: a batch of the group (NumPy).
+      decoding: CRF and threshold.
+      cuts_masks: whether masks are cut from class maps.
+    """
+    original = np.concatenate([first.views.original_size, [[1, 1]]])
+    canvas = tuple((-(-original.max(axis=0) // LABEL_CANVAS) * LABEL_CANVAS).tolist())
+    maps, views = zip(*labels, strict=True)
+    found = None
+    if cuts_masks or decoding.crf is not None:
+        longest = original.max(axis=1, keepdims=True)
+        smaller = np.ceil(original * np.minimum(1.0, CLASS_MAP_SIDE / longest)).max(axis=0)
+        side = tuple((-(-smaller.astype(int) // 64) * 64).tolist())
+        found = class_maps(maps, views, side, CLASS_MAP_SIDE, decoding.crf)
+        if decoding.crf is not None:
+            maps, views = zip(found.as_view(views[0]), strict=True)
+    views = [view.replace(image=None, features=None, pooled=None) for view in views]
+    semantic = label_map(maps, views, canvas, decoding.semantic_thr)
+    if not cuts_masks:
+        return semantic, None
+    return semantic, found._replace(maps=jnp.round(255.0 * found.maps).astype(jnp.uint8))
 
 
 def _detect_union(
@@ -333,8 +373,8 @@ def _results(group: _Group, decoding: Decoding, query: np.ndarray | None) -> Ite
     first = group.batches[0]
     finite = None if group.sums is None else group.sums.finite
     held = group.found, group.masks, group.image_scores, [maps for maps, _ in group.maps]
-    held += group.semantic, group.best_scores, finite
-    found, masks, scores, maps, semantic, best, finite = jax.device_get(held)
+    held += group.semantic, group.class_maps, group.best_scores, finite
+    found, masks, scores, maps, semantic, of_classes, best, finite = jax.device_get(held)
     for b in np.flatnonzero(first.image_mask):
         index = int(first.image_index[b])
         size = tuple(np.asarray(first.views.original_size[b]).tolist())
@@ -356,6 +396,16 @@ def _results(group: _Group, decoding: Decoding, query: np.ndarray | None) -> Ite
             if masks is not None:
                 cells, boxes = masks[b][:count], values["boxes"]
                 values["masks"] = paste_masks(cells, boxes, size, threshold=decoding.mask_thr)
+            elif of_classes is not None:
+                height, width = of_classes.size[b].tolist()
+                values["masks"] = cut_masks(
+                    of_classes.maps[b, :height, :width],
+                    float(of_classes.scale[b]),
+                    values["boxes"],
+                    values["classes"],
+                    size,
+                    threshold=decoding.mask_thr,
+                )
         if maps:
             views = [(one, batch) for one, (_, batch) in zip(maps, group.maps, strict=True)]
             asked = None if query is None else query[index]

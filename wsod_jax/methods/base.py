@@ -15,7 +15,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from wsod_jax.errors import ConfigError
 from wsod_jax.losses.image_labels import mil_loss
@@ -59,7 +59,9 @@ class Method:
         answers on the host before an update, and the batch, to which features may have been added.
       predict_masks: `None`, or (params, extras, batch, memo, detections) -> [b, n, p, p] probabilities: the masks of
         detections in one view, each in the frame of its box. `detections` are in the view's pixels, `memo` is the
-        view's `Predictions.memo`.
+        view's `Predictions.memo`. With `None`, the output "masks" is cut from the maps of "semantic".
+      start_from: `None`, or (params, started) -> params: computes parameters from others, those that `train.init_from`
+        brought; `started` is the set of their paths.
     """
 
     supervision: ClassVar[Mapping[str, Literal["image", "boxes"]]] = MappingProxyType(
@@ -76,6 +78,7 @@ class Method:
     pool: ClassVar[Any] = None
     propose: ClassVar[Any] = None
     predict_masks: ClassVar[Any] = None
+    start_from: ClassVar[Any] = None
 
     def changes_at(self) -> dict[str, tuple[int, ...]]:
         """Return option -> updates at which its value changes, to print them before a run."""
@@ -213,11 +216,12 @@ class ProposalMethod(Method):
 
     def mil_term(self, scored: ProposalOutputs, batch: Batch) -> Term:
         """Return L_mil = -Σ_c [y_c log φ_c + (1 - y_c) log(1 - φ_c)], reduced over classes."""
+        losses = jax.vmap(self.mil_loss)(scored.image_scores(), batch.labels)
+        return image_term(losses, batch)
 
-        def one_image(phi: jax.Array, labels: jax.Array) -> jax.Array:
-            return mil_loss(phi, labels, reduction=self.mil_reduction, scale=self.mil_scale)
-
-        return image_term(jax.vmap(one_image)(scored.image_scores(), batch.labels), batch)
+    def mil_loss(self, scores: Float[Array, " c"], labels: Int[Array, " c"]) -> Float[Array, ""]:
+        """Return the cross-entropy of one image's class scores, reduced over classes."""
+        return mil_loss(scores, labels, reduction=self.mil_reduction, scale=self.mil_scale)
 
 
 def mil_metrics(scored: ProposalOutputs, batch: Batch) -> dict[str, Term]:

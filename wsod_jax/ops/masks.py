@@ -58,6 +58,51 @@ def paste_masks(
     return tuple(pasted)
 
 
+def cut_masks(
+    class_maps: np.ndarray,
+    scale: float,
+    boxes: np.ndarray,
+    classes: np.ndarray,
+    size: tuple[int, int],
+    *,
+    threshold: float = 0.5,
+) -> tuple[Mask, ...]:
+    """Cut the masks of boxes out of the maps of their classes.
+
+    Args:
+      class_maps: [h, w, c] probabilities, or [0, 255] as uint8, at the centers of cells of 1 / `scale` pixels.
+      scale: cells per pixel of the image.
+      boxes: [n, 4] `xyxy` pixels.
+      classes: [n] of the boxes.
+      size: (height, width) of the image.
+      threshold: pixels of probability >= this belong to the object.
+    Returns:
+      n masks of the pixels whose centers lie in the box, and whose map, interpolated bilinearly, reaches the
+      threshold. The window of a box that holds no pixel's center is empty.
+    """
+    if class_maps.dtype == np.uint8:
+        threshold = threshold * 255
+    height, width = size
+    first = np.clip(np.ceil(boxes[:, :2] - 0.5), 0, (width, height)).astype(int)
+    last = np.clip(np.ceil(boxes[:, 2:] - 0.5), first, (width, height)).astype(int)
+    cut = []
+    for index, (left, top), (right, bottom) in zip(
+        classes.tolist(), first.tolist(), last.tolist(), strict=True
+    ):
+        values = class_maps[..., index].astype(np.float32)
+        for axis, (low, high) in enumerate(((top, bottom), (left, right))):
+            place = (np.arange(low, high) + 0.5) * scale - 0.5
+            place = np.clip(place, 0, values.shape[axis] - 1)
+            below = np.minimum(place.astype(int), max(values.shape[axis] - 2, 0))
+            above = np.minimum(below + 1, values.shape[axis] - 1)
+            part = (place - below).astype(np.float32)
+            part = part[:, None] if axis == 0 else part[None, :]
+            under, over = (np.take(values, at, axis=axis) for at in (below, above))
+            values = under + (over - under) * part
+        cut.append(Mask(top, left, values >= threshold))
+    return tuple(cut)
+
+
 def _resample(cells: np.ndarray, low: float, high: float, first: int, last: int) -> np.ndarray:
     """Interpolate along axis 0 at the pixels first .. last - 1.
 

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from wsod_jax.errors import ConfigError
 
 VOC07_TRAINVAL, VOC12_TRAIN, COCO14_TRAIN, ILSVRC_TRAIN = 5_011, 5_717, 82_081, 1_281_167  # images
+VOC10_TRAINVAL, VOC12_TRAINVAL, COCO17_TRAIN = 10_103, 11_540, 118_287
 
 CAFFE_MEAN = (103.939, 116.779, 123.68)  # BGR, of the released VGG and SqueezeNet weights
 
@@ -147,6 +148,46 @@ def mist_vgg16(
     config.optim.groups = ((r"bias", 2.0, 0.0),)
     config.eval.scales = (480, 576, 688, 864, 1000, 1200)
     config.eval.average_per_image = None
+    config.eval.max_per_image = 100
+    return config
+
+
+# ---------------------------------------------------------------- WS-JDS
+
+WS_JDS = {  # the rows of its Table 1
+    "wsddn": dict(name="wsddn", mil_reduction="sum", score_gate=1.0),
+    "parallel": dict(name="ws_jds", guidance="none"),
+    "to_segmentation": dict(name="ws_jds", guidance="to_segmentation"),
+    "to_detection": dict(name="ws_jds", guidance="to_detection"),
+    "ws_jds": dict(name="ws_jds", guidance="both"),
+}
+
+
+def ws_jds_vgg16(variant: str, num_images: int, epochs: int = 30) -> ConfigDict:
+    """Return WS-JDS's settings, without the data: the paper's schedule, and the released code where it is silent.
+
+    128 images per update; the rate is 1e-3, and a tenth of it for the last third of the epochs. The whole backbone is
+    frozen. Guidance ends after 5/6 of the updates.
+
+    Args:
+      variant: one of `WS_JDS`; they differ in nothing else.
+      num_images: images that are learned from.
+      epochs: how often each of them is shown.
+    """
+    num_steps = num_images * epochs // 128
+    config = vgg16_detector("wsddn")
+    box_head, config.method = config.method.box_head, ConfigDict(of_variant(variant, WS_JDS))
+    config.method.update(roi_size=7, pooling="max", box_head=box_head)
+    if config.method.name == "ws_jds":
+        config.method.guidance_steps = num_steps * 5 // 6
+        config.eval.masks = dict(semantic_scales=(688,), semantic_flips=(False,), crf={})
+    config.backbone.update(mean=CAFFE_MEAN, frozen=("conv",))
+    config.proposals.update(max_proposals=2048, dedup_stride=1, min_side_px=20)
+    config.train.update(num_steps=num_steps, accumulate=128, crop=(0.9, 0.9), jitter="hsv")
+    config.optim.decay_steps = (round(num_steps * 2 / 3),)
+    config.optim.groups = ((r"bias", 2.0, 0.0),)
+    config.log.update(checkpoint_interval=100, keep_period=200, image_interval=100)
+    config.eval.update(merge="sum", nms_thr=0.5, score_thr=1e-9, average_per_image=None)
     config.eval.max_per_image = 100
     return config
 

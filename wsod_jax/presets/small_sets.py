@@ -6,7 +6,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from wsod_jax.presets.published import CAFFE_MEAN, REGRESSION, corloc_pass, of_variant
+from wsod_jax.presets.published import CAFFE_MEAN, REGRESSION, WS_JDS, corloc_pass, of_variant
 
 SOLVERS = {"spn": "walk", "spn_stationary": "stationary", "cam": "uniform"}  # variant -> solver
 DETECTORS: dict[str, dict[str, Any]] = {  # variant of a small set -> options of its method
@@ -49,6 +49,28 @@ def small_set(variant: str, num_steps: int) -> ConfigDict:
     config.eval.top_k = 100
     config.eval.average_per_image = None
     config.eval.nms_thr = 0.3
+    return config
+
+
+def ws_jds_small_set(variant: str, num_steps: int) -> ConfigDict:
+    """Return WS-JDS, or an ablation of it, with a small segmentation branch; nothing is cached, since gradients reach
+    the pixels.
+
+    Backbone, data, proposals and image sizes are left to the caller.
+
+    Args:
+      variant: one of `WS_JDS`; they differ in nothing else.
+      num_steps: updates.
+    """
+    config = small_set("wsddn", num_steps)
+    box_head, config.method = config.method.box_head, ConfigDict(of_variant(variant, WS_JDS))
+    config.method.update(roi_size=7, pooling="max", box_head=box_head)
+    if config.method.name == "ws_jds":
+        config.method.segmentation = dict(dilations=(1, 2, 4, 6), channels=64)
+        config.method.guidance_steps = num_steps * 5 // 6
+        config.eval.masks = dict(crf={})
+    config.train.cache = "none"
+    config.optim.groups = ((r"midn|_fc8", 3.0, 1.0),)
     return config
 
 

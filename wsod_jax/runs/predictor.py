@@ -293,6 +293,8 @@ class Predictor:
             functools.partial(put, mesh=self.mesh),
         )
         outputs = self.method.outputs if want is None else self.method.outputs & want
+        if "masks" in outputs and self.mask_step is None:
+            outputs |= {"semantic"}  # masks are cut from class maps
         decoding = self.settings.decoding(is_single_label=self.method.single_label)
         return model, views, self.settings.wants(frozenset(outputs)), decoding
 

@@ -76,7 +76,7 @@ def train(
     mesh = make_mesh()
     folder = workdir / "checkpoints"
     # Read first, so that a missing file leaves no workdir.
-    start_from = None if checkpoint_steps(folder) else warm_start(config)
+    start_from = None if checkpoint_steps(folder) else warm_start(config, method)
     checkpoints = Checkpoints(
         folder,
         describe_run(config, method, data),
@@ -184,7 +184,7 @@ def describe_run(config: RunConfig, method: Method, data: TrainingData) -> dict[
 
 
 def warm_start(
-    config: RunConfig,
+    config: RunConfig, method: Method
 ) -> Callable[[Params, dict], tuple[Params, dict]] | None:
     """Return the function that puts other weights into drawn parameters and extras, or `None` for none.
 
@@ -199,6 +199,9 @@ def warm_start(
         params, extras, report = init_from(params, extras, sources, config.train.reinit)
         if is_first():
             print(f"weights: {report}")
+        if method.start_from is not None:
+            started = frozenset(name for names in report.taken.values() for name in names)
+            params = method.start_from(params, started)
         return params, extras
 
     return merge

@@ -1,0 +1,101 @@
+"""Prior guidance of WS-JDS: how much evidence a map gives a proposal, compared to the proposal's surroundings (Eq. 3).
+
+    W_rc = N(p_r) / √|p_r| − N(p_r^c) / √|p_r^c|
+
+N counts the pixels of a region where the map is at least a threshold, |.| all of its pixels. p_r^c, the context, is the
+box enlarged by 1.8 around its center without the box itself.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+from jaxtyping import Array, Bool, Float, Int
+
+from wsod_jax.ops.integral_image import box_counts, integral_image
+
+CONTEXT_SCALE = 1.8  # of the context, and of the released code's inner box
+NONE = -1e20  # score of no proposal
+
+Region = Literal["frame", "box"]
+AreaPower = Literal["root", "plain"]
+
+
+def evidence_scores(
+    evidence: Bool[Array, "h w"],
+    proposals: Float[Array, "r 4"],
+    size: Int[Array, " 2"],
+    *,
+    region: Region = "frame",
+    area: AreaPower = "root",
+) -> Float[Array, " r"]:
+    """Return Eq. 3 for every proposal, before normalization.
+
+    Args:
+      evidence: [h, w] bool, the map where it is at least the threshold; False in the margin.
+      proposals: [r, 4] boxes in pixels of the map. Corners are rounded to whole pixels, halves up.
+      size: [2] valid (height, width): boxes are clipped to it, so a box at the border has a smaller context.
+      region: "box" is the paper's; "frame", the released one, leaves the box reduced by 1.8 out of p_r, so that
+        evidence counts near the box's edge.
+      area: counts are divided by the "root" of the area, at least 1, or by the "plain" area (released, of masks).
+
+    Returns:
+      [r] float32.
+
+    Source: Shen et al. 2019 (WS-JDS), Eq. 3; the frame and its rounding are the released kernel's.
+    """
+    integral = integral_image(evidence)
+    # The released kernel's corners are whole pixels, the last one included.
+    limit = size[None, ::-1].astype(jnp.float32)  # (width, height)
+    first = jnp.clip(jnp.floor(proposals[:, :2] + 0.5), 0, limit - 1)
+    last = jnp.clip(jnp.floor(proposals[:, 2:] + 0.5) - 1, first, limit - 1)
+
+    def scaled(factor: float) -> Int[Array, "r 4"]:
+        """Return the boxes enlarged around their centers, in whole pixels inside the image, ends excluded."""
+        center, half = (first + last) / 2, (last - first) * factor / 2
+        low = jnp.clip(jnp.floor(center - half + 0.5), 0, limit)
+        high = jnp.clip(jnp.floor(center + half + 0.5) + 1, low, limit)
+        return jnp.concatenate([low, high], axis=1).astype(jnp.int32)
+
+    def count_and_area(factor: float) -> tuple[Array, Array]:
+        corners = scaled(factor)
+        sides = (corners[:, 2:] - corners[:, :2]).astype(jnp.float32)
+        return box_counts(integral, corners), sides[:, 0] * sides[:, 1]
+
+    def share(count: Array, pixels: Array) -> Array:
+        pixels = jnp.maximum(pixels, 1.0)
+        return count / (jnp.sqrt(pixels) if area == "root" else pixels)
+
+    (box, box_area), (outer, outer_area) = count_and_area(1.0), count_and_area(CONTEXT_SCALE)
+    inner, inner_area = count_and_area(1.0 / CONTEXT_SCALE) if region == "frame" else (0.0, 0.0)
+    return share(box - inner, box_area - inner_area) - share(outer - box, outer_area - box_area)
+
+
+def prior_weights(
+    scores: Float[Array, " r"], mask: Bool[Array, " r"], image_score: ArrayLike
+) -> Float[Array, " r"]:
+    """Return the weights W of one class from the scores of `evidence_scores`.
+
+    Positive scores are divided by the largest one and negative ones by the size of the smallest one, and the result is
+    blended with 1 by the image's score φ of the class: W ← φ W + (1 − φ). Without a positive score W is 1 everywhere.
+
+    Args:
+      scores: [r] of one class.
+      mask: [r] True = real proposal.
+      image_score: φ in [0, 1].
+
+    Returns:
+      [r] float32 in [1 − 2 φ, 1]; 1 where masked.
+
+    Source: the released WS-JDS code; the paper prints W without normalization.
+    """
+    high = jnp.max(jnp.where(mask, scores, NONE), initial=NONE)
+    low = jnp.min(jnp.where(mask, scores, -NONE), initial=-NONE)
+    positive = scores / jnp.where(high > 0, high, 1.0)
+    negative = scores / jnp.where(low < 0, -low, 1.0)
+    weights = jnp.where(scores > 0, positive, negative)
+    weights = image_score * weights + (1.0 - image_score)
+    return jax.lax.stop_gradient(jnp.where(mask & (high > 0), weights, 1.0))

@@ -1,0 +1,401 @@
+"""WS-JDS: weakly supervised joint detection and segmentation, which guide each other (Shen et al., CVPR 2019).
+
+WSDDN scores proposals, and a segmentation branch on the same map scores every class in every cell, S = σ(logits):
+
+    X = softmax_r(A) ⊙ softmax_c(B),   φ_c = Σ_r X_rc                       (detection, Eq. 1)
+    G_c = max_color |∂φ_c / ∂image| / its maximum                           (localization map)
+    M_c = 1 where G_c ≥ 0.1,  0 where G_c ≤ 0.005,  unknown elsewhere       (seeds)
+    L_seed = −Σ_c [mean_{M=1} log S_c + mean_{M=0} log(1 − S_c)]            (detection guides segmentation, Eq. 2)
+    W_rc = N(p_r) / √|p_r| − N(p_r^c) / √|p_r^c|, normalized                (Eq. 3)
+    φ⁺_c = Σ_r max(W_rc, 0) X_rc,   φ⁻_c = Σ_r max(−W_rc, 0) X_rc
+    L_prior = BCE(φ⁺, y) + BCE(φ⁻, 0)                                       (segmentation guides detection, Eq. 4)
+    L = L_prior(G) + 0.1 L_prior(S) + L_seed + L_boundary
+
+Only a class that the image contains and that is confident, φ_c ≥ 0.7, has a localization map, seeds and W ≠ 1.
+Equations 3 and 4 follow the released code where the paper is silent; `prior_guidance` has Eq. 3, and
+`losses/segmentation` the losses. docs/methods.md lists the options and the ablations.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Annotated, ClassVar, Literal
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from wsod_jax.errors import ConfigError
+from wsod_jax.losses.segmentation import (
+    Balance,
+    balanced_boundary_loss,
+    boundary_loss,
+    label_probabilities,
+    seed_loss,
+    seeds_of_map,
+)
+from wsod_jax.methods.base import Output, ProposalMethod, image_keys, image_term, mil_metrics
+from wsod_jax.methods.prior_guidance import AreaPower, Region, evidence_scores, prior_weights
+from wsod_jax.nn.aspp import Aspp
+from wsod_jax.nn.layers import valid_mask
+from wsod_jax.nn.proposal_network import ProposalOutputs
+from wsod_jax.ops.crf import CrfOptions, dense_crf
+from wsod_jax.ops.masked import masked_mean
+from wsod_jax.ops.resize import average_cells, upsample
+from wsod_jax.options import COUNT, NOT_NEGATIVE, SHARE
+from wsod_jax.types import Batch, FeatureMap, LossOutput, Params, Predictions, Term
+
+Guidance = Literal["both", "to_segmentation", "to_detection", "none"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WsJds(ProposalMethod):
+    """Joint detection and segmentation with cyclic guidance.
+
+    Attributes:
+      segmentation: the segmentation branch.
+      guidance: who guides whom: "both" is the paper's WSOD ⇋ WSSS. "to_segmentation" (→) trains detection as WSDDN;
+        "to_detection" (←) trains segmentation from image labels; "none" (∥) both.
+      confidence_thr: φ_c from which a present class guides.
+      map_seed: the localization map is the gradient of φ_c ("ones"), or of ½ Σ_r X_rc² ("scores", the first release).
+      seed_thrs: (background, foreground): M is 0 up to the first and 1 from the second.
+      seed_balance: the mean over positive and that over negative pixels are added ("balanced", the release), or there
+        is one mean ("plain", Eq. 2).
+      boundary_loss: "sec" compares background and present classes with their CRF, "released" every class on its own,
+        "off" nothing.
+      crf: the CRF of the boundary loss.
+      evidence_thr: a pixel counts for W from this share of its map's maximum.
+      prior_region: W compares the context with a "frame" inside the box (the release) or with the whole "box" (paper).
+      mask_area: W of segmentation maps divides by the area's "root" (paper) or the "plain" area (first release).
+      negative_weights: φ⁺ and φ⁻ are "split" (the release), or φ = Σ_r W_rc X_rc is one sum, at least 0 (Eq. 4).
+      localization_prior_weight: factor on L_prior of the localization maps.
+      mask_prior_weight: factor on L_prior of the segmentation maps.
+      entropy_weight: factor on the mean of −X log X over proposals and present classes; 0.1 in the release, not in
+        the paper.
+      guidance_steps: updates after which W is 1 and L_seed is 0; `None`: never.
+    """
+
+    mil_reduction: Literal["mean", "sum"] = "sum"
+    score_gate: Annotated[float, NOT_NEGATIVE] = 1.0
+    segmentation: Aspp = Aspp()
+    guidance: Guidance = "both"
+    confidence_thr: Annotated[float, SHARE] = 0.7
+    map_seed: Literal["ones", "scores"] = "ones"
+    seed_thrs: Annotated[tuple[float, float], SHARE] = (0.005, 0.1)
+    seed_balance: Balance = "balanced"
+    boundary_loss: Literal["sec", "released", "off"] = "sec"
+    crf: CrfOptions = CrfOptions()
+    evidence_thr: Annotated[float, SHARE] = 0.1
+    prior_region: Region = "frame"
+    mask_area: AreaPower = "plain"
+    negative_weights: Literal["split", "sum"] = "split"
+    localization_prior_weight: Annotated[float, NOT_NEGATIVE] = 1.0
+    mask_prior_weight: Annotated[float, NOT_NEGATIVE] = 0.1
+    entropy_weight: Annotated[float, NOT_NEGATIVE] = 0.0
+    guidance_steps: Annotated[int | None, COUNT] = None
+
+    paper: ClassVar[str] = "Shen et al. 2019 (WS-JDS)"
+    outputs: ClassVar[frozenset[Output]] = frozenset({"boxes", "masks", "semantic", "image_scores"})
+    requires_image: ClassVar[bool] = True
+    pool: ClassVar[None] = None  # the segmentation branch needs the map
+
+    def __post_init__(self):
+        background, foreground = self.seed_thrs
+        if background >= foreground:
+            raise ConfigError(
+                f"config.method.seed_thrs is {self.seed_thrs!r}; allowed are (background, foreground) with background "
+                "< foreground, such as (0.005, 0.1)"
+            )
+
+    def changes_at(self) -> dict[str, tuple[int, ...]]:
+        """Return the update at which guidance ends."""
+        return {} if self.guidance_steps is None else {"guidance": (self.guidance_steps,)}
+
+    # -- the network
+
+    def init(self, key: jax.Array, batch: Batch) -> tuple[Params, dict]:
+        """Draw the parameters; those of detection are WSDDN's for the same key."""
+        params, extras = super().init(key, batch)
+        maps = self.backbone.apply({"params": params["backbone"]}, batch)["c5"]
+        branch = self.segmentation.init(jax.random.fold_in(key, 1), maps, self.num_classes)
+        return params | {"segmentation": branch["params"]}, extras
+
+    def start_from(self, params: Params, started: frozenset[str]) -> Params:
+        """Return the parameters with fc6 and fc7 of the branches sub-sampled from the box head's, if these started.
+
+        Args:
+          params: all parameters.
+          started: paths of those that were read from files.
+        """
+        if not {"box_head/fc6/kernel", "box_head/fc7/kernel"} <= started:
+            return params
+        if any(path.startswith("segmentation/") for path in started):
+            return params
+        branch = self.segmentation.from_box_head(
+            params["segmentation"], params["box_head"], self.roi_size
+        )
+        return params | {"segmentation": branch}
+
+    def segment(
+        self, params: Params, maps: FeatureMap, keys: jax.Array | None = None
+    ) -> FeatureMap:
+        """Return the logits [b, h, w, c] of the segmentation branch."""
+        return self.segmentation.apply(
+            {"params": params["segmentation"]}, maps, self.num_classes, keys
+        )
+
+    def predict(
+        self, params: Params, extras: dict, batch: Batch, want: frozenset[Output]
+    ) -> Predictions:
+        """Return X as scores of the proposals, and S as label probabilities."""
+        del extras
+        maps = self.backbone.apply({"params": params["backbone"]}, batch)
+        scored = self.score(params, batch.replace(features=maps))
+        semantic = None
+        if "semantic" in want:
+            logits = self.segment(params, maps["c5"])
+            semantic = logits.replace(features=jax.nn.sigmoid(logits.features))
+        return Predictions(
+            batch.proposals,
+            scored.mil_scores,
+            scored.mask,
+            scored.image_scores(),
+            semantic=semantic,
+        )
+
+    # -- training
+
+    def loss(
+        self, params: Params, extras: dict, batch: Batch, key: jax.Array, step: jax.Array
+    ) -> LossOutput:
+        """Score proposals and cells, let each branch guide the other, and supervise both."""
+        maps = self.backbone.apply({"params": params["backbone"]}, batch)
+        scored = self.score(params, batch.replace(features=maps), key)
+        keys = image_keys(jax.random.fold_in(key, 1), batch)
+        logits = self.segment(params, maps["c5"], keys)
+
+        is_guiding = True if self.guidance_steps is None else step < self.guidance_steps
+        classes = self.confident_classes(scored, batch, is_guiding)
+        localization = self.localization_maps(params, batch, key, classes)
+        figures = {"localization_maps": localization, "classes": classes}
+        figures["segmentation"] = jax.nn.sigmoid(logits.features)
+
+        if self.guidance in ("both", "to_detection"):
+            masks = mask_maps(logits, classes, batch)
+            terms = self.prior_terms(scored, localization, masks, classes, batch)
+        else:
+            terms = {"mil": self.mil_term(scored, batch)}
+        if self.guidance in ("both", "to_segmentation"):
+            seed = self.seed_losses(logits, localization, classes, batch)
+            terms["seed"] = image_term(jnp.where(is_guiding, seed, 0.0), batch)
+            if self.boundary_loss != "off":
+                terms["boundary"] = image_term(self.boundary_losses(logits, batch), batch)
+        else:
+            terms["segmentation"] = self.segmentation_term(logits, batch)
+        if self.entropy_weight:
+            entropy = self.entropy_weight * mean_entropy(scored, batch)
+            terms["entropy"] = image_term(entropy, batch)
+        num_confident = jnp.sum(classes >= 0, axis=1).astype(jnp.float32)
+        metrics = mil_metrics(scored, batch) | {
+            "confident_classes": image_term(num_confident, batch)
+        }
+        return LossOutput(terms, extras, metrics, figures=figures)
+
+    def confident_classes(
+        self, scored: ProposalOutputs, batch: Batch, is_guiding: jax.Array | bool
+    ) -> Int[Array, "b k"]:
+        """Return the classes that guide, ascending, -1 in empty slots: present, with φ_c >= `confidence_thr`."""
+        phi = jax.lax.stop_gradient(scored.image_scores())
+        guides = (batch.labels == 1) & (phi >= self.confidence_thr)
+        guides &= batch.image_mask[:, None] & is_guiding
+        (slots,) = jax.vmap(lambda row: jnp.nonzero(row, size=self.max_classes, fill_value=-1))(
+            guides
+        )
+        return slots
+
+    def localization_maps(
+        self, params: Params, batch: Batch, key: jax.Array, classes: Int[Array, "b k"]
+    ) -> Float[Array, "b k H W"]:
+        """Return G of every confident class: the absolute gradient of its score, relative to its maximum.
+
+        The gradient goes back to the pixels through the frozen layers and the pass's own dropout, with the ordinary
+        rule for ReLU. The forward pass here equals the loss's, and XLA merges the two. Each class slot costs a backward
+        pass of the whole batch, without gradients of weights; slots that are empty in all images cost nothing.
+
+        Args:
+          params: of the loss; no gradient flows back to them.
+          batch: with pixels.
+          key: the loss's.
+          classes: [b, k], -1 in empty slots, which come last.
+
+        Returns:
+          [b, k, H, W] in [0, 1], constant; all 0 for an empty slot, and where the gradient is 0 everywhere.
+        """
+        shape = (*classes.shape, *batch.image.shape[1:3])
+        if self.guidance == "none":
+            return jnp.zeros(shape)
+        frozen = jax.lax.stop_gradient(params)
+        image = jnp.asarray(batch.image).astype(jnp.float32)
+
+        def scores_of(image: jax.Array) -> jax.Array:
+            return self.score(frozen, batch.replace(image=image), key).mil_scores
+
+        scores, pull_back = jax.vjp(scores_of, image)
+        seeds = jnp.ones_like(scores) if self.map_seed == "ones" else scores
+
+        def add_slot(carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+            slot, maps = carry
+            of_class = jax.nn.one_hot(classes[:, slot], self.num_classes)  # [b, c], 0 for -1
+            (gradient,) = pull_back(seeds * of_class[:, None, :])
+            size = jnp.max(jnp.abs(gradient), axis=-1)  # [b, H, W]
+            peak = jnp.max(size, axis=(1, 2), keepdims=True)
+            return slot + 1, maps.at[:, slot].set(size / jnp.where(peak > 0, peak, 1.0))
+
+        num_slots = jnp.max(jnp.sum(classes >= 0, axis=1))
+        start = (jnp.zeros((), jnp.int32), jnp.zeros(shape))
+        _, maps = jax.lax.while_loop(lambda carry: carry[0] < num_slots, add_slot, start)
+        return jax.lax.stop_gradient(maps)
+
+    def prior_terms(
+        self,
+        scored: ProposalOutputs,
+        localization: Float[Array, "b k H W"],
+        masks: Float[Array, "b k H W"],
+        classes: Int[Array, "b k"],
+        batch: Batch,
+    ) -> dict[str, Term]:
+        """Return L_prior of the localization maps and of the segmentation maps."""
+
+        def one_image(
+            maps: jax.Array, area: AreaPower, row: ProposalOutputs, classes: jax.Array, batch: Batch
+        ) -> jax.Array:
+            """Return L_prior of one image; arguments lack the leading axis."""
+            scores, mask, phi = row.mil_scores, row.mask, jnp.sum(row.mil_scores, axis=0)
+
+            def of_class(evidence: jax.Array, index: jax.Array) -> jax.Array:
+                found = evidence_scores(
+                    evidence,
+                    batch.proposals,
+                    batch.image_size,
+                    region=self.prior_region,
+                    area=area,
+                )
+                return prior_weights(found, mask, phi[index])
+
+            evidence = (maps >= self.evidence_thr) & (maps > 0)
+            columns = jax.vmap(of_class)(evidence, classes)  # [k, r]
+            slots = jnp.where(classes >= 0, classes, self.num_classes)  # out of range: dropped
+            weights = jnp.ones_like(scores).at[:, slots].set(columns.T, mode="drop")
+            weights = jax.lax.stop_gradient(weights)
+            if self.negative_weights == "sum":
+                total = jnp.maximum(jnp.sum(weights * scores, axis=0), 0.0)
+                return self.mil_loss(total, batch.labels)
+            positive = jnp.sum(jnp.maximum(weights, 0.0) * scores, axis=0)
+            negative = jnp.sum(jnp.maximum(-weights, 0.0) * scores, axis=0)
+            nothing = jnp.where(batch.labels >= 0, 0, -1)
+            return self.mil_loss(positive, batch.labels) + self.mil_loss(negative, nothing)
+
+        terms = {}
+        for name, maps, area, weight in (
+            ("localization", localization, "root", self.localization_prior_weight),
+            ("mask", masks, self.mask_area, self.mask_prior_weight),
+        ):
+            losses = jax.vmap(lambda maps, *rest, area=area: one_image(maps, area, *rest))(
+                maps, scored, classes, batch.replace(image=None, features=None)
+            )
+            terms[f"prior_{name}"] = image_term(weight * losses, batch)
+        return terms
+
+    def seed_losses(
+        self,
+        logits: FeatureMap,
+        localization: Float[Array, "b k H W"],
+        classes: Int[Array, "b k"],
+        batch: Batch,
+    ) -> Float[Array, " b"]:
+        """Return L_seed of every image, at the image's resolution, one class after the other."""
+        background, foreground = self.seed_thrs
+        shape = localization.shape[2:]
+
+        def one_image(
+            cells: jax.Array,
+            valid: jax.Array,
+            maps: jax.Array,
+            classes: jax.Array,
+            labels: jax.Array,
+            inside: jax.Array,
+        ) -> jax.Array:
+            @jax.checkpoint  # keeps one class's pixels in memory
+            def of_class(index: jax.Array) -> jax.Array:
+                is_slot = classes == index
+                seeds = seeds_of_map(
+                    maps[jnp.argmax(is_slot)],
+                    jnp.any(is_slot),
+                    labels[index] == 1,
+                    inside & (labels[index] >= 0),
+                    fg_thr=foreground,
+                    bg_thr=background,
+                )
+                scores = upsample(cells[..., index], valid, logits.stride, shape)
+                return seed_loss(scores, seeds, self.seed_balance)
+
+            return jnp.sum(jax.lax.map(of_class, jnp.arange(self.num_classes)))
+
+        inside = valid_mask(batch.image_size, *shape)[..., 0]
+        return jax.vmap(one_image)(
+            logits.features, logits.size, localization, classes, batch.labels, inside
+        )
+
+    def boundary_losses(self, logits: FeatureMap, batch: Batch) -> Float[Array, " b"]:
+        """Return L_boundary of every image, on the cells of the map."""
+        scores = jax.nn.sigmoid(logits.features)
+        shape = scores.shape[1:3]
+        mask = valid_mask(logits.size, *shape)[..., 0]
+        image = jax.vmap(lambda one, size: average_cells(one, size, int(logits.stride), shape))(
+            jnp.asarray(batch.image), batch.image_size
+        )
+        if self.boundary_loss == "released":
+            everything = jnp.ones(batch.labels.shape, bool)
+            labels = jax.vmap(label_probabilities)(scores, everything)
+            refined = dense_crf(labels, image, logits.size, self.crf)
+            return jax.vmap(balanced_boundary_loss)(scores, refined[..., 1:], mask)
+        (present,) = jax.vmap(
+            lambda row: jnp.nonzero(row == 1, size=self.max_classes, fill_value=-1)
+        )(batch.labels)
+        chosen = jax.vmap(lambda one, index: one[..., index])(scores, present)
+        labels = jax.vmap(label_probabilities)(chosen, present >= 0)
+        counts = jnp.pad(present >= 0, ((0, 0), (1, 0)), constant_values=True)
+        refined = dense_crf(labels, image, logits.size, self.crf, label_mask=counts)
+        return jax.vmap(boundary_loss)(labels, refined, mask)
+
+    def segmentation_term(self, logits: FeatureMap, batch: Batch) -> Term:
+        """Return the image-label loss of the mean logits, by which an unguided segmentation branch learns."""
+        mask = valid_mask(logits.size, *logits.features.shape[1:3])
+        scores = jax.nn.sigmoid(masked_mean(logits.features, mask, axis=(1, 2)))
+        return image_term(jax.vmap(self.mil_loss)(scores, batch.labels), batch)
+
+
+def mask_maps(
+    logits: FeatureMap, classes: Int[Array, "b k"], batch: Batch
+) -> Float[Array, "b k H W"]:
+    """Return S of the confident classes at the image's resolution, each relative to its maximum; 0 in empty slots."""
+    shape = batch.image.shape[1:3]
+    scores = jax.lax.stop_gradient(jax.nn.sigmoid(logits.features))
+    inside = valid_mask(batch.image_size, *shape)[..., 0]
+
+    def of_class(
+        cells: jax.Array, valid: jax.Array, inside: jax.Array, index: jax.Array
+    ) -> jax.Array:
+        found = jnp.where(inside, upsample(cells[..., index], valid, logits.stride, shape), 0.0)
+        peak = jnp.max(found)
+        return jnp.where(index >= 0, found / jnp.where(peak > 0, peak, 1.0), 0.0)
+
+    per_image = jax.vmap(of_class, (None, None, None, 0))
+    return jax.vmap(per_image)(scores, logits.size, inside, classes)
+
+
+def mean_entropy(scored: ProposalOutputs, batch: Batch) -> Float[Array, " b"]:
+    """Return the mean of -X log X over the proposals and the present classes of every image."""
+    counted = scored.mask[..., None] & (batch.labels == 1)[:, None, :]
+    scores = jnp.where(counted, jnp.clip(scored.mil_scores, 1e-20, 1.0), 1.0)
+    return masked_mean(-scores * jnp.log(scores), counted, axis=(1, 2))
