@@ -289,6 +289,10 @@ def test_option_of_another_method_names_its_owners():
         ("train.micro_batch", 2.5, WHOLE),
         ("train.flip", "no", "True, False"),
         ("train.crop_margin", -1, str(Range(0))),
+        ("train.crop", (0.0, 0.9), "above 0 up to 1"),
+        ("train.crop", (0.9, 1.1), "above 0 up to 1"),
+        ("train.crop", (0.9,), "None"),
+        ("train.jitter", "HSV", "'none', 'hsv', 'rgb'"),
         ("train.ema_decay", "abc", "None"),
         ("train.ema_decay", 1.0, str(BELOW_ONE)),
         ("optim.learning_rate", float("nan"), str(Range(0))),
@@ -489,17 +493,37 @@ def test_bad_regular_expressions_are_found_when_the_configuration_is_read():
     assert message.startswith("config.optim.groups[0], 'bias': config.optim.decay_steps ")
 
 
-def test_windows_of_images_exclude_cached_features_and_proposals():
-    values = with_value(SECTIONS["spn"], "train.crop_margin", 8)
-    values["train"]["cache"], values["train"]["resize"] = "none", "warp"
-    assert read(values).train.canvases.crop_margin == 8
+@pytest.mark.parametrize(
+    ("name", "option", "value"),
+    [
+        ("spn", "crop_margin", 8),
+        ("oim_ir", "crop_margin", 8),
+        ("oim_ir", "crop", (0.9, 1.0)),
+        ("oim_ir", "jitter", "hsv"),
+    ],
+)
+def test_images_that_differ_in_every_epoch_exclude_a_cache(name, option, value):
+    values = with_value(SECTIONS[name], f"train.{option}", value)
+    values["train"]["cache"] = "none"
+    found = read(values).train
+    assert getattr(found, option) == value
+    assert found.canvases.crop_margin == (8 if option == "crop_margin" else 0)
     values["train"]["cache"] = "features"
     message = refusal(values)
-    assert "crop_margin" in message and "train.cache" in message
-    values = with_value(SECTIONS["oim_ir"], "train.crop_margin", 8)
+    assert message.startswith(f"config.train.{option} is {value!r}") and "train.cache" in message
+    assert f"or {option} to " in message
+
+
+def test_an_image_has_one_window_of_a_possible_size():
+    values = with_value(SECTIONS["oim_ir"], "train.crop", (0.9, 0.9))
     values["train"]["cache"] = "none"
+    assert read(values).train.crop == (0.9, 0.9)
+    values["train"]["crop_margin"] = 8
     message = refusal(values)
-    assert "crop_margin" in message and "proposals" in message
+    assert "config.train.crop is (0.9, 0.9)" in message and "crop_margin to 0" in message
+    values["train"] |= dict(crop_margin=0, crop=(1.0, 0.9))
+    message = refusal(values)
+    assert message.startswith("config.train.crop is (1.0, 0.9)") and "in this order" in message
 
 
 def test_cached_features_need_a_frozen_backbone():

@@ -42,6 +42,21 @@ class FeatureMap:
 
 
 @struct.dataclass
+class Photometric:
+    """Factors by which the pixels of each row are still to be jittered; see `ops.color`.
+
+    The input draws them, and the training step applies them on the device before the method sees the batch.
+
+    Attributes:
+      factors: [b, 2] float32, 1 for none: of saturation and value ("hsv"), or of brightness and saturation ("rgb").
+      space: "hsv" or "rgb".
+    """
+
+    factors: jax.Array
+    space: str = static()
+
+
+@struct.dataclass
 class Views:
     """The transform of each row of a batch: original pixel = (network pixel, mirrored back, + offset) / scale.
 
@@ -50,12 +65,14 @@ class Views:
       offset: [b, 2] int32 network pixels, (x, y), position of the view in the resized image.
       flipped: [b] bool, True if mirrored left-right.
       original_size: [b, 2] int32, (height, width) of the original image in pixels.
+      photometric: jitter of the pixels that is still to be applied; `None` for none, and in every evaluation.
     """
 
     scale: jax.Array
     offset: jax.Array
     flipped: jax.Array
     original_size: jax.Array
+    photometric: Photometric | None = None
 
 
 @struct.dataclass
@@ -94,9 +111,11 @@ class Batch:
       labels: [b, c] int32, 1 present, 0 absent, -1 unknown (no loss).
       proposals: [b, r, 4] float32 boxes, or `None` for methods without proposals. Row r is the same region
         of an image in all of its views.
-      proposal_mask: [b, r] bool, False for padding and for proposals merged into another one.
+      proposal_mask: [b, r] bool, False for padding, for proposals merged into another one, and for those outside the
+        view.
       proposal_scores: [b, r] float32 objectness, if the proposal file has it.
-      representative: [b, r] int32, the row whose scores a merged proposal shares (its own index if kept).
+      representative: [b, r] int32, the row whose scores a merged proposal shares; its own index if it is kept or
+        outside the view.
       features: maps of a frozen backbone by name, in place of `image`.
       pooled: [b, r, p, p, d] float16 or float32, proposals pooled from maps of a frozen backbone, in place of
         `image`; 0 where `proposal_mask` is False.

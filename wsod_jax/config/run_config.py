@@ -26,10 +26,11 @@ import flax.linen as nn
 
 from wsod_jax.config.eval_options import EvalOptions, MapOptions
 from wsod_jax.config.parsing import Chosen, Tables, option_hints, to_values
+from wsod_jax.data.input.plan import Jitter
 from wsod_jax.data.input.proposal_rows import ProposalRules
 from wsod_jax.data.input.transforms import Canvases, Resize
 from wsod_jax.errors import ConfigError, error_prefix
-from wsod_jax.options import BELOW_ONE, COUNT, NOT_NEGATIVE, Choice, Mark
+from wsod_jax.options import BELOW_ONE, COUNT, NOT_NEGATIVE, Choice, Mark, Range
 from wsod_jax.train.optim import Optimizer, check_expressions
 
 
@@ -68,8 +69,15 @@ class TrainOptions:
       resize: which side a scale means, see `Canvases`.
       max_long: no side exceeds this, in pixels.
       aspect: the length of a canvas divided by the scale, see `Canvases`.
+      crop: cut out a random window of every image before it is resized, drawn again in every epoch: each of its sides
+        is a share, uniform between (smallest, largest), of the image's; (0.9, 0.9) in WS-JDS, (0.9, 1.0) in the code
+        of PDSL and OICR+. The window is then resized as an image is. Proposals outside it are masked; labels stay those
+        of the whole image. `None` shows whole images.
       crop_margin: resize to scale + crop_margin pixels, and cut out a random window of the scale, drawn again in
-        every epoch; see `Canvases`. For methods without proposals; 0 shows whole images.
+        every epoch; see `Canvases`. 0 shows whole images.
+      jitter: change the colors of every image, by factors drawn again in every epoch: "hsv", saturation and value, each
+        multiplied or divided by a number uniform in [1, 1.5] (WS-JDS); "rgb", brightness and then saturation, by
+        numbers uniform in [1 / 1.5, 1.5] (the code of PDSL and OICR+); "none" leaves them.
       flip: mirror an image with probability 1/2, drawn again in every epoch.
       loader: "threads", or "tf" (tf.data); the batches are the same.
       ema_decay: keep a running average of the parameters; `None` keeps none.
@@ -87,7 +95,9 @@ class TrainOptions:
     resize: Resize = "short"
     max_long: Annotated[int, COUNT] = 2000
     aspect: Annotated[float, COUNT] = 1.5
+    crop: Annotated[tuple[float, float] | None, Range(0, 1, is_low_in=False)] = None
     crop_margin: Annotated[int, NOT_NEGATIVE] = 0
+    jitter: Jitter = "none"
     flip: bool = True
     loader: Annotated[Literal["tf", "threads"], Mark.RESUME] = "threads"
     ema_decay: Annotated[float | None, BELOW_ONE] = None
@@ -99,11 +109,26 @@ class TrainOptions:
         with error_prefix("config.train."):
             self.canvases  # noqa: B018  (impossible scales are an error here, not when the first image comes)
         check_expressions({f"config.train.reinit[{i}]": p for i, p in enumerate(self.reinit)})
-        if self.crop_margin and self.cache != "none":
+        if self.crop is not None and self.crop[0] > self.crop[1]:
             raise ConfigError(
-                f"config.train.crop_margin is {self.crop_margin}, and every random window has another feature "
-                f'map, so config.train.cache {self.cache!r} saves nothing; set it to "none", or crop_margin to 0'
+                f"config.train.crop is {self.crop!r}; allowed are shares (smallest, largest) in this order"
             )
+        if self.crop is not None and self.crop_margin:
+            raise ConfigError(
+                f"config.train.crop is {self.crop!r} and config.train.crop_margin is {self.crop_margin}, but an image "
+                "is shown through one window; set crop to None, or crop_margin to 0"
+            )
+        self._check_cache()
+
+    def _check_cache(self) -> None:
+        for name, off in (("crop", None), ("crop_margin", 0), ("jitter", "none")):
+            value = getattr(self, name)
+            if value != off and self.cache != "none":
+                raise ConfigError(
+                    f"config.train.{name} is {value!r}, with which an image has other pixels, and other feature maps, "
+                    f'in every epoch, so config.train.cache {self.cache!r} saves nothing; set it to "none", or '
+                    f"{name} to {off!r}"
+                )
         if self.cache == "proposals" and self.cache_folder is None:
             raise ConfigError(
                 "config.train.cache_folder is None, but config.train.cache is 'proposals', which are kept on disk; "
@@ -221,11 +246,6 @@ def check_run(config: RunConfig, method: Any) -> None:
     if (method.propose is None) != (config.cues is None):
         asks = "asks for no cues; set it to None" if config.cues else "asks for cues; name a source"
         raise ConfigError(f"config.cues is {config.cues and config.cues.name!r}, but {name} {asks}")
-    if train.crop_margin and config.proposals is not None:
-        raise ConfigError(
-            f"config.train.crop_margin is {train.crop_margin}, but there are config.proposals: those outside an "
-            "image's random window would be left out, and no longer cover its labels; set it to 0"
-        )
     if train.cache != "none":
         _check_cache(config, method)
     from_labels = method.propose is None and dict(method.supervision) == {"train": "image"}

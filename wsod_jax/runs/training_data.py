@@ -94,6 +94,8 @@ class TrainingData:
                 batch_size=self.settings.micro_batch,
                 accumulate=self.settings.accumulate,
                 flip=self.settings.flip,
+                crop=self.settings.crop,
+                jitter=self.settings.jitter,
                 seed=self.seed,
             ),
             rules=self.rules,

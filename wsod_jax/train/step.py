@@ -13,10 +13,11 @@ from flax import struct
 from jax.sharding import Mesh
 
 from wsod_jax.errors import ConfigError
+from wsod_jax.ops.color import apply_photometric
 from wsod_jax.train.optim import Schedule
 from wsod_jax.train.sharding import by_rows, replicated
 from wsod_jax.train.state import TrainState
-from wsod_jax.types import LossOutput, Params, Term
+from wsod_jax.types import Batch, LossOutput, Params, Term
 
 Metrics = dict[str, jax.Array]
 MISMATCH = "normalizer_mismatch"
@@ -44,7 +45,8 @@ class TrainStep:
     The objective is the sum over terms of mean(term) = Σ_i total_i / Σ_i weight_i over the images i of
     all micro-batches of the update, so it does not depend on how they were split. Sums are divided once;
     terms of one normalizer (`Term.per`) share one gradient accumulator. Every micro-batch of an update
-    gets the same key, fold_in(seed key, step): the method folds in the image.
+    gets the same key, fold_in(seed key, step): the method folds in the image. Photometric jitter of a batch
+    (`Views.photometric`) is applied to its pixels first, so the method sees jittered ones.
 
     The state given to `update` is donated: use only the one returned. A program is compiled once per
     distinct layout of a micro-batch, before its first run; an array in another layout is an error,
@@ -164,6 +166,7 @@ class TrainStep:
 
         def ask(state: TrainState, batch: Any) -> tuple[Any, Any]:
             extras, key = self._with_average((state.ema, state.step), state.extras)
+            batch = _jittered(batch)
             asked = self._method.propose(state.params, extras, batch, key, state.step)
             _check_rows(asked, batch, type(self._method).__name__)
             return asked
@@ -266,9 +269,9 @@ class TrainStep:
         return jax.tree.map(lambda old, new: decay * old + (1.0 - decay) * new, state.ema, params)
 
     def _loss(self, params: Params, fixed: Sequence, extras: dict, batch: Any) -> LossOutput:
-        """Call the method's loss and check the extras that it returns."""
+        """Call the method's loss on the jittered batch, and check the extras that it returns."""
         all_extras, key = self._with_average(fixed, extras)
-        out = self._method.loss(params, all_extras, batch, key, fixed[1])
+        out = self._method.loss(params, all_extras, _jittered(batch), key, fixed[1])
         new_extras = {name: value for name, value in out.extras.items() if name != "ema"}
         if _signature(new_extras) != _signature(extras):
             raise ConfigError(
@@ -321,6 +324,13 @@ class TrainStep:
             self._programs[kind, shapes] = jitted.lower(*arguments).compile()
             self.compile_seconds.append(time.perf_counter() - started)
         return self._programs[kind, shapes](*arguments)
+
+
+def _jittered(batch: Any) -> Any:
+    """Apply the photometric jitter of a batch, or of each stream's, to its pixels."""
+    if isinstance(batch, dict):
+        return {name: _jittered(part) for name, part in batch.items()}
+    return apply_photometric(batch) if isinstance(batch, Batch) else batch
 
 
 def num_rows(batch: Any) -> dict[str | None, int]:

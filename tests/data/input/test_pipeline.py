@@ -281,11 +281,6 @@ def test_windows_are_the_same_after_a_restart_and_from_both_loaders(images, load
         assert_same(part, whole[start:])
 
 
-def test_windows_and_proposals_exclude_each_other(images):
-    with pytest.raises(ConfigError, match=r"crop_margin=12.*outside"):
-        train(images, make_proposals(images), canvases=WARPED)
-
-
 def test_views_are_whole_whatever_the_margin(images):
     options = dict(batch_size=2, loading=THREADS)
     bare = dataclasses.replace(WARPED, crop_margin=0)

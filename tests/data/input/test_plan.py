@@ -151,3 +151,133 @@ def test_wrong_views():
     with pytest.raises(ConfigError):
         ViewPlan((False,), 0, (8,), (False,))
     assert len(ViewPlan((), 1, (8,), (False,))) == 0
+
+
+def drawn(train_plan, name, number=0):
+    """Return what an epoch draws for each image, by image."""
+    return {
+        row: value
+        for batch in epoch(train_plan, number)
+        for row, value in zip(batch.rows, getattr(batch, name), strict=True)
+        if row != FILLER
+    }
+
+
+def by_hand(purpose, number, shape, seed=7):
+    sequence = np.random.SeedSequence((seed, purpose, number))
+    return np.random.Generator(np.random.Philox(sequence)).random(shape)
+
+
+@pytest.mark.parametrize("number", [0, 3])
+def test_windows_by_margin_are_drawn_as_ever(number):
+    """With and without jitter, and where windows have shares: their position has the same draws."""
+    expected = by_hand(4, number, (23, 2))
+    for options in (dict(crop=True), dict(crop=True, jitter="rgb"), dict(shares=(0.5, 0.9))):
+        found = drawn(share_plan(**options), "crops", number)
+        assert {row: tuple(value) for row, value in enumerate(expected.tolist())} == found
+    assert {batch.shares for batch in epoch(plan(crop=True), number)} == {None}
+
+
+def share_plan(*, shares=None, jitter="none", crop=False, **changes):
+    order = Order(**dict(batch_size=4, accumulate=2, seed=7) | changes, crop=shares, jitter=jitter)
+    return TrainPlan(PORTRAIT, (1, 2, 3), order, crop)
+
+
+def test_shares_and_factors_belong_to_seed_epoch_and_image():
+    options = dict(shares=(0.5, 0.9), jitter="hsv")
+    base = {name: drawn(share_plan(**options), name) for name in ("crops", "shares", "factors")}
+    for name, values in base.items():
+        assert sorted(values) == list(range(23)) and len(set(values.values())) == 23
+        for change in (dict(batch_size=1), dict(accumulate=5), dict(flip=False)):
+            assert drawn(share_plan(**options, **change), name) == values
+        for other in (
+            drawn(share_plan(**options), name, 1),
+            drawn(share_plan(**options, seed=8), name),
+        ):
+            assert not set(other.values()) & set(values.values())
+    # Draws of their own: the rest stays as it is without them.
+    assert drawn(share_plan(shares=(0.5, 0.9)), "shares") == base["shares"]
+    assert drawn(share_plan(jitter="hsv"), "factors") == base["factors"]
+    plain = epoch(plan(), 0)
+    for full, bare in zip(epoch(share_plan(**options), 0), plain, strict=True):
+        for name in ("rows", "flipped", "scale", "portrait"):
+            assert getattr(full, name) == getattr(bare, name)
+    assert {(b.crops, b.shares, b.factors, b.jitter) for b in plain} == {(None, None, None, "none")}
+
+
+def test_fillers_have_neutral_draws():
+    seen = 0
+    for batch in epoch(share_plan(shares=(0.5, 0.9), jitter="rgb", batch_size=5), 0):
+        for i in np.flatnonzero(np.array(batch.rows) == FILLER):
+            assert (batch.crops[i], batch.shares[i], batch.factors[i]) == (
+                (0.0, 0.0),
+                (1.0, 1.0),
+                (1.0, 1.0),
+            )
+            seen += 1
+    assert seen == 2
+
+
+def test_processes_share_windows_and_jitter_in_order():
+    for batch in epoch(share_plan(shares=(0.5, 0.9), jitter="rgb", batch_size=6), 0):
+        parts = [batch.part(index, 3) for index in range(3)]
+        for name in ("rows", "flipped", "crops", "shares", "factors"):
+            assert all(len(getattr(part, name)) == 2 for part in parts)
+            assert sum((getattr(part, name) for part in parts), ()) == getattr(batch, name)
+        assert {part.jitter for part in parts} == {"rgb"} and batch.part(0, 1) == batch
+
+
+def many(name, **options):
+    order = Order(batch_size=4000, **options)
+    [batch] = epoch(TrainPlan((False,) * 4000, (8,), order), 0)
+    return np.array(getattr(batch, name))
+
+
+@pytest.mark.parametrize("crop", [(0.9, 0.9), (0.9, 1.0), (0.2, 0.7)])
+def test_shares_are_uniform(crop):
+    shares = many("shares", crop=crop)
+    assert shares.shape == (4000, 2) and crop[0] <= shares.min() <= shares.max() <= crop[1]
+    if crop[0] == crop[1]:
+        assert (shares == 0.9).all()
+        return
+    part = (shares - crop[0]) / (crop[1] - crop[0])
+    for quantile in (0.1, 0.5, 0.9):
+        np.testing.assert_allclose(np.quantile(part, quantile, axis=0), quantile, atol=0.03)
+    draws = np.concatenate(
+        [part, many("crops", crop=crop)], axis=1
+    )  # size and place, of both sides
+    assert np.abs(np.corrcoef(draws.T) - np.eye(4)).max() < 0.05
+
+
+@pytest.mark.parametrize("jitter", ["hsv", "rgb"])
+def test_factors_have_their_distribution(jitter):
+    factors = many("factors", jitter=jitter)
+    assert factors.shape == (4000, 2) and 1 / 1.5 <= factors.min() and factors.max() <= 1.5
+    assert abs(np.corrcoef(np.log(factors.T))[0, 1]) < 0.05
+    if jitter == "rgb":
+        part = (factors - 1 / 1.5) / (1.5 - 1 / 1.5)
+    else:
+        assert np.abs((factors > 1).mean(axis=0) - 0.5).max() < 0.03
+        for column in factors.T:  # multiplied and divided by the same distribution
+            halves = column[column > 1], 1 / column[column <= 1]
+            for half in halves:
+                assert abs(np.median(half) - 1.25) < 0.02
+        part = 2 * (np.maximum(factors, 1 / factors) - 1)
+    for quantile in (0.1, 0.5, 0.9):
+        np.testing.assert_allclose(np.quantile(part, quantile, axis=0), quantile, atol=0.03)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("crop", (0.9, 0.8)),
+        ("crop", (0.0, 0.5)),
+        ("crop", (0.5, 1.1)),
+        ("crop", (0.9,)),
+        ("jitter", "HSV"),
+    ],
+)
+def test_wrong_windows_and_jitter(option, value):
+    with pytest.raises(ConfigError, match=option) as error:
+        Order(**{option: value})
+    assert repr(value) in str(error.value) and "allowed are" in str(error.value)

@@ -74,18 +74,22 @@ def batches(data, count=8, *, proposals=None, canvases=None, loading=THREADS, **
 
 
 VIEWS = [
-    Canvases((48, 64), multiple=8),
-    Canvases((40,), "long", multiple=8),
-    Canvases((48, 64), "warp"),
-    Canvases((48,), "short", multiple=8, crop_margin=24),
-    Canvases((48, 64), "warp", crop_margin=40),
+    (Canvases((48, 64), multiple=8), None),
+    (Canvases((40,), "long", multiple=8), None),
+    (Canvases((48, 64), "warp"), None),
+    (Canvases((48,), "short", multiple=8, crop_margin=24), None),
+    (Canvases((48, 64), "warp", crop_margin=40), None),
+    (Canvases((48, 64), multiple=8), (0.9, 0.9)),
+    (Canvases((48, 64), "short", multiple=8), (0.4, 0.8)),
+    (Canvases((40,), "long", multiple=8), (0.5, 1.0)),
+    (Canvases((48, 64), "warp"), (0.5, 0.7)),
 ]
 
 
-@pytest.mark.parametrize("canvases", VIEWS)
-def test_targets_by_hand(box_set, canvases):
+@pytest.mark.parametrize(("canvases", "crop"), VIEWS)
+def test_targets_by_hand(box_set, canvases, crop):
     seen = set()
-    for batch in batches(box_set, 24, canvases=canvases)[0]:
+    for batch in batches(box_set, 24, canvases=canvases, crop=crop)[0]:
         targets = batch.targets
         assert targets.boxes.shape == (2, 3, 4) and targets.boxes.dtype == np.float32
         for i, index in enumerate(batch.image_index):
@@ -111,10 +115,10 @@ def test_targets_by_hand(box_set, canvases):
     )
 
 
-@pytest.mark.parametrize("canvases", VIEWS)
-def test_targets_lie_where_the_pixels_are(box_set, canvases):
+@pytest.mark.parametrize(("canvases", "crop"), VIEWS)
+def test_targets_lie_where_the_pixels_are(box_set, canvases, crop):
     checked = 0
-    for batch in batches(box_set, 24, canvases=canvases)[0]:
+    for batch in batches(box_set, 24, canvases=canvases, crop=crop)[0]:
         for i in np.flatnonzero(batch.targets.mask[:, 0]):
             height, width = batch.image_size[i]
             white = batch.image[i, :height, :width, 0] > 127

@@ -462,3 +462,119 @@ def test_more_rows_change_nothing():
     for name in ("boxes", "mask", "representative"):
         np.testing.assert_array_equal(getattr(many, name)[:40], getattr(few, name))
     assert not many.mask[40:].any()
+
+
+# Windows by share
+
+
+SHARED = pytest.mark.parametrize("resize", ["short", "long", "warp"])
+LAST = np.nextafter(1.0, 0.0)
+
+
+@SHARED
+@pytest.mark.parametrize(
+    "size", [(375, 500), (500, 375), (300, 300), (100, 400), (1, 1), (9000, 1)]
+)
+def test_a_window_of_nine_tenths(resize, size):
+    """Of any aspect: it is resized as an image of its size is, and the rest of the image with it."""
+    canvases = Canvases((480, 600), resize)
+    for scale, crop in itertools.product((480, 600), ((0.0, 0.0), (0.4, 0.7), (LAST, LAST))):
+        view = canvases.view(*size, scale, crop=crop, share=(0.9, 0.9))
+        whole = canvases.view(*size, scale)
+        assert (view.canvas, view.size) == (whole.canvas, whole.size)  # of the same aspect
+        for i in range(2):
+            assert abs(view.size[i] - 0.9 * view.resized[i]) <= 0.96  # both are rounded
+            room = view.resized[i] - view.size[i]
+            assert view.offset[i] == math.floor(crop[i] * (room + 1)) <= room
+        assert view.shrunk == whole.shrunk
+
+
+@SHARED
+@pytest.mark.parametrize("size", [(375, 500), (500, 333), (60, 60), (1, 70)])
+def test_the_whole_image_is_a_window_too(resize, size):
+    canvases = Canvases((64, 96), resize, multiple=8)
+    for scale in (64, 96):
+        assert canvases.view(*size, scale, crop=(0.3, 0.9), share=(1.0, 1.0)) == canvases.view(
+            *size, scale
+        )
+
+
+@pytest.mark.parametrize("share", [(0.9, 1.0), (1.0, 0.9), (0.93, 0.97), (0.5, 0.55)])
+@pytest.mark.parametrize("size", [(375, 500), (500, 333), (400, 400), (333, 500)])
+def test_the_shorter_side_of_the_window_is_the_scale(size, share):
+    canvases = Canvases((480,), aspect=2.0)
+    view = canvases.view(*size, 480, crop=(0.5, 0.5), share=share)
+    sides = [side * part for side, part in zip(size, share, strict=True)]
+    lies_as_the_image = (sides[0] > sides[1]) == (size[0] > size[1])
+    factor = 480 / (min(sides) if lies_as_the_image else max(sides))
+    assert view.shrunk == (not lies_as_the_image)
+    for i in range(2):
+        assert view.size[i] == math.floor(sides[i] * factor + 0.5)
+        assert view.resized[i] == math.floor(size[i] * factor + 0.5)
+    assert view.canvas == canvases.view(*size, 480).canvas
+
+
+def test_a_window_longer_than_the_canvas_is_shrunk():
+    """3:2 fits; a window of it that is less high does not."""
+    canvases = Canvases((480,), multiple=1)
+    assert not canvases.view(320, 480, 480).shrunk
+    view = canvases.view(320, 480, 480, crop=(0.0, 0.0), share=(0.9, 1.0))
+    assert view.shrunk and view.canvas == (480, 720) and view.size == (432, 720)
+    assert view.resized == (480, 720)
+
+
+@SHARED
+def test_every_window_fits_an_existing_canvas(resize):
+    canvases = Canvases(tuple(range(64, 192, 4)), resize, multiple=8, max_long=250)
+    shapes, rng = canvases.shapes(), np.random.default_rng(0)
+    assert len(shapes) <= 12
+    for scale in canvases.scales:
+        for size in ((375, 500), (500, 333), (60, 60), (30, 400)):
+            share = rng.uniform(0.3, 1.0, 2)
+            view = canvases.view(*size, scale, crop=rng.random(2), share=share)
+            assert view.canvas in shapes and np.less_equal(view.size, view.canvas).all()
+            assert max(view.size) <= 250
+            assert all(0 <= view.offset[i] <= view.resized[i] - view.size[i] for i in range(2))
+
+
+@SHARED
+@pytest.mark.parametrize("flipped", [False, True])
+def test_boxes_follow_their_pixels_through_a_window(resize, flipped):
+    image = np.zeros((40, 60, 3), np.uint8)
+    image[10:20, 30:50] = 255
+    canvases = Canvases((80,), resize, multiple=8)
+    view = canvases.view(40, 60, 80, flipped, crop=(0.5, 0.9), share=(0.8, 0.7))
+    assert view.cropped
+    [[x1, y1, x2, y2]] = place_boxes(np.float32([[30, 10, 50, 20]]), (40, 60), view)
+    ys, xs = np.nonzero(place_image(image, view)[..., 0] > 127)
+    found = (xs.min(), ys.min(), xs.max() + 1, ys.max() + 1)
+    np.testing.assert_allclose((x1, y1, x2, y2), found, atol=1.01)
+    # And back, through the geometry that a batch carries.
+    scale, offset = np.array([view_factors((40, 60), view)]), np.array([view.offset[::-1]])
+    views = Views(scale, offset, np.array([flipped]), np.array([[40, 60]]))
+    back = to_original(np.float32([[[x1, y1, x2, y2]]]), views, np.float32([view.size[1]]))
+    np.testing.assert_allclose(back[0, 0], [30, 10, 50, 20], atol=1e-3)
+
+
+def test_proposals_are_merged_as_the_window_shows_them():
+    """Rows: inside; outside; as the first inside, but longer outside; without area at the edge; a sliver there."""
+    boxes = np.float32(
+        [[20, 20, 60, 60], [0, 0, 9, 90], [20, 20, 60, 60.5], [0, 30, 10, 50], [0, 30, 11, 50]]
+    )
+    view = View((96, 96), (90, 80), False, resized=(90, 90), offset=(0, 10))
+    rules = ProposalRules(7)
+    clean = clean_proposals(boxes, None, (90, 90), rules)
+    placed = place_proposals(clean, (90, 90), view, rules)
+    np.testing.assert_array_equal(placed.boxes[0], [10, 20, 50, 60])
+    np.testing.assert_array_equal(placed.mask, [True, False, False, False, True, False, False])
+    # The sliver falls together with the box outside, which cannot stand for it.
+    np.testing.assert_array_equal(placed.representative, [0, 1, 0, 3, 4, 5, 6])
+    assert placed.hidden == 2
+    unmerged = place_proposals(clean, (90, 90), view, ProposalRules(7, dedup_stride=None))
+    np.testing.assert_array_equal(unmerged.mask, [True, False, True, False, True, False, False])
+    np.testing.assert_array_equal(unmerged.boxes[:5], placed.boxes[:5])
+    wide = np.float32([[0, 20, 60, 60], [8, 20, 60, 60]])  # they differ outside the window alone
+    clean = clean_proposals(wide, None, (90, 90), rules)
+    assert place_proposals(clean, (90, 90), view, rules).representative[1] == 0
+    whole = View((96, 96), (90, 90), False)
+    assert place_proposals(clean, (90, 90), whole, rules).mask[:2].all()

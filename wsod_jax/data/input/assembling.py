@@ -16,14 +16,14 @@ import jax
 import numpy as np
 
 from wsod_jax.data.input.loading import Loading
-from wsod_jax.data.input.plan import FILLER, PlannedBatch
+from wsod_jax.data.input.plan import FILLER, Jitter, PlannedBatch
 from wsod_jax.data.input.proposal_rows import ProposalRules, clean_proposals, place_proposals
 from wsod_jax.data.input.transforms import Canvases, View, place_boxes, place_image, view_factors
 from wsod_jax.data.proposals.proposal_set import ProposalSet, check_proposals
 from wsod_jax.data.records import BoxSet, ImageSet
 from wsod_jax.errors import DataError
 from wsod_jax.ops.boxes import box_area
-from wsod_jax.types import Batch, Targets, Views
+from wsod_jax.types import Batch, Photometric, Targets, Views
 
 logger = logging.getLogger(__name__)
 
@@ -32,11 +32,12 @@ COUNTS = (
     "shrunk",  # of them, smaller than the scale, to fit the canvas
     "bad_images",  # unreadable, masked
     "without_proposals",  # no usable proposal; masked in training
-    "proposals",  # rows left after merging
+    "proposals",  # rows left after merging, inside the view
     "merged",  # proposals merged into another one
     "clipped",  # proposals that extended outside their image
     "dropped",  # proposals that are too small, or without area inside their image
     "capped",  # proposals beyond max_proposals
+    "hidden_proposals",  # proposals outside the view
     "targets",  # boxes to learn from inside the view, ignored ones included
     "hidden_targets",  # boxes to learn from outside the view
 )
@@ -100,7 +101,8 @@ class ProposalRows:
         kept = int(placed.mask.sum())
         counts["without_proposals"] += kept == 0
         counts["proposals"] += kept
-        counts["merged"] += len(clean.boxes) - kept
+        counts["merged"] += len(clean.boxes) - placed.hidden - kept
+        counts["hidden_proposals"] += placed.hidden
         counts["clipped"] += clean.clipped
         counts["dropped"] += clean.dropped
         counts["capped"] += clean.capped
@@ -183,34 +185,27 @@ class Assembler:
     def __call__(self, planned: PlannedBatch) -> tuple[Batch, np.ndarray]:
         """Return the micro-batch, and its counts [len(COUNTS)] int64."""
         counts = Counter()
-        crops = planned.crops or [None] * len(planned.rows)
-        rows = [
-            self._row(index, flipped, crop, planned, counts)
-            for index, flipped, crop in zip(planned.rows, planned.flipped, crops, strict=True)
-        ]
+        rows = [self._row(number, planned, counts) for number in range(len(planned.rows))]
         batch = jax.tree.map(_stacked, *rows)
         return batch, np.array([counts[name] for name in COUNTS], np.int64)
 
-    def _row(
-        self,
-        index: int,
-        flipped: bool,
-        crop: tuple[float, float] | None,
-        planned: PlannedBatch,
-        counts: Counter,
-    ) -> Batch:
-        """Return one image's row: a `Batch` whose arrays lack the leading axis."""
+    def _row(self, number: int, planned: PlannedBatch, counts: Counter) -> Batch:
+        """Return row `number` of a micro-batch: a `Batch` whose arrays lack the leading axis."""
+        index, flipped = planned.rows[number], planned.flipped[number]
         row = filler = self._filler(index, planned)
         if index == FILLER:
             return filler
         counts["images"] += 1
         record = self._images.records[index]
         image_size = (record.height, record.width)
-        view = self._canvases.view(*image_size, planned.scale, flipped, crop)
+        crop = planned.crops and planned.crops[number]
+        share = planned.shares and planned.shares[number]
+        view = self._canvases.view(*image_size, planned.scale, flipped, crop, share)
         row_counts, usable = Counter(shrunk=view.shrunk), True
         for part in self._parts:
             fields, part_usable = part.fields(index, view, row_counts)
             row, usable = row.replace(**fields), usable and part_usable
+        factors = planned.factors and planned.factors[number]
         row = row.replace(
             image_size=np.array(view.size, np.int32),
             image_mask=np.array(usable),
@@ -220,6 +215,7 @@ class Assembler:
                 offset=np.array(view.offset[::-1], np.int32),
                 flipped=np.array(flipped),
                 original_size=np.array(image_size, np.int32),
+                photometric=_photometric(factors, planned.jitter),
             ),
         )
         cache = self._loading.cache
@@ -245,6 +241,7 @@ class Assembler:
                 offset=np.zeros(2, np.int32),
                 flipped=np.array(False),
                 original_size=np.ones(2, np.int32),
+                photometric=_photometric(planned.factors and (1.0, 1.0), planned.jitter),
             ),
             labels=np.zeros(len(self._images.class_names), np.int32),
         )
@@ -267,6 +264,10 @@ class Assembler:
 
     def _decode(self, index: int) -> np.ndarray:
         return self._images.records[index].load()
+
+
+def _photometric(factors: tuple[float, float] | None, jitter: Jitter) -> Photometric | None:
+    return None if factors is None else Photometric(np.array(factors, np.float32), jitter)
 
 
 def _stacked(*leaves: np.ndarray) -> np.ndarray:

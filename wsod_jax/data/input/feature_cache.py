@@ -58,12 +58,12 @@ class FeatureCache:
         """Return the batch with features [b, h, w, d] float32 in place of `image`; padding is 0.
 
         Raises:
-          ConfigError: if a value does not fit float16, or the batch shows random windows of its images.
+          ConfigError: if a value does not fit float16, or the batch shows random windows of its images, or is jittered.
         """
-        if np.any(batch.views.offset):
+        if np.any(batch.views.offset) or batch.views.photometric is not None:
             raise ConfigError(
-                "the batch has random windows of images, each with its own feature map, so a cache saves nothing. "
-                "Set crop_margin=0, or disable the cache."
+                "the batch has random windows or jittered colors of images, each with its own feature map, so a cache "
+                'saves nothing. Set crop=None, crop_margin=0 and jitter="none", or disable the cache.'
             )
         canvas = tuple(batch.image.shape[1:3])
         keys = [

@@ -113,24 +113,21 @@ def train_batches(
         boxes in the view padded to `max_targets` of the set.
       proposals: their proposals, or `None` for methods without.
       canvases: scales and static shapes. With a `crop_margin`, a random window of every image is shown.
-      order: sizes of micro-batches and updates, mirroring and the seed.
+      order: sizes of micro-batches and updates, mirroring, random windows, jitter and the seed.
       rules: which proposals are used; by default the defaults of `ProposalRules`, with `max_proposals` the largest
         number in the file.
       loading: how this process makes its batches, and which rows it makes.
       start_step: number of the first update, 0-based.
 
     Returns:
-      A `TrainStream`. An image without usable proposals is masked and counted.
+      A `TrainStream`. An image without usable proposals is masked and counted, as is one whose window shows none of
+      its proposals. Labels are those of the whole image, whatever a window shows.
 
     Raises:
       DataError: if an image has no entry in the proposals, or one for another image size.
-      ConfigError: for invalid numbers, and for windows together with proposals.
+      ConfigError: for invalid numbers, for windows of both kinds, and for a cache of images that differ in every epoch.
     """
-    if canvases.crop_margin and proposals is not None:
-        raise ConfigError(
-            f"crop_margin={canvases.crop_margin}, but there are proposals: those outside an image's random window "
-            "would be dropped, so that the rest may miss a labeled class. Set crop_margin=0."
-        )
+    _check_order(order, canvases, loading.cache)
     parts: list[RowPart] = []
     if isinstance(data, BoxSet):
         images = data.images
@@ -210,3 +207,24 @@ def _portrait(images: ImageSet, canvases: Canvases) -> tuple[bool, ...]:
 
 def _default_rules(proposals: ProposalSet) -> ProposalRules:
     return ProposalRules(max(1, proposals.max_count))
+
+
+def _check_order(order: Order, canvases: Canvases, cache: Cache | None) -> None:
+    """Raise `ConfigError` for windows of both kinds, and for a cache of images that differ in every epoch."""
+    if order.crop is not None and canvases.crop_margin:
+        raise ConfigError(
+            f"crop={order.crop} and crop_margin={canvases.crop_margin}, but an image is shown through one window; "
+            "set crop=None or crop_margin=0."
+        )
+    if cache is None:
+        return
+    for name, value, off in (
+        ("crop", order.crop, None),
+        ("crop_margin", canvases.crop_margin, 0),
+        ("jitter", order.jitter, "none"),
+    ):
+        if value != off:
+            raise ConfigError(
+                f"{name}={value!r}, with which an image has other pixels in every epoch, so that a cache of feature "
+                f"maps or pooled proposals saves nothing; set {name}={off!r}, or do without the cache."
+            )

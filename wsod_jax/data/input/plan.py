@@ -1,4 +1,4 @@
-"""Plans of micro-batches: images, scale, mirroring and windows, as pure functions of seed and number.
+"""Plans of micro-batches: images, scale, mirroring, windows and jitter, as pure functions of seed and number.
 
 A plan is random access: micro-batch m does not depend on the ones before it, so a run can restart anywhere.
 """
@@ -8,7 +8,9 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import typing
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -16,7 +18,13 @@ from wsod_jax.errors import ConfigError, DataError
 
 FILLER = -1  # the record index of rows that only fill a micro-batch
 
-_ORDER, _FLIP, _SCALE, _CROP = 1, 2, 3, 4  # purposes of random draws, part of their seeds
+Jitter = Literal["none", "hsv", "rgb"]
+Pair = tuple[float, float]
+
+_ORDER, _FLIP, _SCALE, _CROP, _SHARE, _JITTER = range(
+    1, 7
+)  # purposes of random draws, in their seeds
+_LARGEST_FACTOR = 1.5  # of jitter; the smallest is its reciprocal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,21 +35,39 @@ class Order:
       batch_size: rows per micro-batch, over all devices and processes.
       accumulate: micro-batches per update.
       flip: mirror an image with probability 1/2, drawn again in every epoch.
-      seed: of order, scales, mirroring and windows; not negative.
+      crop: show a random window of every image, drawn again in every epoch: each of its sides is a share, uniform
+        between (smallest, largest), of the image's. `None`: whole images, or windows by `Canvases.crop_margin`.
+      jitter: change the colors of every image by factors up to 1.5, drawn again in every epoch. "hsv": saturation and
+        value are each multiplied or divided (with equal probability) by a number uniform in [1, 1.5]; "rgb":
+        brightness and saturation have factors uniform in [1 / 1.5, 1.5]. See `ops.color`.
+      seed: of order, scales, mirroring, windows and jitter; not negative.
     """
 
     batch_size: int = 1
     accumulate: int = 1
     flip: bool = True
+    crop: Pair | None = None
+    jitter: Jitter = "none"
     seed: int = 0
 
     def __post_init__(self):
+        if self.crop is not None:
+            object.__setattr__(self, "crop", tuple(self.crop))
         if self.batch_size < 1 or self.accumulate < 1:
             raise ConfigError(
                 f"batch_size={self.batch_size} and accumulate={self.accumulate}; both must be at least 1."
             )
         if self.seed < 0:
             raise ConfigError(f"seed={self.seed}; it must not be negative.")
+        if self.crop is not None and not (
+            len(self.crop) == 2 and 0 < self.crop[0] <= self.crop[1] <= 1
+        ):
+            raise ConfigError(
+                f"crop={self.crop}; allowed are (smallest, largest) shares of an image's sides, above 0, at most 1 "
+                "and in this order, and None for whole images."
+            )
+        if self.jitter not in typing.get_args(Jitter):
+            raise ConfigError(f'jitter={self.jitter!r}; allowed are "none", "hsv" and "rgb".')
 
 
 @dataclass(frozen=True)
@@ -55,13 +81,20 @@ class PlannedBatch:
       portrait: orientation shared by all rows.
       crops: per row, position of the window in the image, (y, x) in [0, 1) as in `Canvases.view`; `None`: whole
         images.
+      shares: per row, sides of the window as shares of the image's, (height, width) as in `Canvases.view`; `None`:
+        whole images, or windows by `Canvases.crop_margin`.
+      factors: per row, the two factors of `jitter`; `None` without jitter.
+      jitter: see `Order`.
     """
 
     rows: tuple[int, ...]
     flipped: tuple[bool, ...]
     scale: int
     portrait: bool
-    crops: tuple[tuple[float, float], ...] | None = None
+    crops: tuple[Pair, ...] | None = None
+    shares: tuple[Pair, ...] | None = None
+    factors: tuple[Pair, ...] | None = None
+    jitter: Jitter = "none"
 
     def part(self, index: int, count: int) -> PlannedBatch:
         """Return the rows of process `index` of `count`: an equal part, in order.
@@ -72,9 +105,10 @@ class PlannedBatch:
         """
         size = len(self.rows) // count
         rows = slice(index * size, (index + 1) * size)
-        crops = None if self.crops is None else self.crops[rows]
+        names = ("rows", "flipped", "crops", "shares", "factors")
+        fields = {name: getattr(self, name) for name in names}
         return dataclasses.replace(
-            self, rows=self.rows[rows], flipped=self.flipped[rows], crops=crops
+            self, **{name: v[rows] for name, v in fields.items() if v is not None}
         )
 
 
@@ -112,14 +146,14 @@ class TrainPlan:
     """The endless sequence of training micro-batches.
 
     The order of epoch e is a permutation drawn from (seed, e), the scale of micro-batch m from
-    (seed, m), the mirroring and the window of an image from (seed, e, image). An update may take its last
-    micro-batches from the next epoch.
+    (seed, m), and the mirroring, the window and the jitter of an image each from (seed, e, image). An update may take
+    its last micro-batches from the next epoch.
 
     Attributes:
       portrait: per image, whether its canvas is upright; micro-batches do not mix the two.
       scales: to draw from.
-      order: sizes of micro-batches and updates, mirroring and the seed.
-      crop: draw a random window of every image in every epoch.
+      order: sizes of micro-batches and updates, mirroring, windows by share, jitter and the seed.
+      crop: draw the position of a random window of every image in every epoch, also without `order.crop`.
     """
 
     portrait: tuple[bool, ...]
@@ -141,27 +175,71 @@ class TrainPlan:
     def __getitem__(self, number: int) -> PlannedBatch:
         """Return micro-batch `number` (>= 0)."""
         epoch, position = divmod(number, self.batches_per_epoch)
-        groups, flips, crops = _epoch(self, epoch)
-        rows = groups[position]
+        draws = _epoch(self, epoch)
+        rows = draws.groups[position]
         scale = self.scales[_random(self.order.seed, _SCALE, number).integers(len(self.scales))]
-        flipped = tuple(bool(self.order.flip and row != FILLER and flips[row]) for row in rows)
-        windows = None
-        if crops is not None:
-            windows = tuple((0.0, 0.0) if r == FILLER else tuple(crops[r].tolist()) for r in rows)
-        return PlannedBatch(rows, flipped, scale, self.portrait[rows[0]], windows)
+        flipped = tuple(
+            bool(self.order.flip and row != FILLER and draws.flips[row]) for row in rows
+        )
+        return PlannedBatch(
+            rows,
+            flipped,
+            scale,
+            self.portrait[rows[0]],
+            crops=_of_rows(draws.crops, rows, (0.0, 0.0)),
+            shares=_of_rows(draws.shares, rows, (1.0, 1.0)),
+            factors=_of_rows(draws.factors, rows, (1.0, 1.0)),
+            jitter=self.order.jitter,
+        )
+
+
+@dataclass(frozen=True)
+class _Epoch:
+    """What is drawn of an epoch: its groups, and per image mirroring [n], and pairs [n, 2] or `None`."""
+
+    groups: list[tuple[int, ...]]
+    flips: np.ndarray
+    crops: np.ndarray | None
+    shares: np.ndarray | None
+    factors: np.ndarray | None
 
 
 @functools.lru_cache(maxsize=4)
-def _epoch(
-    plan: TrainPlan, epoch: int
-) -> tuple[list[tuple[int, ...]], np.ndarray, np.ndarray | None]:
-    """Return an epoch's groups, and per image whether it is mirrored, and its window."""
-    count, seed = len(plan.portrait), plan.order.seed
+def _epoch(plan: TrainPlan, epoch: int) -> _Epoch:
+    count, options = len(plan.portrait), plan.order
+    seed = options.seed
     order = _random(seed, _ORDER, epoch).permutation(count)
-    flips = _random(seed, _FLIP, epoch).random(count) < 0.5
-    crops = _random(seed, _CROP, epoch).random((count, 2)) if plan.crop else None
-    groups = group_by_orientation(order, np.array(plan.portrait), plan.order.batch_size)
-    return groups, flips, crops
+    crops = shares = None
+    if plan.crop or options.crop is not None:
+        crops = _random(seed, _CROP, epoch).random((count, 2))
+    if options.crop is not None:
+        low, high = options.crop
+        shares = low + (high - low) * _random(seed, _SHARE, epoch).random((count, 2))
+    return _Epoch(
+        groups=group_by_orientation(order, np.array(plan.portrait), options.batch_size),
+        flips=_random(seed, _FLIP, epoch).random(count) < 0.5,
+        crops=crops,
+        shares=shares,
+        factors=_factors(options.jitter, _random(seed, _JITTER, epoch).random((count, 4))),
+    )
+
+
+def _factors(jitter: Jitter, draws: np.ndarray) -> np.ndarray | None:
+    """Return the factors [n, 2] of draws [n, 4] in [0, 1): two numbers, and two coins for "hsv"."""
+    if jitter == "none":
+        return None
+    low = 1.0 if jitter == "hsv" else 1.0 / _LARGEST_FACTOR
+    factors = low + (_LARGEST_FACTOR - low) * draws[:, :2]
+    return np.where(draws[:, 2:] < 0.5, factors, 1.0 / factors) if jitter == "hsv" else factors
+
+
+def _of_rows(
+    values: np.ndarray | None, rows: tuple[int, ...], filler: Pair
+) -> tuple[Pair, ...] | None:
+    """Return the pairs of these images; of rows without one `filler`."""
+    if values is None:
+        return None
+    return tuple(filler if row == FILLER else tuple(values[row].tolist()) for row in rows)
 
 
 def _random(*key: int) -> np.random.Generator:

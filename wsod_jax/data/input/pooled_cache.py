@@ -113,13 +113,15 @@ class PooledCache:
         """Return the batch with `pooled` [b, r, p, p, d] in place of `image`; masked rows are 0.
 
         Raises:
-          ConfigError: if a value does not fit the cache's type, or the batch has random windows of its images.
+          ConfigError: if a value does not fit the cache's type, or the batch has random windows of its images, or is
+            jittered.
           DataError: if a file that the batch needs was deleted.
         """
-        if np.any(batch.views.offset):
+        if np.any(batch.views.offset) or batch.views.photometric is not None:
             raise ConfigError(
-                "the batch has random windows of images, each with its own pooled proposals, so a cache saves nothing; "
-                'set crop_margin to 0, or config.train.cache to "none"'
+                "the batch has random windows or jittered colors of images, each with its own pooled proposals, so a "
+                'cache saves nothing; set crop to None, crop_margin to 0 and jitter to "none", or config.train.cache '
+                'to "none"'
             )
         mask = np.asarray(batch.proposal_mask) & np.asarray(batch.image_mask)[:, None]
         pooled = np.zeros((*mask.shape, *self.shape), self._dtype)

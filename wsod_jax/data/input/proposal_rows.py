@@ -135,19 +135,21 @@ def merge_duplicates(boxes: np.ndarray, stride: float) -> np.ndarray:
 
 @dataclass(frozen=True)
 class PlacedProposals:
-    """One image's proposals on one view, padded to R rows; the fields are those of `types.Batch`.
+    """One image's proposals on one view, padded to R rows; the first four fields are those of `types.Batch`.
 
     Attributes:
       boxes: [r, 4] float32, 0 in padding.
-      mask: [r] bool, False in padding and for merged proposals.
+      mask: [r] bool, False in padding, for merged proposals, and for those outside the view.
       scores: [r] float32, or `None`.
       representative: [r] int32.
+      hidden: number of proposals outside the view.
     """
 
     boxes: np.ndarray
     mask: np.ndarray
     scores: np.ndarray | None
     representative: np.ndarray
+    hidden: int
 
 
 def place_proposals(
@@ -156,6 +158,8 @@ def place_proposals(
     """Map clean proposals to a view, merge duplicates, and pad to R rows.
 
     Merged proposals keep their row and their box but are masked; `representative` is the row whose scores they share.
+    Proposals without area in the view's window keep their row too and are masked; the others are merged as the window
+    shows them, so two boxes that differ only outside it become one.
 
     Args:
       proposals: of the original image.
@@ -169,12 +173,14 @@ def place_proposals(
     count, rows = len(proposals.boxes), rules.max_proposals
     boxes = np.zeros((rows, 4), np.float32)
     boxes[:count] = place_boxes(proposals.boxes, image_size, view)
+    shown = np.flatnonzero(box_area(boxes) > 0)  # neither padding nor outside the view
     representative = np.arange(rows, dtype=np.int32)
     if rules.dedup_stride is not None:
-        representative[:count] = merge_duplicates(boxes[:count], rules.dedup_stride)
-    mask = (representative == np.arange(rows)) & (np.arange(rows) < count)
+        representative[shown] = shown[merge_duplicates(boxes[shown], rules.dedup_stride)]
+    mask = np.zeros(rows, bool)
+    mask[shown] = representative[shown] == shown
     scores = None
     if proposals.scores is not None:
         scores = np.zeros(rows, np.float32)
         scores[:count] = proposals.scores
-    return PlacedProposals(boxes, mask, scores, representative)
+    return PlacedProposals(boxes, mask, scores, representative, count - len(shown))

@@ -16,7 +16,7 @@ import numpy as np
 
 from wsod_jax.errors import DataError
 from wsod_jax.files import BAD_NPZ, atomic_write
-from wsod_jax.types import Batch, FeatureMap, Targets, Views
+from wsod_jax.types import Batch, FeatureMap, Photometric, Targets, Views
 
 _REQUIRED = {"image_size", "image_mask", "image_index", "views/scale"}
 
@@ -68,7 +68,7 @@ def play_batches(path: str | Path) -> Iterator[Batch]:
 
 
 def _flat(tree: Any, prefix: str = "") -> dict[str, np.ndarray]:
-    """Return the arrays of a batch by path, including a map's stride; `None` is omitted."""
+    """Return the arrays of a batch by path, including static fields; `None` is omitted."""
     fields = tree if isinstance(tree, dict) else vars(tree)
     flat: dict[str, np.ndarray] = {}
     for name, value in fields.items():
@@ -89,7 +89,10 @@ def _batch(values: dict[str, np.ndarray], path: Path) -> Batch:
             node = node.setdefault(parent, {})
         node[leaf] = value
     try:
-        nested["views"] = Views(**nested["views"])
+        jitter = nested["views"].pop("photometric", None)
+        if jitter is not None:
+            jitter = Photometric(jitter["factors"], str(jitter["space"]))
+        nested["views"] = Views(**nested["views"], photometric=jitter)
         if "targets" in nested:
             nested["targets"] = Targets(**nested["targets"])
         if "features" in nested:

@@ -1,12 +1,11 @@
 """Geometry of the input, in NumPy: canvases, views of images on them, and their proposals.
 
-A `View` of an image is resized, cropped to a window if there is a margin, mirrored if `flipped`, and placed in the
+A `View` of an image is resized, cropped to a window if it shows one, mirrored if `flipped`, and placed in the
 top-left corner of a `canvas`. Only `place_image` and `place_boxes` apply views, to pixels and to boxes.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import math
 import typing
@@ -150,12 +149,17 @@ class Canvases:
         scale: int,
         flipped: bool = False,
         crop: tuple[float, float] | None = None,
+        share: tuple[float, float] | None = None,
     ) -> View:
         """Return the view of an image of this size at this scale.
 
         The resize factor is scale / side, where `resize` selects the shorter or the longer side, or less if the
         longer side would exceed `max_long` or the scale's canvas. New sides are rounded half up, and at least 1
         pixel. "warp" has a factor per side.
+
+        A window by `share` is a part of the original image: it is resized as an image of its size would be, and what
+        is outside it by the same factors. The orientation of the canvas is the image's. A window that is too long for
+        it, perhaps because its own orientation is another one, is shrunk to fit.
 
         Args:
           height: of the original image, in pixels.
@@ -164,27 +168,38 @@ class Canvases:
           flipped: mirrored left-right.
           crop: (y, x) in [0, 1), position of the window, from the first to the last offset in equal parts;
             `None`: the whole image, without a margin.
+          share: (height, width) in (0, 1], sides of the window by those of the image; `None`: a window by
+            `crop_margin`.
         """
-        whole = self._whole(height, width, scale, flipped)
-        if crop is None or self.crop_margin == 0:
-            return whole
-        larger = (scale + self.crop_margin) / scale
-        resized = tuple(math.floor(side * larger + 0.5) for side in whole.size)
-        rooms = (large - small + 1 for large, small in zip(resized, whole.size, strict=True))
-        offset = tuple(math.floor(part * room) for part, room in zip(crop, rooms, strict=True))
-        return dataclasses.replace(whole, resized=resized, offset=offset)
-
-    def _whole(self, height: int, width: int, scale: int, flipped: bool) -> View:
         portrait = self.is_portrait(height, width)
-        canvas, room = self.shape(scale, portrait), self._own_shape(scale, portrait)
+        shown = (1.0, 1.0) if crop is None or share is None else share
+        sides = (height * shown[0], width * shown[1])
+        size, factors, shrunk = self._fitted(*sides, scale, portrait)
+        resized, offset = size, (0, 0)
+        if crop is not None and share is not None:
+            whole = (side * f for side, f in zip((height, width), factors, strict=True))
+            resized = tuple(max(n, math.floor(w + 0.5)) for n, w in zip(size, whole, strict=True))
+        elif crop is not None and self.crop_margin:
+            larger = (scale + self.crop_margin) / scale
+            resized = tuple(math.floor(side * larger + 0.5) for side in size)
+        if crop is not None:
+            rooms = (large - small + 1 for large, small in zip(resized, size, strict=True))
+            offset = tuple(math.floor(part * room) for part, room in zip(crop, rooms, strict=True))
+        return View(self.shape(scale, portrait), size, flipped, shrunk, resized, offset)
+
+    def _fitted(
+        self, height: float, width: float, scale: int, portrait: bool
+    ) -> tuple[tuple[int, int], tuple[float, float], bool]:
+        """Return the size on the canvas of what has these sides, the factors (y, x), and whether it is shrunk."""
+        room = self._own_shape(scale, portrait)
         if self.resize == "warp":
-            return View(canvas, room, flipped)
+            return room, (scale / height, scale / width), False
         side = max(height, width) if self.resize == "long" else min(height, width)
         limits = (self.max_long / max(height, width), room[0] / height, room[1] / width)
         factor = min(scale / side, *limits)
         new_height, new_width = (max(1, math.floor(s * factor + 0.5)) for s in (height, width))
         size = (min(new_height, room[0]), min(new_width, room[1]))
-        return View(canvas, size, flipped, shrunk=factor < scale / side)
+        return size, (factor, factor), factor < scale / side
 
 
 def place_image(image: np.ndarray, view: View) -> np.ndarray:
