@@ -170,8 +170,8 @@ def dense_crf(
 
     Maps up to `max_side` cells long are computed exactly. Probabilities and colors of a longer one are averaged over
     the cells of a grid of `max_side` cells along its longer side; q is interpolated bilinearly between their centers
-    and divided by its sum over labels. At 60 × 80 this differs from the exact q by 0.017 on average on eight photographs
-    with five labels, where 97 % of the arg-maxima are the same (0.009 and 99 % on six drawn scenes of few colors).
+    and divided by its sum over labels. At 60 × 80 this differs from the exact q by 0.017 on average on eight
+    photographs with five labels, and 97 % of the arg-maxima are the same (0.009 and 99 % on six drawn scenes).
 
     Args:
       probabilities: [b, h, w, k] p, in [0, 1], of any labels; raised to 1e-6 at least. They need not sum to 1.
@@ -186,8 +186,8 @@ def dense_crf(
 
     Gradient: none; q is a constant.
     Cost: num_iterations products [n, n] x [n, k], n <= h w and n <= max_side²; 4 n² bytes. Images are solved one after
-      the other, by every device that holds the batch; `jax.vmap` of batches of one divides a sharded batch instead, with
-      one kernel for each image.
+      the other, by every device that holds the batch; `jax.vmap` of batches of one divides a sharded batch,
+      with one kernel for each image.
 
     Source: parameters of Shen et al. 2019 (WS-JDS), as released, where s is rounded down to an integer. The reference
     library approximates the bilateral kernel.
@@ -220,7 +220,9 @@ def dense_crf_upsampled(
 
     The other iterations run on the grid of `dense_crf`. In the last one, bilateral messages go from the cells of the
     grid to every pixel, a cell counting for all of its pixels, so that q follows the edges of the image; Gaussian
-    messages come from interpolated q at pixels. Images whose sides do not exceed `max_side` are computed exactly.
+    messages come from interpolated q at pixels. Images whose sides do not exceed `max_side` are computed exactly. On a
+    photograph of 256 × 192 pixels with five labels the mIoU between arg-maxima of this q and of the exact one is 0.98 for
+    cells of 4 pixels, q differing by 0.003 on average, and 0.95 for cells of 8 as at 500 pixels; 1.00 on drawn scenes.
 
     Args:
       probabilities: [b, h, w, k] p at pixels, see `dense_crf`.
