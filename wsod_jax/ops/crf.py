@@ -220,9 +220,12 @@ def dense_crf_upsampled(
 
     The other iterations run on the grid of `dense_crf`. In the last one, bilateral messages go from the cells of the
     grid to every pixel, a cell counting for all of its pixels, so that q follows the edges of the image; Gaussian
-    messages come from interpolated q at pixels. Images whose sides do not exceed `max_side` are computed exactly. On a
-    photograph of 256 × 192 pixels with five labels the mIoU between arg-maxima of this q and of the exact one is 0.98 for
-    cells of 4 pixels, q differing by 0.003 on average, and 0.95 for cells of 8 as at 500 pixels; 1.00 on drawn scenes.
+    messages come from interpolated q at pixels. Images whose sides do not exceed `max_side` are computed exactly.
+
+    On a photograph of 256 × 192 pixels with five labels, the mIoU between arg-maxima of this q and of the exact one is
+    0.98 for cells of 4 pixels, q differing by 0.003 on average, and 0.95 for cells of 8 pixels, as they are at 500. On
+    drawn scenes it is 1.00; with color noise of twice σ_rgb, where small objects vanish, 0.81, 99 % of arg-maxima being
+    the same.
 
     Args:
       probabilities: [b, h, w, k] p at pixels, see `dense_crf`.
