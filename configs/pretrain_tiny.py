@@ -18,15 +18,15 @@ def get_config():
         reader="voc", root="demo/data/objects", train_split="trainval", test_split="test"
     )
     config.train = dict(
-        num_steps=800,
+        num_steps=1000,
         micro_batch=16,
-        scales=(96,),
+        scales=(64,),
         aspect=1.0,
         flip=True,
     )
     config.optim = dict(
         name="adamw", learning_rate=2e-3, shape="cosine", warmup_steps=50, weight_decay=1e-4
     )
-    config.log = dict(log_interval=50, checkpoint_interval=800)
-    config.eval = dict(scales=(96,), aspect=1.0, flips=(False,), micro_batch=16)
+    config.log = dict(log_interval=50, checkpoint_interval=1000)
+    config.eval = dict(scales=(64,), aspect=1.0, flips=(False,), micro_batch=16)
     return config

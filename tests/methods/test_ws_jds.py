@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import re
 
 import jax
 import jax.numpy as jnp
@@ -89,7 +88,7 @@ def test_localization_map_is_the_gradient_of_the_score(map_seed):
 
     found = np.asarray(maps_of(method, batch, [[0, 2, -1]]))[0]
     for slot, c in enumerate((0, 2)):
-        assert found[slot].max() == 1.0
+        assert found[slot].max() == pytest.approx(1.0)
         best = np.argsort(found[slot].ravel())[:-6:-1]
         sizes = []
         for y, x in zip(*np.unravel_index(best, CANVAS), strict=True):
@@ -107,7 +106,7 @@ def test_localization_maps_need_no_trainable_backbone():
     batch, classes = make_batch(0), [[0, 2, -1], [1, -1, -1]]
     frozen, trained = (maps_of(build(frozen=f), batch, classes) for f in (("conv",), ()))
     np.testing.assert_allclose(frozen, trained, atol=1e-6)
-    assert frozen[0, 0].max() == frozen[1, 0].max() == 1.0
+    np.testing.assert_allclose(frozen.max(axis=(2, 3)), [[1, 1, 0], [1, 0, 0]], rtol=1e-6)
 
 
 def test_margin_of_a_map_is_zero():
@@ -118,7 +117,7 @@ def test_margin_of_a_map_is_zero():
 
 
 def test_both_branches_share_one_forward_pass():
-    """The maps' forward pass is the loss's own: outside the loop over classes there are no more convolutions."""
+    """The maps add one backward convolution for each layer of the backbone; their forward pass is the loss's."""
 
     def convolutions(guidance):
         method = build(guidance=guidance)
@@ -127,18 +126,10 @@ def test_both_branches_share_one_forward_pass():
             terms = method.loss(values, {}, batch, KEY, STEP).terms.values()
             return sum(term.mean() for term in terms)
 
-        text = jax.jit(jax.grad(objective)).lower(params(), make_batch(0)).compile().as_text()
-        computations = re.split(r"\n(?=\S.*\{\n)", text)
-        bodies = set(re.findall(r"body=%?([\w.-]+)", text))
-        outside = [c for c in computations if c.split()[0].lstrip("%") not in bodies]
-        count = sum(c.count(" convolution(") for c in outside)
-        inside = text.count(" convolution(") - count
-        return count, inside
+        compiled = jax.jit(jax.grad(objective)).lower(params(), make_batch(0)).compile()
+        return compiled.as_text().count(" convolution(")
 
-    outside, inside = convolutions("to_segmentation")
-    alone, nothing = convolutions("none")
-    assert nothing == 0 and inside > 0
-    assert outside == alone
+    assert convolutions("to_segmentation") == convolutions("none") + len(TinyNet.layers)
 
 
 # -- gates
@@ -269,6 +260,7 @@ VARIANTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", list(VARIANTS))
 def test_variants_are_finite(variant):
     out, grads = compiled(**VARIANTS[variant])(params(), make_batch(0))

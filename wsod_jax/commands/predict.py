@@ -10,10 +10,11 @@ trained with were, and kept in the output folder; --proposals takes a file of ws
 Written into --out: predictions.json (all boxes, and masks where the method predicts them, in COCO's results format)
 with predictions.index.json (which numbers mean which image and class), detections.coco.json (the same as a COCO data
 set), image_scores.csv (a score per image and class), figures/ (each image with its best boxes) and sheet.jpg (all
-of them at a glance). Methods without proposals, such as SPN, also write points.csv, and
-draw the proposal map and the activations to classes; an image in which no class is predicted has no boxes, and shows
-the best class's activation. A classifier writes image_scores.csv alone. Images that cannot be read are named and left
-out.
+of them at a glance). Methods without proposals, such as SPN, also write points.csv, and draw the proposal map and the
+activations to classes; an image in which no class is predicted has no boxes, and shows the best class's activation.
+WS-JDS also writes label_maps/ (PNG, a pixel is 0 for background, else the class's number in predictions.index.json)
+and guidance/ (localization map, seeds and segmentation of every confident class; with --cam, the activations of
+another run too). A classifier writes image_scores.csv alone. Images that cannot be read are named and left out.
 """
 
 from __future__ import annotations
@@ -72,6 +73,11 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     )
     parser.add_argument(
         "--max_figures", type=int, default=200, help="highest number of images drawn (200)"
+    )
+    parser.add_argument(
+        "--cam",
+        type=Path,
+        help="a run of CAM or SPN, whose activations are drawn beside WS-JDS's maps",
     )
     add_weights_arguments(parser)
     add_set_argument(

@@ -13,6 +13,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 from wsod_jax.analysis.figures import draw_detections, draw_maps
+from wsod_jax.analysis.guidance import draw_guidance, guidance_of
+from wsod_jax.analysis.opened_run import OpenedRun
 from wsod_jax.data.input.loading import num_cores
 from wsod_jax.data.proposals.proposal_set import ProposalSet, check_proposals
 from wsod_jax.data.proposals.selective_search import SearchOptions, run_selective_search
@@ -44,6 +46,10 @@ def predict(args: argparse.Namespace) -> None:
     outputs, names = predictor.method.outputs, predictor.class_names
     if "maps" in outputs:
         refuse_options_of_boxes(args)
+    if args.cam is not None and predictor.method.localization_maps is None:
+        raise ConfigError(
+            f"--cam is drawn beside localization maps, which {predictor.config.method.name!r} has not; leave it out"
+        )
     images = read_images(args.images)
     print(
         f"{predictor.config.method.name}, step {predictor.metadata['step']}, {len(names)} classes: "
@@ -60,6 +66,8 @@ def predict(args: argparse.Namespace) -> None:
     write_files(predictor, images, results, args)
     if outputs & {"boxes", "maps"}:
         draw(predictor, images, results, args)
+    if predictor.method.localization_maps is not None:
+        draw_branches(predictor, images, proposals, args)
     log.remove()
 
 
@@ -80,6 +88,11 @@ def write_files(
             args.out / "detections.coco.json", results, images, source=predictor.config.method.name
         )
         print(f"the same as a COCO data set: {path}")
+    if "semantic" in outputs:
+        for result in results:
+            name = f"{images.records[result.image_index].image_id}.png"
+            save_image(args.out / "label_maps" / name, result.semantic)
+        print(f"label maps: {args.out / 'label_maps'}")
     if "maps" in outputs:
         print(f"points: {write_points(args.out / 'points.csv', results, images)}")
 
@@ -203,6 +216,23 @@ def draw(
         sheet = contact_sheet(cells, captions=captions, columns=columns, cell_px=cell_px)
         path = save_image(args.out / "sheet.jpg", sheet)
         print(f"figures: {args.out / 'figures'} and {path}")
+
+
+def draw_branches(
+    predictor: Predictor, images: ImageSet, proposals: ProposalSet | None, args: argparse.Namespace
+) -> None:
+    """Draw what the branches of WS-JDS see of every image, beside the activations of another run if one is given."""
+    images = images.select(range(min(len(images), args.max_figures)))
+    cams = {}
+    if args.cam is not None:
+        run = OpenedRun.open(args.cam, "maps")
+        cams = run.maps(run.predictor.unlabeled(images), range(len(images)), [run.step])[run.step]
+    names, seed_thrs = predictor.class_names, predictor.method.seed_thrs
+    for found in guidance_of(predictor, images, proposals):
+        record = images.records[found.image_index]
+        figure = draw_guidance(record.load(), found, names, seed_thrs, cams.get(found.image_index))
+        save_image(args.out / "guidance" / f"{record.image_id}.jpg", figure)
+    print(f"localization maps, seeds and segmentation: {args.out / 'guidance'}")
 
 
 def bar_style() -> dict:

@@ -60,6 +60,8 @@ class Method:
       predict_masks: `None`, or (params, extras, batch, memo, detections) -> [b, n, p, p] probabilities: the masks of
         detections in one view, each in the frame of its box. `detections` are in the view's pixels, `memo` is the
         view's `Predictions.memo`. With `None`, the output "masks" is cut from the maps of "semantic".
+      localization_maps: `None`, or (params, batch, key, classes) -> [b, k, H, W] in [0, 1]: where in the image the
+        evidence for classes [b, k] lies.
       start_from: `None`, or (params, started) -> params: computes parameters from others, those that `train.init_from`
         brought; `started` is the set of their paths.
     """
@@ -78,6 +80,7 @@ class Method:
     pool: ClassVar[Any] = None
     propose: ClassVar[Any] = None
     predict_masks: ClassVar[Any] = None
+    localization_maps: ClassVar[Any] = None
     start_from: ClassVar[Any] = None
 
     def changes_at(self) -> dict[str, tuple[int, ...]]:

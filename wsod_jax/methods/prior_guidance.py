@@ -19,6 +19,7 @@ from wsod_jax.ops.integral_image import box_counts, integral_image
 
 CONTEXT_SCALE = 1.8  # of the context, and of the released code's inner box
 NONE = -1e20  # score of no proposal
+ROUNDING = 1e-5  # scores up to this are 0: 1 - 1 of two regions full of evidence, but for rounding
 
 Region = Literal["frame", "box"]
 AreaPower = Literal["root", "plain"]
@@ -92,6 +93,7 @@ def prior_weights(
 
     Source: the released WS-JDS code; the paper prints W without normalization.
     """
+    scores = jnp.where(jnp.abs(scores) > ROUNDING, scores, 0.0)
     high = jnp.max(jnp.where(mask, scores, NONE), initial=NONE)
     low = jnp.min(jnp.where(mask, scores, -NONE), initial=-NONE)
     positive = scores / jnp.where(high > 0, high, 1.0)

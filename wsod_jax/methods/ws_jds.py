@@ -176,7 +176,10 @@ class WsJds(ProposalMethod):
 
         is_guiding = True if self.guidance_steps is None else step < self.guidance_steps
         classes = self.confident_classes(scored, batch, is_guiding)
-        localization = self.localization_maps(params, batch, key, classes)
+        if self.guidance == "none":
+            localization = jnp.zeros((*classes.shape, *batch.image.shape[1:3]))
+        else:
+            localization = self.localization_maps(params, batch, key, classes)
         figures = {"localization_maps": localization, "classes": classes}
         figures["segmentation"] = jax.nn.sigmoid(logits.features)
 
@@ -214,7 +217,7 @@ class WsJds(ProposalMethod):
         return slots
 
     def localization_maps(
-        self, params: Params, batch: Batch, key: jax.Array, classes: Int[Array, "b k"]
+        self, params: Params, batch: Batch, key: jax.Array | None, classes: Int[Array, "b k"]
     ) -> Float[Array, "b k H W"]:
         """Return G of every confident class: the absolute gradient of its score, relative to its maximum.
 
@@ -225,15 +228,13 @@ class WsJds(ProposalMethod):
         Args:
           params: of the loss; no gradient flows back to them.
           batch: with pixels.
-          key: the loss's.
+          key: the loss's; `None` disables dropout.
           classes: [b, k], -1 in empty slots, which come last.
 
         Returns:
           [b, k, H, W] in [0, 1], constant; all 0 for an empty slot, and where the gradient is 0 everywhere.
         """
         shape = (*classes.shape, *batch.image.shape[1:3])
-        if self.guidance == "none":
-            return jnp.zeros(shape)
         frozen = jax.lax.stop_gradient(params)
         image = jnp.asarray(batch.image).astype(jnp.float32)
 
@@ -357,7 +358,8 @@ class WsJds(ProposalMethod):
         if self.boundary_loss == "released":
             everything = jnp.ones(batch.labels.shape, bool)
             labels = jax.vmap(label_probabilities)(scores, everything)
-            refined = dense_crf(labels, image, logits.size, self.crf)
+            counts = jnp.ones((len(labels), labels.shape[-1]), bool)
+            refined = self.refine(labels, image, logits.size, counts)
             return jax.vmap(balanced_boundary_loss)(scores, refined[..., 1:], mask)
         (present,) = jax.vmap(
             lambda row: jnp.nonzero(row == 1, size=self.max_classes, fill_value=-1)
@@ -365,8 +367,19 @@ class WsJds(ProposalMethod):
         chosen = jax.vmap(lambda one, index: one[..., index])(scores, present)
         labels = jax.vmap(label_probabilities)(chosen, present >= 0)
         counts = jnp.pad(present >= 0, ((0, 0), (1, 0)), constant_values=True)
-        refined = dense_crf(labels, image, logits.size, self.crf, label_mask=counts)
+        refined = self.refine(labels, image, logits.size, counts)
         return jax.vmap(boundary_loss)(labels, refined, mask)
+
+    def refine(
+        self, labels: jax.Array, image: jax.Array, size: jax.Array, counts: jax.Array
+    ) -> Float[Array, "b h w k"]:
+        """Return the CRF's probabilities of every image, computed where the image lies."""
+
+        def one_image(*row: jax.Array) -> jax.Array:
+            labels, image, size, counts = (x[None] for x in row)
+            return dense_crf(labels, image, size, self.crf, label_mask=counts)[0]
+
+        return jax.vmap(one_image)(labels, image, size, counts)
 
     def segmentation_term(self, logits: FeatureMap, batch: Batch) -> Term:
         """Return the image-label loss of the mean logits, by which an unguided segmentation branch learns."""
@@ -376,9 +389,9 @@ class WsJds(ProposalMethod):
 
 
 def mask_maps(
-    logits: FeatureMap, classes: Int[Array, "b k"], batch: Batch
+    logits: FeatureMap, classes: Int[Array, "b k"], batch: Batch, *, relative: bool = True
 ) -> Float[Array, "b k H W"]:
-    """Return S of the confident classes at the image's resolution, each relative to its maximum; 0 in empty slots."""
+    """Return S of some classes at the image's resolution, 0 in empty slots (-1); `relative` to its own maximum."""
     shape = batch.image.shape[1:3]
     scores = jax.lax.stop_gradient(jax.nn.sigmoid(logits.features))
     inside = valid_mask(batch.image_size, *shape)[..., 0]
@@ -387,7 +400,7 @@ def mask_maps(
         cells: jax.Array, valid: jax.Array, inside: jax.Array, index: jax.Array
     ) -> jax.Array:
         found = jnp.where(inside, upsample(cells[..., index], valid, logits.stride, shape), 0.0)
-        peak = jnp.max(found)
+        peak = jnp.max(found) if relative else 1.0
         return jnp.where(index >= 0, found / jnp.where(peak > 0, peak, 1.0), 0.0)
 
     per_image = jax.vmap(of_class, (None, None, None, 0))

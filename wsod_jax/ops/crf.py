@@ -27,13 +27,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Num
 
 from wsod_jax.errors import ConfigError
+from wsod_jax.ops.crf_grid import EXACT, Axis, Grid, along, grid_over, interpolated
 from wsod_jax.ops.masked import masked_softmax
 from wsod_jax.options import BELOW_ONE, COUNT, NOT_NEGATIVE, POSITIVE
 
 Normalization = Literal["symmetric", "rows", "none"]
-EXACT = jax.lax.Precision.HIGHEST
 MIN_PROBABILITY = 1e-6  # below which no p falls
-LONGER_SIDE = 500  # pixels of the image in which distances are given
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -80,38 +79,6 @@ class CrfOptions:
         if self.normalization not in get_args(Normalization):
             allowed = ", ".join(get_args(Normalization))
             raise ConfigError(f"normalization is {self.normalization!r}; allowed are {allowed}")
-
-
-class Axis(NamedTuple):
-    """The pixels of an image along one axis, and the cells of the grid over them, all of the same length.
-
-    Attributes:
-      pixels: [n] bool, True = inside the image.
-      cells: [m] bool, True = inside the image.
-      side: [] float32, length of a cell in pixels, >= 1.
-      share: [m, n] float32, the share of pixel n that lies in cell m.
-      interpolation: [n, m] float32, bilinear weights of cells in pixels; constant beyond the outermost centers.
-    """
-
-    pixels: Bool[Array, " n"]
-    cells: Bool[Array, " m"]
-    side: Float[Array, ""]
-    share: Float[Array, "m n"]
-    interpolation: Float[Array, "n m"]
-
-
-class Grid(NamedTuple):
-    """The grid of cells over an image.
-
-    Attributes:
-      rows: of pixels and of cells.
-      columns: likewise.
-      scale: [] float32, s: the width of a pixel in those of the image whose longer side is 500.
-    """
-
-    rows: Axis
-    columns: Axis
-    scale: Float[Array, ""]
 
 
 class Problem(NamedTuple):
@@ -199,11 +166,11 @@ def dense_crf(
         valid: Int[Array, " 2"],
         labels: Bool[Array, " k"],
     ) -> Float[Array, "h w k"]:
-        grid = _grid(p.shape[:2], valid, options)
+        grid = grid_over(p.shape[:2], valid, options.max_side)
         pixels, cells = _problems(p, colors, labels, grid, options)
         bilateral = _bilateral(cells, grid, options)
         q = _mean_field(cells, bilateral, grid, options, options.num_iterations)
-        return _distribution(_interpolated(q, grid), pixels.mask, options.floor)
+        return _distribution(interpolated(q, grid), pixels.mask, options.floor)
 
     return _image_by_image(solve, probabilities, image, size, label_mask)
 
@@ -250,16 +217,16 @@ def dense_crf_upsampled(
         valid: Int[Array, " 2"],
         labels: Bool[Array, " k"],
     ) -> Float[Array, "h w k"]:
-        grid = _grid(p.shape[:2], valid, options)
+        grid = grid_over(p.shape[:2], valid, options.max_side)
         pixels, cells = _problems(p, colors, labels, grid, options)
         if options.num_iterations == 0:
             return _distribution(jnp.exp(pixels.log_p), pixels.mask, options.floor)
         bilateral = _bilateral(cells, grid, options)
         q = _mean_field(cells, bilateral, grid, options, options.num_iterations - 1)
         sharp, sharp_self = _to_pixels(q, bilateral, cells, pixels, options)
-        q = _distribution(_interpolated(q, grid), pixels.mask, 0.0)
+        q = _distribution(interpolated(q, grid), pixels.mask, 0.0)
         rows, columns = (_smoothing(axis, grid, options) for axis in (grid.rows, grid.columns))
-        smooth = _along(q, rows.matrix, columns.matrix)
+        smooth = along(q, rows.matrix, columns.matrix)
         if not options.include_self:
             smooth_self = (rows.self_weight[:, None] * columns.self_weight[None, :])[..., None]
             smooth, sharp = smooth - smooth_self * q, sharp - sharp_self * q
@@ -280,41 +247,6 @@ def _image_by_image(
         label_mask = jnp.ones((len(probabilities), probabilities.shape[-1]), bool)
     probabilities, image = jax.lax.stop_gradient((probabilities, image))
     return jax.lax.map(lambda args: solve(*args), (probabilities, image, size, label_mask))
-
-
-def _grid(shape: tuple[int, int], size: Int[Array, " 2"], options: CrfOptions) -> Grid:
-    """Return the grid over an image of valid `size` on a canvas of `shape`.
-
-    The longer side of the valid part has `max_side` cells, the shorter as many as make them nearly square. Where both
-    sides have `max_side` pixels at most, pixels are cells.
-    """
-    limit = options.max_side
-    longer = jnp.max(size)
-    axes = []
-    for length, valid in zip(shape, (size[0], size[1]), strict=True):
-        count = -(-valid * limit // jnp.maximum(longer, limit))  # rounded up; <= valid
-        side = jnp.maximum(valid / jnp.maximum(count, 1), 1.0).astype(jnp.float32)
-        pixel = jnp.arange(length, dtype=jnp.float32)
-        cell = jnp.arange(min(length, limit), dtype=jnp.float32)
-        pixels, cells = pixel < valid, cell < count
-        start = (cell * side)[:, None]
-        share = jnp.minimum(pixel[None, :] + 1, start + side) - jnp.maximum(pixel[None, :], start)
-        share = jnp.where(cells[:, None] & pixels[None, :], jnp.clip(share, 0.0, 1.0), 0.0)
-        place = jnp.clip((pixel + 0.5) / side - 0.5, 0, jnp.maximum(count - 1, 0))
-        weights = jnp.maximum(1.0 - jnp.abs(place[:, None] - cell[None, :]), 0.0)
-        axes.append(Axis(pixels, cells, side, share, jnp.where(pixels[:, None], weights, 0.0)))
-    return Grid(*axes, LONGER_SIDE / jnp.maximum(longer, 1).astype(jnp.float32))
-
-
-def _along(
-    x: Float[Array, "h w k"], rows: Float[Array, "m h"], columns: Float[Array, "n w"]
-) -> Float[Array, "m n k"]:
-    """Multiply a map by a matrix along its rows, and by one along its columns."""
-    return jnp.einsum("mh,hwk,nw->mnk", rows, x, columns, precision=EXACT)
-
-
-def _interpolated(x: Float[Array, "y x k"], grid: Grid) -> Float[Array, "h w k"]:
-    return _along(x, grid.rows.interpolation, grid.columns.interpolation)
 
 
 def _problems(
@@ -351,7 +283,7 @@ def _problems(
     cells = (rows.cells[:, None] & columns.cells[None, :])[..., None]
     return (
         problem(p, color, inside, (1.0, 1.0)),
-        problem(_along(p, *average), _along(color, *average), cells, (rows.side, columns.side)),
+        problem(along(p, *average), along(color, *average), cells, (rows.side, columns.side)),
     )
 
 
@@ -410,7 +342,7 @@ def _mean_field(
     smooth_self = (self_weights[0][:, None] * self_weights[1][None, :])[..., None]
 
     def iterate(_: Int[Array, ""], q: Float[Array, "h w k"]) -> Float[Array, "h w k"]:
-        smooth, flat = _along(q, *matrices), q.reshape(-1, q.shape[2])
+        smooth, flat = along(q, *matrices), q.reshape(-1, q.shape[2])
         received = jnp.matmul(bilateral.matrix, bilateral.right * flat, precision=EXACT)
         sharp = bilateral.left * received
         if not options.include_self:

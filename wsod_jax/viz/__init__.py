@@ -26,6 +26,7 @@ from wsod_jax.viz.objectness import (
     draw_cam,
     draw_evolution,
     draw_objectness,
+    draw_seeds,
 )
 
 __all__ = [
@@ -42,6 +43,7 @@ __all__ = [
     "draw_objectness",
     "draw_proposals",
     "draw_pseudo_labels",
+    "draw_seeds",
     "draw_cam",
     "legend",
     "metric_series",

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw
 
-from wsod_jax.viz.canvas import CORE, HIT, INK, PAPER, Canvas
+from wsod_jax.viz.canvas import CORE, HIT, INK, PAPER, TRUTH, Canvas
 from wsod_jax.viz.drawing import contact_sheet
 from wsod_jax.viz.fonts import font
 
@@ -64,6 +64,18 @@ def draw_cam(
     canvas = _heated(image, cam, float(cam.max(initial=0.0)))
     canvas.boxes(components, CORE, style="dashed").boxes(tightest, HIT)
     return canvas.points(np.array(point), PAPER).array()
+
+
+def draw_seeds(image: np.ndarray, values: np.ndarray, thrs: tuple[float, float]) -> np.ndarray:
+    """Color a map's foreground red, its background blue, and what is neither green.
+
+    Args:
+      values: [H, W] in [0, 1].
+      thrs: background up to the first, foreground from the second.
+    """
+    colors = np.where((values >= thrs[1])[..., None], np.float32(HIT), np.float32(TRUTH))
+    colors = np.where((values <= thrs[0])[..., None], np.float32(CORE), colors)
+    return Canvas(image).blend(colors, HEAT_ALPHA).array()
 
 
 def _heated(image: np.ndarray, values: np.ndarray, top: float) -> Canvas:
