@@ -241,6 +241,13 @@ def test_seconds_is_the_median_of_the_calls():
         assert timing.seconds(lambda: 1.0, repeats=3) == 3.0
 
 
+def test_the_crf_is_timed_on_a_map_and_an_image():
+    measures = kernels.conditional_random_field(small=True, repeats=1)
+    assert [m.unit for m in measures] == ["ms", "MiB", "ms", "MiB"]
+    assert "16x16, 21 classes" in measures[0].name and "50x40 test image" in measures[2].name
+    assert all(m.value > 0 for m in measures)
+
+
 def test_laptop_backbones_are_timed_on_the_same_pixels():
     squeezenet, lite = kernels.laptop_backbones(small=True, repeats=1)
     assert (squeezenet.name, lite.name) == ("squeezenet1_1", "efficientnet_lite0")

@@ -181,7 +181,7 @@ def test_guidance_ends():
 def test_prior_follows_equation_4():
     """φ⁺ and φ⁻ of one image, from the weights that its own localization maps give."""
     batch, method = make_batch(0), build(dropout_rate=0.0)
-    out, _ = compiled()(params(), batch)
+    out, _ = compiled(evidence_thr=0.6)(params(), batch)
     x = np.asarray(method.score(params(), batch).mil_scores, np.float64)
     totals, guided = [], False
     for b in range(2):
@@ -190,7 +190,7 @@ def test_prior_follows_equation_4():
         for c in range(3):
             weights = np.ones(NUM_PROPOSALS)
             if c in classes:
-                evidence = out.figures["localization_maps"][b, classes.index(c)] >= 0.1
+                evidence = out.figures["localization_maps"][b, classes.index(c)] >= 0.6
                 scores = evidence_scores(evidence, batch.proposals[b], batch.image_size[b])
                 weights = np.asarray(prior_weights(scores, mask, x[b, :, c].sum()))
                 guided |= (weights < 1).any()

@@ -27,6 +27,10 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def together(commands: list[list], *, timeout: int = 300) -> list:
     """Run commands at once, one device each for every process; return those that ended."""
+    try:
+        distributed.check_own_name()
+    except ConfigError as error:
+        pytest.skip(str(error))
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
     running = [
         subprocess.Popen(
@@ -90,6 +94,12 @@ def both_end_well(ended: list) -> None:
 def leaves(path: Path) -> list[np.ndarray]:
     with np.load(path) as stored:
         return [stored[name] for name in stored.files]
+
+
+def test_a_machine_whose_name_has_no_address(monkeypatch):
+    monkeypatch.setattr(socket, "gethostname", lambda: "no-such-machine.invalid")
+    with pytest.raises(ConfigError, match="/etc/hosts"):
+        distributed.check_own_name()
 
 
 @pytest.fixture(scope="module")

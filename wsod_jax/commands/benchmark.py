@@ -40,6 +40,11 @@ TASKS = {
         "soft_proposal",
         "soft proposals against NumPy, on large maps, and as a share of VGG16's forward pass",
     ),
+    "crf": (
+        "kernels",
+        "conditional_random_field",
+        "dense CRF of a 64x64 map, exact, and of a 500x375 image, upsampled from a grid",
+    ),
     "backbones": (
         "kernels",
         "laptop_backbones",

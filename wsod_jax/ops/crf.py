@@ -53,7 +53,7 @@ class CrfOptions:
       include_self: messages to a pixel include its own, as in the reference library; the paper takes j ≠ i. The
         degrees D include it in any case.
       normalization: of kernels: "symmetric", as above; "rows", D^-1 k, which makes messages averages; or "none".
-      floor: q falls below this nowhere; raising it to it is followed by division by the sum over labels.
+      floor: q is raised to this at least, then divided by its sum over labels.
       max_side: of the grid of the bilateral kernel, in cells; maps whose sides do not exceed it are computed exactly.
     """
 
@@ -100,6 +100,34 @@ class Axis(NamedTuple):
     interpolation: Float[Array, "n m"]
 
 
+class Grid(NamedTuple):
+    """The grid of cells over an image.
+
+    Attributes:
+      rows: of pixels and of cells.
+      columns: likewise.
+      scale: [] float32, s: the width of a pixel in those of the image whose longer side is 500.
+    """
+
+    rows: Axis
+    columns: Axis
+    scale: Float[Array, ""]
+
+
+class Problem(NamedTuple):
+    """What mean field starts from, at pixels or at cells.
+
+    Attributes:
+      log_p: [h, w, k] float32, of any finite value where masked.
+      mask: [h, w, k] bool, True = inside the image, and the label takes part.
+      features: [h, w, 5] float32, row and column in units of σ_b, and color in units of σ_rgb; finite.
+    """
+
+    log_p: Float[Array, "h w k"]
+    mask: Bool[Array, "h w k"]
+    features: Float[Array, "h w 5"]
+
+
 class Smoothing(NamedTuple):
     """The normalized Gaussian kernel along one axis.
 
@@ -112,22 +140,8 @@ class Smoothing(NamedTuple):
     self_weight: Float[Array, " n"]
 
 
-class Problem(NamedTuple):
-    """What mean field starts from, at pixels or at cells.
-
-    Attributes:
-      log_p: [h, w, k] float32, of any finite value where masked.
-      mask: [h, w, k] bool, True = inside the image, and the label takes part.
-      color: [h, w, 3] float32, in units of σ_rgb; 0 outside the image.
-    """
-
-    log_p: Float[Array, "h w k"]
-    mask: Bool[Array, "h w k"]
-    color: Float[Array, "h w 3"]
-
-
 class Bilateral(NamedTuple):
-    """The bilateral kernel between cells; the messages are left * (matrix @ (right * q)).
+    """The bilateral kernel between cells; messages are left * (matrix @ (right * q)).
 
     Attributes:
       matrix: [n, n] float32, kernel between the centers of cells.
@@ -156,7 +170,8 @@ def dense_crf(
 
     Maps up to `max_side` cells long are computed exactly. Probabilities and colors of a longer one are averaged over
     the cells of a grid of `max_side` cells along its longer side; q is interpolated bilinearly between their centers
-    and divided by its sum over labels.
+    and divided by its sum over labels. At 60 × 80 this differs from the exact q by 0.017 on average on eight
+    photographs with five labels, and 97 % of the arg-maxima are the same (0.009 and 99 % on six drawn scenes).
 
     Args:
       probabilities: [b, h, w, k] p, in [0, 1], of any labels; raised to 1e-6 at least. They need not sum to 1.
@@ -170,7 +185,9 @@ def dense_crf(
       [b, h, w, k] float32, sums to 1 over labels in valid cells; 0 outside.
 
     Gradient: none; q is a constant.
-    Cost: num_iterations products [n, n] x [n, k], n <= h w and n <= max_side²; 4 n² bytes, for one image at a time.
+    Cost: num_iterations products [n, n] x [n, k], n <= h w and n <= max_side²; 4 n² bytes. Images are solved one after
+      the other, by every device that holds the batch; `jax.vmap` of batches of one divides a sharded batch,
+      with one kernel for each image.
 
     Source: parameters of Shen et al. 2019 (WS-JDS), as released, where s is rounded down to an integer. The reference
     library approximates the bilateral kernel.
@@ -182,14 +199,11 @@ def dense_crf(
         valid: Int[Array, " 2"],
         labels: Bool[Array, " k"],
     ) -> Float[Array, "h w k"]:
-        rows, columns = grid_axes(p.shape[:2], valid, options.max_side)
-        pixels = _at_pixels(p, colors, rows, columns, labels, options)
-        cells = _at_cells(p, pixels, rows, columns, labels)
-        bilateral = _bilateral(cells, rows, columns, valid, options)
-        steps = options.num_iterations
-        q = _mean_field(cells, bilateral, rows, columns, valid, options, steps)
-        q = _along(q, rows.interpolation, columns.interpolation)
-        return _distribution(q, pixels.mask, options.floor)
+        grid = _grid(p.shape[:2], valid, options)
+        pixels, cells = _problems(p, colors, labels, grid, options)
+        bilateral = _bilateral(cells, grid, options)
+        q = _mean_field(cells, bilateral, grid, options, options.num_iterations)
+        return _distribution(_interpolated(q, grid), pixels.mask, options.floor)
 
     return _image_by_image(solve, probabilities, image, size, label_mask)
 
@@ -207,6 +221,11 @@ def dense_crf_upsampled(
     The other iterations run on the grid of `dense_crf`. In the last one, bilateral messages go from the cells of the
     grid to every pixel, a cell counting for all of its pixels, so that q follows the edges of the image; Gaussian
     messages come from interpolated q at pixels. Images whose sides do not exceed `max_side` are computed exactly.
+
+    On a photograph of 256 × 192 pixels with five labels, the mIoU between arg-maxima of this q and of the exact one is
+    0.98 for cells of 4 pixels, q differing by 0.003 on average, and 0.95 for cells of 8 pixels, as they are at 500. On
+    drawn scenes it is 1.00; with color noise of twice σ_rgb, where small objects vanish, 0.81, 99 % of arg-maxima being
+    the same.
 
     Args:
       probabilities: [b, h, w, k] p at pixels, see `dense_crf`.
@@ -231,47 +250,22 @@ def dense_crf_upsampled(
         valid: Int[Array, " 2"],
         labels: Bool[Array, " k"],
     ) -> Float[Array, "h w k"]:
-        rows, columns = grid_axes(p.shape[:2], valid, options.max_side)
-        pixels = _at_pixels(p, colors, rows, columns, labels, options)
+        grid = _grid(p.shape[:2], valid, options)
+        pixels, cells = _problems(p, colors, labels, grid, options)
         if options.num_iterations == 0:
             return _distribution(jnp.exp(pixels.log_p), pixels.mask, options.floor)
-        cells = _at_cells(p, pixels, rows, columns, labels)
-        bilateral = _bilateral(cells, rows, columns, valid, options)
-        steps = options.num_iterations - 1
-        q = _mean_field(cells, bilateral, rows, columns, valid, options, steps)
-        sharp, sharp_self = _to_pixels(q, bilateral, cells, pixels, rows, columns, valid, options)
-        q = _distribution(_along(q, rows.interpolation, columns.interpolation), pixels.mask, 0.0)
-        vertical, horizontal = (_smoothing(axis, valid, options) for axis in (rows, columns))
-        smooth = _along(q, vertical.matrix, horizontal.matrix)
+        bilateral = _bilateral(cells, grid, options)
+        q = _mean_field(cells, bilateral, grid, options, options.num_iterations - 1)
+        sharp, sharp_self = _to_pixels(q, bilateral, cells, pixels, options)
+        q = _distribution(_interpolated(q, grid), pixels.mask, 0.0)
+        rows, columns = (_smoothing(axis, grid, options) for axis in (grid.rows, grid.columns))
+        smooth = _along(q, rows.matrix, columns.matrix)
         if not options.include_self:
-            both = vertical.self_weight[:, None] * horizontal.self_weight[None, :]
-            smooth, sharp = smooth - both[..., None] * q, sharp - sharp_self * q
+            smooth_self = (rows.self_weight[:, None] * columns.self_weight[None, :])[..., None]
+            smooth, sharp = smooth - smooth_self * q, sharp - sharp_self * q
         return _distribution(_updated(pixels, smooth, sharp, options), pixels.mask, options.floor)
 
     return _image_by_image(solve, probabilities, image, size, label_mask)
-
-
-def grid_axes(shape: tuple[int, int], size: Int[Array, " 2"], max_side: int) -> tuple[Axis, Axis]:
-    """Return rows and columns of an image of valid `size` on a canvas of `shape`.
-
-    The longer side of the valid part has `max_side` cells, the shorter as many as make them nearly square. Where both
-    sides have `max_side` pixels at most, pixels are cells.
-    """
-    longer = jnp.maximum(jnp.max(size), max_side)
-    axes = []
-    for length, valid in zip(shape, (size[0], size[1]), strict=True):
-        count = (valid * max_side + longer - 1) // longer  # rounded up; <= valid
-        side = jnp.maximum(valid / jnp.maximum(count, 1), 1.0).astype(jnp.float32)
-        pixel = jnp.arange(length, dtype=jnp.float32)
-        cell = jnp.arange(min(length, max_side), dtype=jnp.float32)
-        pixels, cells = pixel < valid, cell < count
-        start = (cell * side)[:, None]
-        share = jnp.minimum(pixel[None, :] + 1, start + side) - jnp.maximum(pixel[None, :], start)
-        share = jnp.where(cells[:, None] & pixels[None, :], jnp.clip(share, 0.0, 1.0), 0.0)
-        place = jnp.clip((pixel + 0.5) / side - 0.5, 0, jnp.maximum(count - 1, 0))
-        weights = jnp.maximum(1.0 - jnp.abs(place[:, None] - cell[None, :]), 0.0)
-        axes.append(Axis(pixels, cells, side, share, jnp.where(pixels[:, None], weights, 0.0)))
-    return axes[0], axes[1]
 
 
 def _image_by_image(
@@ -288,6 +282,30 @@ def _image_by_image(
     return jax.lax.map(lambda args: solve(*args), (probabilities, image, size, label_mask))
 
 
+def _grid(shape: tuple[int, int], size: Int[Array, " 2"], options: CrfOptions) -> Grid:
+    """Return the grid over an image of valid `size` on a canvas of `shape`.
+
+    The longer side of the valid part has `max_side` cells, the shorter as many as make them nearly square. Where both
+    sides have `max_side` pixels at most, pixels are cells.
+    """
+    limit = options.max_side
+    longer = jnp.max(size)
+    axes = []
+    for length, valid in zip(shape, (size[0], size[1]), strict=True):
+        count = -(-valid * limit // jnp.maximum(longer, limit))  # rounded up; <= valid
+        side = jnp.maximum(valid / jnp.maximum(count, 1), 1.0).astype(jnp.float32)
+        pixel = jnp.arange(length, dtype=jnp.float32)
+        cell = jnp.arange(min(length, limit), dtype=jnp.float32)
+        pixels, cells = pixel < valid, cell < count
+        start = (cell * side)[:, None]
+        share = jnp.minimum(pixel[None, :] + 1, start + side) - jnp.maximum(pixel[None, :], start)
+        share = jnp.where(cells[:, None] & pixels[None, :], jnp.clip(share, 0.0, 1.0), 0.0)
+        place = jnp.clip((pixel + 0.5) / side - 0.5, 0, jnp.maximum(count - 1, 0))
+        weights = jnp.maximum(1.0 - jnp.abs(place[:, None] - cell[None, :]), 0.0)
+        axes.append(Axis(pixels, cells, side, share, jnp.where(pixels[:, None], weights, 0.0)))
+    return Grid(*axes, LONGER_SIDE / jnp.maximum(longer, 1).astype(jnp.float32))
+
+
 def _along(
     x: Float[Array, "h w k"], rows: Float[Array, "m h"], columns: Float[Array, "n w"]
 ) -> Float[Array, "m n k"]:
@@ -295,48 +313,53 @@ def _along(
     return jnp.einsum("mh,hwk,nw->mnk", rows, x, columns, precision=EXACT)
 
 
-def _at_pixels(
+def _interpolated(x: Float[Array, "y x k"], grid: Grid) -> Float[Array, "h w k"]:
+    return _along(x, grid.rows.interpolation, grid.columns.interpolation)
+
+
+def _problems(
     probabilities: Float[Array, "h w k"],
     image: Num[Array, "h w 3"],
-    rows: Axis,
-    columns: Axis,
     labels: Bool[Array, " k"],
+    grid: Grid,
     options: CrfOptions,
-) -> Problem:
+) -> tuple[Problem, Problem]:
+    """Return the problem at pixels and that at cells: averages of probabilities and colors over their pixels."""
+    rows, columns = grid.rows, grid.columns
     inside = (rows.pixels[:, None] & columns.pixels[None, :])[..., None]
-    p = jnp.where(inside, probabilities.astype(jnp.float32), 1.0)
+    p = jnp.where(inside, probabilities.astype(jnp.float32), 0.0)
     color = jnp.where(inside, image.astype(jnp.float32), 0.0) / options.bilateral_rgb
-    mask = inside & labels[None, None, :]
-    return Problem(jnp.log(jnp.maximum(p, MIN_PROBABILITY)), mask, color)
+    average = rows.share / rows.side, columns.share / columns.side
 
+    def problem(
+        p: Float[Array, "m n k"],
+        color: Float[Array, "m n 3"],
+        inside: Bool[Array, "m n 1"],
+        sides: tuple[Float[Array, ""] | float, Float[Array, ""] | float],
+    ) -> Problem:
+        centers = [
+            (jnp.arange(length) + 0.5) * side * (grid.scale / options.bilateral_xy)
+            for length, side in zip(p.shape[:2], sides, strict=True)
+        ]
+        position = jnp.stack(jnp.meshgrid(*centers, indexing="ij"), axis=-1)
+        return Problem(
+            jnp.log(jnp.maximum(p, MIN_PROBABILITY)),
+            inside & labels[None, None, :],
+            jnp.concatenate([position, color], axis=-1),
+        )
 
-def _at_cells(
-    probabilities: Float[Array, "h w k"],
-    pixels: Problem,
-    rows: Axis,
-    columns: Axis,
-    labels: Bool[Array, " k"],
-) -> Problem:
-    """Return the averages of probabilities and colors over the pixels of cells."""
-    over = rows.share / rows.side, columns.share / columns.side
-    p = _along(jnp.where(pixels.mask, probabilities.astype(jnp.float32), 0.0), *over)
-    inside = rows.cells[:, None] & columns.cells[None, :]
-    return Problem(
-        jnp.log(jnp.maximum(p, MIN_PROBABILITY)),
-        inside[..., None] & labels[None, None, :],
-        _along(pixels.color, *over),
+    cells = (rows.cells[:, None] & columns.cells[None, :])[..., None]
+    return (
+        problem(p, color, inside, (1.0, 1.0)),
+        problem(_along(p, *average), _along(color, *average), cells, (rows.side, columns.side)),
     )
-
-
-def _scale(size: Int[Array, " 2"]) -> Float[Array, ""]:
-    """Return s, the width of a pixel in those of the image whose longer side is 500."""
-    return LONGER_SIDE / jnp.maximum(jnp.max(size), 1).astype(jnp.float32)
 
 
 def _factors(
     degree: Float[Array, "*n"], options: CrfOptions
 ) -> tuple[Float[Array, "*n"], Float[Array, "*n"]]:
-    """Return the left and right factors that normalize a kernel of these degrees."""
+    """Return the left and right factors that normalize a kernel; a degree is at least k(i, i) = 1."""
+    degree = jnp.maximum(degree, 1.0)
     if options.normalization == "symmetric":
         return degree**-0.5, degree**-0.5
     if options.normalization == "rows":
@@ -344,70 +367,55 @@ def _factors(
     return jnp.ones_like(degree), jnp.ones_like(degree)
 
 
-def _smoothing(axis: Axis, size: Int[Array, " 2"], options: CrfOptions) -> Smoothing:
+def _smoothing(axis: Axis, grid: Grid, options: CrfOptions) -> Smoothing:
     """Return the Gaussian kernel between the pixels of an axis, normalized: D too is a product over both axes."""
-    pixel = jnp.arange(len(axis.pixels), dtype=jnp.float32) * (_scale(size) / options.gaussian_xy)
+    pixel = jnp.arange(len(axis.pixels), dtype=jnp.float32) * (grid.scale / options.gaussian_xy)
     kernel = jnp.exp(-0.5 * (pixel[:, None] - pixel[None, :]) ** 2)
     kernel = jnp.where(axis.pixels[:, None] & axis.pixels[None, :], kernel, 0.0)
-    left, right = _factors(jnp.maximum(jnp.sum(kernel, axis=1), 1.0), options)
+    left, right = _factors(jnp.sum(kernel, axis=1), options)
     return Smoothing(left[:, None] * kernel * right[None, :], left * right)
 
 
-def _positions(axis: Axis, unit: Float[Array, ""]) -> tuple[Float[Array, " n"], Float[Array, " m"]]:
-    """Return the centers of pixels and of cells; a pixel is `unit` long."""
-    pixels, cells = (jnp.arange(len(mask)) + 0.5 for mask in (axis.pixels, axis.cells))
-    return pixels * unit, cells * axis.side * unit
+def _kernel(a: Float[Array, "m d"], b: Float[Array, "n d"]) -> Float[Array, "m n"]:
+    """Return exp(−|a − b|² / 2). Differences come first: squares minus products would lose digits."""
+    pairs = zip(a.T, b.T, strict=True)
+    return jnp.exp(-0.5 * sum((x[:, None] - y[None, :]) ** 2 for x, y in pairs))
 
 
-def _bilateral(
-    cells: Problem, rows: Axis, columns: Axis, size: Int[Array, " 2"], options: CrfOptions
-) -> Bilateral:
-    unit = _scale(size) / options.bilateral_xy
-    y, x = jnp.meshgrid(_positions(rows, unit)[1], _positions(columns, unit)[1], indexing="ij")
-    coordinates = [a.reshape(-1) for a in (y, x, *jnp.moveaxis(cells.color, -1, 0))]
-    # Differences are taken before squares: squares minus products would lose digits.
-    matrix = jnp.exp(-0.5 * sum((a[:, None] - a[None, :]) ** 2 for a in coordinates))
+def _bilateral(cells: Problem, grid: Grid, options: CrfOptions) -> Bilateral:
+    rows, columns = grid.rows, grid.columns
+    features = cells.features.reshape(-1, 5)
+    matrix = _kernel(features, features)
     inside = (rows.cells[:, None] & columns.cells[None, :]).reshape(-1, 1)
     count = jnp.where(inside, rows.side * columns.side, 0.0)
-    left, right = _factors(_degree(jnp.matmul(matrix, count, precision=EXACT)), options)
+    left, right = _factors(jnp.matmul(matrix, count, precision=EXACT), options)
     return Bilateral(matrix, count, left, count * right, left * right)
 
 
-def _degree(total: Float[Array, "*n"]) -> Float[Array, "*n"]:
-    """Return the sum of a pixel's row of the kernel, at least 1: the kernel is 1 between a pixel and itself."""
-    return jnp.maximum(total, 1.0)
-
-
 def _mean_field(
-    cells: Problem,
-    bilateral: Bilateral,
-    rows: Axis,
-    columns: Axis,
-    size: Int[Array, " 2"],
-    options: CrfOptions,
-    num_iterations: int,
+    cells: Problem, bilateral: Bilateral, grid: Grid, options: CrfOptions, num_iterations: int
 ) -> Float[Array, "h w k"]:
     """Return q at cells.
 
     All pixels of a cell have the same q. Gaussian messages are the averages of those that its pixels receive;
     bilateral ones are those between centers of cells.
     """
-    smooth, self_weights = [], []
-    for axis in (rows, columns):
-        kernel, self_weight = _smoothing(axis, size, options)
-        average = axis.share / axis.side
-        smooth.append(jnp.linalg.multi_dot([average, kernel, axis.share.T], precision=EXACT))
-        self_weights.append(jnp.matmul(average, self_weight, precision=EXACT))
-    gaussian_self = (self_weights[0][:, None] * self_weights[1][None, :])[..., None]
+    matrices, self_weights = [], []
+    for axis in (grid.rows, grid.columns):
+        smoothing, average = _smoothing(axis, grid, options), axis.share / axis.side
+        matrices.append(
+            jnp.linalg.multi_dot([average, smoothing.matrix, axis.share.T], precision=EXACT)
+        )
+        self_weights.append(jnp.matmul(average, smoothing.self_weight, precision=EXACT))
+    smooth_self = (self_weights[0][:, None] * self_weights[1][None, :])[..., None]
 
     def iterate(_: Int[Array, ""], q: Float[Array, "h w k"]) -> Float[Array, "h w k"]:
-        gaussian = _along(q, *smooth)
-        flat = q.reshape(-1, q.shape[2])
-        sent = jnp.matmul(bilateral.matrix, bilateral.right * flat, precision=EXACT)
-        sharp = bilateral.left * sent
+        smooth, flat = _along(q, *matrices), q.reshape(-1, q.shape[2])
+        received = jnp.matmul(bilateral.matrix, bilateral.right * flat, precision=EXACT)
+        sharp = bilateral.left * received
         if not options.include_self:
-            gaussian, sharp = gaussian - gaussian_self * q, sharp - bilateral.self_weight * flat
-        return _updated(cells, gaussian, sharp.reshape(q.shape), options)
+            smooth, sharp = smooth - smooth_self * q, sharp - bilateral.self_weight * flat
+        return _updated(cells, smooth, sharp.reshape(q.shape), options)
 
     start = masked_softmax(cells.log_p, cells.mask, axis=-1)
     return jax.lax.fori_loop(0, num_iterations, iterate, start)
@@ -415,12 +423,12 @@ def _mean_field(
 
 def _updated(
     problem: Problem,
-    gaussian: Float[Array, "h w k"],
-    bilateral: Float[Array, "h w k"],
+    smooth: Float[Array, "h w k"],
+    sharp: Float[Array, "h w k"],
     options: CrfOptions,
 ) -> Float[Array, "h w k"]:
-    """Return q after the messages."""
-    messages = options.gaussian_weight * gaussian + options.bilateral_weight * bilateral
+    """Return q after messages of the Gaussian and of the bilateral kernel."""
+    messages = options.gaussian_weight * smooth + options.bilateral_weight * sharp
     return masked_softmax(problem.log_p + messages, problem.mask, axis=-1)
 
 
@@ -429,30 +437,15 @@ def _to_pixels(
     bilateral: Bilateral,
     cells: Problem,
     pixels: Problem,
-    rows: Axis,
-    columns: Axis,
-    size: Int[Array, " 2"],
     options: CrfOptions,
 ) -> tuple[Float[Array, "h w k"], Float[Array, "h w 1"]]:
     """Return the bilateral messages of cells to pixels, and the weights of the messages of pixels to themselves."""
-    unit = _scale(size) / options.bilateral_xy
-    near = []
-    for axis in (rows, columns):
-        pixel, cell = _positions(axis, unit)
-        near.append(-0.5 * (pixel[:, None] - cell[None, :]) ** 2)  # [h, y], [w, x]
-    flat = q.reshape(-1, q.shape[2])
+    flat, features = q.reshape(-1, q.shape[2]), cells.features.reshape(-1, 5)
     sent = jnp.concatenate([bilateral.right * flat, bilateral.count], axis=1)  # [n, k + 1]
-
-    def row(color: Float[Array, "w 3"], above: Float[Array, " y"]) -> Float[Array, "w m"]:
-        exponent = above[None, :, None] + near[1][:, None, :]  # [w, y, x]
-        for channel in range(3):
-            difference = color[:, None, None, channel] - cells.color[None, :, :, channel]
-            exponent = exponent - 0.5 * difference**2
-        kernel = jnp.exp(exponent).reshape(len(color), -1)
-        return jnp.matmul(kernel, sent, precision=EXACT)
-
-    received = jax.lax.map(lambda args: row(*args), (pixels.color, near[0]))  # [h, w, k + 1]
-    left, right = _factors(_degree(received[..., -1:]), options)
+    received = jax.lax.map(
+        lambda row: jnp.matmul(_kernel(row, features), sent, precision=EXACT), pixels.features
+    )  # [h, w, k + 1]
+    left, right = _factors(received[..., -1:], options)
     return left * received[..., :-1], left * right
 
 

@@ -9,6 +9,7 @@ import importlib.util
 import json
 import os
 import secrets
+import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -75,6 +76,8 @@ def initialize(
 
 
 def _join(how: str, options: dict[str, Any]) -> None:
+    if jax.config.jax_platforms == "cpu":
+        check_own_name()
     try:
         jax.distributed.initialize(**options, shutdown_timeout_seconds=SHUTDOWN_TIMEOUT)
     except Exception as error:
@@ -82,6 +85,18 @@ def _join(how: str, options: dict[str, Any]) -> None:
             f"cannot join the other processes {how}: {error}. Start all of them within 5 minutes, with an address "
             "that each can reach and a port that is free in process 0, before anything else uses JAX"
         ) from error
+
+
+def check_own_name() -> None:
+    """Raise `ConfigError` if this machine's name has no address, by which processes on CPUs find each other."""
+    name = socket.gethostname()
+    try:
+        socket.getaddrinfo(name, None)
+    except OSError as error:
+        raise ConfigError(
+            f"the name of this machine, {name!r}, has no address ({error}), by which processes on CPUs find each "
+            f"other; add a line such as '127.0.1.1 {name}' to /etc/hosts"
+        ) from None
 
 
 def _launcher() -> str | None:

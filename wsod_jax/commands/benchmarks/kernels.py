@@ -1,4 +1,4 @@
-"""RoI max pooling, non-maximum suppression and OIM's mining against simple ways to compute the same; backbones."""
+"""RoI max pooling, NMS and OIM's mining against simple ways to compute the same; the dense CRF; backbones."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from wsod_jax.nn.backbone import Backbone
 from wsod_jax.nn.efficientnet_lite import EfficientNetLite0
 from wsod_jax.nn.squeezenet import SqueezeNet
 from wsod_jax.nn.tiny import TinyNet
+from wsod_jax.ops.crf import CrfOptions, dense_crf, dense_crf_upsampled
 from wsod_jax.ops.nms import greedy_nms, nms_mask
 from wsod_jax.ops.roi import roi_max_pool
 from wsod_jax.types import Source
@@ -226,4 +227,39 @@ def laptop_backbones(*, small: bool, repeats: int) -> list[Measure]:
             time = seconds(program, params, image, repeats=5 * repeats)
             note = f"{side}x{side * 4 // 3} pixels"
             result.append(Measure(backbone.architecture, 1e3 * time, "ms", note))
+    return result
+
+
+# ---------------------------------------------------------------------------------------------------
+# Dense CRF
+
+
+def scene(height: int, width: int, num_labels: int) -> tuple[jax.Array, jax.Array]:
+    """Draw probabilities [1, h, w, k] of stripes that noise has spoiled, and an image of the stripes."""
+    rng = np.random.default_rng(0)
+    stripe = (np.arange(width) * num_labels // width)[None, :]
+    labels = (stripe + (np.arange(height) * 3 // height)[:, None]) % num_labels
+    image = rng.uniform(0, 255, (num_labels, 3))[labels] + rng.normal(0, 8, (height, width, 3))
+    logits = 3.0 * np.eye(num_labels)[labels] + rng.normal(0, 1, (height, width, num_labels))
+    p = np.exp(logits) / np.exp(logits).sum(axis=-1, keepdims=True)
+    pixels = np.clip(image, 0, 255).astype(np.uint8)
+    return jnp.asarray(p, jnp.float32)[None], jnp.asarray(pixels)[None]
+
+
+def conditional_random_field(*, small: bool, repeats: int) -> list[Measure]:
+    """Time the dense CRF on a map, exactly, and on a test image, upsampled from a grid."""
+    options = CrfOptions(max_side=16 if small else 64)
+    map_shape, image_shape = ((16, 16), (40, 50)) if small else ((64, 64), (375, 500))
+    num_labels, result = 21, []
+    for name, solve, shape in (
+        ("dense CRF {}, 21 classes, 10 iterations", dense_crf, map_shape),
+        ("dense CRF of a {} test image, 21 classes", dense_crf_upsampled, image_shape),
+    ):
+        arguments = (*scene(*shape, num_labels), jnp.array([shape], jnp.int32))
+        program = compiled(functools.partial(solve, options=options), *arguments)
+        time = seconds(program, *arguments, repeats=repeats)
+        result += [
+            Measure(name.format(f"{shape[1]}x{shape[0]}"), 1e3 * time, "ms"),
+            Measure("  working memory", working_mib(program), "MiB"),
+        ]
     return result
