@@ -1,13 +1,14 @@
-"""Atomic writes, and reading .npz files that may be damaged."""
+"""Atomic writes, checksums of arrays, and reading .npz files that may be damaged."""
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import secrets
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, Literal
 
@@ -74,3 +75,13 @@ def read_npz(path: str | Path, *, advice: str) -> dict[str, np.ndarray]:
         raise DataError(
             f"{path} cannot be read as an .npz file of plain arrays ({error}). {advice}"
         ) from error
+
+
+def array_checksum(arrays: Mapping[str, np.ndarray]) -> str:
+    """Return "sha256:..." over the names, types, shapes and bytes of `arrays`, sorted by name."""
+    digest = hashlib.sha256()
+    for name in sorted(arrays):
+        array = np.ascontiguousarray(arrays[name])
+        digest.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
+        digest.update(array.tobytes())
+    return f"sha256:{digest.hexdigest()}"

@@ -13,10 +13,13 @@ from wsod_jax.errors import DataError
 from wsod_jax.ops.masks import (
     cut_masks,
     decode_mask,
+    fill_boxes,
+    fill_ellipses,
     has_mask,
     mask_to_rle,
     paste_masks,
     rle_to_mask,
+    superpixel_rles,
     tight_box,
 )
 from wsod_jax.types import Mask
@@ -288,3 +291,58 @@ def test_masks_cut_from_a_map_of_one_cell():
         np.ones((1, 1, 1), np.float32), 0.1, np.array([[0, 0, 4, 3.0]]), np.zeros(1, int), (6, 8)
     )
     assert (mask.top, mask.left) == (0, 0) and mask.pixels.shape == (3, 4) and mask.pixels.all()
+
+
+# -- masks made of boxes and of superpixels
+
+SHAPES = {
+    "box": (fill_boxes, lambda u, v: True),
+    "ellipse": (fill_ellipses, lambda u, v: u * u + v * v <= 1),
+}
+
+
+def fill_in_loops(shape, box, size):
+    """Return [height, width] bool, pixel by pixel; u and v are -1 and 1 on the edges of the box."""
+    x1, y1, x2, y2 = map(float, box)
+    image = np.zeros(size, bool)
+    for i in range(size[0]):
+        for j in range(size[1]):
+            y, x = i + 0.5, j + 0.5
+            if x1 <= x < x2 and y1 <= y < y2:
+                u, v = (2 * x - x1 - x2) / (x2 - x1), (2 * y - y1 - y2) / (y2 - y1)
+                image[i, j] = SHAPES[shape][1](u, v)
+    return image
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@settings(max_examples=60)
+@given(st.lists(st.tuples(*[st.integers(-12, 60)] * 4), max_size=4))
+def test_boxes_and_ellipses_are_those_of_the_loops(shape, corners):
+    """Boxes at quarters of pixels, some inverted, without area or outside the image."""
+    size, boxes = (9, 13), np.array(corners, np.float32).reshape(-1, 4) / 4
+    found = SHAPES[shape][0](boxes, size)
+    assert len(found) == len(boxes)
+    for box, mask in zip(boxes, found, strict=True):
+        assert mask.pixels.dtype == bool
+        np.testing.assert_array_equal(full(mask, size), fill_in_loops(shape, box, size))
+
+
+def test_an_ellipse_touches_its_box_and_has_its_area():
+    box = np.float32([[10, 20, 190, 100]])
+    [mask] = fill_ellipses(box, (120, 200))
+    np.testing.assert_array_equal(tight_box(mask), box[0])
+    assert mask.pixels.sum() == pytest.approx(np.pi * 90 * 40, rel=2e-3)
+    np.testing.assert_array_equal(mask.pixels, mask.pixels[::-1, ::-1])
+
+
+@settings(max_examples=30)
+@given(st.integers(0, 10**6), st.integers(1, 7), st.integers(1, 9))
+def test_rles_of_superpixels_are_those_of_their_pixels(seed, height, width):
+    rng = np.random.default_rng(seed)
+    superpixels = rng.integers(0, 5, (height, width))
+    members = [rng.choice(7, rng.integers(0, 5), replace=False) for _ in range(4)]
+    rles = superpixel_rles(superpixels, members, (height, width))
+    for rle, chosen in zip(rles, members, strict=True):
+        pixels = np.asfortranarray(np.isin(superpixels, chosen).astype(np.uint8))
+        assert rle == coco_mask.encode(pixels)
+        np.testing.assert_array_equal(full(rle_to_mask(rle, pixels.shape), pixels.shape), pixels)

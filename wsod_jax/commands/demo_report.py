@@ -39,8 +39,9 @@ def stage_checksums(
     import numpy as np
 
     from wsod_jax.data.proposals.proposal_set import ProposalSet
+    from wsod_jax.files import array_checksum
     from wsod_jax.train.logging import read_jsonl
-    from wsod_jax.train.weights import array_checksum, load_weights
+    from wsod_jax.train.weights import load_weights
 
     def short(checksum: str) -> str:
         return checksum.removeprefix("sha256:")[:12]

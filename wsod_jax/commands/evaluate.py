@@ -6,6 +6,7 @@
     wsod-jax evaluate --workdir runs/oim_ir/checkpoints/90000
     wsod-jax evaluate --config oim_ir_vgg16_voc07 --predictions results.json   # runs no model
     wsod-jax evaluate --config oim_ir_vgg16_voc07 --pseudo boxes.json   # on the training split
+    wsod-jax evaluate --workdir runs/oim_ir --masks ellipse             # masks made of boxes, as a baseline
     wsod-jax evaluate --workdir runs/spn --compare --energy_of voc07.npz     # SPN and its baselines
     wsod-jax evaluate --workdir runs/spn_560 runs/spn_224 runs/spn_112   # their boxes joined
 
@@ -13,7 +14,8 @@ Output goes to <workdir>/evaluation/<step>/ (--out replaces <workdir>/evaluation
 <file>_scored/ next to it:
 
   report.md, report.json, figures
-  predictions.json              boxes, and masks as RLE where the method predicts them, in COCO's results format
+  predictions.json              boxes, and masks as RLE where the method predicts them or --masks makes them, in
+                                COCO's results format
   predictions.index.json        the image and the class that each number in predictions.json stands for
   points.csv                    methods with maps: the point of each class
   detections.coco.json          with --coco_set: the detections as a COCO data set
@@ -102,6 +104,12 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     add("--coco", action="store_true", help="also COCO's AP and AR of boxes, and of masks")
     add("--coco_set", action="store_true", help="also the detections as a COCO data set")
     add("--voc_server", action="store_true", help="also the files the VOC server takes")
+    add(
+        "--masks",
+        metavar="box|ellipse|FILE",
+        help="measure masks made of the boxes, in place of predicted ones: the whole box, the largest ellipse in it, "
+        "or the mask of the proposal of FILE, such as voc07.masks.npz, whose box has the highest IoU with it",
+    )
     add("--out", help="folder of the report (default: <workdir>/evaluation)")
     add(
         "--compare",
@@ -141,4 +149,6 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         parser.error(
             f"--predictions and --pseudo score one file: no --{', --'.join(ignored)}, and one --workdir"
         )
+    if args.pseudo and args.masks:
+        parser.error("--masks makes masks to measure; --pseudo measures boxes alone")
     return args

@@ -10,9 +10,11 @@ on a plain folder of images:
 
 An interrupted run goes on where it stopped when started again. Images that cannot be read are named and left out.
 
-Proposals that others have published (Selective Search or MCG .mat, Detectron-style .pkl) are converted instead:
+Proposals that others have published (Selective Search or MCG .mat, Detectron-style .pkl) are converted instead; of
+MCG's superpixels, and of a JSON list of run-length encodings such as SAM's, masks are written too, to voc07.masks.npz:
 
   wsod-jax make_proposals --data VOCdevkit/VOC2007 --split trainval --import ss_voc07.mat --out voc07.npz
+  wsod-jax make_proposals --data VOCdevkit/VOC2007 --split trainval --import MCG-main --out voc07.npz
 
 A trained soft proposal network makes proposals without segmentation: the receptive fields where its proposal map is
 highest, each in several sizes:
@@ -89,7 +91,11 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         "--workdir", type=Path, metavar="RUN", help="folder of a training run, or of a checkpoint"
     )
     fields.add_argument("--step", type=int, help="which checkpoint (the newest)")
-    fields.add_argument("--num", type=int, help="the most boxes per image (100)")
+    fields.add_argument(
+        "--num",
+        type=int,
+        help="the most boxes per image (100; with --import all), the best-scored",
+    )
     fields.add_argument(
         "--sizes",
         type=float,
@@ -115,7 +121,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         dest="source",
         type=Path,
         metavar="FILE",
-        help="convert this .mat or .pkl, or folder of .mat files, instead of searching",
+        help="convert this .mat, .pkl or .json, or folder of .mat files, instead of searching",
     )
     parser.add_argument(
         "--report", action="store_true", help="print the recall of annotated objects"
@@ -133,8 +139,11 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         parser.error("--workdir and --import make proposals in different ways; choose one")
     names = ("step", "num", "sizes", "aspects", "nms_thr", "set")
     given = [name for name in names if getattr(options, name) is not None]
+    given = [name for name in given if not (name == "num" and options.source)]
     if given and not options.workdir:
         parser.error(f"--{given[0]} needs --workdir")
+    if options.source and options.num is not None and options.num < 1:
+        parser.error(f"--num must be 1 or more, found {options.num}")
     if options.compare_with and not options.report:
         parser.error("--compare_with needs --report")
     return options
@@ -241,10 +250,19 @@ def receptive_fields(images: ImageSet, options: argparse.Namespace) -> ProposalS
 
 
 def convert(images: ImageSet, options: argparse.Namespace) -> ProposalSet:
-    """Convert the published proposals in `options.source`, write them to `options.out` and return them."""
-    result = import_proposals(options.source, images)
+    """Convert the published proposals in `options.source`, write them to `options.out` and return them.
+
+    Masks are written next to it. Those of an older file would be refused: their checksum is another.
+    """
+    result = import_proposals(options.source, images, num=options.num, report=Progress())
     print(f"Converted {options.source}: {result.summary}")
     result.proposals.save(options.out)
+    if result.masks is not None:
+        from wsod_jax.data.proposals.mask_set import masks_path
+
+        path = masks_path(options.out)
+        result.masks.save(path)
+        print(f"Wrote {path}: a mask for each of {len(result.proposals.boxes)} proposals.")
     return result.proposals
 
 

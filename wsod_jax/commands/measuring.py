@@ -32,12 +32,14 @@ from wsod_jax.evaluation.report import Report, write_report
 from wsod_jax.evaluation.results_reading import read_results
 from wsod_jax.files import atomic_write
 from wsod_jax.runs.annotated_images import AnnotatedImages
+from wsod_jax.runs.mask_baselines import MaskBaseline
 from wsod_jax.runs.predictor import Predictor, bar, check_classes, load_run
 from wsod_jax.runs.scoring import (
     PassOutcome,
     check_passes,
     distinct,
     evaluate_pass,
+    outputs_with,
     reads_of,
     score_file,
 )
@@ -55,9 +57,9 @@ def rescore(args: argparse.Namespace) -> None:
     split = args.split or (config.data.train_split if args.pseudo else config.data.test_split)
     data = AnnotatedImages.read(config.data, split, frozenset({"masks"}))
     extra = ("pseudo",) if args.pseudo else ("coco", "coco_masks") * args.coco
-    outcome = score_file(
-        read_results(path, data.images), data, config.eval, extra, bool(args.pseudo)
-    )
+    masks = MaskBaseline.open(args.masks) if args.masks else None
+    results = read_results(path, data.images)
+    outcome = score_file(results, data, config.eval, extra, bool(args.pseudo), masks)
     folder = Path(args.out) if args.out else path.parent / f"{path.stem}_scored"
     write_files(outcome, folder, args, source=str(path))
     facts = {
@@ -65,14 +67,16 @@ def rescore(args: argparse.Namespace) -> None:
         **without(config.to_dict(), "eval"),
         "test": {name: getattr(config.eval, name) for name in ("ap", "iou_thrs")},
         "predictions": str(path),
+        **({"masks": masks.description} if masks else {}),
     }
+    replaced = "of the file" if any(result.masks is not None for result in results) else None
     report = Report(
         f"{path.name}, {data.images.name}",
         data.images.class_names,
         facts,
         [*outcome.evaluations.values()],
         left_out=outcome.left_out,
-        notes=outcome.notes,
+        notes=[*masks_notes(masks, replaced), *outcome.notes],
     )
     finish(report, folder, draw_outcome(outcome, folder, args.figures))
 
@@ -190,8 +194,10 @@ def evaluate_step(predictor: Predictor, args: argparse.Namespace, folder: Path) 
     reader, proposals = config.data, read_proposals(config)
     split = args.split or predictor.settings.split or reader.test_split
     names = [*predictor.settings.passes] if args.passes is None else args.passes
-    check_passes(predictor, names)
-    data = AnnotatedImages.read(reader, split, predictor.method.outputs)
+    masks = MaskBaseline.open(args.masks) if args.masks else None
+    check_passes(predictor, names, masks)
+    outputs = outputs_with(predictor.method.outputs, masks)
+    data = AnnotatedImages.read(reader, split, outputs)
     check_classes(data.images, predictor.class_names)
     others, blacklist, energies = options_of_maps(predictor, data, args)
     passes = predictor.settings.passes
@@ -211,25 +217,29 @@ def evaluate_step(predictor: Predictor, args: argparse.Namespace, folder: Path) 
         extra=extra,
         blacklist=blacklist,
         progress=bar,
+        masks=masks,
     )
     write_files(test, folder, args, source=f"{config.method.name}, step {metadata['step']}")
     outcomes = [test]
     for name, detectors in further.items():
         settings = detectors[0].settings
-        reads = reads_of(settings, predictor.method.outputs)
+        reads = reads_of(settings, outputs)
         images = AnnotatedImages.read(reader, settings.split or split, reads)
-        outcomes.append(evaluate_pass(name, detectors, images, proposals, folder, progress=bar))
+        found = evaluate_pass(name, detectors, images, proposals, folder, progress=bar, masks=masks)
+        outcomes.append(found)
+    predicts_masks = "masks" in predictor.method.outputs
     tables = []
     if args.compare or energies:
         tables = compare(predictor, others, outcomes, energies, folder, args)
     report = Report(
         f"{config.method.name}, step {metadata['step']}, {data.images.name}",
         data.images.class_names,
-        facts(predictor, data.images, args),
+        facts(predictor, data.images, args) | ({"masks": masks.description} if masks else {}),
         distinct(outcomes),
         numbers={"seconds_per_image": test.seconds_per_image},
         left_out=[text for outcome in outcomes for text in outcome.left_out],
-        notes=[note for outcome in outcomes for note in outcome.notes]
+        notes=masks_notes(masks, "that the method predicts" if predicts_masks else None)
+        + [note for outcome in outcomes for note in outcome.notes]
         + [compilation_note(predictor, outcomes)],
         tables=tables,
     )
@@ -237,6 +247,14 @@ def evaluate_step(predictor: Predictor, args: argparse.Namespace, folder: Path) 
     for outcome in outcomes:
         outcome.discard()
     return known(report.summary)
+
+
+def masks_notes(masks: MaskBaseline | None, replaced: str | None) -> list[str]:
+    """Say which masks are measured where they are made of boxes, and which ones they replace, if any."""
+    if masks is None:
+        return []
+    place = "" if replaced is None else f", in place of those {replaced}"
+    return [f"the mask of a detection is {masks.description}{place}"]
 
 
 def refuse_files_of_boxes(predictor: Predictor, args: argparse.Namespace) -> None:

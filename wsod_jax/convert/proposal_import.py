@@ -1,22 +1,28 @@
-"""Importers for the field's proposal files: Selective Search and MCG `.mat`, Detectron-style `.pkl`.
+"""Importers for the field's proposal files: Selective Search and MCG `.mat`, Detectron-style `.pkl`, masks as JSON.
 
 | file                                  | ids                           | boxes                                  |
 |---------------------------------------|-------------------------------|----------------------------------------|
 | one `.mat` with cells `boxes`         | cell `images`, or the order   | (y1, x1, y2, x2), from 1, inclusive    |
 | folder of `.mat`, one per image (MCG) | file names                    | (y1, x1, y2, x2), from 1, inclusive    |
+| the same with `superpixels`, `labels` | file names                    | those around the masks                 |
 | `.pkl`, dict `boxes`, `indexes`/`ids` | in the dict                   | (x1, y1, x2, y2), from 0, inclusive    |
+| `.json`, a list of RLEs (SAM)         | `image_id`                    | those around the masks                 |
 
 Ids are image ids or file names. Numeric ids may also be the set's numbers, such as COCO's image ids, or, in a set
 without numbers, the digits of image ids: 2008000002 is "2008_000002".
+
+Of the two with masks, these are imported too; see `mask_import`.
 
 Boxes are converted to (x1, y1, x2, y2) with continuous edges, so that a one-pixel box has width 1.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -26,6 +32,10 @@ from wsod_jax.data.proposals.proposal_set import ProposalSet
 from wsod_jax.data.readers.mat import read_mat
 from wsod_jax.data.records import ImageRecord, ImageSet
 from wsod_jax.errors import DataError
+
+if TYPE_CHECKING:  # it brings JAX, which the import of files without masks does without
+    from wsod_jax.convert.mask_import import MaskedProposals
+    from wsod_jax.data.proposals.mask_set import MaskSet
 
 # Names of the variable with image ids in a .mat, and of the one with scores.
 _NAMES = ("images", "image_ids", "ids", "indexes", "names", "files")
@@ -53,6 +63,8 @@ class ImportResult:
       unused: images of the file that are not in the set.
       by_order: the file has no image ids, so its images are taken in the order of the set.
       not_read: names of the file's other variables.
+      masks: of the proposals, `None` if the source has none.
+      empty: number of proposals left out because their mask has no pixel.
     """
 
     proposals: ProposalSet
@@ -60,6 +72,8 @@ class ImportResult:
     unused: int
     by_order: bool = False
     not_read: tuple[str, ...] = ()
+    masks: MaskSet | None = None
+    empty: int = 0
 
     @property
     def summary(self) -> str:
@@ -71,6 +85,8 @@ class ImportResult:
         )
         if self.by_order:
             text += " The file has no image ids: images are taken in the order of the split."
+        if self.masks is not None:
+            text += f" Every box is the one around a mask; {self.empty} masks without a pixel are left out."
         if self.not_read:
             text += f" Not read: {', '.join(self.not_read)}."
         return text
@@ -78,22 +94,43 @@ class ImportResult:
 
 @dataclass(frozen=True)
 class _Entry:
-    """One image's boxes as x1, y1, x2, y2 with continuous edges, and its scores."""
+    """One image's boxes as x1, y1, x2, y2 with continuous edges, its scores, and its masks as compressed RLE counts."""
 
     boxes: np.ndarray
     scores: np.ndarray | None
+    masks: list[bytes] | None = None
+    empty: int = 0  # left out
+
+    def best(self, num: int | None) -> _Entry:
+        """Return the `num` best-scored rows, without scores the first ones, in the same order; `None` for all."""
+        if num is None or len(self.boxes) <= num:
+            return self
+        order = np.arange(len(self.boxes)) if self.scores is None else -self.scores
+        rows = np.sort(np.argsort(order, kind="stable")[:num])
+        scores = None if self.scores is None else self.scores[rows]
+        masks = None if self.masks is None else [self.masks[row] for row in rows]
+        return _Entry(self.boxes[rows], scores, masks, self.empty)
 
 
-def import_proposals(path: str | Path, image_set: ImageSet) -> ImportResult:
-    """Convert published proposals of these images.
+def import_proposals(
+    path: str | Path,
+    image_set: ImageSet,
+    *,
+    num: int | None = None,
+    report: Callable[[int, int], None] | None = None,
+) -> ImportResult:
+    """Convert published proposals of these images, with their masks where they have some.
 
     Args:
-      path: a `.mat` (one for all images), a folder of `.mat` files (one per image), or a `.pkl`.
-      image_set: the images of the proposals. Boxes are checked against their sizes.
+      path: a `.mat` (one for all images), a folder of `.mat` files (one per image), a `.pkl`, or a `.json`.
+      image_set: the images of the proposals. Boxes and masks are checked against their sizes.
+      num: the most proposals per image, the best-scored, without scores the first; `None` for all.
+      report: called with (images done, total) after each image.
 
     Raises:
       DataError: if the file is malformed or unsafe, an image of the set is missing, the file has no image ids and
-        another number of images, or a box extends outside its image by more than a pixel.
+        another number of images, a box extends outside its image by more than a pixel, a mask is damaged or of another
+        size than its image, or some images alone have masks.
     """
     path = Path(path)
     if path.is_dir():
@@ -102,26 +139,45 @@ def import_proposals(path: str | Path, image_set: ImageSet) -> ImportResult:
         content, kind = _read_mat(path), "selective search"
     elif path.suffix.lower() in (".pkl", ".pickle"):
         content, kind = _read_pickle(path), "Detectron-style"
+    elif path.suffix.lower() == ".json":
+        content, kind = _read_json(path), "COCO results"
     else:
         wrong = f"ends in {path.suffix!r}" if path.exists() else "does not exist"
-        raise DataError(f"{path} {wrong}; allowed are .mat, .pkl and a folder of .mat files.")
+        raise DataError(
+            f"{path} {wrong}; allowed are .mat, .pkl, .json and a folder of .mat files."
+        )
     positions = _match(path, content, image_set)
     sizes = {r.image_id: (r.height, r.width) for r in image_set.records}
-    clipped, boxes, scores = 0, {}, {}
-    for record, position in zip(image_set.records, positions, strict=True):
-        entry = content.entry(position)
+    clipped, empty, boxes, scores, masks = 0, 0, {}, {}, {}
+    for done, (record, position) in enumerate(zip(image_set.records, positions, strict=True), 1):
+        entry = content.entry(position, record).best(num)
         boxes[record.image_id], count = _clip(path, entry.boxes, record)
-        clipped += count
-        scores[record.image_id] = entry.scores
+        clipped, empty = clipped + count, empty + entry.empty
+        scores[record.image_id], masks[record.image_id] = entry.scores, entry.masks
+        if report:
+            report(done, len(image_set))
+    generator = f"imported {kind} file {path.name}"
     proposals = ProposalSet.from_images(
         sizes,
         boxes,
         None if any(column is None for column in scores.values()) else scores,
-        generator=f"imported {kind} file {path.name}",
+        generator=generator if num is None else f"{generator}, at most {num} an image",
         origin=str(path),
     )
     by_order, unused = content.ids is None, content.count - len(image_set)
-    return ImportResult(proposals, clipped, unused, by_order, content.not_read)
+    found = ImportResult(proposals, clipped, unused, by_order, content.not_read)
+    without = [image_id for image_id, counts in masks.items() if counts is None]
+    if len(without) == len(masks):
+        return found
+    if without:
+        raise DataError(
+            f"{path} has no masks for {len(without)} of {len(masks)} images, the first is {without[0]!r}; masks are "
+            "needed for all or none. Take the other images' `superpixels` out, or add these."
+        )
+    from wsod_jax.data.proposals.mask_set import MaskSet
+
+    of_rows = MaskSet.from_images(proposals, masks, generator=generator, origin=str(path))
+    return dataclasses.replace(found, masks=of_rows, empty=empty)
 
 
 @dataclass(frozen=True)
@@ -130,7 +186,7 @@ class _Content:
 
     ids: list | None
     count: int
-    entry: Callable[[int], _Entry]
+    entry: Callable[[int, ImageRecord], _Entry]
     not_read: tuple[str, ...] = ()
 
 
@@ -169,7 +225,7 @@ def _match(path: Path, content: _Content, image_set: ImageSet) -> Sequence[int]:
         first = image_set.image_ids[best.index(None)]
         raise DataError(
             f"{path} has no boxes for {best.count(None)} of the {len(image_set)} images of {name}, the first is "
-            f"{first!r}; the first id in the file is {content.ids[0]!r}. Is it of another split?"
+            f"{first!r}; the first id in the file is {next(iter(content.ids), None)!r}. Is it of another split?"
         )
     if complete[0] != complete[-1]:
         raise DataError(
@@ -221,7 +277,7 @@ def _read_mat(path: Path) -> _Content:
     if scores is not None and len(scores) != len(cells):
         raise DataError(f"{path}: boxes for {len(cells)} images but {scored} for {len(scores)}.")
 
-    def entry(position: int) -> _Entry:
+    def entry(position: int, record: ImageRecord) -> _Entry:
         boxes = _from_matlab(path, cells[position])
         found = None if scores is None else _scores(path, scores[position], len(boxes))
         return _Entry(boxes, found)
@@ -249,17 +305,45 @@ def _read_mat_folder(folder: Path) -> _Content:
     paths = sorted(folder.rglob("*.mat"))
     ids = [path.relative_to(folder).with_suffix("").as_posix() for path in paths]
 
-    def entry(position: int) -> _Entry:
+    def entry(position: int, record: ImageRecord) -> _Entry:
         path = paths[position]
         content = read_mat(path)
-        name = _first_of(content, ("bboxes", "boxes"))
+        name, scored = _first_of(content, ("bboxes", "boxes")), _first_of(content, _SCORES)
+        if content.keys() >= {"superpixels", "labels"}:
+            from wsod_jax.convert import mask_import
+
+            found, scores = mask_import.from_superpixels(path, content, record), None
+            if scored is not None:
+                scores = _scores(path, content[scored], content["labels"].size)
+            return _masked(found, scores)
         if name is None:
             found = sorted(k for k in content if not k.startswith("__"))
-            raise DataError(f"{path}: needs `bboxes` or `boxes`, found {found}.")
-        boxes, scored = _from_matlab(path, content[name]), _first_of(content, _SCORES)
+            raise DataError(
+                f"{path}: needs `bboxes`, `boxes`, or `superpixels` and `labels`, found {found}."
+            )
+        boxes = _from_matlab(path, content[name])
         return _Entry(boxes, None if scored is None else _scores(path, content[scored], len(boxes)))
 
     return _Content(ids, len(paths), entry)
+
+
+def _read_json(path: Path) -> _Content:
+    from wsod_jax.convert import mask_import
+
+    rles, scores = mask_import.read_mask_results(path)
+    ids = [*rles]
+
+    def entry(position: int, record: ImageRecord) -> _Entry:
+        found = mask_import.from_rles(path, rles[ids[position]], record)
+        return _masked(found, None if scores is None else scores[ids[position]])
+
+    return _Content(ids, len(ids), entry)
+
+
+def _masked(found: MaskedProposals, scores: np.ndarray | None) -> _Entry:
+    """Return the proposals of one image that have masks; `scores` are of all in the file."""
+    scores = None if scores is None else scores[found.rows]
+    return _Entry(found.boxes, scores, found.counts, found.num_empty)
 
 
 def _from_matlab(path: Path, cell: object) -> np.ndarray:
@@ -297,7 +381,7 @@ def _read_pickle(path: Path) -> _Content:
     if scores is not None and len(scores) != len(boxes):
         raise DataError(f"{path}: boxes for {len(boxes)} images but {scored} for {len(scores)}.")
 
-    def entry(position: int) -> _Entry:
+    def entry(position: int, record: ImageRecord) -> _Entry:
         x1, y1, x2, y2 = _columns(path, boxes[position])
         found = None if scores is None else _scores(path, scores[position], len(x1))
         return _Entry(np.stack([x1, y1, x2 + 1, y2 + 1], axis=1), found)

@@ -1,4 +1,4 @@
-"""Masks of objects: pasting them into images, and COCO's segmentations, polygons and run lengths.
+"""Masks of objects: made of boxes, maps and superpixels, and COCO's segmentations, polygons and run lengths.
 
 A run-length encoding (RLE) is a dict of `size`, [height, width] of the image, and `counts`: the lengths of alternating
 runs of background and object, down the columns, as a list of numbers or a compressed string. pycocotools draws polygons
@@ -82,9 +82,7 @@ def cut_masks(
     """
     if class_maps.dtype == np.uint8:
         threshold = threshold * 255
-    height, width = size
-    first = np.clip(np.ceil(boxes[:, :2] - 0.5), 0, (width, height)).astype(int)
-    last = np.clip(np.ceil(boxes[:, 2:] - 0.5), first, (width, height)).astype(int)
+    first, last = _centers_within(boxes, size)
     cut = []
     for index, (left, top), (right, bottom) in zip(
         classes.tolist(), first.tolist(), last.tolist(), strict=True
@@ -101,6 +99,60 @@ def cut_masks(
             values = under + (over - under) * part
         cut.append(Mask(top, left, values >= threshold))
     return tuple(cut)
+
+
+def fill_boxes(boxes: np.ndarray, size: tuple[int, int]) -> tuple[Mask, ...]:
+    """Return the masks of whole boxes.
+
+    Args:
+      boxes: [n, 4] `xyxy` pixels, finite; they may reach outside the image.
+      size: (height, width) of the image.
+    Returns:
+      n masks of the pixels whose centers lie in the box, left and upper edge included. The window of a box that holds
+      no pixel's center is empty.
+    Source: Shen et al. 2019 (WS-JDS), Tab. 5, BB.
+    """
+    first, last = _centers_within(np.asarray(boxes, np.float64).reshape(-1, 4), size)
+    return tuple(
+        Mask(top, left, np.ones((bottom - top, right - left), bool))
+        for (left, top), (right, bottom) in zip(first.tolist(), last.tolist(), strict=True)
+    )
+
+
+def fill_ellipses(boxes: np.ndarray, size: tuple[int, int]) -> tuple[Mask, ...]:
+    """Return the masks of the largest ellipses inside boxes.
+
+    The ellipse touches the box in the middle of its edges; a pixel belongs to it if its center (x, y) has
+    ((x - cx) / a)² + ((y - cy) / b)² <= 1, where (cx, cy) is the center of the box, 2a its width and 2b its height.
+
+    Args:
+      boxes: [n, 4] `xyxy` pixels, finite. Where one reaches outside the image, so does its ellipse, and is cut off.
+      size: (height, width) of the image.
+    Returns:
+      n masks with the windows of `fill_boxes`.
+    Source: Shen et al. 2019 (WS-JDS), Tab. 5, ELL.
+    """
+    boxes = np.asarray(boxes, np.float64).reshape(-1, 4)
+    ellipses = []
+    for (x1, y1, x2, y2), mask in zip(boxes.tolist(), fill_boxes(boxes, size), strict=True):
+        rows, columns = mask.pixels.shape
+        if mask.pixels.size:
+            y = (mask.top + np.arange(rows) + 0.5 - (y1 + y2) / 2) / ((y2 - y1) / 2)
+            x = (mask.left + np.arange(columns) + 0.5 - (x1 + x2) / 2) / ((x2 - x1) / 2)
+            mask = mask._replace(pixels=y[:, None] ** 2 + x[None, :] ** 2 <= 1)
+        ellipses.append(mask)
+    return tuple(ellipses)
+
+
+def _centers_within(boxes: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Return the first column and row, and those after the last, [n, 2] int each, of pixels with centers in boxes.
+
+    A box that holds no center, be it only along one side, has none of either.
+    """
+    height, width = size
+    first = np.clip(np.ceil(boxes[:, :2] - 0.5), 0, (width, height)).astype(int)
+    last = np.clip(np.ceil(boxes[:, 2:] - 0.5), first, (width, height)).astype(int)
+    return first, last
 
 
 def _resample(cells: np.ndarray, low: float, high: float, first: int, last: int) -> np.ndarray:
@@ -166,6 +218,36 @@ def mask_to_rle(mask: Mask, size: tuple[int, int]) -> dict[str, Any]:
     image[mask.top : bottom, mask.left : right] = mask.pixels
     rle = coco_mask.encode(image)
     return {"size": [int(side) for side in size], "counts": rle["counts"].decode("ascii")}
+
+
+def superpixel_rles(
+    superpixels: np.ndarray, members: Sequence[np.ndarray], size: tuple[int, int]
+) -> list[dict[str, Any]]:
+    """Return regions made of superpixels as compressed RLEs.
+
+    Args:
+      superpixels: [H, W] int, the number of the superpixel of every pixel; 0 or more.
+      members: of each of n regions the numbers of its superpixels, [k] int; some may occur nowhere.
+      size: (height, width) of the image.
+    Returns:
+      n RLEs, `counts` as bytes.
+    Cost: grows with the runs of the map along its columns, not with its pixels.
+    """
+    from pycocotools import mask as coco_mask
+
+    flat = superpixels.ravel(order="F")
+    starts = np.flatnonzero(np.append(True, flat[1:] != flat[:-1]))  # of the map's runs
+    numbers = flat[starts]
+    rles = []
+    for chosen in members:
+        is_chosen = np.zeros(max(int(flat.max()), int(chosen.max(initial=0))) + 1, bool)
+        is_chosen[chosen] = True
+        inside = is_chosen[numbers]
+        changes = np.flatnonzero(np.diff(np.append(False, inside)))
+        edges = np.concatenate([[0], starts[changes], [flat.size]])
+        counts = np.diff(edges).tolist()
+        rles.append(coco_mask.frPyObjects({"size": list(size), "counts": counts}, *size))
+    return rles
 
 
 def has_mask(segmentation: Any) -> bool:

@@ -27,6 +27,7 @@ from wsod_jax.runs.annotated_images import (
     in_order,
     left_out_sentences,
 )
+from wsod_jax.runs.mask_baselines import MaskBaseline, Masked
 from wsod_jax.runs.predictor import Predictor
 from wsod_jax.types import Batch, ImageResult
 
@@ -58,13 +59,31 @@ def all_evaluators(
     }
 
 
-def check_passes(predictor: Predictor, names: Sequence[str]) -> None:
+def outputs_with(outputs: frozenset[str], masks: MaskBaseline | None) -> frozenset[str]:
+    """Return what is measured where masks are made of boxes: what is predicted, and masks.
+
+    Raises:
+      ConfigError: no boxes are predicted.
+    """
+    if masks is None:
+        return outputs
+    if not outputs & {"boxes", "maps"}:
+        raise ConfigError(
+            f"--masks makes masks of boxes, but what is predicted are {', '.join(sorted(outputs))}; leave it out"
+        )
+    return outputs | {"masks"}
+
+
+def check_passes(
+    predictor: Predictor, names: Sequence[str], masks: MaskBaseline | None = None
+) -> None:
     """Raise `ConfigError` for passes that do not exist, or whose evaluators need what is not predicted."""
+    outputs = outputs_with(predictor.method.outputs, masks)
     for name in names:
         settings = predictor.settings.of_pass(name)
         known = all_evaluators(settings, len(predictor.class_names))
         for evaluator in settings.evaluators or ():
-            _check_needs(evaluator, known[evaluator], predictor.method.outputs)
+            _check_needs(evaluator, known[evaluator], outputs)
 
 
 def _check_needs(name: str, evaluator: Evaluator, outputs: frozenset[str]) -> None:
@@ -246,6 +265,7 @@ def evaluate_pass(
     extra: Sequence[str] = (),
     blacklist: Sequence[int] = (),
     progress: Progress = iter,
+    masks: MaskBaseline | None = None,
 ) -> PassOutcome:
     """Predict a split and measure what was predicted; a further pass that measures nothing predicts nothing.
 
@@ -260,22 +280,28 @@ def evaluate_pass(
       extra: names of evaluators besides the usual ones.
       blacklist: positions of images that ILSVRC's errors leave out.
       progress: wraps the iterable of batches, to show how far it is.
+      masks: how masks are made of boxes, in place of those that the method predicts; `None` to take those.
     """
     predictor = predictors[0]
     method, settings = predictor.method, predictor.settings
+    outputs = outputs_with(method.outputs, masks)
     known = all_evaluators(settings, len(data.images.class_names), blacklist)
     chosen, notes = choose_evaluators(
         settings,
         known,
-        method.outputs,
+        outputs,
         data,
         extra=extra,
         is_single_label=method.single_label,
     )
-    want = method.outputs
+    want, needed = method.outputs, frozenset().union(*(one.needs for one in chosen.values()))
     if name != "test":
         # What is cheap is wanted all the same, or each pass would compile programs of its own.
-        want -= COSTLY - frozenset().union(*(one.needs for one in chosen.values()))
+        want -= COSTLY - needed
+    replaces_masks = masks is not None and (name == "test" or "masks" in needed)
+    if replaces_masks:
+        masks.check(data.images)
+        want -= {"masks"}
     started, todo, counts, logs = time.perf_counter(), 0, {}, []
     for number, one in enumerate(predictors if chosen or name == "test" else ()):
         query = classes_read(logs[0], data) if number else data.query
@@ -289,6 +315,8 @@ def evaluate_pass(
     results = ()
     if logs:
         results = Joined(predictor.selected(logs[0], len(data.images)), logs[1:])
+        if replaces_masks:
+            results = Masked(results, masks, data.image_ids)
     evaluations = score(results, data, chosen)
     unread = [i for i in range(len(data.images)) if i not in logs[0]] if logs else []
     return PassOutcome(
@@ -297,7 +325,7 @@ def evaluate_pass(
         data,
         chosen,
         evaluations,
-        method.outputs,
+        outputs,
         results,
         left_out_sentences(data, unread),
         [*notes, *count_notes(data, counts)],
@@ -313,6 +341,7 @@ def score_file(
     settings: EvalOptions,
     extra: Sequence[str] = (),
     only_extra: bool = False,
+    masks: MaskBaseline | None = None,
 ) -> PassOutcome:
     """Measure the results of a file.
 
@@ -322,8 +351,12 @@ def score_file(
       settings: thresholds and rules, and the evaluators, the usual ones where it names none.
       extra: names of evaluators besides the usual ones, or, with `only_extra`, in place of all others.
       only_extra: see there.
+      masks: how masks are made of boxes, in place of those in the file; `None` to take those.
     """
-    has_masks = any(result.masks is not None for result in results)
+    if masks is not None:
+        masks.check(data.images)
+        results = Masked(results, masks, data.image_ids)
+    has_masks = masks is not None or any(result.masks is not None for result in results)
     outputs = frozenset({"boxes", "masks"} if has_masks else {"boxes"})
     if only_extra:
         settings = dataclasses.replace(settings, evaluators=tuple(extra))

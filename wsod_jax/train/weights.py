@@ -16,7 +16,6 @@ and further properties of the architecture (SqueezeNet: `ceil_mode`; GoogLeNet: 
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -28,23 +27,13 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from wsod_jax import __version__
 from wsod_jax.errors import DataError
-from wsod_jax.files import atomic_write, read_npz
+from wsod_jax.files import array_checksum, atomic_write, read_npz
 from wsod_jax.types import Params
 
 META_KEY = "__meta__"
 _OLD_PIXELS = {"torchvision": "torch", "inception": "tf"}  # written by version 0.1, as "pixels"
 SUFFIXES = (".npz", ".safetensors")
 MEAN_TOLERANCE = 2.0  # gray levels of 255
-
-
-def array_checksum(arrays: Mapping[str, np.ndarray]) -> str:
-    """Return "sha256:..." over the names, types, shapes and bytes of `arrays`, sorted by name."""
-    digest = hashlib.sha256()
-    for name in sorted(arrays):
-        array = np.ascontiguousarray(arrays[name])
-        digest.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
-        digest.update(array.tobytes())
-    return f"sha256:{digest.hexdigest()}"
 
 
 def save_weights(path: str | Path, params: Params, meta: Mapping[str, Any]) -> dict[str, Any]:

@@ -142,7 +142,7 @@ PLAIN_ARITHMETIC = {
 PRINT_CHECKSUMS = """
 from wsod_jax.data.proposals.selective_search import SearchOptions, propose
 from wsod_jax.data.synthetic.scenes import SyntheticSpec, render_scene
-from wsod_jax.train.weights import array_checksum
+from wsod_jax.files import array_checksum
 images = {str(i): render_scene(SyntheticSpec(), i).image for i in (0, 3, 5, 11, 42, 67)}
 print(array_checksum(images))
 print(array_checksum({name: propose(image, SearchOptions()) for name, image in images.items()}))

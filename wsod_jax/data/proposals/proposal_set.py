@@ -24,7 +24,7 @@ import numpy as np
 
 from wsod_jax.data.records import ImageSet
 from wsod_jax.errors import DataError
-from wsod_jax.files import BAD_NPZ, atomic_write, read_npz
+from wsod_jax.files import BAD_NPZ, array_checksum, atomic_write, read_npz
 
 VERSION = 1
 EDGE_TOLERANCE = 1e-3  # pixels that a box may extend outside its image by float32 rounding
@@ -171,6 +171,11 @@ class ProposalSet:
             )
         return self._rows[image_id]
 
+    def rows(self, image_id: str) -> tuple[int, int]:
+        """Return the first row of an image, and the one after its last. Raises DataError for an unknown image."""
+        first, end = self.offsets[self._row(image_id) :][:2].tolist()
+        return first, end
+
     def __len__(self) -> int:
         return len(self.ids)
 
@@ -182,20 +187,25 @@ class ProposalSet:
 
     def get(self, image_id: str) -> np.ndarray:
         """Return an image's boxes [k, 4] float32; k may be 0. Raises DataError for an unknown image."""
-        row = self._row(image_id)
-        return self.boxes[self.offsets[row] : self.offsets[row + 1]]
+        first, end = self.rows(image_id)
+        return self.boxes[first:end]
 
     def get_scores(self, image_id: str) -> np.ndarray | None:
         """Return an image's objectness scores [k] float32, or `None` if the file has none."""
-        row = self._row(image_id)
-        return (
-            None if self.scores is None else self.scores[self.offsets[row] : self.offsets[row + 1]]
-        )
+        first, end = self.rows(image_id)
+        return None if self.scores is None else self.scores[first:end]
 
     def size(self, image_id: str) -> tuple[int, int]:
         """Return the (height, width) of the image that the boxes were made for."""
         height, width = self.sizes[self._row(image_id)].tolist()
         return height, width
+
+    @cached_property
+    def checksum(self) -> str:
+        """Text that other files name these proposals by: of ids, sizes and boxes, not of scores and generator."""
+        ids = np.array("\0".join(self.ids), np.str_)
+        arrays = {"sizes": self.sizes, "offsets": self.offsets, "boxes": self.boxes}
+        return array_checksum({"ids": ids, **arrays})
 
     @property
     def counts(self) -> np.ndarray:
