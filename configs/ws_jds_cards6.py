@@ -11,4 +11,4 @@ from wsod_jax import presets
 
 def get_config(variant: str = "ws_jds"):
     """Return the configuration of WS-JDS, or of an ablation."""
-    return presets.on_cards6(presets.ws_jds_small_set(variant, num_steps=600))
+    return presets.on_cards6(presets.ws_jds_small_set(variant, num_steps=300))

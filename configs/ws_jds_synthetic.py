@@ -11,6 +11,6 @@ from wsod_jax import presets
 
 def get_config(variant: str = "ws_jds"):
     """Return the configuration of one row of the table."""
-    config = presets.on_synthetic(presets.ws_jds_small_set(variant, num_steps=600))
+    config = presets.on_synthetic(presets.ws_jds_small_set(variant, num_steps=300))
     config.backbone.frozen = ("conv1", "conv2", "conv3")
     return config

@@ -51,6 +51,11 @@ TASKS = {
         "forward passes of SqueezeNet and EfficientNet-Lite0",
     ),
     "step": ("training", "step_on_cpu", "a training step of OIM with VGG16, split into its parts"),
+    "localization_maps": (
+        "training",
+        "localization_maps",
+        "WS-JDS's localization maps of 0 to 4 classes, as a share of WSDDN's gradient",
+    ),
     "input": (
         "input_pipeline",
         "input_rate",
@@ -80,7 +85,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         "--methods",
         nargs="+",
         metavar="METHOD",
-        help="which methods, in which order (default oim_ir spn; also mist, pcl, oicr, wsddn)",
+        help="which methods, in which order (default oim_ir spn; also mist, pcl, oicr, wsddn, ws_jds)",
     )
     group.add_argument(
         "--budget", type=float, default=420, help="seconds after which no program starts (420)"

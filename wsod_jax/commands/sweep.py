@@ -46,6 +46,13 @@ PAIRS = (
     ("oicr_reg", "oicr"),
     ("mist_reg", "mist"),
 )
+TABLE_1 = {  # of WS-JDS
+    "wsddn": "WSDDN*",
+    "parallel": "WSOD ∥ WSSS",
+    "to_segmentation": "WSOD → WSSS",
+    "to_detection": "WSOD ← WSSS",
+    "ws_jds": "WSOD ⇋ WSSS (WS-JDS)",
+}
 LOCALIZERS = {"spn": "SPN", "cam": "CAM, trained alike"}
 
 
@@ -101,6 +108,19 @@ SETS = {
         pairs=(("oicr", "wsddn"), ("oim_ir", "wsddn"), ("pcl", "oicr")),
     ),
     "synthetic": Sweep("synthetic set (tiny backbone)", DETECTORS, weights=TINY),
+    "ws_jds_synthetic": Sweep(
+        "WS-JDS on the synthetic set (tiny backbone, its last stage trained)",
+        TABLE_1,
+        ("mAP50", "CorLoc", "mIoU", "mask AP50"),
+        pairs=tuple((method, "wsddn") for method in TABLE_1 if method != "wsddn"),
+        weights=TINY,
+    ),
+    "ws_jds_cards6": Sweep(
+        "WS-JDS on cards6 (SqueezeNet 1.1)",
+        {method: TABLE_1[method] for method in ("wsddn", "ws_jds")},
+        ("mAP50", "CorLoc"),
+        pairs=(("ws_jds", "wsddn"),),
+    ),
     "spn_cards6": localizers("cards6 without proposals (SqueezeNet 1.1)"),
     "spn_synthetic": localizers("synthetic set without proposals (tiny backbone)", TINY),
 }
@@ -180,8 +200,10 @@ def run_one(
     from wsod_jax import build
     from wsod_jax.commands.benchmarks.timing import hardware
     from wsod_jax.config import overrides
+    from wsod_jax.files import array_checksum
+    from wsod_jax.runs.training import INSTALLED_WEIGHTS
     from wsod_jax.train.checkpoint import checkpoint_steps
-    from wsod_jax.train.weights import load_weights
+    from wsod_jax.train.init_from import read_sources
 
     row = row_path(data_set, method, seed)
     if row.exists():
@@ -226,7 +248,10 @@ def run_one(
         "train_seconds": round(trained - started),
         "evaluate_seconds": round(time.time() - trained),
         "hardware": hardware(),
-        "weights": [load_weights(file)[1]["checksum"] for file in config.train.init_from],
+        "weights": [
+            array_checksum(dict(source.arrays))
+            for source in read_sources(config.train.init_from, named=INSTALLED_WEIGHTS)
+        ],
     }
     row.parent.mkdir(parents=True, exist_ok=True)
     row.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
@@ -356,7 +381,7 @@ def cells(rows: list[dict], columns: tuple[str, ...], wanted: int) -> list[str]:
         return ["not run"] * len(columns) + [f"0 of {wanted}", ""]
     minutes = sum(row["train_seconds"] + row["evaluate_seconds"] for row in rows) / len(rows) / 60
     summary = summarize_seeds([row["summary"] for row in rows])
-    values = [summary[name].as_percent() for name in columns]
+    values = [summary[name].as_percent() if name in summary else "–" for name in columns]
     return [*values, f"{len(rows)} of {wanted}", f"{minutes:.1f}"]
 
 

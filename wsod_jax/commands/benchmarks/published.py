@@ -20,7 +20,9 @@ from wsod_jax.methods.oicr import Oicr
 from wsod_jax.methods.oim import Oim
 from wsod_jax.methods.pcl import Pcl
 from wsod_jax.methods.spn import Spn
+from wsod_jax.methods.ws_jds import WsJds
 from wsod_jax.methods.wsddn import Wsddn
+from wsod_jax.nn.aspp import Aspp
 from wsod_jax.nn.box_head import BoxHead
 from wsod_jax.nn.proposal_network import ProposalOutputs
 from wsod_jax.nn.tiny import TinyNet
@@ -100,6 +102,13 @@ def _spn(num_classes: int, dtype: Any, small: bool) -> Method:
     return Spn(backbone=backbone, num_classes=num_classes)
 
 
+def _ws_jds(num_classes: int, dtype: Any, small: bool) -> Method:
+    branch = Aspp(dilations=(1, 2), channels=8) if small else Aspp(dtype=dtype)
+    method = _detector(WsJds, num_classes, dtype, small)
+    # random weights are confident of nothing
+    return dataclasses.replace(method, segmentation=branch, confidence_thr=0.0)
+
+
 METHODS: dict[str, Callable[[int, Any, bool], Method]] = {
     "oim_ir": functools.partial(_detector, Oim),
     "spn": _spn,
@@ -107,6 +116,7 @@ METHODS: dict[str, Callable[[int, Any, bool], Method]] = {
     "pcl": functools.partial(_detector, Pcl),
     "oicr": functools.partial(_detector, Oicr),
     "wsddn": functools.partial(_detector, Wsddn),
+    "ws_jds": _ws_jds,
 }
 DEFAULT = ("oim_ir", "spn")  # what is measured unless asked otherwise; new families come next
 

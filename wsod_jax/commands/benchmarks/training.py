@@ -1,11 +1,12 @@
-"""The training step of OIM with VGG16 at a laptop's size: as a whole, and part by part."""
+"""Training steps with VGG16 at a laptop's size: OIM's, as a whole and part by part; what localization maps add."""
 
 from __future__ import annotations
 
 import jax
+import jax.numpy as jnp
 
 from wsod_jax.commands.benchmarks.accelerator import timed
-from wsod_jax.commands.benchmarks.programs import Ready, part_of_step, training_step
+from wsod_jax.commands.benchmarks.programs import Ready, parameters, part_of_step, training_step
 from wsod_jax.commands.benchmarks.published import (
     SMALL_SIZES,
     Size,
@@ -15,6 +16,11 @@ from wsod_jax.commands.benchmarks.published import (
 )
 from wsod_jax.commands.benchmarks.timing import Measure, working_mib
 from wsod_jax.methods.base import Method
+from wsod_jax.methods.ws_jds import WsJds
+from wsod_jax.nn.box_head import BoxHead
+from wsod_jax.nn.tiny import TinyNet
+from wsod_jax.nn.vgg import Vgg16
+from wsod_jax.types import Batch, Params
 
 LAPTOP = Size(1, (480, 640), (480, 640), proposals=1000, rows=1000)
 
@@ -51,3 +57,42 @@ def step_on_cpu(*, small: bool, repeats: int) -> list[Measure]:
         ),
         Measure("  pooling + mining, share of the parts", 100 * share, "%"),
     ]
+
+
+def localization_maps(*, small: bool, repeats: int) -> list[Measure]:
+    """Time WSDDN's gradient on a frozen backbone without and with localization maps; one program for any number."""
+    size = SMALL_SIZES["proposals"][0] if small else LAPTOP
+    backbone = TinyNet(frozen=("conv",)) if small else Vgg16(frozen=("conv",))
+    box_head = BoxHead((32, 32) if small else (4096, 4096))
+    num_classes = size.num_classes
+    method = WsJds(
+        backbone=backbone,
+        num_classes=num_classes,
+        max_classes=4,
+        box_head=box_head,
+        guidance="none",
+    )
+    batch = random_batch(size)
+    params, on_device = parameters(method, batch), jax.tree.map(jnp.asarray, batch)
+    key = jax.random.key(0)
+
+    def gradient(params: Params, batch: Batch) -> Params:
+        def objective(params: Params) -> jax.Array:
+            return method.mil_term(method.score(params, batch, key), batch).mean()
+
+        return jax.grad(objective)(params)
+
+    def with_maps(params: Params, batch: Batch, classes: jax.Array) -> tuple[Params, jax.Array]:
+        return gradient(params, batch), method.localization_maps(params, batch, key, classes)
+
+    rounds = repeats if small else min(repeats, 3)  # seconds each
+    plain, _ = measured(Ready(jax.jit(gradient), (params, on_device)), rounds)
+    subject = f"WSDDN, {'tiny backbone' if small else 'VGG16'}, frozen, float32, {size}"
+    found = [Measure("gradient without maps", 1e3 * plain, "ms", subject)]
+    program = jax.jit(with_maps)
+    for count in (0, 1, 2, 4):
+        classes = jnp.where(jnp.arange(4) < count, jnp.arange(4), -1)
+        classes = jnp.tile(classes, (len(batch.image_size), 1))
+        time, _ = measured(Ready(program, (params, on_device, classes)), rounds)
+        found.append(Measure(f"  with maps of {count} classes", time / plain, "x", "of that"))
+    return found
