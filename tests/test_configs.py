@@ -39,6 +39,7 @@ VARIANTS = {  # of files whose variants are not the detectors of the small sets
     "spn_googlenet_voc07": PUBLISHED_MAPS,
     "spn_googlenet_coco14": PUBLISHED_MAPS,
     "spn_googlenet_ilsvrc": PUBLISHED_MAPS,
+    **{stem: presets.WS_JDS for stem in FILES if stem.startswith("ws_jds_")},
 }
 
 

@@ -77,7 +77,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument(
         "--cam",
         type=Path,
-        help="a run of CAM or SPN, whose activations are drawn beside WS-JDS's maps",
+        help="a run of CAM or SPN, whose activations are drawn next to WS-JDS's maps",
     )
     add_weights_arguments(parser)
     add_set_argument(

@@ -48,7 +48,7 @@ def predict(args: argparse.Namespace) -> None:
         refuse_options_of_boxes(args)
     if args.cam is not None and predictor.method.localization_maps is None:
         raise ConfigError(
-            f"--cam is drawn beside localization maps, which {predictor.config.method.name!r} has not; leave it out"
+            f"--cam is drawn next to localization maps, which {predictor.config.method.name!r} has not; leave it out"
         )
     images = read_images(args.images)
     print(
@@ -221,7 +221,7 @@ def draw(
 def draw_branches(
     predictor: Predictor, images: ImageSet, proposals: ProposalSet | None, args: argparse.Namespace
 ) -> None:
-    """Draw what the branches of WS-JDS see of every image, beside the activations of another run if one is given."""
+    """Draw what the branches of WS-JDS see of every image, next to the activations of another run if one is given."""
     images = images.select(range(min(len(images), args.max_figures)))
     cams = {}
     if args.cam is not None:
