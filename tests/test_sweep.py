@@ -70,7 +70,10 @@ def test_pairs_are_compared_seed_by_seed_and_machines_are_named(tmp_path, monkey
     assert pair.count("+25.0 ± 5.0") == len(COLUMNS) and "| 2 of 3 |" in pair
     assert next(line for line in lines if line.startswith("| OIM − OICR |")).count("–") > 1
     assert "Thinker (avx9, 2 cores), jax 1.2: 2 rows" in lines[-1]
-    write_row(tmp_path, "oicr", 1, 0.6, weights=["sha256:other"])  # from another backbone
+    write_row(tmp_path, "wsddn", 1, 0.4, "2 cores, of old", weights=["sha256:one"])
+    pair = next(line for line in sweep.table("cards6").splitlines() if "OICR − WSDDN" in line)
+    assert "| 2 of 3 |" in pair  # an older row does not name the set's only weights
+    write_row(tmp_path, "oicr", 1, 0.6, weights=["sha256:other"])
     pair = next(line for line in sweep.table("cards6").splitlines() if "OICR − WSDDN" in line)
     assert pair.count("+30.0") == len(COLUMNS) and "| 1 of 3 |" in pair
     assert "2 cores, of old: 3 rows" in lines[-1]

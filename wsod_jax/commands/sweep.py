@@ -340,7 +340,7 @@ def differences(sweep: Sweep, rows: dict[str, dict[int, dict]], wanted: int) -> 
         seeds = [
             seed
             for seed in rows[method].keys() & rows[other].keys()
-            if rows[method][seed].get("weights") == rows[other][seed].get("weights")
+            if same_weights(sweep, rows[method][seed], rows[other][seed])
         ]
         first, second = ({s: rows[m][s]["summary"] for s in seeds} for m in (other, method))
         gains = paired_differences(first, second, sweep.columns)
@@ -348,6 +348,12 @@ def differences(sweep: Sweep, rows: dict[str, dict[int, dict]], wanted: int) -> 
         pair = f"{sweep.methods[method]} − {sweep.methods[other]}"
         lines.append(f"| {pair} | {' | '.join(values)} | {len(seeds)} of {wanted} |")
     return lines
+
+
+def same_weights(sweep: Sweep, row: dict, other: dict) -> bool:
+    """Return whether two runs started from the same weights; older rows of a set that has but one do not name them."""
+    named = [one["weights"] for one in (row, other) if "weights" in one]
+    return named[:1] == named[1:] or (not sweep.weights and len(named) < 2)
 
 
 def read_rows(data_set: str, method: str, seeds: Sequence[int]) -> dict[int, dict]:
