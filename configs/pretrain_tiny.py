@@ -18,7 +18,7 @@ def get_config():
         reader="voc", root="demo/data/objects", train_split="trainval", test_split="test"
     )
     config.train = dict(
-        num_steps=1000,
+        num_steps=1400,
         micro_batch=16,
         scales=(64,),
         aspect=1.0,
@@ -27,6 +27,6 @@ def get_config():
     config.optim = dict(
         name="adamw", learning_rate=2e-3, shape="cosine", warmup_steps=50, weight_decay=1e-4
     )
-    config.log = dict(log_interval=50, checkpoint_interval=1000)
+    config.log = dict(log_interval=50, checkpoint_interval=1400)
     config.eval = dict(scales=(64,), aspect=1.0, flips=(False,), micro_batch=16)
     return config

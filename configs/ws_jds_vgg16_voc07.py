@@ -5,8 +5,8 @@
 
 Variants are the rows of Table 1: `wsddn`, 36.9, no segmentation branch, on the same schedule; `parallel`, 37.3, with one;
 `to_segmentation`, 37.7, and `to_detection`, 42.0, one guides the other; and `ws_jds`, both do. With the backbone frozen,
-as the release has it, the first three train the same detector; --config.backbone.frozen="('conv1','conv2')" lets the
-branches share what they learn.
+as the release has it, the first three train the same detector; --config.backbone.frozen="('conv1','conv2','conv3','conv4')"
+lets the branches share what they learn. `released` is the released code's schedule and losses, but for its center loss.
 
 Proposals are MCG's, which learned from images with annotated edges.
 """
@@ -19,4 +19,5 @@ def get_config(variant: str = "ws_jds"):
     config = presets.ws_jds_vgg16(variant, presets.VOC07_TRAINVAL)
     config = presets.on_voc(config, year="2007")
     config.proposals.path = "data/proposals/voc2007_mcg.npz"
+    config.eval.passes = dict(corloc=presets.corloc_pass("trainval"))
     return config

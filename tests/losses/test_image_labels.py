@@ -10,7 +10,7 @@ from jaxtyping import TypeCheckError
 
 from tests.methods.mining_cases import to_jax
 from tests.oracles import losses as oracle
-from wsod_jax.losses.image_labels import mil_loss
+from wsod_jax.losses.image_labels import mil_loss, score_entropy
 
 LOSSES = {n: jax.jit(partial(mil_loss, reduction=n, scale=4.0)) for n in ("mean", "sum")}
 value_and_gradient = jax.jit(jax.value_and_grad(mil_loss))
@@ -45,3 +45,16 @@ def test_mil_at_the_ends_is_finite_and_still_learns(phi, label):
 def test_mil_rejects_an_unknown_reduction():
     with pytest.raises((ValueError, TypeCheckError), match="reduction"):
         mil_loss(jnp.zeros(2), jnp.zeros(2, jnp.int32), reduction="max")
+
+
+def test_score_entropy_counts_real_proposals_and_present_classes():
+    x = np.random.default_rng(0).random((5, 3)).astype(np.float32)
+    x[0, 0] = 0.0
+    mask, labels = np.array([True, True, False, True, True]), np.array([1, 0, -1])
+    values = [-x[r, 0] * np.log(x[r, 0]) if x[r, 0] > 0 else 0.0 for r in (0, 1, 3, 4)]
+    found, gradient = jax.value_and_grad(score_entropy)(
+        jnp.asarray(x), jnp.asarray(mask), jnp.asarray(labels)
+    )
+    np.testing.assert_allclose(found, np.mean(values), rtol=1e-5)
+    assert np.isfinite(gradient).all()
+    assert score_entropy(jnp.asarray(x), jnp.asarray(mask), jnp.asarray([0, 0, -1])) == 0

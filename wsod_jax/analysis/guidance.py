@@ -119,7 +119,7 @@ def draw_guidance(
         captions.append(f"{name} {found.scores[slot]:.2f}")
         if cams is not None:
             cam = cams.maps.cam(index)
-            cells.append(viz.draw_objectness(pixels, np.maximum(cam - cam.min(), 0.0)))
+            cells.append(viz.draw_objectness(pixels, cam - cam.min()))
             captions.append(f"activation {cams.image_scores[index]:.2f}")
         cells += [
             viz.draw_objectness(pixels, found.localization[slot]),

@@ -13,8 +13,9 @@ set), image_scores.csv (a score per image and class), figures/ (each image with 
 of them at a glance). Methods without proposals, such as SPN, also write points.csv, and draw the proposal map and the
 activations to classes; an image in which no class is predicted has no boxes, and shows the best class's activation.
 WS-JDS also writes label_maps/ (PNG, a pixel is 0 for background, else the class's number in predictions.index.json)
-and guidance/ (localization map, seeds and segmentation of every confident class; with --cam, the activations of
-another run too). A classifier writes image_scores.csv alone. Images that cannot be read are named and left out.
+and guidance/ (localization map, seeds and segmentation of the three most confident classes of the first images; with
+--cam, the activations of another run too). A classifier writes image_scores.csv alone. Images that cannot be read are
+named and left out.
 """
 
 from __future__ import annotations
@@ -73,6 +74,9 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     )
     parser.add_argument(
         "--max_figures", type=int, default=200, help="highest number of images drawn (200)"
+    )
+    parser.add_argument(
+        "--max_guidance", type=int, default=20, help="highest number of images in guidance/ (20)"
     )
     parser.add_argument(
         "--cam",

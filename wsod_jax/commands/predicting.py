@@ -66,7 +66,7 @@ def predict(args: argparse.Namespace) -> None:
     write_files(predictor, images, results, args)
     if outputs & {"boxes", "maps"}:
         draw(predictor, images, results, args)
-    if predictor.method.localization_maps is not None:
+    if predictor.method.localization_maps is not None and args.max_guidance:
         draw_branches(predictor, images, proposals, args)
     log.remove()
 
@@ -222,11 +222,11 @@ def draw_branches(
     predictor: Predictor, images: ImageSet, proposals: ProposalSet | None, args: argparse.Namespace
 ) -> None:
     """Draw what the branches of WS-JDS see of every image, next to the activations of another run if one is given."""
-    images = images.select(range(min(len(images), args.max_figures)))
+    images = images.select(range(min(len(images), args.max_guidance)))
     cams = {}
     if args.cam is not None:
         run = OpenedRun.open(args.cam, "maps")
-        cams = run.maps(run.predictor.unlabeled(images), range(len(images)), [run.step])[run.step]
+        cams = run.maps(images, range(len(images)), [run.step])[run.step]
     names, seed_thrs = predictor.class_names, predictor.method.seed_thrs
     for found in guidance_of(predictor, images, proposals):
         record = images.records[found.image_index]

@@ -26,7 +26,7 @@ from wsod_jax.ops.views import ClassMaps, class_maps, label_map, to_original, to
 from wsod_jax.types import Batch, Detections, FeatureMap, ImageResult, Predictions
 
 LABEL_CANVAS = 256  # sides of the canvases of label maps are multiples of this, in original pixels
-CLASS_MAP_SIDE = 500  # longest side of class maps; a multiple of 64 up to it is their canvas
+CLASS_MAP_SIDE = 500  # longest side of class maps, whose canvases have sides of 256 or 512
 
 
 @dataclass(frozen=True)
@@ -233,7 +233,7 @@ def _segmentation(
     if cuts_masks or decoding.crf is not None:
         longest = original.max(axis=1, keepdims=True)
         smaller = np.ceil(original * np.minimum(1.0, CLASS_MAP_SIDE / longest)).max(axis=0)
-        side = tuple((-(-smaller.astype(int) // 64) * 64).tolist())
+        side = tuple((-(-smaller.astype(int) // LABEL_CANVAS) * LABEL_CANVAS).tolist())
         found = class_maps(maps, views, side, CLASS_MAP_SIDE, decoding.crf)
         if decoding.crf is not None:
             maps, views = zip(found.as_view(views[0]), strict=True)

@@ -8,7 +8,9 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
+
+from wsod_jax.ops.masked import masked_mean
 
 EPSILON = 1e-6  # scores are clipped to [EPSILON, 1 - EPSILON], which float32 resolves
 
@@ -54,6 +56,23 @@ def mil_loss(
     if reduction == "mean":
         total = total / jnp.maximum(jnp.sum(known), 1)
     return scale * total
+
+
+def score_entropy(
+    scores: Float[Array, "r c"], mask: Bool[Array, " r"], labels: Int[Array, " c"]
+) -> Float[Array, ""]:
+    """Return the mean of -X log X over the proposals and the present classes of one image; 0 if there are none.
+
+    Args:
+      scores: [r, c] X in [0, 1].
+      mask: [r] True = real proposal.
+      labels: [c] 1 present; no other class counts.
+
+    Source: the released WS-JDS code.
+    """
+    counted = mask[:, None] & (labels == 1)[None, :]
+    x = jnp.where(counted, jnp.clip(scores, 1e-20, 1.0), 1.0)
+    return masked_mean(-x * jnp.log(x), counted)
 
 
 Activation = Literal["softmax", "sigmoid"]

@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Float, Int
 from wsod_jax.ops.integral_image import box_counts, integral_image
 
 CONTEXT_SCALE = 1.8  # of the context, and of the released code's inner box
-NONE = -1e20  # score of no proposal
+LOWEST = -1e20  # below every score
 ROUNDING = 1e-5  # scores up to this are 0: 1 - 1 of two regions full of evidence, but for rounding
 
 Region = Literal["frame", "box"]
@@ -44,7 +44,8 @@ def evidence_scores(
       area: counts are divided by the "root" of the area, at least 1, or by the "plain" area (released, of masks).
 
     Returns:
-      [r] float32.
+      [r] float32. A box that covers the image has no context, which counts as one without evidence: where everything
+      is evidence it alone scores more than 0.
 
     Source: Shen et al. 2019 (WS-JDS), Eq. 3; the frame and its rounding are the released kernel's.
     """
@@ -94,10 +95,46 @@ def prior_weights(
     Source: the released WS-JDS code; the paper prints W without normalization.
     """
     scores = jnp.where(jnp.abs(scores) > ROUNDING, scores, 0.0)
-    high = jnp.max(jnp.where(mask, scores, NONE), initial=NONE)
-    low = jnp.min(jnp.where(mask, scores, -NONE), initial=-NONE)
+    high = jnp.max(jnp.where(mask, scores, LOWEST), initial=LOWEST)
+    low = jnp.min(jnp.where(mask, scores, -LOWEST), initial=-LOWEST)
     positive = scores / jnp.where(high > 0, high, 1.0)
     negative = scores / jnp.where(low < 0, -low, 1.0)
     weights = jnp.where(scores > 0, positive, negative)
     weights = image_score * weights + (1.0 - image_score)
     return jax.lax.stop_gradient(jnp.where(mask & (high > 0), weights, 1.0))
+
+
+def class_weights(
+    evidence: Bool[Array, "k h w"],
+    classes: Int[Array, " k"],
+    scores: Float[Array, "r c"],
+    proposals: Float[Array, "r 4"],
+    mask: Bool[Array, " r"],
+    size: Int[Array, " 2"],
+    *,
+    region: Region,
+    area: AreaPower,
+) -> Float[Array, "r c"]:
+    """Return W of one image; 1 for classes that have no evidence map.
+
+    Args:
+      evidence: [k, h, w] maps of some classes, at least the threshold; False in the margin.
+      classes: [k] of the maps, -1 for none.
+      scores: [r, c] X; its sums over proposals are the image's scores φ.
+      proposals: [r, 4] boxes in pixels of the maps.
+      mask: [r] True = real proposal.
+      size: [2] valid (height, width).
+      region, area: see `evidence_scores`.
+
+    Gradient: none.   Cost: one integral image at a time.
+    """
+    phi = jnp.sum(scores, axis=0)
+
+    def of_class(slot: tuple[Array, Array]) -> Array:
+        found = evidence_scores(slot[0], proposals, size, region=region, area=area)
+        return prior_weights(found, mask, phi[slot[1]])
+
+    columns = jax.lax.map(of_class, (evidence, classes))  # [k, r]
+    slots = jnp.where(classes >= 0, classes, scores.shape[1])  # out of range: dropped
+    weights = jnp.ones_like(scores).at[:, slots].set(columns.T, mode="drop")
+    return jax.lax.stop_gradient(weights)

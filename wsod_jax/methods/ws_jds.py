@@ -11,9 +11,9 @@ WSDDN scores proposals, and a segmentation branch on the same map scores every c
     L_prior = BCE(φ⁺, y) + BCE(φ⁻, 0)                                       (segmentation guides detection, Eq. 4)
     L = L_prior(G) + 0.1 L_prior(S) + L_seed + L_boundary
 
-Only a class that the image contains and that is confident, φ_c ≥ 0.7, has a localization map, seeds and W ≠ 1.
-Equations 3 and 4 follow the released code where the paper is silent; `prior_guidance` has Eq. 3, and
-`losses/segmentation` the losses. docs/methods.md lists the options and the ablations.
+A class that the image contains guides if the detector is confident of it, φ_c ≥ 0.7. Else it has no localization map,
+M is unknown, and W is 1, so that L_prior is BCE(φ, y), 1.1 times in all. Absent classes have M = 0. Equations 3 and 4
+follow the released code where the paper is silent: `prior_guidance`. docs/methods.md has the options and ablations.
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ from typing import Annotated, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from wsod_jax.errors import ConfigError
+from wsod_jax.losses.image_labels import score_entropy
 from wsod_jax.losses.segmentation import (
     Balance,
     balanced_boundary_loss,
@@ -35,7 +36,7 @@ from wsod_jax.losses.segmentation import (
     seeds_of_map,
 )
 from wsod_jax.methods.base import Output, ProposalMethod, image_keys, image_term, mil_metrics
-from wsod_jax.methods.prior_guidance import AreaPower, Region, evidence_scores, prior_weights
+from wsod_jax.methods.prior_guidance import AreaPower, Region, class_weights
 from wsod_jax.nn.aspp import Aspp
 from wsod_jax.nn.layers import valid_mask
 from wsod_jax.nn.proposal_network import ProposalOutputs
@@ -54,20 +55,20 @@ class WsJds(ProposalMethod):
 
     Attributes:
       segmentation: the segmentation branch.
+      initial: fc6 and fc7 of the branch start from the "box_head"'s, if train.init_from brought these, or "random".
       guidance: who guides whom: "both" is the paper's WSOD ⇋ WSSS. "to_segmentation" (→) trains detection as WSDDN;
         "to_detection" (←) trains segmentation from image labels; "none" (∥) both.
       confidence_thr: φ_c from which a present class guides.
       map_seed: the localization map is the gradient of φ_c ("ones"), or of ½ Σ_r X_rc² ("scores", the first release).
       seed_thrs: (background, foreground): M is 0 up to the first and 1 from the second.
-      seed_balance: the mean over positive and that over negative pixels are added ("balanced", the release), or there
-        is one mean ("plain", Eq. 2).
+      seed_balance: means over positive and over negative pixels ("balanced", the release), or one mean ("plain", Eq. 2).
       boundary_loss: "sec" compares background and present classes with their CRF, "released" every class on its own,
         "off" nothing.
       crf: the CRF of the boundary loss.
       evidence_thr: a pixel counts for W from this share of its map's maximum.
       prior_region: W compares the context with a "frame" inside the box (the release) or with the whole "box" (paper).
       mask_area: W of segmentation maps divides by the area's "root" (paper) or the "plain" area (first release).
-      negative_weights: φ⁺ and φ⁻ are "split" (the release), or φ = Σ_r W_rc X_rc is one sum, at least 0 (Eq. 4).
+      negative_weights: φ⁺ and φ⁻ "split" (the release), or one "sum", φ = Σ_r W_rc X_rc (Eq. 4).
       localization_prior_weight: factor on L_prior of the localization maps.
       mask_prior_weight: factor on L_prior of the segmentation maps.
       entropy_weight: factor on the mean of −X log X over proposals and present classes; 0.1 in the release, not in
@@ -78,13 +79,14 @@ class WsJds(ProposalMethod):
     mil_reduction: Literal["mean", "sum"] = "sum"
     score_gate: Annotated[float, NOT_NEGATIVE] = 1.0
     segmentation: Aspp = Aspp()
+    initial: Literal["box_head", "random"] = "box_head"
     guidance: Guidance = "both"
     confidence_thr: Annotated[float, SHARE] = 0.7
     map_seed: Literal["ones", "scores"] = "ones"
     seed_thrs: Annotated[tuple[float, float], SHARE] = (0.005, 0.1)
     seed_balance: Balance = "balanced"
     boundary_loss: Literal["sec", "released", "off"] = "sec"
-    crf: CrfOptions = CrfOptions()
+    crf: CrfOptions = CrfOptions(floor=1e-4)
     evidence_thr: Annotated[float, SHARE] = 0.1
     prior_region: Region = "frame"
     mask_area: AreaPower = "plain"
@@ -127,9 +129,9 @@ class WsJds(ProposalMethod):
           params: all parameters.
           started: paths of those that were read from files.
         """
-        if not {"box_head/fc6/kernel", "box_head/fc7/kernel"} <= started:
-            return params
-        if any(path.startswith("segmentation/") for path in started):
+        has_box_head = {"box_head/fc6/kernel", "box_head/fc7/kernel"} <= started
+        has_branch = any(path.startswith("segmentation/") for path in started)
+        if self.initial == "random" or has_branch or not has_box_head:
             return params
         branch = self.segmentation.from_box_head(
             params["segmentation"], params["box_head"], self.roi_size
@@ -196,12 +198,10 @@ class WsJds(ProposalMethod):
         else:
             terms["segmentation"] = self.segmentation_term(logits, batch)
         if self.entropy_weight:
-            entropy = self.entropy_weight * mean_entropy(scored, batch)
-            terms["entropy"] = image_term(entropy, batch)
-        num_confident = jnp.sum(classes >= 0, axis=1).astype(jnp.float32)
-        metrics = mil_metrics(scored, batch) | {
-            "confident_classes": image_term(num_confident, batch)
-        }
+            entropy = jax.vmap(score_entropy)(scored.mil_scores, scored.mask, batch.labels)
+            terms["entropy"] = image_term(self.entropy_weight * entropy, batch)
+        metrics = mil_metrics(scored, batch)
+        metrics["confident_classes"] = image_term(jnp.sum(classes >= 0, axis=1), batch)
         return LossOutput(terms, extras, metrics, figures=figures)
 
     def confident_classes(
@@ -211,19 +211,16 @@ class WsJds(ProposalMethod):
         phi = jax.lax.stop_gradient(scored.image_scores())
         guides = (batch.labels == 1) & (phi >= self.confidence_thr)
         guides &= batch.image_mask[:, None] & is_guiding
-        (slots,) = jax.vmap(lambda row: jnp.nonzero(row, size=self.max_classes, fill_value=-1))(
-            guides
-        )
-        return slots
+        return class_slots(guides, self.max_classes)
 
     def localization_maps(
         self, params: Params, batch: Batch, key: jax.Array | None, classes: Int[Array, "b k"]
     ) -> Float[Array, "b k H W"]:
         """Return G of every confident class: the absolute gradient of its score, relative to its maximum.
 
-        The gradient goes back to the pixels through the frozen layers and the pass's own dropout, with the ordinary
-        rule for ReLU. The forward pass here equals the loss's, and XLA merges the two. Each class slot costs a backward
-        pass of the whole batch, without gradients of weights; slots that are empty in all images cost nothing.
+        The gradient passes frozen layers and the loss's own dropout. The forward pass here is the loss's, and XLA
+        merges the two. A class slot costs a backward pass of the batch, without gradients of weights, and nothing if
+        it is empty in all images.
 
         Args:
           params: of the loss; no gradient flows back to them.
@@ -242,15 +239,15 @@ class WsJds(ProposalMethod):
             return self.score(frozen, batch.replace(image=image), key).mil_scores
 
         scores, pull_back = jax.vjp(scores_of, image)
-        seeds = jnp.ones_like(scores) if self.map_seed == "ones" else scores
+        cotangent = jnp.ones_like(scores) if self.map_seed == "ones" else scores
 
         def add_slot(carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
             slot, maps = carry
             of_class = jax.nn.one_hot(classes[:, slot], self.num_classes)  # [b, c], 0 for -1
-            (gradient,) = pull_back(seeds * of_class[:, None, :])
-            size = jnp.max(jnp.abs(gradient), axis=-1)  # [b, H, W]
-            peak = jnp.max(size, axis=(1, 2), keepdims=True)
-            return slot + 1, maps.at[:, slot].set(size / jnp.where(peak > 0, peak, 1.0))
+            (gradient,) = pull_back(cotangent * of_class[:, None, :])
+            slope = jnp.max(jnp.abs(gradient), axis=-1)  # [b, H, W]
+            peak = jnp.max(slope, axis=(1, 2), keepdims=True)
+            return slot + 1, maps.at[:, slot].set(slope / jnp.where(peak > 0, peak, 1.0))
 
         num_slots = jnp.max(jnp.sum(classes >= 0, axis=1))
         start = (jnp.zeros((), jnp.int32), jnp.zeros(shape))
@@ -271,28 +268,20 @@ class WsJds(ProposalMethod):
             maps: jax.Array, area: AreaPower, row: ProposalOutputs, classes: jax.Array, batch: Batch
         ) -> jax.Array:
             """Return L_prior of one image; arguments lack the leading axis."""
-            scores, mask, phi = row.mil_scores, row.mask, jnp.sum(row.mil_scores, axis=0)
-
-            def of_class(evidence: jax.Array, index: jax.Array) -> jax.Array:
-                found = evidence_scores(
-                    evidence,
-                    batch.proposals,
-                    batch.image_size,
-                    region=self.prior_region,
-                    area=area,
-                )
-                return prior_weights(found, mask, phi[index])
-
-            evidence = (maps >= self.evidence_thr) & (maps > 0)
-            columns = jax.vmap(of_class)(evidence, classes)  # [k, r]
-            slots = jnp.where(classes >= 0, classes, self.num_classes)  # out of range: dropped
-            weights = jnp.ones_like(scores).at[:, slots].set(columns.T, mode="drop")
-            weights = jax.lax.stop_gradient(weights)
+            weights = class_weights(
+                (maps >= self.evidence_thr) & (maps > 0),
+                classes,
+                row.mil_scores,
+                batch.proposals,
+                row.mask,
+                batch.image_size,
+                region=self.prior_region,
+                area=area,
+            )
             if self.negative_weights == "sum":
-                total = jnp.maximum(jnp.sum(weights * scores, axis=0), 0.0)
-                return self.mil_loss(total, batch.labels)
-            positive = jnp.sum(jnp.maximum(weights, 0.0) * scores, axis=0)
-            negative = jnp.sum(jnp.maximum(-weights, 0.0) * scores, axis=0)
+                return self.mil_loss(jnp.sum(weights * row.mil_scores, axis=0), batch.labels)
+            positive = jnp.sum(jnp.maximum(weights, 0.0) * row.mil_scores, axis=0)
+            negative = jnp.sum(jnp.maximum(-weights, 0.0) * row.mil_scores, axis=0)
             nothing = jnp.where(batch.labels >= 0, 0, -1)
             return self.mil_loss(positive, batch.labels) + self.mil_loss(negative, nothing)
 
@@ -329,9 +318,10 @@ class WsJds(ProposalMethod):
             @jax.checkpoint  # keeps one class's pixels in memory
             def of_class(index: jax.Array) -> jax.Array:
                 is_slot = classes == index
+                found = maps[jnp.argmax(is_slot)]
                 seeds = seeds_of_map(
-                    maps[jnp.argmax(is_slot)],
-                    jnp.any(is_slot),
+                    found,
+                    jnp.any(is_slot) & (jnp.max(found) > 0),  # a map of zeros says nothing
                     labels[index] == 1,
                     inside & (labels[index] >= 0),
                     fg_thr=foreground,
@@ -361,9 +351,7 @@ class WsJds(ProposalMethod):
             counts = jnp.ones((len(labels), labels.shape[-1]), bool)
             refined = self.refine(labels, image, logits.size, counts)
             return jax.vmap(balanced_boundary_loss)(scores, refined[..., 1:], mask)
-        (present,) = jax.vmap(
-            lambda row: jnp.nonzero(row == 1, size=self.max_classes, fill_value=-1)
-        )(batch.labels)
+        present = class_slots(batch.labels == 1, self.max_classes)
         chosen = jax.vmap(lambda one, index: one[..., index])(scores, present)
         labels = jax.vmap(label_probabilities)(chosen, present >= 0)
         counts = jnp.pad(present >= 0, ((0, 0), (1, 0)), constant_values=True)
@@ -388,6 +376,11 @@ class WsJds(ProposalMethod):
         return image_term(jax.vmap(self.mil_loss)(scores, batch.labels), batch)
 
 
+def class_slots(chosen: Bool[Array, "b c"], count: int) -> Int[Array, "b k"]:
+    """Return the first `count` chosen classes of every image, ascending; -1 in empty slots, which come last."""
+    return jax.vmap(lambda row: jnp.nonzero(row, size=count, fill_value=-1)[0])(chosen)
+
+
 def mask_maps(
     logits: FeatureMap, classes: Int[Array, "b k"], batch: Batch, *, relative: bool = True
 ) -> Float[Array, "b k H W"]:
@@ -405,10 +398,3 @@ def mask_maps(
 
     per_image = jax.vmap(of_class, (None, None, None, 0))
     return jax.vmap(per_image)(scores, logits.size, inside, classes)
-
-
-def mean_entropy(scored: ProposalOutputs, batch: Batch) -> Float[Array, " b"]:
-    """Return the mean of -X log X over the proposals and the present classes of every image."""
-    counted = scored.mask[..., None] & (batch.labels == 1)[:, None, :]
-    scores = jnp.where(counted, jnp.clip(scored.mil_scores, 1e-20, 1.0), 1.0)
-    return masked_mean(-scores * jnp.log(scores), counted, axis=(1, 2))

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Key
 
+from wsod_jax.errors import ConfigError
 from wsod_jax.nn.heads import EXACT, HEAD_INIT
 from wsod_jax.nn.layers import ConvRelu, max_pool, per_image_dropout
 from wsod_jax.options import COUNT, DROPOUT
@@ -86,17 +87,19 @@ class Aspp(nn.Module):
           roi_size: p, bins per side.
 
         Raises:
-          ValueError: the box head is narrower than a branch, or of another depth.
+          ConfigError: the box head is narrower than a branch, of another depth, or its two layers differ in width.
 
         Source: DeepLab-v2's initialization, from ImageNet's fc6 and fc7 (p = 7, f = 4096, every 4th).
         """
         fc6, fc7 = box_head["fc6"], box_head["fc7"]
         depth = params["branch0_fc6"]["kernel"].shape[2]
         width = fc6["kernel"].shape[1]
-        if width < self.channels or fc6["kernel"].shape[0] != roi_size**2 * depth:
-            raise ValueError(
-                f"fc6 maps {fc6['kernel'].shape[0]} to {width} values; a branch needs {roi_size**2 * depth}, and at "
-                f"least {self.channels}"
+        needed = (roi_size**2 * depth, width), (width, width)
+        if width < self.channels or (fc6["kernel"].shape, fc7["kernel"].shape) != needed:
+            raise ConfigError(
+                f"fc6 and fc7 of the box head have shapes {fc6['kernel'].shape} and {fc7['kernel'].shape}; branches of "
+                f"{self.channels} channels can start from {needed[0][0]} inputs and two layers of one width, at least "
+                'as large. Set config.method.initial to "random"'
             )
         at = jnp.round(jnp.linspace(0, roi_size - 1, 3)).astype(int)
         kept = (jnp.arange(self.channels) * width) // self.channels

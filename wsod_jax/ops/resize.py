@@ -10,6 +10,8 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, Shaped
 
+EXACT = jax.lax.Precision.HIGHEST  # by default accelerators round the operands
+
 
 def interpolation(
     place: Float[Array, "*b n"], num_cells: int, valid: Int[Array, "*#b"], stride: float
@@ -46,7 +48,7 @@ def upsample(
         interpolation(jnp.arange(pixels) + 0.5, count, valid[axis], stride)
         for axis, (pixels, count) in enumerate(zip(shape, cells.shape, strict=True))
     )
-    return rows @ cells @ columns.T
+    return jnp.einsum("Hh,hw,Ww->HW", rows, cells, columns, precision=EXACT)
 
 
 def average_cells(

@@ -12,7 +12,7 @@ from jax.typing import ArrayLike
 
 from wsod_jax.ops.boxes import flip_boxes
 from wsod_jax.ops.crf import CrfOptions, dense_crf_upsampled
-from wsod_jax.ops.resize import interpolation
+from wsod_jax.ops.resize import EXACT, interpolation
 from wsod_jax.types import Batch, FeatureMap, Views
 
 _ROWS_AT_ONCE = 32  # of a label map
@@ -98,7 +98,7 @@ def class_maps(
             center = (jnp.arange(canvas[axis])[None, :] + 0.5) / scale[:, None]
             place = _in_view(center, batch, axis)
             weights.append(interpolation(place, values.shape[1 + axis], valid[:, axis], stride))
-        return jnp.einsum("bHh,bhwc,bWw->bHWc", weights[0], values, weights[1])
+        return jnp.einsum("bHh,bhwc,bWw->bHWc", weights[0], values, weights[1], precision=EXACT)
 
     views = [
         sampled(one.features.astype(jnp.float32), one.size, one.stride, batch)
@@ -111,7 +111,11 @@ def class_maps(
     image = sampled(jnp.asarray(first.image).astype(jnp.float32), first.image_size, 1.0, first)
     background = 1.0 - jnp.max(mean, axis=-1, keepdims=True)
     labels = jnp.concatenate([background, mean], axis=-1)
-    q = dense_crf_upsampled(labels, image, size, crf)
+
+    def refined(*row: jax.Array) -> jax.Array:  # where the image lies
+        return dense_crf_upsampled(*(x[None] for x in row), crf)[0]
+
+    q = jax.vmap(refined)(labels, image, size)
     either = q[..., 1:] + q[..., :1]
     return ClassMaps(q[..., 1:] / jnp.where(either > 0, either, 1.0), size, scale)
 

@@ -160,6 +160,9 @@ WS_JDS = {  # the rows of its Table 1
     "to_segmentation": dict(name="ws_jds", guidance="to_segmentation"),
     "to_detection": dict(name="ws_jds", guidance="to_detection"),
     "ws_jds": dict(name="ws_jds", guidance="both"),
+    "released": dict(
+        name="ws_jds", map_seed="scores", boundary_loss="released", entropy_weight=0.1
+    ),
 }
 
 
@@ -170,10 +173,11 @@ def ws_jds_vgg16(variant: str, num_images: int, epochs: int = 30) -> ConfigDict:
     frozen. Guidance ends after 5/6 of the updates.
 
     Args:
-      variant: one of `WS_JDS`; they differ in nothing else.
+      variant: one of `WS_JDS`; they differ in nothing else, but for "released", which runs 12 epochs at one rate.
       num_images: images that are learned from.
       epochs: how often each of them is shown.
     """
+    epochs = 12 if variant == "released" else epochs
     num_steps = num_images * epochs // 128
     config = vgg16_detector("wsddn")
     box_head, config.method = config.method.box_head, ConfigDict(of_variant(variant, WS_JDS))
@@ -184,9 +188,10 @@ def ws_jds_vgg16(variant: str, num_images: int, epochs: int = 30) -> ConfigDict:
     config.backbone.update(mean=CAFFE_MEAN, frozen=("conv",))
     config.proposals.update(max_proposals=2048, dedup_stride=1, min_side_px=20)
     config.train.update(num_steps=num_steps, accumulate=128, crop=(0.9, 0.9), jitter="hsv")
-    config.optim.decay_steps = (round(num_steps * 2 / 3),)
+    config.optim.decay_steps = () if variant == "released" else (round(num_steps * 2 / 3),)
     config.optim.groups = ((r"bias", 2.0, 0.0),)
-    config.log.update(checkpoint_interval=100, keep_period=200, image_interval=100)
+    interval = num_steps // 10
+    config.log.update(checkpoint_interval=interval, keep_period=2 * interval, image_interval=0)
     config.eval.update(merge="sum", nms_thr=0.5, score_thr=1e-9, average_per_image=None)
     config.eval.max_per_image = 100
     return config
@@ -266,7 +271,7 @@ def on_voc(
       test_split: of images on which average precision is measured.
 
     Returns:
-      `config`. Average precision is the 11-point one on VOC 2007, the area under the curve on VOC 2012.
+      `config`. Average precision is the 11-point one on VOC 2007, the area under the curve on VOC 2010 and 2012.
     """
     config.data = dict(
         reader="voc",
@@ -283,7 +288,7 @@ def on_voc(
         config.proposals.path = f"data/proposals/{name}_selective_search.npz"
     if "maps" in config.eval:
         config.eval.maps.boxes = "components"
-    config.eval.ap = "area" if year == "2012" else "11point"
+    config.eval.ap = "area" if year in ("2010", "2012") else "11point"
     resize = "warp" if config.eval.resize == "warp" else "long"
     config.eval.passes = dict(corloc=corloc_pass(train_split, resize))
     return config

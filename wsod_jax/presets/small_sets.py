@@ -70,6 +70,7 @@ def ws_jds_small_set(variant: str, num_steps: int) -> ConfigDict:
         config.method.guidance_steps = num_steps * 5 // 6
         config.eval.masks = dict(crf={})
     config.train.cache = "none"
+    config.log.image_interval = 0
     config.optim.groups = ((r"midn|_fc8", 3.0, 1.0),)
     return config
 
