@@ -61,7 +61,7 @@ class WsJds(ProposalMethod):
       confidence_thr: φ_c from which a present class guides.
       map_seed: the localization map is the gradient of φ_c ("ones"), or of ½ Σ_r X_rc² ("scores", the first release).
       seed_thrs: (background, foreground): M is 0 up to the first and 1 from the second.
-      seed_balance: means over positive and over negative pixels ("balanced", the release), or one mean ("plain", Eq. 2).
+      seed_balance: means over positive and negative pixels ("balanced", the release), or one mean ("plain", Eq. 2).
       boundary_loss: "sec" compares background and present classes with their CRF, "released" every class on its own,
         "off" nothing.
       crf: the CRF of the boundary loss.
