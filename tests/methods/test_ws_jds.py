@@ -26,13 +26,14 @@ from tests.methods.cases import (
 )
 from tests.methods.test_contract import DEGENERATE, SECOND
 from wsod_jax.errors import ConfigError
-from wsod_jax.methods.prior_guidance import evidence_scores, prior_weights
+from wsod_jax.methods.prior_guidance import class_weights, evidence_scores, prior_weights
 from wsod_jax.methods.ws_jds import WsJds
 from wsod_jax.methods.wsddn import Wsddn
 from wsod_jax.nn.aspp import Aspp
 from wsod_jax.nn.box_head import BoxHead
 from wsod_jax.nn.tiny import TinyNet
 from wsod_jax.ops.crf import CrfOptions
+from wsod_jax.ops.resize import upsample
 
 BRANCH = Aspp(dilations=(1, 2), channels=8, dropout_rate=0.5)
 GUIDANCE = ("both", "to_segmentation", "to_detection", "none")
@@ -135,7 +136,7 @@ def test_both_branches_share_one_forward_pass():
 # -- gates
 
 
-def test_closed_gates_leave_wsddn_and_no_seeds():
+def test_closed_gates_leave_wsddn_times_1_1_and_no_seeds():
     batch = make_batch(0)
     out, _ = compiled(confidence_thr=1.0)(params(), batch)
     np.testing.assert_array_equal(out.figures["classes"], -1)
@@ -192,6 +193,83 @@ def test_prior_follows_equation_4():
         totals.append(total)
     assert guided
     assert means(out.terms)["prior_localization"] == pytest.approx(np.mean(totals), rel=1e-4)
+
+
+def upsampled(cells, valid, stride, shape):
+    """One class's cells at pixels."""
+    return np.array(upsample(jnp.asarray(cells), jnp.asarray(valid), stride, shape))
+
+
+def test_mask_prior_uses_segmentation_relative_to_its_maximum():
+    batch, method = make_batch(0), build(dropout_rate=0.0)
+    out, _ = compiled(evidence_thr=0.6)(params(), batch)
+    x = np.asarray(method.score(params(), batch).mil_scores)
+    valid = method.backbone.output_size(batch.image_size)
+    losses = []
+    for b, (height, width) in enumerate(np.asarray(batch.image_size)):
+        classes, evidence = out.figures["classes"][b], []
+        for c in classes.tolist():
+            found = upsampled(out.figures["segmentation"][b, ..., c], valid[b], 8.0, CANVAS)
+            found[height:], found[:, width:] = 0, 0
+            evidence.append((found / found.max() >= 0.6) & (c >= 0))
+        weights = class_weights(
+            jnp.asarray(np.stack(evidence)),
+            classes,
+            jnp.asarray(x[b]),
+            batch.proposals[b],
+            batch.proposal_mask[b],
+            batch.image_size[b],
+            region="frame",
+            area="plain",
+        )
+        plus = np.clip((np.maximum(weights, 0) * x[b]).sum(axis=0), 1e-6, 1 - 1e-6)
+        minus = np.clip((np.maximum(-weights, 0) * x[b]).sum(axis=0), 1e-6, 1 - 1e-6)
+        present = np.asarray(batch.labels[b]) == 1
+        losses.append(-np.where(present, np.log(plus), np.log1p(-plus)) - np.log1p(-minus))
+    expected = 0.1 * np.mean(np.sum(losses, axis=1))
+    assert means(out.terms)["prior_mask"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_seed_loss_sums_classes_at_the_pixels():
+    batch = make_batch(0)
+    out, _ = compiled()(params(), batch)
+    valid = build().backbone.output_size(batch.image_size)
+    total = 0.0
+    for b, (height, width) in enumerate(np.asarray(batch.image_size)):
+        classes = out.figures["classes"][b].tolist()
+        for c in range(NUM_CLASSES):
+            s = np.asarray(out.figures["segmentation"][b, ..., c], np.float64)
+            logits = upsampled(np.log(s / (1 - s)), valid[b], 8.0, CANVAS)[:height, :width]
+            seeds = np.zeros((height, width))
+            if c in classes:
+                found = out.figures["localization_maps"][b, classes.index(c), :height, :width]
+                seeds = np.where(found >= 0.1, 1, np.where(found <= 0.005, 0, -1))
+            for value, sign in ((1, -1), (0, 1)):
+                if (seeds == value).any():
+                    total += np.log1p(np.exp(sign * logits[seeds == value])).mean()
+    assert means(out.terms)["seed"] == pytest.approx(total / 2, rel=1e-4)
+
+
+def test_a_map_of_zeros_seeds_nothing():
+    batch, method = make_batch(0), build()
+    logits = method.segment(
+        params(), method.backbone.apply({"params": params()["backbone"]}, batch)["c5"]
+    )
+    nothing = jnp.zeros((2, NUM_CLASSES, *CANVAS))
+    losses = jax.jit(lambda classes: method.seed_losses(logits, nothing, classes, batch))
+    zero_maps = losses(jnp.asarray([[0, 2, -1], [1, -1, -1]]))
+    np.testing.assert_array_equal(zero_maps, losses(jnp.full((2, NUM_CLASSES), -1)))
+
+
+def test_a_batch_equals_its_images():
+    batch = make_batch(0)
+    out, _ = compiled()(params(), batch)
+    for b in range(2):
+        alone, _ = compiled()(params(), only(batch, b))
+        for name, term in out.terms.items():
+            assert float(term.total[b]) == pytest.approx(
+                float(alone.terms[name].total[0]), rel=1e-4
+            )
 
 
 # -- ablations
