@@ -15,6 +15,7 @@ from wsod_jax.nn.layers import (
     clear_margin,
     local_response_norm,
     max_pool,
+    same_conv,
     valid_mask,
 )
 from wsod_jax.types import FeatureMap
@@ -177,3 +178,14 @@ def test_inception_pixels_reach_from_minus_one_to_one():
     image = np.array([[[255, 0, 51], [127.5, 127.5, 127.5], [7, 7, 7]]], np.float32)[None]
     x = normalize_pixels(image, jnp.array([[1, 2]]), preprocessing="tf")
     np.testing.assert_allclose(x[0, 0], [[1, -1, -0.6], [0, 0, 0], [0, 0, 0]], rtol=1e-6)
+
+
+@pytest.mark.parametrize("kernel, dilation", [(1, 1), (3, 1), (3, 2), (5, 1)])
+def test_gradient_of_a_convolution_is_that_of_the_plain_one(kernel, dilation):
+    rng = np.random.default_rng(kernel + dilation)
+    x, grad = (jnp.asarray(rng.normal(size=(2, 7, 9, d)), jnp.float32) for d in (4, 6))
+    weights = jnp.asarray(rng.normal(size=(kernel, kernel, 4, 6)), jnp.float32)
+    ours = jax.vjp(lambda x, w: same_conv(x, w, dilation), x, weights)[1](grad)
+    plain = jax.vjp(lambda x, w: same_conv.fun(x, w, dilation), x, weights)[1](grad)
+    for a, b in zip(ours, plain, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)

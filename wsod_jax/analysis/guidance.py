@@ -16,7 +16,8 @@ import numpy as np
 from wsod_jax import viz
 from wsod_jax.data.proposals.proposal_set import ProposalSet
 from wsod_jax.data.records import ImageSet
-from wsod_jax.methods.ws_jds import WsJds, mask_maps
+from wsod_jax.methods.prior_guidance import mask_maps
+from wsod_jax.methods.ws_jds import WsJds
 from wsod_jax.runs.predictor import Predictor
 from wsod_jax.types import Batch, ImageResult, Params
 

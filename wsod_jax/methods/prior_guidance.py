@@ -15,7 +15,11 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
 
+from wsod_jax.methods.assign import positive_classes
+from wsod_jax.nn.layers import valid_mask
 from wsod_jax.ops.integral_image import box_counts, integral_image
+from wsod_jax.ops.resize import upsample
+from wsod_jax.types import Batch, FeatureMap
 
 CONTEXT_SCALE = 1.8  # of the context, and of the released code's inner box
 LOWEST = -1e20  # below every score
@@ -138,3 +142,27 @@ def class_weights(
     slots = jnp.where(classes >= 0, classes, scores.shape[1])  # out of range: dropped
     weights = jnp.ones_like(scores).at[:, slots].set(columns.T, mode="drop")
     return jax.lax.stop_gradient(weights)
+
+
+def present_classes(chosen: Bool[Array, "b c"], count: int) -> Int[Array, "b k"]:
+    """Return the first `count` chosen classes of every image, ascending; -1 in empty slots, which come last."""
+    return jax.vmap(lambda row: positive_classes(row.astype(jnp.int32), count)[0])(chosen)
+
+
+def mask_maps(
+    logits: FeatureMap, classes: Int[Array, "b k"], batch: Batch, *, relative: bool = True
+) -> Float[Array, "b k H W"]:
+    """Return S of some classes at the image's resolution, 0 in empty slots (-1); `relative` to its own maximum."""
+    shape = batch.image.shape[1:3]
+    scores = jax.lax.stop_gradient(jax.nn.sigmoid(logits.features))
+    inside = valid_mask(batch.image_size, *shape)[..., 0]
+
+    def of_class(
+        cells: jax.Array, valid: jax.Array, inside: jax.Array, index: jax.Array
+    ) -> jax.Array:
+        found = jnp.where(inside, upsample(cells[..., index], valid, logits.stride, shape), 0.0)
+        peak = jnp.max(found) if relative else 1.0
+        return jnp.where(index >= 0, found / jnp.where(peak > 0, peak, 1.0), 0.0)
+
+    per_image = jax.vmap(of_class, (None, None, None, 0))
+    return jax.vmap(per_image)(scores, logits.size, inside, classes)

@@ -19,11 +19,12 @@ follow the released code where the paper is silent: `prior_guidance`. docs/metho
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Annotated, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from wsod_jax.errors import ConfigError
 from wsod_jax.losses.image_labels import score_entropy
@@ -36,8 +37,15 @@ from wsod_jax.losses.segmentation import (
     seeds_of_map,
 )
 from wsod_jax.methods.base import Output, ProposalMethod, image_keys, image_term, mil_metrics
-from wsod_jax.methods.prior_guidance import AreaPower, Region, class_weights
+from wsod_jax.methods.prior_guidance import (
+    AreaPower,
+    Region,
+    class_weights,
+    mask_maps,
+    present_classes,
+)
 from wsod_jax.nn.aspp import Aspp
+from wsod_jax.nn.backbone import is_frozen
 from wsod_jax.nn.layers import valid_mask
 from wsod_jax.nn.proposal_network import ProposalOutputs
 from wsod_jax.ops.crf import CrfOptions, dense_crf
@@ -60,10 +68,9 @@ class WsJds(ProposalMethod):
         "to_detection" (←) trains segmentation from image labels; "none" (∥) both.
       confidence_thr: φ_c from which a present class guides.
       map_seed: the localization map is the gradient of φ_c ("ones"), or of ½ Σ_r X_rc² ("scores", the first release).
-      seed_thrs: (background, foreground): M is 0 up to the first and 1 from the second.
+      seed_thrs: (background, foreground): M is 0 up to the first, and 1 from the second.
       seed_balance: means over positive and negative pixels ("balanced", the release), or one mean ("plain", Eq. 2).
-      boundary_loss: "sec" compares background and present classes with their CRF, "released" every class on its own,
-        "off" nothing.
+      boundary_loss: "sec" compares background and present classes with their CRF, "released" each class; or "off".
       crf: the CRF of the boundary loss.
       evidence_thr: a pixel counts for W from this share of its map's maximum.
       prior_region: W compares the context with a "frame" inside the box (the release) or with the whole "box" (paper).
@@ -99,7 +106,7 @@ class WsJds(ProposalMethod):
     paper: ClassVar[str] = "Shen et al. 2019 (WS-JDS)"
     outputs: ClassVar[frozenset[Output]] = frozenset({"boxes", "masks", "semantic", "image_scores"})
     requires_image: ClassVar[bool] = True
-    pool: ClassVar[None] = None  # the segmentation branch needs the map
+    pool: ClassVar[None] = None  # no cache: the segmentation branch needs the map
 
     def __post_init__(self):
         background, foreground = self.seed_thrs
@@ -117,18 +124,13 @@ class WsJds(ProposalMethod):
 
     def init(self, key: jax.Array, batch: Batch) -> tuple[Params, dict]:
         """Draw the parameters; those of detection are WSDDN's for the same key."""
-        params, extras = super().init(key, batch)
+        params, _ = super().init(key, batch)
         maps = self.backbone.apply({"params": params["backbone"]}, batch)["c5"]
         branch = self.segmentation.init(jax.random.fold_in(key, 1), maps, self.num_classes)
-        return params | {"segmentation": branch["params"]}, extras
+        return params | {"segmentation": branch["params"]}, {}
 
     def start_from(self, params: Params, started: frozenset[str]) -> Params:
-        """Return the parameters with fc6 and fc7 of the branches sub-sampled from the box head's, if these started.
-
-        Args:
-          params: all parameters.
-          started: paths of those that were read from files.
-        """
+        """Return `params` with fc6 and fc7 of the branches sub-sampled from the box head's, if these were read."""
         has_box_head = {"box_head/fc6/kernel", "box_head/fc7/kernel"} <= started
         has_branch = any(path.startswith("segmentation/") for path in started)
         if self.initial == "random" or has_branch or not has_box_head:
@@ -137,6 +139,10 @@ class WsJds(ProposalMethod):
             params["segmentation"], params["box_head"], self.roi_size
         )
         return params | {"segmentation": branch}
+
+    def pooled(self, params: Params, batch: Batch) -> jax.Array:
+        """Return the pooled proposals [b, r, p, p, d], masked rows 0."""
+        return self.network.apply({"params": params}, batch, method="pooled")
 
     def segment(
         self, params: Params, maps: FeatureMap, keys: jax.Array | None = None
@@ -172,7 +178,10 @@ class WsJds(ProposalMethod):
     ) -> LossOutput:
         """Score proposals and cells, let each branch guide the other, and supervise both."""
         maps = self.backbone.apply({"params": params["backbone"]}, batch)
-        scored = self.score(params, batch.replace(features=maps), key)
+        constant, to_image = self.pooled_of_image(params, batch)
+        trains = not all(is_frozen(layer, self.backbone.frozen) for layer in self.backbone.layers)
+        pooled = self.pooled(params, batch.replace(features=maps)) if trains else constant
+        scored = self.score(params, batch.replace(pooled=pooled), key)
         keys = image_keys(jax.random.fold_in(key, 1), batch)
         logits = self.segment(params, maps["c5"], keys)
 
@@ -181,7 +190,7 @@ class WsJds(ProposalMethod):
         if self.guidance == "none":
             localization = jnp.zeros((*classes.shape, *batch.image.shape[1:3]))
         else:
-            localization = self.localization_maps(params, batch, key, classes)
+            localization = self.maps_of_pooled(params, batch, key, classes, pooled, to_image)
         figures = {"localization_maps": localization, "classes": classes}
         figures["segmentation"] = jax.nn.sigmoid(logits.features)
 
@@ -211,46 +220,62 @@ class WsJds(ProposalMethod):
         phi = jax.lax.stop_gradient(scored.image_scores())
         guides = (batch.labels == 1) & (phi >= self.confidence_thr)
         guides &= batch.image_mask[:, None] & is_guiding
-        return class_slots(guides, self.max_classes)
+        return present_classes(guides, self.max_classes)
 
     def localization_maps(
         self, params: Params, batch: Batch, key: jax.Array | None, classes: Int[Array, "b k"]
     ) -> Float[Array, "b k H W"]:
-        """Return G of every confident class: the absolute gradient of its score, relative to its maximum.
+        """Return G of some classes: the absolute gradient of their scores, relative to its maximum.
 
-        The gradient passes frozen layers and the loss's own dropout. The forward pass here is the loss's, and XLA
-        merges the two. A class slot costs a backward pass of the batch, without gradients of weights, and nothing if
-        it is empty in all images.
+        The gradient passes frozen layers and the dropout of `key`, the loss's. A class slot costs a backward pass of
+        the batch, without gradients of weights, and nothing if it is empty in all images.
 
         Args:
-          params: of the loss; no gradient flows back to them.
-          batch: with pixels.
-          key: the loss's; `None` disables dropout.
+          params, batch, key: of the loss; without a key nothing is dropped.
           classes: [b, k], -1 in empty slots, which come last.
 
         Returns:
           [b, k, H, W] in [0, 1], constant; all 0 for an empty slot, and where the gradient is 0 everywhere.
         """
-        shape = (*classes.shape, *batch.image.shape[1:3])
+        pooled, to_image = self.pooled_of_image(params, batch)
+        return self.maps_of_pooled(params, batch, key, classes, pooled, to_image)
+
+    def pooled_of_image(
+        self, params: Params, batch: Batch
+    ) -> tuple[jax.Array, Callable[[jax.Array], tuple[jax.Array]]]:
+        """Return the pooled proposals, without gradient to `params`, and from their gradient to that of the pixels."""
         frozen = jax.lax.stop_gradient(params)
         image = jnp.asarray(batch.image).astype(jnp.float32)
+        return jax.vjp(lambda image: self.pooled(frozen, batch.replace(image=image)), image)
 
-        def scores_of(image: jax.Array) -> jax.Array:
-            return self.score(frozen, batch.replace(image=image), key).mil_scores
+    def maps_of_pooled(
+        self,
+        params: Params,
+        batch: Batch,
+        key: jax.Array | None,
+        classes: Int[Array, "b k"],
+        pooled: jax.Array,
+        to_image: Callable[[jax.Array], tuple[jax.Array]],
+    ) -> Float[Array, "b k H W"]:
+        """Return `localization_maps`. Scoring `pooled` here is what the loss does, and XLA merges the two."""
+        frozen, pooled = jax.lax.stop_gradient((params, pooled))
 
-        scores, pull_back = jax.vjp(scores_of, image)
+        def scores_of(pooled: jax.Array) -> jax.Array:
+            return self.score(frozen, batch.replace(pooled=pooled), key).mil_scores
+
+        scores, to_pooled = jax.vjp(scores_of, pooled)
         cotangent = jnp.ones_like(scores) if self.map_seed == "ones" else scores
 
         def add_slot(carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
             slot, maps = carry
             of_class = jax.nn.one_hot(classes[:, slot], self.num_classes)  # [b, c], 0 for -1
-            (gradient,) = pull_back(cotangent * of_class[:, None, :])
+            (gradient,) = to_image(*to_pooled(cotangent * of_class[:, None, :]))
             slope = jnp.max(jnp.abs(gradient), axis=-1)  # [b, H, W]
             peak = jnp.max(slope, axis=(1, 2), keepdims=True)
             return slot + 1, maps.at[:, slot].set(slope / jnp.where(peak > 0, peak, 1.0))
 
         num_slots = jnp.max(jnp.sum(classes >= 0, axis=1))
-        start = (jnp.zeros((), jnp.int32), jnp.zeros(shape))
+        start = jnp.zeros((), jnp.int32), jnp.zeros((*classes.shape, *batch.image.shape[1:3]))
         _, maps = jax.lax.while_loop(lambda carry: carry[0] < num_slots, add_slot, start)
         return jax.lax.stop_gradient(maps)
 
@@ -267,7 +292,6 @@ class WsJds(ProposalMethod):
         def one_image(
             maps: jax.Array, area: AreaPower, row: ProposalOutputs, classes: jax.Array, batch: Batch
         ) -> jax.Array:
-            """Return L_prior of one image; arguments lack the leading axis."""
             weights = class_weights(
                 (maps >= self.evidence_thr) & (maps > 0),
                 classes,
@@ -351,7 +375,7 @@ class WsJds(ProposalMethod):
             counts = jnp.ones((len(labels), labels.shape[-1]), bool)
             refined = self.refine(labels, image, logits.size, counts)
             return jax.vmap(balanced_boundary_loss)(scores, refined[..., 1:], mask)
-        present = class_slots(batch.labels == 1, self.max_classes)
+        present = present_classes(batch.labels == 1, self.max_classes)
         chosen = jax.vmap(lambda one, index: one[..., index])(scores, present)
         labels = jax.vmap(label_probabilities)(chosen, present >= 0)
         counts = jnp.pad(present >= 0, ((0, 0), (1, 0)), constant_values=True)
@@ -374,27 +398,3 @@ class WsJds(ProposalMethod):
         mask = valid_mask(logits.size, *logits.features.shape[1:3])
         scores = jax.nn.sigmoid(masked_mean(logits.features, mask, axis=(1, 2)))
         return image_term(jax.vmap(self.mil_loss)(scores, batch.labels), batch)
-
-
-def class_slots(chosen: Bool[Array, "b c"], count: int) -> Int[Array, "b k"]:
-    """Return the first `count` chosen classes of every image, ascending; -1 in empty slots, which come last."""
-    return jax.vmap(lambda row: jnp.nonzero(row, size=count, fill_value=-1)[0])(chosen)
-
-
-def mask_maps(
-    logits: FeatureMap, classes: Int[Array, "b k"], batch: Batch, *, relative: bool = True
-) -> Float[Array, "b k H W"]:
-    """Return S of some classes at the image's resolution, 0 in empty slots (-1); `relative` to its own maximum."""
-    shape = batch.image.shape[1:3]
-    scores = jax.lax.stop_gradient(jax.nn.sigmoid(logits.features))
-    inside = valid_mask(batch.image_size, *shape)[..., 0]
-
-    def of_class(
-        cells: jax.Array, valid: jax.Array, inside: jax.Array, index: jax.Array
-    ) -> jax.Array:
-        found = jnp.where(inside, upsample(cells[..., index], valid, logits.stride, shape), 0.0)
-        peak = jnp.max(found) if relative else 1.0
-        return jnp.where(index >= 0, found / jnp.where(peak > 0, peak, 1.0), 0.0)
-
-    per_image = jax.vmap(of_class, (None, None, None, 0))
-    return jax.vmap(per_image)(scores, logits.size, inside, classes)

@@ -83,7 +83,9 @@ def localization_maps(*, small: bool, repeats: int) -> list[Measure]:
         return jax.grad(objective)(params)
 
     def with_maps(params: Params, batch: Batch, classes: jax.Array) -> tuple[Params, jax.Array]:
-        return gradient(params, batch), method.localization_maps(params, batch, key, classes)
+        pooled, to_image = method.pooled_of_image(params, batch)
+        maps = method.maps_of_pooled(params, batch, key, classes, pooled, to_image)
+        return gradient(params, batch.replace(pooled=pooled)), maps
 
     rounds = repeats if small else min(repeats, 3)  # seconds each
     plain, _ = measured(Ready(jax.jit(gradient), (params, on_device)), rounds)
