@@ -182,7 +182,7 @@ def _same_conv_fwd(x: Array, kernel: Array, dilation: int) -> tuple[Array, tuple
 
 def _same_conv_bwd(dilation: int, residuals: tuple[Array, ...], grad: Array) -> tuple[Array, Array]:
     x, kernel, turned = residuals
-    _, to_kernel = jax.vjp(lambda kernel: same_conv.fun(x, kernel, dilation), kernel)
+    to_kernel = jax.linear_transpose(lambda k: same_conv.fun(x, k, dilation), kernel)
     return same_conv(grad, turned, dilation), to_kernel(grad)[0]
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+from jax.interpreters.partial_eval import dce_jaxpr
 
 # A compiled program's operations that leave the device: Python callbacks, queues to and from the host, its memory.
 _HOST = re.compile(
@@ -28,7 +29,9 @@ def model_flops(function: Callable, *arguments: Any) -> float:
       function: pure.
       *arguments: arrays or `jax.ShapeDtypeStruct`. Give valid pixels and real proposals alone, without padding.
     """
-    return _products(jax.make_jaxpr(function)(*arguments).jaxpr)
+    trace = jax.make_jaxpr(function)(*arguments).jaxpr
+    needed, _ = dce_jaxpr(trace, [True] * len(trace.outvars))  # as compilers do
+    return _products(needed)
 
 
 def _products(jaxpr: Any) -> float:
