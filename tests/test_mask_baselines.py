@@ -15,8 +15,8 @@ from wsod_jax.data.proposals.proposal_set import ProposalSet
 from wsod_jax.data.readers.voc import Voc
 from wsod_jax.errors import ConfigError
 from wsod_jax.ops.masks import mask_to_rle
+from wsod_jax.runs.evaluator_choice import outputs_with
 from wsod_jax.runs.mask_baselines import MaskBaseline, retrieve_masks
-from wsod_jax.runs.scoring import outputs_with
 from wsod_jax.types import Mask
 
 SIZE = (40, 70)

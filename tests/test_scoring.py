@@ -10,7 +10,8 @@ from wsod_jax.data.readers.image_folder import ImageFolder
 from wsod_jax.data.readers.voc import Voc
 from wsod_jax.errors import DataError
 from wsod_jax.runs.annotated_images import AnnotatedImages, left_out_sentences
-from wsod_jax.runs.scoring import all_evaluators, choose_evaluators, score
+from wsod_jax.runs.evaluator_choice import all_evaluators, choose_evaluators
+from wsod_jax.runs.scoring import score
 from wsod_jax.types import ImageResult
 
 XML = "<annotation><size><width>8</width><height>8</height></size></annotation>"

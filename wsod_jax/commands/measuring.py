@@ -32,15 +32,13 @@ from wsod_jax.evaluation.report import Report, write_report
 from wsod_jax.evaluation.results_reading import read_results
 from wsod_jax.files import atomic_write
 from wsod_jax.runs.annotated_images import AnnotatedImages
+from wsod_jax.runs.evaluator_choice import check_passes, outputs_with, reads_of
 from wsod_jax.runs.mask_baselines import MaskBaseline
 from wsod_jax.runs.predictor import Predictor, bar, check_classes, load_run
 from wsod_jax.runs.scoring import (
     PassOutcome,
-    check_passes,
     distinct,
     evaluate_pass,
-    outputs_with,
-    reads_of,
     score_file,
 )
 from wsod_jax.runs.training_data import read_proposals

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from wsod_jax.evaluation.maps import MapReading
 from wsod_jax.ops.crf import CrfOptions
-from wsod_jax.types import ImageResult
+from wsod_jax.ops.views import ClassMaps, class_maps, label_map
+from wsod_jax.types import Batch, FeatureMap, ImageResult
 
 Merge = Literal["mean", "sum", "union"]
+LABEL_CANVAS = 256  # sides of the canvases of label maps are multiples of this, in original pixels
+CLASS_MAP_SIDE = 500  # longest side of class maps, whose canvases have sides of 256 or 512
 
 
 @dataclass(frozen=True)
@@ -50,6 +55,35 @@ class Decoding:
         """Return how many detections of an image there can be."""
         count = self.top_k * num_classes
         return count if self.max_per_image is None else min(count, self.max_per_image)
+
+
+def decode_segmentation(
+    labels: Sequence[tuple[FeatureMap, Batch]], first: Batch, decoding: Decoding, cuts_masks: bool
+) -> tuple[jax.Array, ClassMaps | None]:
+    """Return the label maps of a group of images, and its class maps as uint8 if masks are cut from them.
+
+    Args:
+      labels: probabilities of the views that have some, and their batches, the first one's with pixels.
+      first: a batch of the group (NumPy).
+      decoding: CRF and threshold.
+      cuts_masks: whether masks are cut from class maps.
+    """
+    original = np.concatenate([first.views.original_size, [[1, 1]]])
+    canvas = tuple((-(-original.max(axis=0) // LABEL_CANVAS) * LABEL_CANVAS).tolist())
+    maps, views = zip(*labels, strict=True)
+    found = None
+    if cuts_masks or decoding.crf is not None:
+        longest = original.max(axis=1, keepdims=True)
+        smaller = np.ceil(original * np.minimum(1.0, CLASS_MAP_SIDE / longest)).max(axis=0)
+        side = tuple((-(-smaller.astype(int) // LABEL_CANVAS) * LABEL_CANVAS).tolist())
+        found = class_maps(maps, views, side, CLASS_MAP_SIDE, decoding.crf)
+        if decoding.crf is not None:
+            maps, views = zip(found.as_view(views[0]), strict=True)
+    views = [view.replace(image=None, features=None, pooled=None) for view in views]
+    semantic = label_map(maps, views, canvas, decoding.semantic_thr)
+    if not cuts_masks:
+        return semantic, None
+    return semantic, found._replace(maps=jnp.round(255.0 * found.maps).astype(jnp.uint8))
 
 
 def score_thresholds(results: Iterable[ImageResult], limit: int) -> np.ndarray | None:

@@ -18,15 +18,12 @@ import numpy as np
 from flax import struct
 
 from wsod_jax.errors import DataError
-from wsod_jax.evaluation.decoding import Decoding, Merge
+from wsod_jax.evaluation.decoding import Decoding, Merge, decode_segmentation
 from wsod_jax.evaluation.maps import image_maps
 from wsod_jax.ops.detect import detect, detect_again
 from wsod_jax.ops.masks import cut_masks, paste_masks
-from wsod_jax.ops.views import ClassMaps, class_maps, label_map, to_original, to_view
-from wsod_jax.types import Batch, Detections, FeatureMap, ImageResult, Predictions
-
-LABEL_CANVAS = 256  # sides of the canvases of label maps are multiples of this, in original pixels
-CLASS_MAP_SIDE = 500  # longest side of class maps, whose canvases have sides of 256 or 512
+from wsod_jax.ops.views import ClassMaps, to_original, to_view
+from wsod_jax.types import Batch, Detections, ImageResult, Predictions
 
 
 @dataclass(frozen=True)
@@ -200,7 +197,7 @@ def _predict_group(
     of_classes = None
     if labels:
         cuts_masks = any("masks" in want for want in wants) and model.predict_masks is None
-        semantic, of_classes = _segmentation(labels, batches[0], decoding, cuts_masks)
+        semantic, of_classes = decode_segmentation(labels, batches[0], decoding, cuts_masks)
     return _Group(
         list(batches),
         sums,
@@ -213,35 +210,6 @@ def _predict_group(
         of_classes,
         best_scores,
     )
-
-
-def _segmentation(
-    labels: Sequence[tuple[FeatureMap, Batch]], first: Batch, decoding: Decoding, cuts_masks: bool
-) -> tuple[jax.Array, ClassMaps | None]:
-    """Return the label maps of a group of images, and its class maps as uint8 if masks are cut from them.
-
-    Args:
-      labels: probabilities of the views that have some, and their batches, the first one's with pixels.
-      first: a batch of the group (NumPy).
-      decoding: CRF and threshold.
-      cuts_masks: whether masks are cut from class maps.
-    """
-    original = np.concatenate([first.views.original_size, [[1, 1]]])
-    canvas = tuple((-(-original.max(axis=0) // LABEL_CANVAS) * LABEL_CANVAS).tolist())
-    maps, views = zip(*labels, strict=True)
-    found = None
-    if cuts_masks or decoding.crf is not None:
-        longest = original.max(axis=1, keepdims=True)
-        smaller = np.ceil(original * np.minimum(1.0, CLASS_MAP_SIDE / longest)).max(axis=0)
-        side = tuple((-(-smaller.astype(int) // LABEL_CANVAS) * LABEL_CANVAS).tolist())
-        found = class_maps(maps, views, side, CLASS_MAP_SIDE, decoding.crf)
-        if decoding.crf is not None:
-            maps, views = zip(found.as_view(views[0]), strict=True)
-    views = [view.replace(image=None, features=None, pooled=None) for view in views]
-    semantic = label_map(maps, views, canvas, decoding.semantic_thr)
-    if not cuts_masks:
-        return semantic, None
-    return semantic, found._replace(maps=jnp.round(255.0 * found.maps).astype(jnp.uint8))
 
 
 def _detect_union(

@@ -157,7 +157,7 @@ class ConvRelu(nn.Module):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def same_conv(
-    x: Float[Array, "b h w d"], kernel: Float[Array, "k k d e"], dilation: int
+    x: Float[Array, "b h w d"], kernel: Float[Array | np.ndarray, "k k d e"], dilation: int
 ) -> Float[Array, "b h w e"]:
     """Convolve at stride 1, padded so that the size stays; `kernel` is odd.
 
