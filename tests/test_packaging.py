@@ -69,6 +69,15 @@ def test_the_architecture_draws_the_levels_that_are_enforced():
     assert drawing() in text, "python -m tests.house draws it again"
 
 
+def test_no_file_is_too_long_to_read_in_one_sitting():
+    lengths = {
+        path.relative_to(ROOT): len(path.read_text(encoding="utf-8").splitlines())
+        for folder in ("wsod_jax", "scripts")
+        for path in (ROOT / folder).rglob("*.py")
+    }
+    assert {path: lines for path, lines in lengths.items() if lines > 400} == {}
+
+
 def test_no_circles():
     graph = {
         module: {name for _, name in imports(path) if name in MODULES and name != module}

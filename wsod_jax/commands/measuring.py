@@ -33,7 +33,7 @@ from wsod_jax.evaluation.results_reading import read_results
 from wsod_jax.files import atomic_write
 from wsod_jax.runs.annotated_images import AnnotatedImages
 from wsod_jax.runs.evaluator_choice import check_passes, outputs_with, reads_of
-from wsod_jax.runs.mask_baselines import MaskBaseline
+from wsod_jax.runs.mask_baselines import MaskBaseline, masks_notes
 from wsod_jax.runs.predictor import Predictor, bar, check_classes, load_run
 from wsod_jax.runs.scoring import (
     PassOutcome,
@@ -245,14 +245,6 @@ def evaluate_step(predictor: Predictor, args: argparse.Namespace, folder: Path) 
     for outcome in outcomes:
         outcome.discard()
     return known(report.summary)
-
-
-def masks_notes(masks: MaskBaseline | None, replaced: str | None) -> list[str]:
-    """Say which masks are measured where they are made of boxes, and which ones they replace, if any."""
-    if masks is None:
-        return []
-    place = "" if replaced is None else f", in place of those {replaced}"
-    return [f"the mask of a detection is {masks.description}{place}"]
 
 
 def refuse_files_of_boxes(predictor: Predictor, args: argparse.Namespace) -> None:

@@ -9,9 +9,7 @@
 | `.json`, a list of RLEs (SAM)         | `image_id`                    | those around the masks                 |
 
 Ids are image ids or file names. Numeric ids may also be the set's numbers, such as COCO's image ids, or, in a set
-without numbers, the digits of image ids: 2008000002 is "2008_000002".
-
-Of the two with masks, these are imported too; see `mask_import`.
+without numbers, the digits of image ids: 2008000002 is "2008_000002". Masks are imported too; see `mask_import`.
 
 Boxes are converted to (x1, y1, x2, y2) with continuous edges, so that a one-pixel box has width 1.
 """

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Shaped
@@ -68,20 +70,23 @@ def jitter_rgb(
 _JITTERS = {"hsv": jitter_hsv, "rgb": jitter_rgb}
 
 
-def apply_photometric(batch: Batch) -> Batch:
+def apply_photometric(batch: Any) -> Any:
     """Return a batch with jittered pixels, as `batch.views.photometric` has it, which is then `None`.
 
-    A batch without factors is returned as it is. One without pixels loses the factors alone.
+    A batch without factors is returned as it is, and so is anything that is no batch. One without pixels loses the
+    factors alone.
 
     Args:
-      batch: any.
+      batch: any, or a dict of batches by stream.
 
     Returns:
       The batch; jittered images are float32, and 0 outside `image_size` if they were.
     """
-    photometric = batch.views.photometric
-    if photometric is None:
+    if isinstance(batch, dict):
+        return {name: apply_photometric(part) for name, part in batch.items()}
+    if not isinstance(batch, Batch) or batch.views.photometric is None:
         return batch
+    photometric = batch.views.photometric
     views = batch.views.replace(photometric=None)
     if batch.image is None:
         return batch.replace(views=views)

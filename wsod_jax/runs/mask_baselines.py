@@ -105,3 +105,11 @@ class Masked:
                 masks = self._baseline.masks_of(result, image_id)
                 result = dataclasses.replace(result, masks=masks)
             yield result
+
+
+def masks_notes(masks: MaskBaseline | None, replaced: str | None) -> list[str]:
+    """Say which masks are measured where they are made of boxes, and which ones they replace, if any."""
+    if masks is None:
+        return []
+    place = "" if replaced is None else f", in place of those {replaced}"
+    return [f"the mask of a detection is {masks.description}{place}"]

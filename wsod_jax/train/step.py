@@ -17,7 +17,7 @@ from wsod_jax.ops.color import apply_photometric
 from wsod_jax.train.optim import Schedule
 from wsod_jax.train.sharding import by_rows, replicated
 from wsod_jax.train.state import TrainState
-from wsod_jax.types import Batch, LossOutput, Params, Term
+from wsod_jax.types import LossOutput, Params, Term
 
 Metrics = dict[str, jax.Array]
 MISMATCH = "normalizer_mismatch"
@@ -166,7 +166,7 @@ class TrainStep:
 
         def ask(state: TrainState, batch: Any) -> tuple[Any, Any]:
             extras, key = self._with_average((state.ema, state.step), state.extras)
-            batch = _jittered(batch)
+            batch = apply_photometric(batch)
             asked = self._method.propose(state.params, extras, batch, key, state.step)
             _check_rows(asked, batch, type(self._method).__name__)
             return asked
@@ -271,7 +271,7 @@ class TrainStep:
     def _loss(self, params: Params, fixed: Sequence, extras: dict, batch: Any) -> LossOutput:
         """Call the method's loss on the jittered batch, and check the extras that it returns."""
         all_extras, key = self._with_average(fixed, extras)
-        out = self._method.loss(params, all_extras, _jittered(batch), key, fixed[1])
+        out = self._method.loss(params, all_extras, apply_photometric(batch), key, fixed[1])
         new_extras = {name: value for name, value in out.extras.items() if name != "ema"}
         if _signature(new_extras) != _signature(extras):
             raise ConfigError(
@@ -324,13 +324,6 @@ class TrainStep:
             self._programs[kind, shapes] = jitted.lower(*arguments).compile()
             self.compile_seconds.append(time.perf_counter() - started)
         return self._programs[kind, shapes](*arguments)
-
-
-def _jittered(batch: Any) -> Any:
-    """Apply the photometric jitter of a batch, or of each stream's, to its pixels."""
-    if isinstance(batch, dict):
-        return {name: _jittered(part) for name, part in batch.items()}
-    return apply_photometric(batch) if isinstance(batch, Batch) else batch
 
 
 def num_rows(batch: Any) -> dict[str | None, int]:
