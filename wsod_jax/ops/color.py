@@ -73,7 +73,7 @@ _JITTERS = {"hsv": jitter_hsv, "rgb": jitter_rgb}
 def apply_photometric(batch: Any) -> Any:
     """Return a batch with jittered pixels, as `batch.views.photometric` has it, which is then `None`.
 
-    A batch without factors is returned as it is, and so is anything that is no batch. One without pixels loses the
+    A batch without factors is returned as it is, and so is anything else than a batch. One without pixels loses the
     factors alone.
 
     Args:
