@@ -152,7 +152,9 @@ def test_committed_rows(path):
     row = json.loads(path.read_text(encoding="utf-8"))
     assert path.stem == f"{row['method']}-seed{row['seed']}" and path.parent.name == row["set"]
     assert row["settings"]["seed"] == row["seed"]
-    without = {"mIoU", "mask AP50"} if row["method"] == "wsddn" else set()  # it predicts boxes alone
+    without = (
+        {"mIoU", "mask AP50"} if row["method"] == "wsddn" else set()
+    )  # it predicts boxes alone
     assert set(sweep.SETS[row["set"]].columns) - without <= set(row["summary"])
     for name in LOCATIONS:
         section, key = name.split(".")
