@@ -288,7 +288,8 @@ def cells(rows: list[dict], columns: tuple[str, ...], wanted: int) -> list[str]:
     if not rows:
         return ["not run"] * len(columns) + [f"0 of {wanted}", ""]
     minutes = sum(row["train_seconds"] + row["evaluate_seconds"] for row in rows) / len(rows) / 60
-    summary = summarize_seeds([row["summary"] for row in rows])
+    shown = [{k: v for k, v in row["summary"].items() if k in columns} for row in rows]
+    summary = summarize_seeds(shown)
     values = [summary[name].as_percent() if name in summary else "–" for name in columns]
     return [*values, f"{len(rows)} of {wanted}", f"{minutes:.1f}"]
 
