@@ -69,9 +69,11 @@ VARIANTS = [
 
 @pytest.mark.parametrize(
     ("solve", "options"),
-    [(exact, options) for options in VARIANTS]
-    + [(upsampled, VARIANTS[i]) for i in (0, 1, 3, 5, 8, 9, 11)],
-    ids=str,
+    [pytest.param(exact, options, id=f"exact-{options}") for options in VARIANTS]
+    + [
+        pytest.param(upsampled, VARIANTS[i], id=f"upsampled-{VARIANTS[i]}")
+        for i in (0, 1, 3, 5, 8, 9, 11)
+    ],
 )
 def test_equals_the_oracle(solve, options):
     p, image = draw(0, 6, 7)

@@ -27,8 +27,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Num
 
 from wsod_jax.errors import ConfigError
-from wsod_jax.ops.crf_grid import EXACT, Axis, Grid, along, grid_over, interpolated
+from wsod_jax.ops.crf_grid import Axis, Grid, along, grid_over, interpolated
 from wsod_jax.ops.masked import masked_softmax
+from wsod_jax.ops.resize import EXACT
 from wsod_jax.options import BELOW_ONE, COUNT, NOT_NEGATIVE, POSITIVE
 
 Normalization = Literal["symmetric", "rows", "none"]

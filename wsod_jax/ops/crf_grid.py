@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-EXACT = jax.lax.Precision.HIGHEST
+from wsod_jax.ops.resize import EXACT, interpolation
+
 LONGER_SIDE = 500  # pixels of the image in which distances are given
 
 
@@ -61,8 +61,7 @@ def grid_over(shape: tuple[int, int], size: Int[Array, " 2"], max_side: int) -> 
         start = (cell * side)[:, None]
         share = jnp.minimum(pixel[None, :] + 1, start + side) - jnp.maximum(pixel[None, :], start)
         share = jnp.where(cells[:, None] & pixels[None, :], jnp.clip(share, 0.0, 1.0), 0.0)
-        place = jnp.clip((pixel + 0.5) / side - 0.5, 0, jnp.maximum(count - 1, 0))
-        weights = jnp.maximum(1.0 - jnp.abs(place[:, None] - cell[None, :]), 0.0)
+        weights = interpolation(pixel + 0.5, len(cell), count, side)
         axes.append(Axis(pixels, cells, side, share, jnp.where(pixels[:, None], weights, 0.0)))
     return Grid(*axes, LONGER_SIDE / jnp.maximum(longer, 1).astype(jnp.float32))
 

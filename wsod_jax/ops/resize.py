@@ -14,7 +14,7 @@ EXACT = jax.lax.Precision.HIGHEST  # by default accelerators round the operands
 
 
 def interpolation(
-    place: Float[Array, "*b n"], num_cells: int, valid: Int[Array, "*#b"], stride: float
+    place: Float[Array, "*b n"], num_cells: int, valid: Int[Array, "*#b"], stride: ArrayLike
 ) -> Float[Array, "*b n {num_cells}"]:
     """Return the weights that sample a map linearly at places along one axis.
 
